@@ -1,0 +1,87 @@
+"""Every exception that Inlay raises on purpose.
+
+InlayError
+|-- ConfigError(ValueError)          a setting is out of its range, or unknown
+|-- TargetError(ValueError)          module names that the model does not have
+|-- ShapeError(ValueError)           tensors that do not fit each other
+|-- FormatError(ValueError)          a file is broken, truncated, or not what it says it is
+|-- DataError(ValueError)            rows that cannot be trained on
+|-- CompatibilityError(ValueError)   an adapter and a base, or a file and this version, that do not go together
+|-- UnknownNameError(LookupError)    no model, adapter, method or file of that name
+|-- OutputError(OSError)             the result cannot be written where it was asked for
+|-- CapacityError(RuntimeError)      more memory or disk than there is
+`-- MissingExtraError(ImportError)   an optional part that is not installed
+
+Each takes one string, made by `explain`, so that it pickles and prints the same everywhere.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class InlayError(Exception):
+    """The root of the family: catch it to catch everything that Inlay raises on purpose."""
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""
+
+
+class ConfigError(InlayError, ValueError):
+    """A setting is out of its range, or unknown."""
+
+
+class TargetError(InlayError, ValueError):
+    """Module names that the model does not have."""
+
+
+class ShapeError(InlayError, ValueError):
+    """Tensors that do not fit each other."""
+
+
+class FormatError(InlayError, ValueError):
+    """A file is broken, truncated, or not what it says it is."""
+
+
+class DataError(InlayError, ValueError):
+    """Rows that cannot be trained on."""
+
+
+class CompatibilityError(InlayError, ValueError):
+    """An adapter and a base, or a file and this version, that do not go together."""
+
+
+class UnknownNameError(InlayError, LookupError):
+    """No model, adapter, method or file of that name."""
+
+
+class OutputError(InlayError, OSError):
+    """The result cannot be written where it was asked for."""
+
+
+class CapacityError(InlayError, RuntimeError):
+    """More memory or disk than there is."""
+
+
+class MissingExtraError(InlayError, ImportError):
+    """An optional part that is not installed."""
+
+
+def explain(wrong: str, *, found: str | Iterable[str] = (), do: str = "") -> str:
+    """The one shape of a message: what is wrong, what was found, what to type.
+
+    **Arguments:**
+
+    - `wrong`: the invariant that is broken; no capital, no full stop.
+    - `found`: the offending value and its context; several lines where there are several problems.
+    - `do`: something that the reader can type or change.
+    """
+    lines = [wrong]
+    lines += [f"  found: {line}" for line in ([found] if isinstance(found, str) else found)]
+    if do:
+        lines.append(f"  hint:  {do}")
+    return "\n".join(lines)
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The member of `known` that `name` was most likely meant to be, or None where nothing is near."""
+    return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)), None)
