@@ -1,0 +1,138 @@
+"""The header of a safetensors file, checked before anything is mapped.
+
+A safetensors file is 8 bytes (the header's length N, little-endian), N bytes of JSON (name -> dtype, shape, data_offsets)
+and the tensors' bytes. A reader that trusts it reads past its end, or takes the rest of a truncated download for weights.
+Checked here: the length fits the file and a limit; the JSON is an object; every dtype is known; every tensor's bytes are as
+many as its shape says; together they cover the data exactly. Nothing is ever unpickled.
+"""
+
+import json
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from inlay.errors import FormatError, UnknownNameError, explain
+
+MAX_HEADER_BYTES = 100_000_000
+"""Longest header that is read; the same limit as safetensors' own."""
+
+BYTES_PER_ELEMENT = {
+    "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2,
+    "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8,
+}  # fmt: skip
+"""Size of the elements of each dtype of the format."""
+
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+"""Names that hold pickled weights, which run code when they are read."""
+
+
+class TensorEntry(NamedTuple):
+    """Where a tensor lies in its file: `start` <= byte < `stop`, counted from the beginning of the file."""
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+
+class Header(NamedTuple):
+    """What a safetensors file holds."""
+
+    tensors: dict[str, TensorEntry]
+    metadata: dict[str, str]
+
+
+def read_header(path: Path) -> Header:
+    """The checked header of the safetensors file at `path`.
+
+    **Raises:**
+
+    - `FormatError`: the file is not safetensors, is truncated, or contradicts itself; the message lists every problem.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > min(MAX_HEADER_BYTES, size - 8):
+            raise _broken(path, f"its header claims {length:,} bytes, the file has {size:,}")
+        try:
+            header = json.loads(file.read(length))
+        except ValueError as error:
+            raise _broken(path, f"its header is not JSON: {error}") from None
+    if not isinstance(header, dict):
+        raise _broken(path, f"its header is a {type(header).__name__}, not an object")
+    metadata = header.pop("__metadata__", {})
+    problems: list[str] = []
+    tensors = {name: entry for name, raw in header.items() if (entry := _entry(path, name, raw, 8 + length, problems))}
+    if not problems:
+        _check_cover(tensors, 8 + length, size, problems)
+    if problems:
+        raise _broken(path, *problems[:10])
+    return Header(tensors, metadata if isinstance(metadata, dict) else {})
+
+
+def refuse_pickles(directory: Path, wanted: str) -> FormatError | UnknownNameError:
+    """The error for a directory without safetensors: its pickles are named where it has some."""
+    pickles = sorted(path.name for pattern in PICKLES for path in directory.glob(pattern))
+    if pickles:
+        return FormatError(
+            explain(
+                "weights are read from safetensors only: a pickle runs whatever code its author put into it",
+                found=f"{directory} has {', '.join(pickles[:3])} and no {wanted}",
+                do="ask its author for safetensors, or convert it with a tool and a sandbox that you trust",
+            )
+        )
+    return UnknownNameError(
+        explain(f"there is no {wanted} in this directory", found=str(directory), do="check the path for a missing level")
+    )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    **Raises:**
+
+    - `FormatError`: it is not JSON, or not an object.
+    """
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except (ValueError, UnicodeDecodeError) as error:
+        raise FormatError(explain("this file is not JSON", found=f"{path}: {error}", do="fetch it again")) from None
+    if not isinstance(value, dict):
+        raise FormatError(explain("this file holds no JSON object", found=f"{path}: a {type(value).__name__}"))
+    return value
+
+
+def _entry(path: Path, name: str, raw: Any, data_start: int, problems: list[str]) -> TensorEntry | None:
+    try:
+        dtype, shape = raw["dtype"], tuple(raw["shape"])
+        start, stop = raw["data_offsets"]
+        valid = all(isinstance(n, int) and n >= 0 for n in (*shape, start, stop))
+    except (TypeError, KeyError, ValueError):
+        valid, dtype, shape, start, stop = False, None, (), 0, 0
+    if not valid:
+        problems.append(f"{name}: its entry is not dtype, shape and data_offsets")
+    elif dtype not in BYTES_PER_ELEMENT:
+        problems.append(f"{name}: unknown dtype {dtype!r}")
+    elif stop - start != math.prod(shape) * BYTES_PER_ELEMENT[dtype]:
+        problems.append(f"{name}: {stop - start:,} bytes for shape {shape} of {dtype}")
+    else:
+        return TensorEntry(path, dtype, shape, data_start + start, data_start + stop)
+    return None
+
+
+def _check_cover(tensors: dict[str, TensorEntry], data_start: int, size: int, problems: list[str]) -> None:
+    end = data_start
+    for name, entry in sorted(tensors.items(), key=lambda item: item[1].start):
+        if entry.start != end:
+            problems.append(f"{name}: its bytes start at {entry.start:,}, not at {end:,} where the last tensor's end")
+            return
+        end = entry.stop
+    if end != size:
+        problems.append(f"the tensors end at byte {end:,}, the file has {size:,}: it is {'truncated' if size < end else 'longer'}")
+
+
+def _broken(path: Path, *problems: str) -> FormatError:
+    return FormatError(
+        explain("this is not a whole safetensors file", found=[f"{path}: {p}" for p in problems], do="fetch it again")
+    )

@@ -1,0 +1,133 @@
+"""A model on disk: a directory that `transformers` knows, its weights in safetensors, or a name on the hub.
+
+    config.json                           the architecture
+    model.safetensors                     the weights, or
+    model.safetensors.index.json          which of several files holds which
+    tokenizer.json, tokenizer_config.json, chat_template.jinja ...
+"""
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+from inlay.errors import FormatError, UnknownNameError, explain, nearest
+from inlay.io import _safe
+
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_INDEX = "model.safetensors.index.json"
+_MODEL_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """A model directory whose headers have been checked; no weight has been read."""
+
+    directory: Path
+    name: str
+    """What the user called it: a path's last part, or the name on the hub."""
+    config: dict[str, Any]
+    tensors: dict[str, _safe.TensorEntry]
+    """Every tensor of the checkpoint, in the order of its files."""
+
+    @property
+    def files(self) -> list[Path]:
+        """The safetensors files, each once."""
+        return list(dict.fromkeys(entry.file for entry in self.tensors.values()))
+
+
+def open_checkpoint(source: str | Path) -> Checkpoint:
+    """The model at a directory, or of a name on the hub (from the local cache where it is there).
+
+    **Raises:**
+
+    - `UnknownNameError`: there is no such directory or name.
+    - `FormatError`: the directory holds no model, only pickles, or a broken file.
+    """
+    directory = fetch(source, "model", _MODEL_FILES)
+    if not (directory / "config.json").is_file():
+        raise FormatError(
+            explain(
+                "this directory is not a model: it has no config.json",
+                found=f"{directory} with {_listing(directory)}",
+                do="inlay inspect shows what an adapter is; a model directory is what save_pretrained wrote",
+            )
+        )
+    config = _safe.read_json(directory / "config.json")
+    tensors: dict[str, _safe.TensorEntry] = {}
+    for file in _weight_files(directory):
+        tensors |= _safe.read_header(file).tensors
+    name = directory.name if Path(source).exists() else str(source)
+    return Checkpoint(directory, name, config, tensors)
+
+
+def fetch(source: str | Path, what: str, patterns: list[str]) -> Path:
+    """The local directory of `source`: itself, or the hub's copy of that name.
+
+    **Arguments:**
+
+    - `what`: the kind of thing, for messages: model or adapter.
+    - `patterns`: the files that are fetched from the hub.
+
+    **Raises:**
+
+    - `UnknownNameError`: neither a directory nor a name that the hub, or its local cache, has.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return path.resolve()
+    if path.exists() or not _HUB_NAME.fullmatch(str(source)):
+        raise _missing(path, what)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(str(source), allow_patterns=patterns))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UnknownNameError(
+            explain(
+                f"there is no such {what}",
+                found=[f"{source} is not a directory here", f"as a name on the hub: {reason}"],
+                do="check the path or the name, the connection, and `hf auth login` where it is private",
+            )
+        ) from None
+
+
+def _missing(path: Path, what: str) -> UnknownNameError:
+    parent = path.parent if path.parent.is_dir() else Path()
+    near = nearest(path.name, [child.name for child in parent.iterdir() if child.is_dir()])
+    found = f"{path} is a file" if path.exists() else f"{path} does not exist"
+    return UnknownNameError(
+        explain(
+            f"there is no such {what}",
+            found=found,
+            do=str(path.parent / near) if near else "a directory, or a name on the hub such as Qwen/Qwen3-0.6B",
+        )
+    )
+
+
+def _weight_files(directory: Path) -> list[Path]:
+    index = directory / _INDEX
+    if not index.is_file():
+        single = directory / "model.safetensors"
+        if not single.is_file():
+            raise _safe.refuse_pickles(directory, "model.safetensors")
+        return [single]
+    names = sorted(set(_safe.read_json(index).get("weight_map", {}).values()))
+    outside = [name for name in names if not isinstance(name, str) or Path(name).name != name]
+    missing = [name for name in names if name not in outside and not (directory / name).is_file()]
+    if not names or outside or missing:
+        raise FormatError(
+            explain(
+                "the index of this model names files that are not there",
+                found=[f"{index}: {name}" for name in (outside + missing)[:10]] or f"{index}: no weight_map",
+                do="fetch the model again",
+            )
+        )
+    return [directory / name for name in names]
+
+
+def _listing(directory: Path) -> str:
+    names = sorted(child.name for child in directory.iterdir())
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "") if names else "no file in it"

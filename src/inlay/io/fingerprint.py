@@ -1,0 +1,143 @@
+"""What a base is, in three SHA-256 digests: its weights, its tokenizer, its chat template.
+
+    weights        over the tensors sorted by name: the name, dtype and shape as one line of JSON, then the digest of its bytes
+    tokenizer      over tokenizer.json as canonical JSON, without the transient truncation and padding; over the bytes of
+                   vocabulary files where there is no tokenizer.json
+    chat_template  over the template's text; None where there is none
+
+Each tensor is digested by itself, so that both cores work and the order of shards does not matter. Digests of weights are
+kept in the cache directory under the identity of the files (path, size, time of change, inode), so that the second time
+costs milliseconds; a file changed within its recorded nanosecond and size would be missed, nothing else.
+"""
+
+import concurrent.futures
+import dataclasses
+import hashlib
+import json
+import mmap
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+from inlay.errors import FormatError, explain
+from inlay.io import _safe, output
+from inlay.io.checkpoint import Checkpoint
+
+_CHUNK_BYTES = 8 << 20
+_VOCABULARIES = ("tokenizer.model", "spiece.model", "vocab.json", "merges.txt", "vocab.txt", "added_tokens.json")
+
+
+@dataclasses.dataclass(frozen=True)
+class Fingerprint:
+    """The three digests of a base, in hexadecimal."""
+
+    weights: str
+    tokenizer: str | None
+    chat_template: str | None
+
+    def __str__(self) -> str:
+        return f"sha256 {short(self.weights)}"
+
+    def as_dict(self) -> dict[str, str | None]:
+        """The digests by name."""
+        return dataclasses.asdict(self)
+
+
+def short(digest: str | None) -> str:
+    """A digest for the screen: its first four and last two digits."""
+    return f"{digest[:4]}…{digest[-2:]}" if digest else "none"
+
+
+def fingerprint(checkpoint: Checkpoint) -> Fingerprint:
+    """The fingerprint of a checkpoint; its weights are read once and remembered."""
+    return Fingerprint(
+        weights=_weights(checkpoint),
+        tokenizer=_tokenizer(checkpoint.directory),
+        chat_template=_chat_template(checkpoint.directory),
+    )
+
+
+def cache_directory() -> Path:
+    """Where Inlay keeps what it can make again: $INLAY_CACHE, or inlay under the user's cache directory."""
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("INLAY_CACHE") or Path(root) / "inlay")
+
+
+def _weights(checkpoint: Checkpoint) -> str:
+    identity = hashlib.sha256(json.dumps([_identity(file) for file in checkpoint.files]).encode()).hexdigest()
+    cached = cache_directory() / "fingerprints" / identity
+    try:
+        return cached.read_text("ascii")
+    except (OSError, UnicodeDecodeError):
+        digest = _weights_digest(checkpoint.tensors)
+    try:
+        output.write_file(cached, digest.encode("ascii"))
+    except OSError:
+        pass  # a cache that cannot be written costs time, not correctness
+    return digest
+
+
+def _weights_digest(tensors: dict[str, _safe.TensorEntry]) -> str:
+    names = sorted(tensors)
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        digests = list(pool.map(lambda name: _bytes_digest(tensors[name]), names))
+    total = hashlib.sha256()
+    for name, digest in zip(names, digests, strict=True):
+        entry = tensors[name]
+        total.update(json.dumps([name, entry.dtype, list(entry.shape)]).encode() + b"\n" + digest)
+    return total.hexdigest()
+
+
+def _bytes_digest(entry: _safe.TensorEntry) -> bytes:
+    digest = hashlib.sha256()
+    buffer = _buffers.get()
+    with entry.file.open("rb", buffering=0) as file:
+        file.seek(entry.start)
+        left = entry.stop - entry.start
+        while left:
+            count = file.readinto(memoryview(buffer)[: min(left, _CHUNK_BYTES)])
+            if not count:
+                raise FormatError(explain("a weight file became shorter while it was read", found=str(entry.file)))
+            digest.update(memoryview(buffer)[:count])
+            left -= count
+    return digest.digest()
+
+
+class _Buffers(threading.local):
+    """One read buffer per thread."""
+
+    def __init__(self) -> None:
+        self.buffer = mmap.mmap(-1, _CHUNK_BYTES)
+
+    def get(self) -> mmap.mmap:
+        return self.buffer
+
+
+_buffers = _Buffers()
+
+
+def _identity(file: Path) -> list[Any]:
+    stat = file.stat()
+    return [str(file.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ino]
+
+
+def _tokenizer(directory: Path) -> str | None:
+    path = directory / "tokenizer.json"
+    if path.is_file():
+        content = _safe.read_json(path) | {"truncation": None, "padding": None}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    digest = hashlib.sha256()
+    present = [directory / name for name in _VOCABULARIES if (directory / name).is_file()]
+    for file in present:
+        digest.update(f"{file.name}\n".encode() + file.read_bytes())
+    return digest.hexdigest() if present else None
+
+
+def _chat_template(directory: Path) -> str | None:
+    text: Any = None
+    if (directory / "chat_template.jinja").is_file():
+        text = (directory / "chat_template.jinja").read_text("utf-8")
+    elif (directory / "tokenizer_config.json").is_file():
+        text = _safe.read_json(directory / "tokenizer_config.json").get("chat_template")
+    return None if text is None else hashlib.sha256(json.dumps(text).encode()).hexdigest()

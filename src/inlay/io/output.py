@@ -1,0 +1,105 @@
+"""Results that appear whole or not at all.
+
+A directory is filled under a hidden name beside its place and renamed at the end, so that Ctrl-C, an error or a full disk
+leaves nothing half-written, and nothing that was there is touched.
+"""
+
+import contextlib
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from inlay.errors import OutputError, explain
+
+
+def check_free(path: Path) -> None:
+    """Refuse an output directory that exists: what is in it may be somebody's work.
+
+    **Raises:**
+
+    - `OutputError`: there is a file, or a directory with something in it, or no place to make one.
+    """
+    if path.is_dir() and not any(path.iterdir()):
+        return
+    if path.exists() or path.is_symlink():
+        raise OutputError(
+            explain(
+                "the output directory exists already, and nothing is overwritten",
+                found=str(path),
+                do="another --output, or remove it first",
+            )
+        )
+    parent = _existing_parent(path)
+    if not (parent.is_dir() and os.access(parent, os.W_OK)):
+        raise OutputError(explain("there is no place for the output", found=f"{parent} cannot be written to"))
+
+
+def check_space(path: Path, num_bytes: int) -> None:
+    """Refuse to begin what the disk cannot hold.
+
+    **Raises:**
+
+    - `OutputError`: less than `num_bytes` is free where `path` will lie.
+    """
+    free = shutil.disk_usage(_existing_parent(path)).free
+    if free < num_bytes:
+        raise _full(path, f"{free / 1e6:,.0f} MB are free, {num_bytes / 1e6:,.0f} MB are needed")
+
+
+@contextlib.contextmanager
+def new_directory(path: Path) -> Iterator[Path]:
+    """A temporary directory that becomes `path` when the block ends, and vanishes when it fails.
+
+    **Raises:**
+
+    - `OutputError`: `path` exists, or the disk is full.
+    """
+    check_free(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.partial-", dir=path.parent))
+    try:
+        yield partial
+        partial.chmod(0o777 & ~_umask())  # mkdtemp's 0700 would hide a shared result
+        with contextlib.suppress(FileNotFoundError):
+            path.rmdir()  # an empty directory of that name may stand there
+        partial.rename(path)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
+            raise _full(path, str(error)) from None
+        raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all; its folder is made where it is missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        Path(name).replace(path)
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def _full(path: Path, found: str) -> OutputError:
+    return OutputError(
+        explain("the disk is full; nothing was left half-written", found=f"{path}: {found}", do="free some space, or --output elsewhere")
+    )
+
+
+def _existing_parent(path: Path) -> Path:
+    path = path.absolute().parent
+    while not path.exists():
+        path = path.parent
+    return path
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

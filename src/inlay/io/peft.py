@@ -1,0 +1,259 @@
+"""The exchange format: an adapter as a directory that `peft`, `transformers`, vLLM and the rest read.
+
+    adapter_config.json          peft_type, the method's fields, base_model_name_or_path, target_modules as a list
+    adapter_model.safetensors    base_model.model.<module path>.<tensor>, metadata {"format": "pt"}
+    README.md                    a model card
+    inlay.json                   what the format has no place for: the base's fingerprint, how the adapter was trained
+
+Read strictly: `peft` drops tensors and keys that it does not know, and the adapter is then silently another one. Here a key
+that would change the meaning, a tensor without a place or a value that is not finite refuses the file, with everything
+that is wrong in one message.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+
+from inlay import methods
+from inlay.errors import CompatibilityError, FormatError, explain
+from inlay.io import _safe
+from inlay.io.checkpoint import fetch
+from inlay.methods._contract import LinearMethod, Params
+
+CONFIG, TENSORS, CARD, RECORD = "adapter_config.json", "adapter_model.safetensors", "README.md", "inlay.json"
+FILES = (CONFIG, TENSORS, CARD, RECORD)
+RECORD_FORMAT = 1
+"""The version of `inlay.json` that is written, and the newest that is read."""
+
+_PREFIX = "base_model.model."
+_ABOUT_THE_FILE = frozenset(
+    "auto_mapping base_model_name_or_path inference_mode layers_pattern peft_type peft_version revision task_type".split()
+)
+
+
+class PeftAdapter(NamedTuple):
+    """An adapter as a file holds it: no model is needed to read one."""
+
+    method: LinearMethod
+    params: dict[str, Params]
+    """Module path -> tensor name -> tensor."""
+    base_name: str | None
+    """What the file calls the base that it belongs to."""
+    record: dict[str, Any]
+    """The content of `inlay.json`; empty where there is none."""
+
+
+def read(source: str | Path) -> PeftAdapter:
+    """The adapter in a directory, or of a name on the hub.
+
+    **Raises:**
+
+    - `UnknownNameError`: there is no such directory or name.
+    - `FormatError`: it is no adapter, a pickle, broken, or holds numbers that are not finite.
+    - `CompatibilityError`: it uses something that Inlay does not do; every such thing is named.
+    """
+    directory = fetch(source, "adapter", list(FILES))
+    if not (directory / CONFIG).is_file():
+        raise FormatError(
+            explain(
+                f"this directory is not an adapter: it has no {CONFIG}",
+                found=str(directory),
+                do="an adapter directory is what `inlay train` or peft's save_pretrained wrote",
+            )
+        )
+    config = _safe.read_json(directory / CONFIG)
+    method = _method(directory / CONFIG, config)
+    if not (directory / TENSORS).is_file():
+        raise _safe.refuse_pickles(directory, TENSORS)
+    _safe.read_header(directory / TENSORS)
+    params = _params(directory / TENSORS, load((directory / TENSORS).read_bytes()), type(method))
+    if config.get("target_modules") is None:  # files of old versions name none: the tensors do
+        method = dataclasses.replace(method, target_modules=tuple(params))
+    return PeftAdapter(method, params, config.get("base_model_name_or_path"), read_record(directory))
+
+
+def read_record(directory: Path) -> dict[str, Any]:
+    """The content of `inlay.json`, or nothing where there is none."""
+    path = directory / RECORD
+    if not path.is_file():
+        return {}
+    record = _safe.read_json(path)
+    if not isinstance(record.get("format"), int) or record["format"] > RECORD_FORMAT:
+        raise CompatibilityError(
+            explain(
+                "this adapter was written by a newer Inlay",
+                found=f"{path}: format {record.get('format')!r}, known here up to {RECORD_FORMAT}",
+                do="pip install --upgrade inlay",
+            )
+        )
+    return record
+
+
+def write(
+    directory: Path,
+    method: LinearMethod,
+    params: Mapping[str, Params],
+    *,
+    base_name: str,
+    target_modules: Sequence[str],
+    fan_in_fan_out: bool,
+    record: Mapping[str, Any],
+) -> None:
+    """Write the four files into `directory`, which exists.
+
+    **Arguments:**
+
+    - `target_modules`: the adapted modules, as the format names them: last components or whole paths.
+    - `fan_in_fan_out`: the base stores these weights as (in, out).
+    - `record`: the content of `inlay.json`, without its format number.
+    """
+    config = _config(method) | {
+        "base_model_name_or_path": base_name,
+        "bias": "none",
+        "fan_in_fan_out": fan_in_fan_out,
+        "inference_mode": True,
+        "target_modules": list(target_modules),
+        "task_type": "CAUSAL_LM",
+    }
+    names = method.peft_tensors
+    tensors = {
+        f"{_PREFIX}{path}.{names.get(key, key)}": tensor.detach().cpu().contiguous()
+        for path, module in params.items()
+        for key, tensor in module.items()
+    }
+    (directory / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True), "utf-8")
+    (directory / TENSORS).write_bytes(save(tensors, metadata={"format": "pt"}))
+    (directory / CARD).write_text(_card(method, base_name), "utf-8")
+    write_record(directory, record)
+
+
+def write_record(directory: Path, record: Mapping[str, Any]) -> None:
+    """Write `inlay.json`."""
+    text = json.dumps({"format": RECORD_FORMAT, **record}, indent=2, ensure_ascii=False)
+    (directory / RECORD).write_text(text + "\n", "utf-8")
+
+
+def num_bytes(directory: Path) -> int:
+    """Size of the tensors on disk."""
+    return (directory / TENSORS).stat().st_size
+
+
+def _method(path: Path, config: Mapping[str, Any]) -> LinearMethod:
+    peft_type = config.get("peft_type")
+    candidates = [cls for cls in map(methods.find, methods.names()) if _type_name(cls) == peft_type]
+    if not candidates:
+        known = ", ".join(_type_name(methods.find(name)) for name in methods.names())
+        raise CompatibilityError(
+            explain(
+                "this kind of adapter is not known here",
+                found=f"{path}: peft_type {peft_type!r}; known are {known}",
+                do="inlay reads these kinds only; convert the adapter with the tool that made it",
+            )
+        )
+    problems = {cls: _unsupported(cls, config) for cls in candidates}
+    chosen = min(candidates, key=lambda cls: len(problems[cls]))
+    if problems[chosen]:
+        raise CompatibilityError(
+            explain(
+                "this adapter uses something that Inlay does not do, and would be another one without it",
+                found=[f"{path}: {problem}" for problem in problems[chosen]],
+                do="merge it with peft, or save it there as plain LoRA",
+            )
+        )
+    values = {field.name: config[field.name] for field in dataclasses.fields(chosen) if config.get(field.name) is not None}
+    if isinstance(values.get("layers_to_transform"), int):
+        values["layers_to_transform"] = [values["layers_to_transform"]]
+    return chosen(**{key: _plain(value) for key, value in values.items()})
+
+
+def _unsupported(cls: type[LinearMethod], config: Mapping[str, Any]) -> list[str]:
+    """The keys whose values this method can't honour: those with no field, unless the value changes nothing."""
+    fields = {field.name for field in dataclasses.fields(cls)}
+    inert = {key: value for key, value in config.items() if key not in fields | _ABOUT_THE_FILE}
+    accepts = cls.peft_accepts
+    return [
+        f"{key}={json.dumps(value)}"
+        for key, value in inert.items()
+        if not (accepts[key](value) if key in accepts else value in (None, False, [], {}))
+    ]
+
+
+def _params(path: Path, tensors: Mapping[str, Tensor], cls: type[LinearMethod]) -> dict[str, Params]:
+    names = {written: key for key, written in cls.peft_tensors.items()}
+    params: dict[str, Params] = {}
+    problems: list[str] = []
+    for key in sorted(tensors):
+        found = _split(key, names, cls)
+        if found is None:
+            problems.append(f"{key}: no tensor of {_type_name(cls)} has that name")
+            continue
+        if not torch.isfinite(torch.linalg.vector_norm(tensors[key].float(), torch.inf)):
+            problems.append(f"{key}: holds NaN or infinite values")
+        params.setdefault(found[0], {})[found[1]] = tensors[key]
+    if not tensors:
+        problems.append("no tensor at all")
+    if problems:
+        more = [f"and {len(problems) - 10} more"] if len(problems) > 10 else []
+        raise FormatError(
+            explain(
+                "the tensors of this adapter are not those of its method",
+                found=[f"{path}: {problem}" for problem in problems[:10]] + more,
+                do="ask its author for a whole file; a training that diverged has to be run again",
+            )
+        )
+    return params
+
+
+def _split(key: str, names: Mapping[str, str], cls: type[LinearMethod]) -> tuple[str, str] | None:
+    """Module path and tensor name of a key of the file; None where it has no such form."""
+    if not key.startswith(_PREFIX):
+        return None
+    rest = key.removeprefix(_PREFIX)
+    for written, name in names.items():
+        if rest.endswith(f".{written}"):
+            return rest.removesuffix(f".{written}"), name
+    if cls.peft_tensors:
+        return None
+    module, _, name = rest.rpartition(".")
+    return module, name
+
+
+def _config(method: LinearMethod) -> dict[str, Any]:
+    values = {field.name: getattr(method, field.name) for field in dataclasses.fields(method)}
+    values |= {"exclude_modules": None, "layers_to_transform": None}  # target_modules is exact already
+    return {"peft_type": _type_name(type(method))} | {key: _whole(value) for key, value in values.items()}
+
+
+def _type_name(cls: type[LinearMethod]) -> str:
+    return cls.peft_type or cls.__name__.upper()
+
+
+def _whole(value: Any) -> Any:
+    """32.0 as 32: readers expect whole numbers where `peft` writes them."""
+    if isinstance(value, Mapping):
+        return {key: _whole(item) for key, item in value.items()}
+    return int(value) if isinstance(value, float) and value.is_integer() and value else value
+
+
+def _plain(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _card(method: LinearMethod, base_name: str) -> str:
+    name = methods.name_of(method)
+    return (
+        f"---\nbase_model: {json.dumps(base_name)}\nlibrary_name: peft\npipeline_tag: text-generation\n"
+        f"tags:\n- {name}\n- inlay\n---\n\n"
+        f"A {name} adapter for {base_name}.\n\n"
+        "```\n"
+        f"inlay chat {base_name} --adapter .\n"
+        "```\n\n"
+        "`adapter_config.json` and `adapter_model.safetensors` load in peft, transformers and vLLM; `inlay.json` says which\n"
+        "base it was trained on and how.\n"
+    )

@@ -1,0 +1,337 @@
+"""A base: a frozen causal language model of `transformers`, mapped from its files, and the adapters on it.
+
+The weights are mapped from safetensors and shared between processes as long as they are computed with in the dtype that the
+file has; another dtype is a converted copy. They never change: an adapter is beside them, not in them.
+"""
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from inlay.errors import CompatibilityError, ConfigError, FormatError, explain
+from inlay.io import peft
+from inlay.io.checkpoint import Checkpoint, open_checkpoint
+from inlay.io.fingerprint import Fingerprint, fingerprint, short
+from inlay.methods._contract import LinearMethod
+from inlay.model import targets
+from inlay.model.adapter import Adapter
+from inlay.model.attach import Attached, Rows
+from inlay.text.template import prompt_ids
+
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
+"""The dtypes that a base can compute in, by name."""
+
+
+class Base(Attached):
+    """A frozen language model, its tokenizer, and the adapters on it.
+
+    **Attributes:**
+
+    - `model`: the `transformers` model, in evaluation mode.
+    - `tokenizer`: its tokenizer.
+    - `checkpoint`: the files it is mapped from.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, checkpoint: Checkpoint):
+        super().__init__(model)
+        self.model = model
+        self.tokenizer = tokenizer
+        self.checkpoint = checkpoint
+
+    def __repr__(self) -> str:
+        adapters = ", ".join(self.adapters) or "none"
+        return f"Base({self.describe()}; adapters: {adapters}; active: {self.active})"
+
+    def describe(self) -> str:
+        """The base in one line: name, weights, dtype, size on disk."""
+        size = sum(file.stat().st_size for file in self.checkpoint.files)
+        return (
+            f"{self.checkpoint.name} · {self.num_weights / 1e6:,.1f}M weights · {str(self.dtype).removeprefix('torch.')} "
+            f"{'mapped' if self.is_mapped else 'converted'} ({size / 1e6:,.1f} MB on disk)"
+        )
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the base computes in."""
+        return next(self.model.parameters()).dtype
+
+    @property
+    def num_weights(self) -> int:
+        """How many weights the base has, tied ones once."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    @property
+    def is_mapped(self) -> bool:
+        """The weights are the file's own pages, not a copy."""
+        names = {"torch.float32": "F32", "torch.bfloat16": "BF16", "torch.float16": "F16"}
+        return {entry.dtype for entry in self.checkpoint.tensors.values()} <= {names.get(str(self.dtype))}
+
+    @cached_property
+    def fingerprint(self) -> Fingerprint:
+        """What the base is: digests of its weights, tokenizer and chat template."""
+        return fingerprint(self.checkpoint)
+
+    def attach(
+        self, source: str | Path | LinearMethod, name: str | None = None, *, force: bool = False, seed: int = 0
+    ) -> Adapter:
+        """Attach an adapter and make it active: one on disk or on the hub, or a new one of a method.
+
+        **Arguments:**
+
+        - `source`: a directory or hub name; or a method such as `inlay.Lora(r=16)`.
+        - `name`: what to call it; the directory's name, or 'default', unless given.
+        - `force`: attach it even though it was trained on another base.
+        - `seed`: for the tensors of a new adapter.
+
+        **Raises:**
+
+        - `UnknownNameError`, `FormatError`: see `inlay.io.peft.read`.
+        - `CompatibilityError`: it was trained on other weights or another tokenizer, or does not fit this model.
+        - `ConfigError`: the name is taken.
+        """
+        if isinstance(source, LinearMethod):
+            return self.create(source, name or "default", seed)
+        name = name or Path(source).resolve().name
+        self._check_name(name)
+        return self.put(self.read(source, name, force=force))
+
+    def read(self, source: str | Path, name: str, *, force: bool = False) -> Adapter:
+        """An adapter from disk or the hub, checked against this base and not attached; see `attach`."""
+        method, params, _, record = peft.read(source)
+        self._check_fingerprint(name, record, force)
+        problems = self.problems(method, params)
+        expected = set(targets.resolve(method, self.linears, self.head, strict=False))
+        problems += [f"{path}: no tensors, though target_modules names it" for path in sorted(expected - set(params))]
+        problems += [
+            f"{path}: tensors, though target_modules does not name it"
+            for path in sorted(set(params) - expected)
+            if path in self.linears
+        ]
+        if problems:
+            more = [f"and {len(problems) - 10} more"] if len(problems) > 10 else []
+            raise CompatibilityError(
+                explain(
+                    f"{name} does not fit {self.checkpoint.name}",
+                    found=problems[:10] + more,
+                    do="use the base it was trained on: inlay inspect names it",
+                )
+            )
+        return Adapter(name, method, params, record)
+
+    def save(self, name: str, directory: Path, record: dict[str, Any]) -> None:
+        """Write an attached adapter into `directory`, which exists, as `inlay.io.peft.write` says."""
+        adapter = self.get(name)
+        base = {"name": self.checkpoint.name, **self.fingerprint.as_dict()}
+        peft.write(
+            directory,
+            adapter.method,
+            adapter.params,
+            base_name=self.checkpoint.name,
+            target_modules=targets.short_names(list(adapter.params), dict(self.model.named_modules())),
+            fan_in_fan_out=all(self.linears[path].transposed for path in adapter.params),
+            record={"base": base, **record},
+        )
+
+    @torch.no_grad()
+    def logits(self, input_ids: Tensor, rows: Rows, attention_mask: Tensor | None = None) -> Tensor:
+        """The model's logits (rows, t, vocab) with these adapters."""
+        with self.using(rows):
+            return self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
+
+    def generate(
+        self,
+        prompts: Sequence[str | Sequence[dict[str, str]]],
+        adapters: Rows | None = None,
+        *,
+        max_new_tokens: int = 128,
+        temperature: float = 0.0,
+        seed: int = 0,
+        streamer: Any = None,
+    ) -> list[str]:
+        """Continue every prompt, each row with the adapter that it names.
+
+        **Arguments:**
+
+        - `prompts`: texts, or conversations as lists of messages; either is rendered with the chat template, exactly as
+          training renders it.
+        - `adapters`: a name for all rows, or one name or None per row; None: the plain base.
+        - `temperature`: 0 takes the likeliest token; above, tokens are drawn with `seed`.
+        - `streamer`: a `transformers` streamer, for one row.
+
+        **Returns:** the new text of each row, without special tokens.
+        """
+        if not isinstance(adapters, str | None) and len(adapters) != len(prompts):
+            raise ConfigError(
+                explain("every row names an adapter or None", found=f"{len(prompts)} rows, {len(adapters)} adapters")
+            )
+        rows = [prompt_ids(self.tokenizer, prompt) for prompt in prompts]
+        longest = max(map(len, rows), default=0)
+        self._check_length(longest, max_new_tokens)
+        pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id
+        ids = torch.tensor([[pad or 0] * (longest - len(row)) + row for row in rows])
+        mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
+        device = targets.device_of(self.model)
+        sampling = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
+        torch.manual_seed(seed)
+        with torch.no_grad(), self.using(adapters):
+            out = self.model.generate(
+                input_ids=ids.to(device),
+                attention_mask=mask.to(device),
+                max_new_tokens=max_new_tokens,
+                pad_token_id=pad,
+                eos_token_id=self.end_tokens,
+                streamer=streamer,
+                **sampling,
+            )
+        return self.tokenizer.batch_decode(out[:, longest:], skip_special_tokens=True)
+
+    @property
+    def end_tokens(self) -> list[int]:
+        """The tokens that end an answer: the tokenizer's, and those of the model's own generation settings."""
+        configured = self.model.generation_config.eos_token_id
+        ids = [self.tokenizer.eos_token_id, *(configured if isinstance(configured, list) else [configured])]
+        return list(dict.fromkeys(token for token in ids if token is not None))
+
+    @property
+    def max_length(self) -> int | None:
+        """The most tokens that the model's positions allow, where it has a limit."""
+        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+
+    def _check_length(self, num_tokens: int, max_new_tokens: int) -> None:
+        if self.max_length is not None and num_tokens + max_new_tokens > self.max_length:
+            raise ConfigError(
+                explain(
+                    "prompt and answer are longer than this model's positions",
+                    found=f"{num_tokens} + {max_new_tokens} tokens, at most {self.max_length}",
+                    do=f"--max-new-tokens {max(1, self.max_length - num_tokens)}"
+                    if num_tokens < self.max_length
+                    else "a shorter prompt",
+                )
+            )
+
+    def _check_fingerprint(self, name: str, record: dict[str, Any], force: bool) -> None:
+        trained_on = record.get("base", {})
+        for part in ("weights", "tokenizer"):
+            theirs, ours = trained_on.get(part), getattr(self.fingerprint, part)
+            if theirs is not None and theirs != ours and not force:
+                raise CompatibilityError(
+                    explain(
+                        f"{name} was trained on another base",
+                        found=f"{part} sha256 {short(theirs)} ({trained_on.get('name')}), "
+                        f"this base ({self.checkpoint.name}) has {short(ours)}",
+                        do="use the base it names, or pass --force to run it anyway: answers will be wrong in ways that "
+                        "look right",
+                    )
+                )
+        if "chat_template" in trained_on and trained_on["chat_template"] != self.fingerprint.chat_template:
+            warnings.warn(
+                f"{name} was trained with another chat template "
+                f"({short(trained_on['chat_template'])}, this base has {short(self.fingerprint.chat_template)}): "
+                "prompts will not look as they did in training",
+                stacklevel=4,
+            )
+
+
+def load(source: str | Path, *, dtype: str | None = None, device: str = "cpu") -> Base:
+    """The base at a directory or of a name on the hub: mapped, frozen, in evaluation mode.
+
+    **Arguments:**
+
+    - `dtype`: bfloat16, float16 or float32; bfloat16 where the processor multiplies it natively, else float32, unless given.
+    - `device`: where to compute, such as cpu or cuda.
+
+    **Raises:**
+
+    - `UnknownNameError`: there is no such model.
+    - `FormatError`: it is not a model, broken, or only pickled.
+    - `CompatibilityError`: `transformers` has no causal language model of this architecture.
+    - `ConfigError`: there is no such dtype.
+    """
+    checkpoint = open_checkpoint(source)
+    chosen = DTYPES.get(dtype) if dtype else default_dtype(device)
+    if chosen is None:
+        raise ConfigError(explain("no such dtype", found=f"{dtype!r}", do=f"one of {', '.join(DTYPES)}"))
+    with _quiet_transformers():
+        model = _model(checkpoint, chosen)
+        tokenizer = _tokenizer(checkpoint)
+    return Base(model.to(device).eval(), tokenizer, checkpoint)
+
+
+def default_dtype(device: str = "cpu") -> torch.dtype:
+    """bfloat16 where the processor has instructions that multiply it, else float32."""
+    if device != "cpu":
+        return torch.bfloat16
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    native = any(capabilities.get(key) for key in ("avx512_bf16", "amx_bf16", "bf16", "arm_bf16"))
+    return torch.bfloat16 if native else torch.float32
+
+
+def _model(checkpoint: Checkpoint, dtype: torch.dtype) -> nn.Module:
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            checkpoint.directory,
+            dtype=dtype,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except (ValueError, KeyError, AttributeError) as error:
+        raise CompatibilityError(
+            explain(
+                "transformers has no causal language model for this directory",
+                found=f"{checkpoint.directory}: model_type {checkpoint.config.get('model_type')!r}, "
+                f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
+                do="a causal language model that transformers knows; pip install --upgrade transformers for a new one",
+            )
+        ) from None
+    problems = [f"{key}: missing" for key in sorted(report["missing_keys"])]
+    problems += [f"{key[0]}: shape {tuple(key[1])}, expected {tuple(key[2])}" for key in sorted(report["mismatched_keys"])]
+    if problems:
+        raise FormatError(
+            explain(
+                "this checkpoint does not hold all weights of its model: the rest would be random",
+                found=[f"{checkpoint.directory}: {problem}" for problem in problems[:10]],
+                do="fetch it again",
+            )
+        )
+    return model
+
+
+def _tokenizer(checkpoint: Checkpoint) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(checkpoint.directory, local_files_only=True)
+    except (ValueError, KeyError, OSError, AttributeError, TypeError) as error:
+        raise FormatError(
+            explain(
+                "this model has no tokenizer that transformers can read",
+                found=f"{checkpoint.directory}: {str(error).splitlines()[0] if str(error) else type(error).__name__}",
+                do="put its tokenizer.json and tokenizer_config.json beside config.json",
+            )
+        ) from None
+
+
+@contextlib.contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Without the loading bars and reports of transformers, whose problems are raised here instead."""
+    from transformers.utils import logging as transformers_logging
+
+    level, bar = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity(logging.ERROR)
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bar:
+            transformers_logging.enable_progress_bar()

@@ -1,0 +1,51 @@
+"""One face for the linear maps that models are made of: what a method sees of its base.
+
+`torch.nn.Linear` stores W as (out, in); the `Conv1D` of transformers' GPT-2 family stores it as (in, out). Methods are
+written once, for y = W x + b with W (out, in).
+"""
+
+import sys
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class Linear:
+    """The `LinearBase` of a module: see `inlay.methods._contract`."""
+
+    def __init__(self, module: nn.Module, transposed: bool):
+        self.module = module
+        self.transposed = transposed
+        """The module stores its weight as (in, out)."""
+        shape = tuple(self.stored.shape)
+        self.in_features, self.out_features = shape if transposed else (shape[1], shape[0])
+
+    @property
+    def stored(self) -> Tensor:
+        """The weight as the module holds it."""
+        return self.module.get_parameter("weight")
+
+    @property
+    def bias(self) -> Float[Tensor, " out"] | None:
+        return self.module._parameters.get("bias")
+
+    def weight(self, dtype: torch.dtype) -> Float[Tensor, "out in"]:
+        return (self.stored.T if self.transposed else self.stored).to(dtype)
+
+    def __call__(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
+        call: Callable[[Tensor], Tensor] = self.module
+        return call(x)
+
+
+def as_linear(module: nn.Module) -> Linear | None:
+    """`module` as a linear map, or None where it is not one that computes by being called."""
+    if isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear):
+        return None  # torch's MultiheadAttention reads its weight and never calls it: a change would be passed by
+    if isinstance(module, nn.Linear):
+        return Linear(module, transposed=False)
+    transformers = sys.modules.get("transformers.pytorch_utils")  # a Conv1D exists only where it was imported
+    if transformers is not None and isinstance(module, transformers.Conv1D):
+        return Linear(module, transposed=True)
+    return None

@@ -1,0 +1,137 @@
+"""Which linear maps of a model an adapter changes.
+
+`resolve` turns `target_modules`, `exclude_modules` and `layers_to_transform` into module paths, and refuses whatever
+matches nothing, even where the rest matches: a name that is silently ignored is an adapter that silently learns less.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import nn
+
+from inlay.errors import TargetError, explain, nearest
+from inlay.methods._contract import LinearMethod, Names
+from inlay.model.linear import Linear, as_linear
+
+_REGEX_CHARACTERS = frozenset("*+?()[]|\\^$")
+
+
+def linear_modules(model: nn.Module) -> dict[str, Linear]:
+    """Every linear map of `model`, by path, in the model's own order."""
+    found = ((path, as_linear(module)) for path, module in model.named_modules())
+    return {path: linear for path, linear in found if linear is not None}
+
+
+def output_head(model: nn.Module) -> str | None:
+    """The path of the map from the last hidden state to the vocabulary, or None."""
+    getter = getattr(model, "get_output_embeddings", None)  # transformers' models have it, other torch modules do not
+    head = getter() if getter else None
+    return next((path for path, module in model.named_modules() if module is head), None) if head is not None else None
+
+
+def resolve(method: LinearMethod, linears: dict[str, Linear], head: str | None, strict: bool = True) -> list[str]:
+    """The paths that `method` adapts, in the model's order.
+
+    **Arguments:**
+
+    - `linears`: the model's linear maps, as `linear_modules` gives them.
+    - `head`: the path that 'all-linear' leaves out.
+    - `strict`: refuse what matches nothing; without it such names are passed over, as the exchange format allows.
+
+    **Raises:**
+
+    - `TargetError`: a name, pattern or layer number matches nothing, or nothing is left; the message lists all of them.
+    """
+    paths = list(linears)
+    problems: list[str] = []
+    chosen = _select("target_modules", method.target_modules, paths, head, problems)
+    excluded = _select("exclude_modules", method.exclude_modules, paths, None, problems)
+    chosen = [path for path in paths if path in chosen and path not in excluded]
+    if method.layers_to_transform is not None:
+        numbers = {layer_number(path) for path in paths} - {None}
+        problems += [f"layer {n}" for n in method.layers_to_transform if n not in numbers]
+        chosen = [path for path in chosen if layer_number(path) in method.layers_to_transform]
+    for key in method.patterns:
+        if not any(re.match(rf"^(.*\.)?({key})$", path) for path in chosen):
+            problems.append(f"{key!r} of rank_pattern or alpha_pattern")
+    if strict and (problems or not chosen):
+        _refuse(problems or ["nothing is left to adapt"], method, paths)
+    return chosen
+
+
+def layer_number(path: str) -> int | None:
+    """The layer that a module belongs to: the first number in its path."""
+    return next((int(part) for part in path.split(".")[1:] if part.isdigit()), None)
+
+
+def short_names(chosen: Sequence[str], every: Iterable[str]) -> list[str]:
+    """The shortest list of names that selects exactly `chosen` among all modules `every`, sorted.
+
+    Last components such as q_proj where every module of that name is chosen; whole paths for the rest. Other engines read
+    this list, and most of them know last components only.
+    """
+    every, wanted = list(every), set(chosen)
+    last = {path.rpartition(".")[2] for path in chosen}
+    whole = {name for name in last if all(p in wanted for p in every if p == name or p.endswith(f".{name}"))}
+    return sorted(whole) + sorted(path for path in chosen if path.rpartition(".")[2] not in whole)
+
+
+def summary(paths: Iterable[str]) -> str:
+    """The modules in words: 'q_proj (30), v_proj (30)'."""
+    counts = Counter(path.rpartition(".")[2] for path in paths)
+    return ", ".join(f"{name} ({count})" for name, count in counts.items())
+
+
+def _select(field: str, names: Names, paths: list[str], head: str | None, problems: list[str]) -> set[str]:
+    if names == "all-linear":
+        return {path for path in paths if path != head}
+    if isinstance(names, str) and _REGEX_CHARACTERS & set(names):
+        chosen = {path for path in paths if _fullmatch(field, names, path)}
+        if not chosen:
+            problems.append(f"the regular expression {names!r} of {field}")
+        return chosen
+    chosen = set()
+    for name in names.split(",") if isinstance(names, str) else names:
+        matched = {path for path in paths if path == name.strip() or path.endswith(f".{name.strip()}")}
+        if not matched:
+            problems.append(f"{name.strip()!r} of {field}")
+        chosen |= matched
+    return chosen
+
+
+def _fullmatch(field: str, pattern: str, path: str) -> bool:
+    try:
+        return re.fullmatch(pattern, path) is not None
+    except re.error as error:
+        raise TargetError(
+            explain(f"{field} is not a regular expression", found=f"{pattern!r}: {error}", do="check its brackets")
+        ) from None
+
+
+def _refuse(problems: list[str], method: LinearMethod, paths: list[str]) -> None:
+    known = list(dict.fromkeys(path.rpartition(".")[2] for path in paths))
+    wanted = method.target_modules
+    hint = "--target-modules all-linear"
+    if not isinstance(wanted, str) or not _REGEX_CHARACTERS & set(wanted):
+        given = wanted.split(",") if isinstance(wanted, str) else list(wanted)
+        mended = [name if _known(name, paths) else nearest(name.rpartition(".")[2], known) for name in given]
+        if wanted != "all-linear" and all(mended):
+            hint = "--target-modules " + ",".join(str(name) for name in mended)
+    raise TargetError(
+        explain(
+            "some of what was asked for matches no linear layer of this model",
+            found=[*problems, f"its linear layers are {summary(paths) or 'none'}"],
+            do=hint,
+        )
+    )
+
+
+def _known(name: str, paths: list[str]) -> bool:
+    return any(path == name or path.endswith(f".{name}") for path in paths)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model's weights are."""
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
