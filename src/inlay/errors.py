@@ -9,6 +9,7 @@ InlayError
 |-- CompatibilityError(ValueError)   an adapter and a base, or a file and this version, that do not go together
 |-- UnknownNameError(LookupError)    no model, adapter, method or file of that name
 |-- OutputError(OSError)             the result cannot be written where it was asked for
+|-- DivergedError(ArithmeticError)   a training whose loss is not finite any more
 |-- CapacityError(RuntimeError)      more memory or disk than there is
 `-- MissingExtraError(ImportError)   an optional part that is not installed
 
@@ -56,6 +57,10 @@ class UnknownNameError(InlayError, LookupError):
 
 class OutputError(InlayError, OSError):
     """The result cannot be written where it was asked for."""
+
+
+class DivergedError(InlayError, ArithmeticError):
+    """A training whose loss is not finite any more."""
 
 
 class CapacityError(InlayError, RuntimeError):

@@ -113,6 +113,16 @@ class LinearMethod(abc.ABC):
     def patterns(self) -> Sequence[str]:
         """The module patterns that `for_module` looks for; one that matches nothing is an error."""
 
+    @abc.abstractmethod
+    def describe(self) -> str:
+        """The settings that matter most, for one line on the screen: 'r=16 lora_alpha=32 (scaling 2)'."""
+
+    @property
+    @abc.abstractmethod
+    def learning_rate_scale(self) -> float:
+        """What the default learning rate of the base is multiplied by, so that the change moves as fast as with LoRA's
+        defaults."""
+
     @property
     @abc.abstractmethod
     def input_dropout(self) -> float:

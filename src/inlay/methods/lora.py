@@ -27,6 +27,10 @@ from inlay.core import lowrank
 from inlay.core.routed import Factors
 from inlay.methods._contract import LinearBase, LinearMethod, Params, require
 
+REFERENCE_ALPHA = 32
+"""The lora_alpha, with scaling lora_alpha / r, that learning-rate rules are stated for: at it the best rate hardly depends
+on the rank. Source: LoRA Without Regret (Thinking Machines 2025)."""
+
 
 def _is(*values: object) -> Callable[[Any], bool]:
     return lambda value: value in values
@@ -148,6 +152,14 @@ class Lora(LinearMethod):
     @property
     def patterns(self) -> Sequence[str]:
         return (*self.rank_pattern, *self.alpha_pattern)
+
+    def describe(self) -> str:
+        dropout = f" lora_dropout={self.lora_dropout:g}" if self.lora_dropout else ""
+        return f"r={self.r} lora_alpha={self.lora_alpha:g} (scaling {self.scaling:g}){dropout}"
+
+    @property
+    def learning_rate_scale(self) -> float:
+        return (REFERENCE_ALPHA / self.r) / self.scaling
 
     @property
     def input_dropout(self) -> float:

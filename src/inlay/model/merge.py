@@ -114,13 +114,16 @@ def _checked(base: Base, adapter: str, directory: Path, texts: Sequence[str]) ->
 
 
 def _checkpoint_names(base: Base, adapter: Adapter) -> dict[str, str]:
-    """Tensor name in the checkpoint -> path of the adapted module that it is the weight of."""
+    """Tensor name in the checkpoint -> path of the adapted module whose weight or bias it is."""
     tensors = base.checkpoint.tensors
     prefix = getattr(base.model, "base_model_prefix", "") + "."
     names: dict[str, str] = {}
     problems: list[str] = []
     for path in adapter.params:
-        name = next((n for n in (f"{path}.weight", f"{path}.weight".removeprefix(prefix)) if n in tensors), None)
+        name, bias = (
+            next((n for n in (f"{path}.{kind}", f"{path}.{kind}".removeprefix(prefix)) if n in tensors), None)
+            for kind in ("weight", "bias")
+        )
         stored = tuple(base.linears[path].stored.shape)
         if path == base.head and name is None:
             problems.append(f"{path} shares its weight with the input embedding, which the adapter does not change")
@@ -129,7 +132,7 @@ def _checkpoint_names(base: Base, adapter: Adapter) -> dict[str, str]:
         elif tensors[name].shape != stored or tensors[name].dtype not in _TORCH_DTYPES:
             problems.append(f"{path}: {tensors[name].dtype} of shape {tensors[name].shape} in the checkpoint, here {stored}")
         else:
-            names[name] = path
+            names |= {name: path} | ({bias: path} if bias else {})
     if problems:
         raise CompatibilityError(
             explain(
@@ -149,14 +152,25 @@ def _merge_file(base: Base, adapter: Adapter, names: dict[str, str], source: Pat
         _copy(read, write, 0, data_start)
         yield data_start
         for name, entry in sorted(entries.items(), key=lambda item: item[1].start):
-            if name in names:
-                _merge_tensor(base, adapter, names[name], entry, read, write)
+            if name in names and name.endswith(".bias"):
+                _merge_bias(base, adapter, names[name], entry, write)
+            elif name in names:
+                _merge_weight(base, adapter, names[name], entry, read, write)
             else:
                 _copy(read, write, entry.start, entry.stop)
             yield entry.stop - entry.start
 
 
-def _merge_tensor(
+def _merge_bias(base: Base, adapter: Adapter, path: str, entry: TensorEntry, write: BinaryIO) -> None:
+    """Write the merged bias of one module; it may depend on the weight, which is merged again for it."""
+    linear = base.linears[path]
+    assert linear.bias is not None, "the checkpoint has a bias that the module does not"
+    _, new = adapter.methods[path].merge(adapter.params[path], linear.weight(torch.float32), linear.bias.float())
+    assert new is not None, "a method takes no bias away"
+    _write_tensor(write, new.to(_TORCH_DTYPES[entry.dtype]).cpu())
+
+
+def _merge_weight(
     base: Base, adapter: Adapter, path: str, entry: TensorEntry, read: BinaryIO, write: BinaryIO
 ) -> None:
     """Write the merged weight of one module, a tile of rows at a time."""

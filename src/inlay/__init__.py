@@ -1,0 +1,41 @@
+"""Inlay fine-tunes, merges, swaps and serves LoRA adapters on the machine you have.
+
+    base = inlay.load("Qwen/Qwen3-0.6B")
+    inlay.train(base, "rows.jsonl", method=inlay.Lora(r=16), output="mine")
+    base.generate(["one", "two"], adapters=["mine", None])
+
+Names are looked up when they are used: importing the package imports neither torch nor transformers. Every adapter method
+is here under its class's name: `inlay.Lora` is the class in `inlay/methods/lora.py`.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from inlay.methods.lora import Lora
+    from inlay.model.attach import attach
+    from inlay.model.base import Base, load
+    from inlay.model.merge import merge
+    from inlay.training.job import train
+
+__version__ = "0.1.0"
+__all__ = ["Base", "Lora", "__version__", "attach", "load", "merge", "train"]
+
+_HOMES = {
+    "Base": "inlay.model.base",
+    "attach": "inlay.model.attach",
+    "load": "inlay.model.base",
+    "merge": "inlay.model.merge",
+    "train": "inlay.training.job",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    if not name.startswith("_") and name[:1].isupper():
+        methods = importlib.import_module("inlay.methods")
+        for method in map(methods.find, methods.names()):
+            if method.__name__ == name:
+                return method
+    raise AttributeError(f"module 'inlay' has no attribute {name!r}")

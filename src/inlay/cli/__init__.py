@@ -1,0 +1,85 @@
+"""The command line: one file per command, imported only when it is asked for.
+
+A command is a file of this folder with a dataclass `Command`: its fields are the arguments, the docstring under each is the
+help, and `run` returns the exit status. The first line of the file is its line in `inlay --help`, which needs nothing but
+the standard library.
+"""
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+ORDER = ("demo", "train", "eval", "generate", "chat", "merge", "inspect")
+"""The order of the commands in the help: that of an adapter's life. A command that is not here comes last."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status: 0, 1 for an error, 2 for usage, 130 after Ctrl-C."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_help())
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        import inlay
+
+        print(f"inlay {inlay.__version__}")
+        return 0
+    if arguments[0] not in commands():
+        return _unknown(arguments[0])
+    return _guarded(arguments[0], arguments[1:])
+
+
+def commands() -> list[str]:
+    """The commands that exist: the files of this folder."""
+    names = {path.stem for path in Path(__file__).parent.glob("*.py") if not path.name.startswith("_")}
+    return [name for name in ORDER if name in names] + sorted(names - set(ORDER))
+
+
+def _guarded(command: str, arguments: list[str]) -> int:
+    """Run a command, and turn what it raises into a message and a status."""
+    from inlay.errors import InlayError
+
+    debug = "--debug" in arguments
+    try:
+        return importlib.import_module(f"{__name__}._command").run(command, arguments)
+    except InlayError as error:
+        if debug:
+            raise
+        print(f"error: {error}".replace("\n  hint:", "\nhint:"), file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        print("interrupted; nothing was left half-written", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # whoever read our output has stopped, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _help() -> str:
+    lines = [
+        "Inlay fine-tunes, merges and swaps LoRA adapters on the machine you have.",
+        "",
+        "usage: inlay COMMAND ...      (inlay COMMAND --help says what it takes)",
+        "",
+    ]
+    lines += [f"  {name:<10} {_summary(name)}" for name in commands()]
+    lines += ["", "first: inlay demo"]
+    return "\n".join(lines)
+
+
+def _summary(command: str) -> str:
+    """The first line of a command's file, read without importing it."""
+    with (Path(__file__).parent / f"{command}.py").open(encoding="utf-8") as file:
+        return file.readline().strip().strip('"').rstrip(".")
+
+
+def _unknown(name: str) -> int:
+    from inlay.errors import nearest
+
+    near = nearest(name, commands())
+    print(f"error: there is no command {name!r}\nhint: inlay {near or '--help'}", file=sys.stderr)
+    return 2

@@ -1,0 +1,170 @@
+"""What the commands share: common flags, and dataclasses as command lines.
+
+Fields of nested dataclasses (a run's settings, a method's configuration) become flags without a prefix, so that
+`inlay.methods.lora.Lora.r` is `--r`. A YAML file given with `--config` fills the same fields under the same names.
+"""
+
+import dataclasses
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import tyro
+import yaml
+
+from inlay.errors import ConfigError, FormatError, UnknownNameError, explain, nearest
+
+Flag = tyro.conf.FlagCreatePairsOff
+_CONFIG = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff, tyro.conf.AvoidSubcommands)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Common:
+    """Flags that every command has."""
+
+    json: bool = False
+    """Print one JSON object as the last line of stdout."""
+
+    debug: bool = False
+    """Show the traceback of an error."""
+
+
+def run(command: str, arguments: Sequence[str]) -> int:
+    """Parse the arguments of one command and run it."""
+    module = importlib.import_module(f"inlay.cli.{command}")
+    cls = module.command(arguments) if hasattr(module, "command") else module.Command
+    return parse(cls, command, arguments).run()
+
+
+def parse(cls: Any, command: str, arguments: Sequence[str]) -> Any:
+    """An instance of the dataclass `cls` from a command line; wrong usage prints help and exits with status 2."""
+    config = value_of("--config", arguments)
+    default = from_mapping(cls, read_config(Path(config))) if config else None
+    with _types():
+        return tyro.cli(
+            cls,
+            prog=f"inlay {command}",
+            description=importlib.import_module(f"inlay.cli.{command}").__doc__,
+            args=list(arguments),
+            default=default,
+            config=_CONFIG,
+        )
+
+
+def value_of(flag: str, arguments: Sequence[str]) -> str | None:
+    """The value of a flag in unparsed arguments, or None."""
+    for i, argument in enumerate(arguments):
+        if argument == flag and i + 1 < len(arguments):
+            return arguments[i + 1]
+        if argument.startswith(f"{flag}="):
+            return argument.partition("=")[2]
+    return None
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file, its keys as field names.
+
+    **Raises:**
+
+    - `UnknownNameError`: there is no such file.
+    - `FormatError`: it is not YAML, or not a mapping.
+    """
+    if not path.is_file():
+        raise UnknownNameError(explain("there is no such configuration file", found=str(path), do="--config run.yaml"))
+    try:
+        values = yaml.safe_load(path.read_text("utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise FormatError(explain("this configuration is not YAML", found=f"{path}: {error}")) from None
+    if not isinstance(values, dict):
+        raise FormatError(explain("a configuration maps names to values", found=f"{path}: a {type(values).__name__}"))
+    return {str(key).replace("-", "_"): value for key, value in values.items()}
+
+
+def from_mapping(cls: Any, values: dict[str, Any]) -> Any:
+    """An instance of `cls` whose fields, nested ones included, come from `values`; what is missing stays open.
+
+    **Raises:**
+
+    - `ConfigError`: a name is no field; the nearest is shown.
+    """
+    left = dict(values)
+    result = _filled(cls, left)
+    if left:
+        unknown = next(iter(left))
+        near = nearest(unknown, _names(cls))
+        raise ConfigError(
+            explain("the configuration has a name that is no setting", found=", ".join(left), do=near or "see --help")
+        )
+    return result
+
+
+def _filled(cls: Any, left: dict[str, Any]) -> Any:
+    hints = get_type_hints(cls)
+    filled: dict[str, Any] = {}
+    for field in dataclasses.fields(cls):
+        if dataclasses.is_dataclass(hints[field.name]):
+            filled[field.name] = _filled(hints[field.name], left)
+        elif field.name in left:
+            value = left.pop(field.name)
+            filled[field.name] = tuple(value) if isinstance(value, list) else value
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            filled[field.name] = tyro.MISSING
+    return cls(**filled)
+
+
+def _names(cls: Any) -> list[str]:
+    hints = get_type_hints(cls)
+    names: list[str] = []
+    for field in dataclasses.fields(cls):
+        nested = hints[field.name]
+        names += _names(nested) if dataclasses.is_dataclass(nested) else [field.name]
+    return names
+
+
+def _types() -> tyro.constructors.ConstructorRegistry:
+    """How the methods' own types are written on the command line."""
+    from inlay.methods._contract import Layers, Names
+
+    registry = tyro.constructors.ConstructorRegistry()
+
+    @registry.primitive_rule
+    def rule(info: tyro.constructors.PrimitiveTypeInfo) -> Any:
+        if info.type == Names:
+            return _spec("NAMES", str, lambda value: value if isinstance(value, str) else ",".join(value))
+        if info.type in (Layers, Layers | None):
+            return _spec("LAYERS", layers, lambda value: ",".join(map(str, value)) if value is not None else "all")
+        return None
+
+    return registry
+
+
+def _spec(metavar: str, read: Any, write: Any) -> tyro.constructors.PrimitiveConstructorSpec[Any]:
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=metavar,
+        instance_from_str=lambda arguments: read(arguments[0]),
+        is_instance=lambda value: True,
+        str_from_instance=lambda value: [write(value)],
+    )
+
+
+def layers(text: str) -> tuple[int, ...] | None:
+    """'0-5,11' as layer numbers; 'all' as None."""
+    if text == "all":
+        return None
+    numbers: list[int] = []
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        if not (first.isdigit() and (last or first).isdigit()):
+            raise ConfigError(explain("layers are numbers and ranges", found=repr(text), do="--layers-to-transform 0-5,11"))
+        numbers += range(int(first), int(last or first) + 1)
+    return tuple(numbers)
+
+
+Positional = tyro.conf.Positional
+
+
+def repeated(help_type: Any) -> Any:
+    """A flag that may be given several times."""
+    return Annotated[tuple[help_type, ...], tyro.conf.UseAppendAction]

@@ -1,0 +1,95 @@
+"""Talk with the base and its adapters."""
+
+import dataclasses
+import sys
+from typing import Any
+
+from inlay.cli._command import Common, Positional, repeated
+from inlay.cli._screen import say
+from inlay.cli.generate import attach_all
+from inlay.errors import InlayError
+from inlay.model.base import Base, load
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Chat(Common):
+    """A conversation on stdin and stdout."""
+
+    model: Positional[str]
+    """The base: a directory, or a name on the hub."""
+
+    adapter: repeated(str) = ()  # type: ignore[valid-type]  # an annotation built by a function
+    """An adapter directory; given several times, /use NAME changes between them."""
+
+    max_new_tokens: int = 256
+    """Longest answer in tokens."""
+
+    temperature: float = 0.0
+    """0 takes the likeliest token; above 0 tokens are drawn."""
+
+    dtype: str | None = None
+    """What the base computes in: bfloat16, float16 or float32."""
+
+    device: str = "cpu"
+    """Where to compute, such as cpu or cuda."""
+
+    force: bool = False
+    """Use adapters that were trained on another base: answers will be wrong in ways that look right."""
+
+    def run(self) -> int:
+        """Read lines until the end of the input."""
+        base = load(self.model, dtype=self.dtype, device=self.device)
+        attach_all(base, self.adapter, self.force)
+        say("base", base.describe())
+        say("adapters", f"{', '.join(base.adapters) or 'none'} · active: {base.active or 'none'}")
+        say("", "/use NAME, /use none, /new, or Ctrl-D to end")
+        messages: list[dict[str, str]] = []
+        while (line := _read()) is not None:
+            if line.startswith("/"):
+                _order(base, line, messages)
+            elif line:
+                messages.append({"role": "user", "content": line})
+                messages.append({"role": "assistant", "content": self._answer(base, messages)})
+        return 0
+
+    def _answer(self, base: Base, messages: list[dict[str, str]]) -> str:
+        from transformers import TextStreamer
+
+        streamer: Any = TextStreamer(base.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        active = base.active
+        answer = base.generate(
+            [messages],
+            active,
+            max_new_tokens=self.max_new_tokens,
+            temperature=self.temperature,
+            seed=len(messages),
+            streamer=streamer,
+        )
+        return answer[0].strip()
+
+
+def _read() -> str | None:
+    """The next line of the user; None at the end."""
+    if sys.stdin.isatty():
+        print("> ", end="", file=sys.stderr, flush=True)
+    line = sys.stdin.readline()
+    return line.strip() if line else None
+
+
+def _order(base: Base, line: str, messages: list[dict[str, str]]) -> None:
+    """Do what a line with a slash says; a mistake is told, and the conversation goes on."""
+    order, _, name = line.partition(" ")
+    if order == "/use":
+        try:
+            base.active = None if name in ("", "none") else name
+        except InlayError as error:
+            print(f"error: {error}", file=sys.stderr)
+        say("active", str(base.active or "none"))
+    elif order == "/new":
+        messages.clear()
+        say("new", "the conversation so far is forgotten")
+    else:
+        print(f"error: there is no {order}; /use NAME, /use none, /new", file=sys.stderr)
+
+
+Command = Chat

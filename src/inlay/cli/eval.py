@@ -1,0 +1,88 @@
+"""Measure loss, and scores against references, on a file of examples."""
+
+import dataclasses
+from typing import Any, Literal
+
+from inlay.cli import _screen
+from inlay.cli._command import Common, Positional
+from inlay.cli._screen import count, say
+from inlay.model.base import Base, load
+from inlay.training import data, job, score
+from inlay.training.batch import num_targets
+from inlay.training.loop import evaluate
+from inlay.training.settings import Settings
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Eval(Common):
+    """The base, and an adapter beside it where one is given, on the same rows."""
+
+    model: Positional[str]
+    """The base: a directory, or a name on the hub."""
+
+    data: Positional[str]
+    """The rows: a JSONL, JSON, CSV or Parquet file, a folder of them, or a data set on the hub."""
+
+    adapter: str | None = None
+    """An adapter directory, measured beside the plain base."""
+
+    scores: Literal["none", "bleu"] = "none"
+    """Answer every distinct prompt and score the answers: bleu against all references, and exact matches."""
+
+    rows: int | None = None
+    """At most this many rows (and prompts), spread evenly over the data."""
+
+    max_new_tokens: int = 128
+    """Longest answer in tokens."""
+
+    max_length: int | None = None
+    """Longest row in tokens; longer ones are left out and counted."""
+
+    train_on: Literal["completions", "all"] = "completions"
+    """Which tokens the loss is taken on."""
+
+    dtype: str | None = None
+    """What the base computes in: bfloat16, float16 or float32."""
+
+    device: str = "cpu"
+    """Where to compute, such as cpu or cuda."""
+
+    force: bool = False
+    """Use an adapter that was trained on another base."""
+
+    def run(self) -> int:
+        """Measure and print."""
+        base = load(self.model, dtype=self.dtype, device=self.device)
+        adapter = base.attach(self.adapter, force=self.force).name if self.adapter else None
+        rows = data.read_rows(self.data)
+        length = self.max_length or min(base.max_length or job.LONGEST_DEFAULT, job.LONGEST_DEFAULT)
+        prepared = data.prepare(rows, base.tokenizer, length, self.train_on, "drop")
+        examples = job.spread(prepared.examples, self.rows or len(prepared.examples))
+        say("base", f"{base.describe()} · {base.fingerprint}")
+        left_out = f" · {prepared.num_dropped:,} longer than {length:,} left out" if prepared.num_dropped else ""
+        say("data", f"{self.data} · {len(examples):,} rows, {count(num_targets(examples))} tokens measured{left_out}")
+        names = [None] if adapter is None else [None, adapter]
+        tokens = Settings().micro_batch_tokens
+        results: dict[str, Any] = {"rows": len(examples), "base_fingerprint": base.fingerprint.weights}
+        for name in names:
+            key = "adapter" if name else "base"
+            results[key] = {"loss": evaluate(base, name, examples, tokens)} | self._scores(base, name, rows)
+            say(name or "base", " · ".join(f"{what} {value:.4g}" for what, value in results[key].items()))
+        results["loss"] = results[key]["loss"]
+        if self.json:
+            _screen.emit(results)
+        return 0
+
+    def _scores(self, base: Base, name: str | None, rows: list[data.Row]) -> dict[str, float]:
+        if self.scores == "none":
+            return {}
+        wanted = score.references(rows)
+        if self.rows and self.rows < len(wanted):
+            prompts = list(wanted)
+            wanted = {p: wanted[p] for p in (prompts[i * len(prompts) // self.rows] for i in range(self.rows))}
+        with _screen.bar(name or "base") as update:
+            found = score.score(base, name, wanted, max_new_tokens=self.max_new_tokens, progress=update)
+        return {"bleu": found.bleu, "exact": found.exact, "prompts": found.num_prompts}
+
+
+Command = Eval

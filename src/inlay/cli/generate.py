@@ -1,0 +1,78 @@
+"""Answer a prompt with the base and any number of adapters."""
+
+import dataclasses
+from pathlib import Path
+
+from inlay.cli import _screen
+from inlay.cli._command import Common, Positional, repeated
+from inlay.model.base import Base, load
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Generate(Common):
+    """One batch: every prompt with every adapter, each row naming its own."""
+
+    model: Positional[str]
+    """The base: a directory, or a name on the hub."""
+
+    prompt: repeated(str)  # type: ignore[valid-type]  # an annotation built by a function
+    """What to answer; may be given several times."""
+
+    adapter: repeated(str) = ()  # type: ignore[valid-type]  # likewise
+    """An adapter directory, or 'none' for the plain base; given several times, all answer in one batch."""
+
+    max_new_tokens: int = 128
+    """Longest answer in tokens."""
+
+    temperature: float = 0.0
+    """0 takes the likeliest token; above 0 tokens are drawn."""
+
+    seed: int = 0
+    """For drawing tokens."""
+
+    dtype: str | None = None
+    """What the base computes in: bfloat16, float16 or float32."""
+
+    device: str = "cpu"
+    """Where to compute, such as cpu or cuda."""
+
+    force: bool = False
+    """Use adapters that were trained on another base: answers will be wrong in ways that look right."""
+
+    def run(self) -> int:
+        """Print the answers: alone where there is one, labelled where there are several."""
+        base = load(self.model, dtype=self.dtype, device=self.device)
+        names = attach_all(base, self.adapter, self.force) or [None]
+        rows = [(prompt, name) for prompt in self.prompt for name in names]
+        answers = base.generate(
+            [prompt for prompt, _ in rows],
+            [name for _, name in rows],
+            max_new_tokens=self.max_new_tokens,
+            temperature=self.temperature,
+            seed=self.seed,
+        )
+        for (prompt, name), answer in zip(rows, answers, strict=True):
+            if len(rows) > 1:
+                print(f"--- {name or 'base'}: {prompt}")
+            print(answer.strip())
+        if self.json:
+            results = [{"prompt": p, "adapter": n, "answer": a} for (p, n), a in zip(rows, answers, strict=True)]
+            _screen.emit({"answers": results, "base_fingerprint": base.fingerprint.weights})
+        return 0
+
+
+def attach_all(base: Base, sources: tuple[str, ...], force: bool) -> list[str | None]:
+    """Attach adapters under the names of their directories; 'none' is the plain base. The names, in order."""
+    names: list[str | None] = []
+    for source in sources:
+        if source == "none":
+            names.append(None)
+            continue
+        name = Path(source).resolve().name
+        if name in base.adapters:
+            name = source  # two directories of one name: the whole path tells them apart
+        names.append(base.attach(source, name, force=force).name)
+    return names
+
+
+Command = Generate

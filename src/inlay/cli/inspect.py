@@ -1,0 +1,78 @@
+"""Show what an adapter is: method, size, base, how it was made."""
+
+import dataclasses
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from inlay import methods
+from inlay.cli import _screen
+from inlay.cli._command import Common, Positional
+from inlay.cli._screen import count, say, size
+from inlay.io import peft
+from inlay.io.fingerprint import short
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Inspect(Common):
+    """No model is needed."""
+
+    adapter: Positional[str]
+    """The adapter directory, or a name on the hub."""
+
+    def run(self) -> int:
+        """Print what the files say."""
+        method, params, base_name, record = peft.read(self.adapter)
+        tensors = [tensor for module in params.values() for tensor in module.values()]
+        num_weights = sum(tensor.numel() for tensor in tensors)
+        num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        dtypes = ", ".join(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors}))
+        fields = {field.name: getattr(method, field.name) for field in dataclasses.fields(method)}
+        name = Path(self.adapter).resolve().name
+        print(f"{name}: {methods.name_of(method)} {method.describe()} on {modules(params)}")
+        print(f"{'weights':<10}{count(num_weights)}, {dtypes}, {size(num_bytes)}")
+        print(f"{'base':<10}{_base(base_name, record.get('base', {}))}")
+        print(f"{'trained':<10}{_training(record)}")
+        print(f"{'loads in':<10}{'peft, transformers, vLLM' if method.peft_type else 'inlay'}")
+        if self.json:
+            _screen.emit(
+                {
+                    "method": methods.name_of(method),
+                    "config": fields,
+                    "trainable_parameters": num_weights,
+                    "adapter_bytes": num_bytes,
+                    "base": base_name,
+                    "base_fingerprint": record.get("base", {}).get("weights"),
+                    "record": record,
+                }
+            )
+        return 0
+
+
+def modules(paths: Iterable[str]) -> str:
+    """The adapted modules in words: 'q k v, layers 0-27'."""
+    paths = list(paths)
+    names = dict.fromkeys(path.rpartition(".")[2].removesuffix("_proj") for path in paths)
+    numbers = sorted({int(part) for path in paths for part in path.split(".") if part.isdigit()})
+    layers = f", layers {numbers[0]}-{numbers[-1]}" if len(numbers) > 1 else ""
+    gaps = " with gaps" if numbers and len(numbers) < numbers[-1] - numbers[0] + 1 else ""
+    return " ".join(names) + layers + gaps
+
+
+def _base(name: str | None, base: dict[str, Any]) -> str:
+    if not base:
+        return f"{name or 'not named'} · no fingerprint: this adapter was not made by Inlay, and fits any base of its shape"
+    return f"{base.get('name')} · weights {short(base.get('weights'))} · tokenizer {short(base.get('tokenizer'))}"
+
+
+def _training(record: dict[str, Any]) -> str:
+    training, data = record.get("training", {}), record.get("data", {})
+    if not training:
+        return "not recorded"
+    text = f"{training['date']} on {data['source']} (sha256 {short(data['sha256'])}) · {training['steps']} steps"
+    if training.get("eval_loss") is not None:
+        text += f" · held-out loss {training['eval_loss_before']:.3f} → {training['eval_loss']:.3f}"
+    return text + (" · interrupted" if training.get("interrupted") else "")
+
+
+Command = Inspect

@@ -1,0 +1,69 @@
+"""Write base and adapter as one full checkpoint."""
+
+import dataclasses
+from pathlib import Path
+
+from inlay.cli import _screen
+from inlay.cli._command import Common, Positional
+from inlay.cli._screen import say, size
+from inlay.model.base import load
+from inlay.model.merge import SAMPLE, merge
+from inlay.training import data, job
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Merge(Common):
+    """W + (lora_alpha / r) B A, tensor by tensor."""
+
+    model: Positional[str]
+    """The base: a directory, or a name on the hub."""
+
+    adapter: Positional[str]
+    """The adapter directory."""
+
+    output: Path
+    """The directory for the merged checkpoint; it must not exist."""
+
+    check_data: str | None = None
+    """Rows on which merged and unmerged logits are compared; without it, some sentences that come with Inlay."""
+
+    check_rows: int = 32
+    """At most this many rows are compared."""
+
+    dtype: str | None = None
+    """What the comparison computes in; the merged weights keep the dtype of the base's files."""
+
+    force: bool = False
+    """Merge an adapter that was trained on another base: the result will be wrong in ways that look right."""
+
+    def run(self) -> int:
+        """Merge, compare, say what was found."""
+        base = load(self.model, dtype=self.dtype)
+        name = base.attach(self.adapter, force=self.force).name
+        texts = _texts(base.tokenizer, self.check_data, self.check_rows) if self.check_data else SAMPLE
+        total = sum(file.stat().st_size for file in base.checkpoint.files)
+        with _screen.bar("merging", size) as update:
+            found = merge(base, name, self.output, texts=texts, progress=update)
+        say("merged", f"{len(base.checkpoint.tensors)} tensors, {len(base.get(name).params)} of them changed · {size(total)}")
+        say(
+            "checked",
+            f"merged and unmerged agree on {found.num_rows} rows: largest difference of a logit "
+            f"{found.largest_difference:.2g} ({str(base.dtype).removeprefix('torch.')}; the adapter moves them by up to "
+            f"{found.adapter_difference:.2g}), same next token {100 * found.same_next_token:.1f} %",
+        )
+        say("wrote", f"{self.output}/  same architecture, same number of operations")
+        if self.json:
+            peak = {"peak_rss_bytes": job.peak_rss_bytes(), "base_fingerprint": base.fingerprint.weights}
+            _screen.emit(found._asdict() | {"output": str(self.output)} | peak)
+        return 0
+
+
+def _texts(tokenizer: object, source: str, most: int) -> list[str]:
+    """The rendered text of some rows of a file."""
+    rows = data.read_rows(source)
+    rows = rows[:: max(1, len(rows) // most)][:most]
+    prepared = data.prepare(rows, tokenizer, 1 << 30, "all", "drop")
+    return [tokenizer.decode(example.input_ids, skip_special_tokens=True) for example in prepared.examples]  # type: ignore[attr-defined]  # tokenizers have no common type
+
+
+Command = Merge

@@ -1,0 +1,176 @@
+"""Train an adapter on a file of examples."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from inlay import methods
+from inlay.cli import _screen
+from inlay.cli._command import Common, Positional, read_config, value_of
+from inlay.cli._screen import count, say, size
+from inlay.io.fingerprint import short
+from inlay.model.base import load
+from inlay.text.mask import show
+from inlay.training import job as jobs
+from inlay.training.loop import Progress
+from inlay.training.settings import Settings
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Train(Common):
+    """Everything but the method's own flags."""
+
+    model: Positional[str]
+    """The base: a directory, or a name on the hub."""
+
+    data: Positional[str]
+    """The rows: a JSONL, JSON, CSV or Parquet file, a folder of them, or a data set on the hub."""
+
+    output: Path
+    """The directory that will hold the adapter; it must not exist."""
+
+    method: str = "lora"
+    """How to adapt."""
+
+    eval_data: str | None = None
+    """Held-out rows; without it, a part of the data is held out."""
+
+    dtype: str | None = None
+    """What the base computes in: bfloat16, float16 or float32; by default bfloat16 where the processor multiplies it."""
+
+    device: str = "cpu"
+    """Where to compute, such as cpu or cuda."""
+
+    config: Path | None = None
+    """A YAML file with any of these settings; flags win over it."""
+
+    show_tokens: int = 0
+    """Print this many rows with the trained tokens marked, and stop."""
+
+    settings: Settings
+    """How to train."""
+
+    def run(self) -> int:
+        """Prepare, say what will happen, train, say what happened."""
+        base = load(self.model, dtype=self.dtype, device=self.device)
+        say("base", f"{base.describe()} · {base.fingerprint}")
+        job = jobs.prepare(
+            base,
+            self.data,
+            method=getattr(self, METHOD_FIELD),
+            output=self.output,
+            eval_data=self.eval_data,
+            settings=self.settings,
+        )
+        if self.show_tokens:
+            for i, example in enumerate(job.train.examples[: self.show_tokens]):
+                trained = sum(example.trained)
+                print(f"row {i} ({len(example.input_ids)} tokens, {trained} trained on)")
+                print("  " + show(base.tokenizer, example))
+            return 0
+        announce(job)
+        with _screen.bar("step") as update:
+            report = job.run(_listener(update))
+        _conclude(job, report, self.model)
+        if self.json:
+            _screen.emit(dataclasses.asdict(report))
+        return 130 if report.interrupted else 0
+
+
+METHOD_FIELD = "adapter"
+"""The field of the full command that holds the method's configuration."""
+
+
+def command(arguments: Sequence[str]) -> Any:
+    """The command with the flags of the method that the arguments, or their configuration file, name."""
+    config = value_of("--config", arguments)
+    in_file = read_config(Path(config)).get("method") if config else None
+    method: Any = methods.find(value_of("--method", arguments) or in_file or "lora")
+    default = dataclasses.field(default_factory=method)
+    return dataclasses.make_dataclass(
+        "TrainWithMethod", [(METHOD_FIELD, method, default)], bases=(Train,), frozen=True, kw_only=True
+    )
+
+
+def announce(job: jobs.Job) -> None:
+    """The lines that stand before a run: what it learns from, what it trains, how long."""
+    train, base = job.train, job.base
+    template = "the tokenizer's" if base.tokenizer.chat_template else "plain (the tokenizer has none)"
+    form = "" if train.form == "text" else f" · template: {template}"
+    say("data", f"{job.source} · {train.num_rows:,} rows of {train.form}{form}")
+    say("", f"{count(train.num_tokens)} tokens, {count(train.num_trained)} of them trained on{_left_out(job)}")
+    say("held out", _held_out(job))
+    say("adapter", describe(job))
+    say("steps", str(job.plan))
+    if train.num_trained > job.adapter.num_weights:
+        say("note", f"more trained tokens than adapter weights ({count(job.adapter.num_weights)}): a higher --r may learn more")
+
+
+def describe(job: jobs.Job) -> str:
+    """The adapter of a run in one line."""
+    adapter = job.adapter
+    return (
+        f"{methods.name_of(adapter.method)} {adapter.method.describe()} on {len(adapter.params)} linear layers · "
+        f"{count(adapter.num_weights)} weights ({100 * adapter.num_weights / job.base.num_weights:.1f} %) · "
+        f"{size(4 * adapter.num_weights)}"
+    )
+
+
+def _left_out(job: jobs.Job) -> str:
+    train = job.train
+    parts = []
+    if train.num_dropped:
+        parts.append(f"{train.num_dropped:,} rows longer than {train.max_length:,} left out")
+    if train.num_windowed:
+        parts.append(f"{train.num_windowed:,} rows longer than {train.max_length:,} cut into windows")
+    return "".join(f" · {part}" for part in parts)
+
+
+def _held_out(job: jobs.Job) -> str:
+    if job.held_out is None:
+        return "nothing: too few rows; --eval-data FILE names some"
+    total = len(job.held_out.examples)
+    some = f", {len(job.evaluated)} of them evaluated" if len(job.evaluated) < total else ""
+    return f"{total:,} rows{some}, every {job.plan.eval_every} steps; the best adapter is kept"
+
+
+def _listener(update: Any) -> Any:
+    said = -1
+
+    def listen(progress: Progress) -> None:
+        nonlocal said
+        loss = f"loss {progress.losses[-1]:.3f}" if progress.losses else ""
+        held = f"  held-out {progress.eval_losses[-1][1]:.3f}" if progress.eval_losses else ""
+        speed = progress.num_supervised / progress.step_seconds if progress.step_seconds else 0
+        text = f"{loss}{held}  {speed:,.0f} tok/s trained  {size(jobs.peak_rss_bytes())}"
+        update(progress.step, progress.num_steps, text)
+        evaluated = progress.eval_losses[-1][0] if progress.eval_losses else -1
+        if evaluated > said and not _screen.is_terminal():
+            said = evaluated
+            say("step", f"{progress.step}/{progress.num_steps}  {text}{_left(progress)}")
+
+    return listen
+
+
+def _left(progress: Progress) -> str:
+    if not progress.step:
+        return ""
+    seconds = progress.step_seconds / progress.step * (progress.num_steps - progress.step)
+    return f"  {seconds // 60:.0f}:{seconds % 60:02.0f} left"
+
+
+def _conclude(job: jobs.Job, report: jobs.Report, model: str) -> None:
+    if report.interrupted:
+        say("stopped", f"after {report.steps} of {job.plan.num_steps} steps; what was learned so far is kept")
+    if report.eval_loss_before is not None and report.eval_loss is not None:
+        best = "" if report.best_step == report.steps else f" (best at step {report.best_step})"
+        say("held-out", f"loss {report.eval_loss_before:.3f} → {report.eval_loss:.3f} nats per token{best}")
+        if report.best_step == 0:
+            say("note", "no step was better on the held-out rows than the base itself: the adapter changes nothing")
+    else:
+        say("loss", f"{report.loss:.3f} nats per token at the last step")
+    say("wrote", f"{report.output}/  (adapter {size(report.adapter_bytes)}, base {short(report.base_fingerprint)}, curve.png)")
+    say("took", f"{report.seconds:.0f} s · {report.tokens_per_second:,.0f} tokens/s · {size(report.peak_rss_bytes)} at most")
+    say("try it", f"inlay chat {model} --adapter {report.output}")
+

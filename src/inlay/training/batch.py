@@ -1,0 +1,68 @@
+"""Rows into tensors: padded parts of a step, none longer than it must be.
+
+Rows are padded at the end. A causal model's real tokens never see what comes after them, so no attention mask is needed and
+the padding changes nothing; positions without a target carry the label that the loss ignores.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from inlay.core.cross_entropy import IGNORE
+from inlay.text.mask import Example
+
+
+class Batch(NamedTuple):
+    """Some rows as tensors; `labels[i, t]` is the token after position t of row i, or `IGNORE`."""
+
+    input_ids: Int[Tensor, "batch t"]
+    labels: Int[Tensor, "batch t"]
+
+
+def num_targets(examples: Sequence[Example]) -> int:
+    """How many tokens the loss is taken on."""
+    return sum(sum(example.trained[1:]) for example in examples)
+
+
+def num_tokens(examples: Sequence[Example]) -> int:
+    """How many tokens the rows have, without padding."""
+    return sum(len(example.input_ids) for example in examples)
+
+
+def collate(examples: Sequence[Example]) -> Batch:
+    """The rows as one padded batch."""
+    longest = max(len(example.input_ids) for example in examples)
+    input_ids = torch.zeros(len(examples), longest, dtype=torch.long)
+    labels = torch.full((len(examples), longest), IGNORE)
+    for i, example in enumerate(examples):
+        ids = torch.tensor(example.input_ids)
+        trained = torch.tensor(example.trained)
+        input_ids[i, : len(ids)] = ids
+        labels[i, : len(ids) - 1] = ids[1:].where(trained[1:], torch.tensor(IGNORE))
+    return Batch(input_ids, labels)
+
+
+def parts(examples: Sequence[Example], max_tokens: int) -> Iterator[list[Example]]:
+    """The rows in groups of similar length whose padded size stays within `max_tokens` (one row may exceed it alone)."""
+    group: list[Example] = []
+    for example in sorted(examples, key=lambda e: len(e.input_ids)):
+        if group and len(example.input_ids) * (len(group) + 1) > max_tokens:
+            yield group
+            group = []
+        group.append(example)
+    if group:
+        yield group
+
+
+def order(num_rows: int, batch_size: int, num_steps: int, seed: int) -> Iterator[list[int]]:
+    """Row numbers of every step: each pass over the data in a new order drawn from `seed`, steps running across passes."""
+    generator = torch.Generator().manual_seed(seed)
+    waiting: list[int] = []
+    for _ in range(num_steps):
+        while len(waiting) < batch_size:
+            waiting += torch.randperm(num_rows, generator=generator).tolist()
+        yield waiting[:batch_size]
+        waiting = waiting[batch_size:]

@@ -1,0 +1,366 @@
+"""Rows to learn from: read from files, recognised by their keys, turned into tokens; nothing is left out uncounted.
+
+    messages              {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}
+    prompt+completion     {"prompt": "...", "completion": "..."}, either also as a list of messages; for scoring also
+                          {"prompt": "...", "references": ["...", "..."]}
+    text                  {"text": "..."}
+
+Files: .jsonl (an object per line), .json (a list of objects), .csv (with a header), .parquet; a folder of them; or the name
+of a data set on the hub, `owner/name` or `owner/name:split`.
+"""
+
+import csv
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from inlay.errors import DataError, FormatError, UnknownNameError, explain, nearest
+from inlay.text import mask
+from inlay.text.mask import Example
+
+FORMS = ("messages", "prompt+completion", "text")
+MIN_ROWS_TO_HOLD_OUT = 20
+"""Fewer rows than this are all trained on: a held-out row or two says nothing."""
+
+_MAX_PROBLEMS = 10
+_ROLES = ("system", "user", "assistant", "tool", "developer")
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One row of a source, checked."""
+
+    form: str
+    """messages, prompt+completion or text."""
+    source: str
+    """Where it came from, such as train.jsonl:12."""
+    messages: list[dict[str, str]] | None = None
+    prompt: str | list[dict[str, str]] | None = None
+    completion: str | list[dict[str, str]] | None = None
+    references: tuple[str, ...] = ()
+    text: str | None = None
+
+    def content(self) -> str:
+        """What the row says, in one canonical string, without where it came from."""
+        values = [self.messages, self.prompt, self.completion, list(self.references), self.text]
+        return json.dumps(values, ensure_ascii=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """Rows as tokens, and what became of them."""
+
+    examples: list[Example]
+    form: str
+    max_length: int
+    num_rows: int
+    num_tokens: int
+    num_trained: int
+    """Tokens that the loss is taken on."""
+    num_dropped: int
+    """Rows longer than max_length that were left out."""
+    num_windowed: int
+    """Rows longer than max_length that were cut into windows."""
+
+
+def read_rows(source: str | Path) -> list[Row]:
+    """The rows of a file, a folder of files, or a data set on the hub.
+
+    **Raises:**
+
+    - `UnknownNameError`: there is no such file, folder or data set.
+    - `FormatError`: a file is malformed or of an unknown kind.
+    - `DataError`: it is empty, or its rows are of no form that is known; up to ten problems in one message.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        files = sorted(file for file in path.iterdir() if file.suffix in _READERS)
+        if not files:
+            raise DataError(explain("this folder has no data files", found=str(path), do=f"files of {_kinds()}"))
+        rows = [row for file in files for row in _read_file(file)]
+    elif path.is_file():
+        rows = _read_file(path)
+    else:
+        rows = _from_hub(str(source))
+    forms = {row.form: row.source for row in reversed(rows)}
+    if len(forms) > 1:
+        found = ", ".join(f"{form} at {where}" for form, where in forms.items())
+        raise DataError(explain("the rows are not all of one form", found=found, do="one form per data set"))
+    return rows
+
+
+def hold_out(rows: Sequence[Row], fraction: float) -> tuple[list[Row], list[Row]]:
+    """(rows to train on, rows held out): by a hash of each row's prompt, so that order does not matter and all answers to
+    one prompt are on one side."""
+    if len(rows) < MIN_ROWS_TO_HOLD_OUT or fraction == 0:
+        return list(rows), []
+    parts: tuple[list[Row], list[Row]] = ([], [])
+    for row in rows:
+        key = row.content() if row.prompt is None else json.dumps(row.prompt, ensure_ascii=False)
+        number = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big")
+        parts[number < fraction * 2**64].append(row)
+    return parts if parts[0] else (list(rows), [])
+
+
+def digest(rows: Sequence[Row]) -> str:
+    """SHA-256 of the rows' content, in order, in hexadecimal."""
+    total = hashlib.sha256()
+    for row in rows:
+        total.update(row.content().encode() + b"\n")
+    return total.hexdigest()
+
+
+def prepare(rows: Sequence[Row], tokenizer: Any, max_length: int, train_on: str, too_long: str) -> Prepared:
+    """The rows as tokens with their targets marked, none longer than `max_length`.
+
+    **Arguments:**
+
+    - `train_on`: 'completions' or 'all', see `inlay.text.mask`.
+    - `too_long`: 'drop' or 'window', see `inlay.text.mask.fit`.
+
+    **Raises:**
+
+    - `ConfigError`: the tokenizer has no end token.
+    - `DataError`: a row has nothing to train on, or nothing is left.
+    """
+    mask.check_tokenizer(tokenizer)
+    problems: list[str] = []
+    whole = [example for row in rows if (example := _example(row, tokenizer, train_on, problems))]
+    if problems:
+        raise DataError(
+            explain("some rows can't be trained on", found=_first(problems), do="mend or remove these rows")
+        )
+    fitted = [mask.fit(example, max_length, too_long) for example in whole]
+    examples = [part for parts in fitted for part in parts]
+    too_many = sum(len(example.input_ids) > max_length for example in whole)
+    if not examples:
+        longest = max(len(example.input_ids) for example in whole)
+        raise DataError(
+            explain(
+                "no row is left to train on: all are longer than max_length",
+                found=f"{len(whole)} rows, the longest of {longest:,} tokens; max_length={max_length:,}",
+                do=f"--max-length {longest}, or --too-long window",
+            )
+        )
+    return Prepared(
+        examples=examples,
+        form=rows[0].form,
+        max_length=max_length,
+        num_rows=len(rows),
+        num_tokens=sum(len(example.input_ids) for example in examples),
+        num_trained=sum(sum(example.trained) for example in examples),
+        num_dropped=too_many if too_long == "drop" else 0,
+        num_windowed=too_many if too_long == "window" else 0,
+    )
+
+
+def _example(row: Row, tokenizer: Any, train_on: str, problems: list[str]) -> Example | None:
+    everything = train_on == "all"
+    try:
+        if row.text is not None:
+            example = mask.document(tokenizer, row.text, row.source)
+        elif row.messages is not None:
+            example = mask.conversation(tokenizer, row.messages, row.source, train_on_all=everything)
+        else:
+            prompt, completion = _messages("user", row.prompt), _messages("assistant", row.completion)
+            example = mask.answers(tokenizer, prompt, completion, row.source, train_on_all=everything)
+    except DataError as error:
+        problems.append(str(error).replace("\n  found:", ":").split("\n  hint:")[0])
+        return None
+    if not any(example.trained):
+        problems.append(f"{row.source}: no token of it would be trained on")
+        return None
+    return example
+
+
+def _messages(role: str, value: Any) -> list[dict[str, str]]:
+    return [{"role": role, "content": value}] if isinstance(value, str) else value
+
+
+def _first(problems: list[str]) -> list[str]:
+    more = len(problems) - _MAX_PROBLEMS
+    return problems[:_MAX_PROBLEMS] + ([f"and {more:,} more"] if more > 0 else [])
+
+
+def _read_file(path: Path) -> list[Row]:
+    reader = _READERS.get(path.suffix)
+    if reader is None:
+        raise FormatError(
+            explain("this kind of data file is not known", found=str(path), do=f"a file of {_kinds()}, named so")
+        )
+    try:
+        values = list(reader(path))
+    except UnicodeDecodeError as error:
+        raise FormatError(explain("this file is not UTF-8 text", found=f"{path}: {error}", do="iconv -t utf-8")) from None
+    if not values:
+        raise DataError(explain("this data file is empty", found=str(path), do="one JSON object per line, for instance"))
+    return _rows(values, path.name)
+
+
+def _rows(values: Sequence[tuple[int, Any]], name: str) -> list[Row]:
+    problems: list[str] = []
+    rows = [row for number, value in values if (row := _row(value, f"{name}:{number}", problems))]
+    if problems:
+        raise DataError(
+            explain(
+                "some rows are of no form that is known",
+                found=_first(problems),
+                do="messages, prompt and completion, or text",
+            )
+        )
+    return rows
+
+
+def _row(value: Any, source: str, problems: list[str]) -> Row | None:
+    """One checked row, or None and an entry in `problems`."""
+    if not isinstance(value, dict):
+        problems.append(f"{source}: a {type(value).__name__}, not an object")
+    elif "messages" in value:
+        if _is_messages(value["messages"], source, problems):
+            return Row("messages", source, messages=value["messages"])
+    elif "prompt" in value and ("completion" in value or "references" in value):
+        return _prompt_row(value, source, problems)
+    elif "text" in value:
+        if isinstance(value["text"], str):
+            return Row("text", source, text=value["text"])
+        problems.append(f"{source}: text is {_what(value['text'])}, not a string")
+    else:
+        keys = [str(key) for key in value]
+        wanted = ("messages", "prompt", "completion", "text")
+        near = [f"{key}: did you mean {nearest(key, wanted)}?" for key in keys if key not in wanted and nearest(key, wanted)]
+        problems.append(f"{source}: keys {', '.join(keys) or 'none'}" + (f" ({'; '.join(near)})" if near else ""))
+    return None
+
+
+def _prompt_row(value: dict[str, Any], source: str, problems: list[str]) -> Row | None:
+    references = value.get("references", [])
+    if not (isinstance(references, list) and all(isinstance(text, str) for text in references)):
+        problems.append(f"{source}: references is not a list of strings")
+        return None
+    if "completion" not in value and not references:
+        problems.append(f"{source}: no completion, and references is empty")
+        return None
+    completion = value["completion"] if "completion" in value else references[0]
+    for key, part in (("prompt", value["prompt"]), ("completion", completion)):
+        if isinstance(part, list):
+            if not _is_messages(part, f"{source}: {key}", problems):
+                return None
+        elif not isinstance(part, str):
+            problems.append(f"{source}: {key} is {_what(part)}, not a string")
+            return None
+    return Row("prompt+completion", source, prompt=value["prompt"], completion=completion, references=tuple(references))
+
+
+def _is_messages(value: Any, source: str, problems: list[str]) -> bool:
+    if not isinstance(value, list) or not value:
+        problems.append(f"{source}: messages is {_what(value)}, not a list of messages")
+        return False
+    for i, message in enumerate(value):
+        if not isinstance(message, dict) or not isinstance(message.get("content"), str):
+            problems.append(f"{source}: message {i} has no role and content")
+            return False
+        if message.get("role") not in _ROLES:
+            problems.append(f"{source}: message {i} has role {message.get('role')!r}; roles are {', '.join(_ROLES)}")
+            return False
+    return True
+
+
+def _what(value: Any) -> str:
+    return "null" if value is None else f"a {type(value).__name__}" if value else f"an empty {type(value).__name__}"
+
+
+def _kinds() -> str:
+    return ", ".join(_READERS)
+
+
+def _read_jsonl(path: Path) -> Iterator[tuple[int, Any]]:
+    with path.open(encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                yield number, _parsed(line, f"{path}:{number}")
+
+
+def _read_json(path: Path) -> Iterator[tuple[int, Any]]:
+    text = path.read_text("utf-8-sig")
+    value = _parsed(text, str(path)) if text.strip() else []
+    if isinstance(value, dict):
+        lists = [item for item in value.values() if isinstance(item, list)]
+        value = lists[0] if len(lists) == 1 else value
+    if not isinstance(value, list):
+        raise FormatError(explain("this JSON file is not a list of rows", found=f"{path}: {_what(value)}"))
+    yield from enumerate(value, start=1)
+
+
+def _read_csv(path: Path) -> Iterator[tuple[int, Any]]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file)
+        for row in reader:
+            if None in row or None in row.values():
+                raise FormatError(
+                    explain(
+                        "a row of this CSV file has not as many fields as its header",
+                        found=f"{path}:{reader.line_num}",
+                        do="quote fields that hold commas or line breaks",
+                    )
+                )
+            yield reader.line_num, row
+
+
+def _read_parquet(path: Path) -> Iterator[tuple[int, Any]]:
+    import pyarrow.lib
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.read_table(path)
+    except (pyarrow.lib.ArrowException, OSError) as error:
+        raise FormatError(explain("this is not a Parquet file", found=f"{path}: {str(error).splitlines()[0]}")) from None
+    yield from enumerate(table.to_pylist(), start=1)
+
+
+_READERS: dict[str, Callable[[Path], Iterator[tuple[int, Any]]]] = {
+    ".jsonl": _read_jsonl,
+    ".json": _read_json,
+    ".csv": _read_csv,
+    ".parquet": _read_parquet,
+}
+
+
+def _parsed(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise FormatError(
+            explain("this is not JSON", found=f"{where}: {error}", do="mend the line; python -m json.tool shows it")
+        ) from None
+
+
+def _from_hub(name: str) -> list[Row]:
+    path = Path(name)
+    known = [child.name for child in path.parent.iterdir()] if path.parent.is_dir() else []
+    near = nearest(path.name, known)
+    repository, _, split = name.partition(":")
+    if name.count("/") != 1 or name.startswith((".", "/", "~")) or path.suffix in _READERS:
+        raise UnknownNameError(
+            explain(
+                "there is no such data",
+                found=f"{name} does not exist",
+                do=str(path.parent / near) if near else "a file, a folder, or a name on the hub such as owner/name",
+            )
+        )
+    import datasets
+
+    try:
+        table = datasets.load_dataset(repository, split=split or "train")
+    except (OSError, ValueError, KeyError) as error:  # datasets' own errors derive from these
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UnknownNameError(
+            explain(
+                "there is no such data",
+                found=[f"{name} is not a file or folder here", f"as a data set on the hub: {reason}"],
+                do="check the path or the name (owner/name:split), and the connection",
+            )
+        ) from None
+    return _rows(list(enumerate(table, start=1)), repository)

@@ -1,0 +1,246 @@
+"""A whole run: rows in, an adapter directory out.
+
+    job = prepare(base, "rows.jsonl", method=Lora(r=16), output="mine")    # everything is chosen and checked, nothing learned
+    report = job.run()                                                     # train, keep the best, write
+
+The output directory appears whole at the end: the adapter as the exchange format has it, `inlay.json` with the record of
+the run, and the loss curve as `curve.png`.
+"""
+
+import contextlib
+import dataclasses
+import importlib.metadata
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from inlay import __version__, methods
+from inlay.errors import DataError, InlayError, OutputError, explain
+from inlay.io import output as output_directory
+from inlay.io import peft
+from inlay.methods._contract import LinearMethod
+from inlay.model.adapter import Adapter
+from inlay.model.base import Base
+from inlay.text.mask import Example
+from inlay.training import data, loop
+from inlay.training.settings import Plan, Settings, from_dict, plan
+
+LONGEST_DEFAULT = 2048
+"""Rows are not made longer than this unless asked, whatever positions the model has: memory grows with it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What a run did; the keys of `inlay train --json`."""
+
+    steps: int
+    loss: float
+    """Loss of the last step per supervised token, in nats."""
+    eval_loss_before: float | None
+    eval_loss: float | None
+    """Held-out loss of the base, and of the adapter that was kept."""
+    best_step: int
+    seconds: float
+    tokens: int
+    supervised_tokens: int
+    tokens_per_second: float
+    """Real tokens over the steps alone."""
+    trainable_parameters: int
+    peak_rss_bytes: int
+    adapter_bytes: int
+    base_fingerprint: str
+    interrupted: bool
+    output: str
+
+
+@dataclasses.dataclass
+class Job:
+    """A run with all its choices made; `str` of its parts is what the screen says before it starts."""
+
+    base: Base
+    adapter: Adapter
+    output: Path
+    settings: Settings
+    plan: Plan
+    train: data.Prepared
+    held_out: data.Prepared | None
+    source: str
+    digest: str
+    evaluated: Sequence[Example]
+    """The held-out rows that are evaluated."""
+
+    def run(self, listener: Callable[[loop.Progress], None] = lambda progress: None) -> Report:
+        """Train, keep the best adapter, write the output directory.
+
+        **Raises:**
+
+        - `DivergedError`: the loss is not finite any more.
+        - `OutputError`: the directory appeared meanwhile, or the disk is full; the adapter is then kept elsewhere, and the
+          message says where.
+        """
+        start = time.perf_counter()
+        progress = loop.run(
+            self.base, self.adapter.name, self.train.examples, self.evaluated, self.settings, self.plan, listener
+        )
+        if not progress.losses:
+            raise KeyboardInterrupt
+        report = self._report(progress, time.perf_counter() - start)
+        try:
+            with output_directory.new_directory(self.output) as directory:
+                self._write(directory, progress, report)
+        except OutputError as error:
+            raise self._rescued(error, progress, report) from None
+        return dataclasses.replace(report, adapter_bytes=peft.num_bytes(self.output))
+
+    def _report(self, progress: loop.Progress, seconds: float) -> Report:
+        evaluated = dict(progress.eval_losses)
+        return Report(
+            steps=progress.step,
+            loss=progress.losses[-1],
+            eval_loss_before=evaluated.get(0),
+            eval_loss=evaluated.get(progress.best_step),
+            best_step=progress.best_step,
+            seconds=seconds,
+            tokens=progress.num_tokens,
+            supervised_tokens=progress.num_supervised,
+            tokens_per_second=progress.num_tokens / max(progress.step_seconds, 1e-9),
+            trainable_parameters=self.adapter.num_weights,
+            peak_rss_bytes=peak_rss_bytes(),
+            adapter_bytes=0,
+            base_fingerprint=self.base.fingerprint.weights,
+            interrupted=progress.interrupted,
+            output=str(self.output),
+        )
+
+    def _write(self, directory: Path, progress: loop.Progress, report: Report) -> None:
+        from inlay.training import curve
+
+        self.adapter.record = {"base": {"name": self.base.checkpoint.name, **self.base.fingerprint.as_dict()}}
+        self.adapter.record |= self._record(progress, report)
+        self.base.save(self.adapter.name, directory, self._record(progress, report))
+        curve.draw(directory / "curve.png", progress)
+
+    def _record(self, progress: loop.Progress, report: Report) -> dict[str, Any]:
+        method = dataclasses.asdict(self.adapter.method)
+        return {
+            "method": {"name": methods.name_of(self.adapter.method), **method},
+            "data": {"source": self.source, "sha256": self.digest, "rows": len(self.train.examples)},
+            "training": {
+                **dataclasses.asdict(self.settings),
+                **dataclasses.asdict(self.plan),
+                **{key: value for key, value in dataclasses.asdict(report).items() if key not in ("output", "adapter_bytes")},
+                "losses": [round(loss, 6) for loss in progress.losses],
+                "eval_losses": progress.eval_losses,
+                "date": time.strftime("%Y-%m-%d"),
+                "dtype": str(self.base.dtype).removeprefix("torch."),
+            },
+            "versions": {
+                "python": platform.python_version(),
+                "inlay": __version__,
+                **{name: importlib.metadata.version(name) for name in ("torch", "transformers")},
+            },
+        }
+
+    def _rescued(self, error: OutputError, progress: loop.Progress, report: Report) -> OutputError:
+        """The error of a failed write, after the adapter has been written to the system's temporary directory."""
+        place = Path(tempfile.gettempdir()) / f"{self.output.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+        try:
+            with output_directory.new_directory(place) as directory:
+                self._write(directory, progress, report)
+        except (OSError, InlayError):
+            return error
+        return OutputError(f"{error}\n  kept:  {place} holds the adapter that was trained")
+
+
+def prepare(
+    base: Base,
+    source: str | Path,
+    *,
+    method: LinearMethod,
+    output: str | Path,
+    eval_data: str | Path | None = None,
+    settings: Settings | None = None,
+) -> Job:
+    """Read and check everything that a run needs, attach the new adapter, and choose what was left open.
+
+    **Arguments:**
+
+    - `source`, `eval_data`: rows, as `inlay.training.data.read_rows` reads them.
+    - `output`: the directory that will hold the adapter; it must not exist. Its last part is the adapter's name.
+
+    **Raises:**
+
+    - `OutputError`: the output exists, or the disk has no room for it.
+    - `DataError`, `FormatError`, `UnknownNameError`: the data is missing, malformed, or leaves nothing to train on.
+    - `TargetError`, `ConfigError`: the method does not fit the model.
+    """
+    settings, output = settings or Settings(), Path(output)
+    output_directory.check_free(output)
+    rows = data.read_rows(source)
+    held_rows = data.read_rows(eval_data) if eval_data is not None else []
+    if eval_data is None:
+        rows, held_rows = data.hold_out(rows, settings.eval_fraction)
+    length = settings.max_length or min(base.max_length or LONGEST_DEFAULT, LONGEST_DEFAULT)
+    if base.max_length is not None and length > base.max_length:
+        raise DataError(
+            explain(
+                "max_length is beyond the positions of this model",
+                found=f"max_length={length}, the model has {base.max_length}",
+                do=f"--max-length {base.max_length}",
+            )
+        )
+    train, held_out = (
+        data.prepare(part, base.tokenizer, length, settings.train_on, settings.too_long) if part else None
+        for part in (rows, held_rows)
+    )
+    assert train is not None, "a source without rows was refused when it was read"
+    adapter = base.create(method, output.resolve().name, settings.seed)
+    try:
+        output_directory.check_space(output, 8 * adapter.num_weights + (1 << 20))
+        chosen = plan(settings, len(train.examples), base.model.config, method)
+    except InlayError:
+        base.detach(adapter.name)
+        raise
+    evaluated = spread(held_out.examples, settings.eval_rows) if held_out else []
+    return Job(base, adapter, output, settings, chosen, train, held_out, str(source), data.digest(rows), evaluated)
+
+
+def train(
+    base: Base,
+    source: str | Path,
+    *,
+    method: LinearMethod,
+    output: str | Path,
+    eval_data: str | Path | None = None,
+    **settings: Any,
+) -> Report:
+    """Train an adapter of `method` on the rows of `source`, write it to `output`, and leave it attached and active.
+
+    **Arguments:** those of `prepare`; every field of `Settings` by its name.
+    """
+    return prepare(
+        base, source, method=method, output=output, eval_data=eval_data, settings=from_dict(settings)
+    ).run()
+
+
+def spread(examples: Sequence[Example], count: int) -> list[Example]:
+    """At most `count` of the examples, evenly over all of them."""
+    if len(examples) <= count:
+        return list(examples)
+    return [examples[i * len(examples) // count] for i in range(count)]
+
+
+
+
+def peak_rss_bytes() -> int:
+    """The most memory that this process has held so far."""
+    with contextlib.suppress(ImportError):
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return psutil.Process().memory_info().rss

@@ -1,0 +1,212 @@
+"""The training step and the loop around it.
+
+A step's loss is the sum over all its supervised tokens divided by their number, whatever parts it is computed in:
+
+    loss = sum over parts of cross_entropy_sum(part) / (supervised tokens of the step)
+
+so a batch split in two, or rows of unequal length, give the gradient of the whole batch. The base stays in evaluation mode:
+its own dropout is off, the adapter's is on.
+"""
+
+import contextlib
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from inlay.core.cross_entropy import cross_entropy_sum
+from inlay.errors import DivergedError, explain
+from inlay.model import targets
+from inlay.model.attach import Rows
+from inlay.model.base import Base
+from inlay.text.mask import Example
+from inlay.training import batch, schedule
+from inlay.training.settings import Plan, Settings
+
+
+@dataclass
+class Progress:
+    """Where a run stands; handed to the listener after every step and evaluation."""
+
+    num_steps: int
+    step: int = 0
+    losses: list[float] = field(default_factory=list)
+    """Loss per supervised token of every step, in nats."""
+    eval_losses: list[tuple[int, float]] = field(default_factory=list)
+    """(steps done, held-out loss) of every evaluation, from (0, the base's own)."""
+    num_tokens: int = 0
+    num_supervised: int = 0
+    step_seconds: float = 0.0
+    """Time spent in steps alone."""
+    best_step: int = 0
+    interrupted: bool = False
+
+
+class Stepper:
+    """The optimiser and the adapter that it moves: one call, one step."""
+
+    def __init__(self, base: Base, adapter: str, settings: Settings, learning_rate: float):
+        self.base = base
+        self.adapter = adapter
+        self.settings = settings
+        self.learning_rate = learning_rate
+        self.tensors = base.get(adapter).train_()
+        self.optimizer = torch.optim.AdamW(self.tensors, lr=learning_rate, weight_decay=settings.weight_decay)
+
+    def step(self, examples: Sequence[Example], rate_factor: float = 1.0) -> float:
+        """Learn from these rows; returns their loss per supervised token, before the step, in nats.
+
+        **Raises:**
+
+        - `DivergedError`: the loss or the gradient is not finite; the adapter has not been changed.
+        """
+        total = batch.num_targets(examples)
+        loss_sum = 0.0
+        for part in batch.parts(examples, self.settings.micro_batch_tokens):
+            with self.base.using(self.adapter):
+                loss = loss_of(self.base, part)
+                (loss / total).backward()
+            loss_sum += loss.item()
+        norm = torch.nn.utils.clip_grad_norm_(self.tensors, self.settings.max_grad_norm)
+        if not torch.isfinite(norm) or loss_sum != loss_sum:
+            raise DivergedError(
+                explain(
+                    "the training diverged",
+                    found=f"loss {loss_sum / total:.4g}, norm of the gradient {norm.item():.4g}",
+                    do=f"--learning-rate {self.learning_rate / 3:.1g}",
+                )
+            )
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate * rate_factor
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return loss_sum / total
+
+
+def loss_of(base: Base, examples: Sequence[Example]) -> Tensor:
+    """The summed loss of some rows under the adapters that are active."""
+    input_ids, labels = (tensor.to(targets.device_of(base.model)) for tensor in batch.collate(examples))
+    return cross_entropy_sum(base.model(input_ids=input_ids, use_cache=False).logits, labels)
+
+
+@torch.no_grad()
+def evaluate(base: Base, rows: Rows, examples: Sequence[Example], max_tokens: int) -> float:
+    """The loss per supervised token of some rows, in nats, with these adapters."""
+    with base.using(rows):
+        total = sum(loss_of(base, part).item() for part in batch.parts(examples, max_tokens))
+    return total / batch.num_targets(examples)
+
+
+def run(
+    base: Base,
+    adapter: str,
+    examples: Sequence[Example],
+    held_out: Sequence[Example],
+    settings: Settings,
+    plan: Plan,
+    listener: Callable[[Progress], None] = lambda progress: None,
+) -> Progress:
+    """Train an attached adapter; afterwards it holds the tensors of the best evaluation, or of the last step.
+
+    Ctrl-C ends the run after the step under way and keeps what was learned; a second one ends it at once.
+
+    **Raises:**
+
+    - `DivergedError`: the loss is not finite any more, and no evaluation had been better than the start.
+    """
+    torch.manual_seed(settings.seed)
+    stepper = Stepper(base, adapter, settings, plan.learning_rate)
+    progress = Progress(plan.num_steps)
+    best = _Best(stepper.tensors)
+    order = batch.order(len(examples), plan.batch_size, plan.num_steps, settings.seed)
+    with _interruptible(progress):
+        try:
+            _evaluate(base, adapter, held_out, settings, progress, best, listener)
+            for numbers in order:
+                if progress.interrupted:
+                    break
+                _step(stepper, [examples[i] for i in numbers], progress)
+                listener(progress)
+                if progress.step % plan.eval_every == 0 or progress.step == plan.num_steps:
+                    _evaluate(base, adapter, held_out, settings, progress, best, listener)
+        except DivergedError:
+            if not best.step:
+                raise
+            progress.interrupted = True
+    if held_out and not (progress.interrupted and not best.step):
+        best.restore_(stepper.tensors)
+        progress.best_step = best.step
+    else:
+        progress.best_step = progress.step
+    base.get(adapter).train_(False)
+    return progress
+
+
+class _Best:
+    """The tensors of the lowest held-out loss so far."""
+
+    def __init__(self, tensors: Sequence[Tensor]):
+        self.loss = float("inf")
+        self.step = 0
+        self._tensors = [tensor.detach().clone() for tensor in tensors]
+
+    def offer(self, loss: float, step: int, tensors: Sequence[Tensor]) -> None:
+        if loss < self.loss:
+            self.loss, self.step = loss, step
+            for kept, tensor in zip(self._tensors, tensors, strict=True):
+                kept.copy_(tensor.detach())
+
+    @torch.no_grad()
+    def restore_(self, tensors: Sequence[Tensor]) -> None:
+        for kept, tensor in zip(self._tensors, tensors, strict=True):
+            tensor.copy_(kept)
+
+
+def _step(stepper: Stepper, examples: Sequence[Example], progress: Progress) -> None:
+    start = time.perf_counter()
+    loss = stepper.step(examples, schedule.factor(progress.step, progress.num_steps))
+    progress.step_seconds += time.perf_counter() - start
+    progress.step += 1
+    progress.losses.append(loss)
+    progress.num_tokens += batch.num_tokens(examples)
+    progress.num_supervised += batch.num_targets(examples)
+
+
+def _evaluate(
+    base: Base,
+    adapter: str,
+    held_out: Sequence[Example],
+    settings: Settings,
+    progress: Progress,
+    best: _Best,
+    listener: Callable[[Progress], None],
+) -> None:
+    if not held_out:
+        return
+    loss = evaluate(base, adapter, held_out, settings.micro_batch_tokens)
+    progress.eval_losses.append((progress.step, loss))
+    best.offer(loss, progress.step, list(base.get(adapter).tensors()))
+    listener(progress)
+
+
+@contextlib.contextmanager
+def _interruptible(progress: Progress) -> Iterator[None]:
+    """Turn the first Ctrl-C into a flag, so that no step is cut in half."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def stop(number: int, frame: object) -> None:
+        progress.interrupted = True
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

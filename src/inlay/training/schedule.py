@@ -1,0 +1,23 @@
+"""The learning rate over a run.
+
+    step < warm-up:  lr (step + 1) / warm-up;    then linearly from lr to 0 at the end
+
+Linear decay, and 3 % of the steps but at least 5 as warm-up: what the QLoRA paper (arXiv 2305.14314, 3 %) and Tinker's
+training recipes (linear decay) use.
+"""
+
+WARMUP_FRACTION = 0.03
+MIN_WARMUP_STEPS = 5
+
+
+def warmup_steps(num_steps: int) -> int:
+    """How many steps the rate rises for; at most a tenth of a short run."""
+    return min(max(MIN_WARMUP_STEPS, round(WARMUP_FRACTION * num_steps)), max(1, num_steps // 10))
+
+
+def factor(step: int, num_steps: int) -> float:
+    """What the learning rate is multiplied by at `step` (from 0) of `num_steps`."""
+    warmup = warmup_steps(num_steps)
+    if step < warmup:
+        return (step + 1) / warmup
+    return max(0.0, (num_steps - step) / max(1, num_steps - warmup))

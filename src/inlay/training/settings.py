@@ -1,0 +1,152 @@
+"""The settings of a run, and how those that are not given are chosen from the base and the data."""
+
+import dataclasses
+import math
+from typing import Any, Literal
+
+from inlay.errors import ConfigError, explain, nearest
+from inlay.methods._contract import LinearMethod
+from inlay.training.schedule import warmup_steps
+
+MIN_STEPS = 100
+"""A run shorter than this takes smaller batches instead. Source: LoRA primer of Tinker (Thinking Machines 2025)."""
+
+MAX_BATCH_SIZE = 16
+"""Rows per step where there is enough data: LoRA tolerates large batches less than full fine-tuning does, and 8 to 16
+sequences are safe for small data. Source: LoRA Without Regret (Thinking Machines 2025)."""
+
+UNKNOWN_FAMILY_RATE = 3e-4
+"""Learning rate for families without a rule: the most frequent best of a sweep over 27 models (Tinker)."""
+
+_RULE = {"llama": 0.781, "qwen": 0.0775}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How to train. None means: chosen from the base and the data, and said."""
+
+    max_steps: int | None = None
+    """Optimiser steps; without it, epochs decides."""
+
+    epochs: float = 1.0
+    """How often each row is seen; max_steps wins over it."""
+
+    batch_size: int | None = None
+    """Rows per optimiser step; 16, or fewer where that would leave less than 100 steps."""
+
+    learning_rate: float | None = None
+    """Peak learning rate; by a rule for the family and width of the base."""
+
+    max_length: int | None = None
+    """Longest row in tokens; the model's positions, at most 2048."""
+
+    too_long: Literal["drop", "window"] = "drop"
+    """What becomes of longer rows: left out, or cut into windows; either way they are counted."""
+
+    train_on: Literal["completions", "all"] = "completions"
+    """Which tokens the loss is taken on: the completions or assistant turns, or all."""
+
+    eval_fraction: float = 0.05
+    """Part of the rows that is held out, by a hash of their content, where no evaluation data is given."""
+
+    eval_rows: int = 200
+    """At most this many held-out rows are evaluated, spread evenly over them."""
+
+    eval_every: int | None = None
+    """Steps between evaluations; a fifth of the run. The best adapter is kept."""
+
+    weight_decay: float = 0.0
+    """Decoupled weight decay of AdamW."""
+
+    max_grad_norm: float = 1.0
+    """Largest norm of a step's gradient; longer ones are scaled down."""
+
+    micro_batch_tokens: int = 2048
+    """Tokens, padding included, that go through the model at a time; gradients are summed over a step's parts."""
+
+    seed: int = 0
+    """For the initial adapter, the order of the rows, and dropout."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_steps", "batch_size", "learning_rate", "max_length", "eval_every"):
+            value = getattr(self, name)
+            _require(value is None or value > 0, name, value, "above 0")
+        for name in ("epochs", "max_grad_norm", "micro_batch_tokens", "eval_rows"):
+            _require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
+        _require(0 <= self.eval_fraction < 1, "eval_fraction", self.eval_fraction, "at least 0 and below 1")
+        _require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "at least 0")
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The settings that a run has chosen for itself, each with its reason."""
+
+    num_steps: int
+    batch_size: int
+    learning_rate: float
+    learning_rate_reason: str
+    eval_every: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.num_steps} × {self.batch_size} rows · lr {self.learning_rate:.2g} ({self.learning_rate_reason}), "
+            f"warm-up {warmup_steps(self.num_steps)}, linear to 0"
+        )
+
+
+def plan(settings: Settings, num_rows: int, model_config: Any, method: LinearMethod) -> Plan:
+    """What the run will do with `num_rows` rows."""
+    wanted = settings.epochs * num_rows
+    batch_size = settings.batch_size or (
+        MAX_BATCH_SIZE if settings.max_steps else max(1, min(MAX_BATCH_SIZE, round(wanted / MIN_STEPS)))
+    )
+    num_steps = settings.max_steps or max(1, math.ceil(wanted / batch_size))
+    rate, reason = learning_rate(model_config)
+    if settings.learning_rate:
+        rate, reason = settings.learning_rate, "as asked"
+    else:
+        rate *= method.learning_rate_scale
+    return Plan(num_steps, batch_size, rate, reason, settings.eval_every or max(1, num_steps // 5))
+
+
+def learning_rate(model_config: Any) -> tuple[float, str]:
+    """The default peak rate for a base, and the reason in a few words.
+
+        lr = 5e-4 (2000 / hidden size)^P,   P = 0.781 for Llama, 0.0775 for Qwen
+
+    ten times the best rate of full fine-tuning. Source: Tinker's hyperparameter rule (Thinking Machines 2025), fitted for
+    lora_alpha = 32 and all linear layers.
+    """
+    text = model_config.get_text_config()
+    family = next((name for name in _RULE if str(text.model_type).startswith(name)), None)
+    if family is None:
+        return UNKNOWN_FAMILY_RATE, f"no rule for {text.model_type}"
+    return 5e-4 * (2000 / text.hidden_size) ** _RULE[family], f"rule for hidden {text.hidden_size:,}"
+
+
+def from_dict(values: dict[str, Any]) -> Settings:
+    """Settings by name, as from a file or keyword arguments.
+
+    **Raises:**
+
+    - `ConfigError`: a name is unknown, or a value out of its range.
+    """
+    known = [field.name for field in dataclasses.fields(Settings)]
+    unknown = [name for name in values if name not in known]
+    if unknown:
+        near = nearest(unknown[0], known)
+        raise ConfigError(
+            explain(
+                "no such setting",
+                found=", ".join(unknown),
+                do=f"{near}" if near else f"one of {', '.join(known)}",
+            )
+        )
+    return Settings(**values)
+
+
+def _require(condition: bool, name: str, value: object, what: str) -> None:
+    if not condition:
+        raise ConfigError(
+            explain(f"{name} is {what}", found=f"{name}={value}", do=f"--{name.replace('_', '-')} with a value {what}")
+        )

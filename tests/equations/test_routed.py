@@ -1,0 +1,168 @@
+"""The routed low-rank product against loops in float64."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from inlay.core.cross_entropy import IGNORE, cross_entropy_sum
+from inlay.core.lowrank import kaiming_uniform, merged
+from inlay.core.routed import Factors, Segment, routed, row_segments
+from tests.support import oracle
+from tests.support.tolerances import assert_close
+
+ROWS = {
+    "identical": ["a", "a", "a", "a", "a"],
+    "distinct": ["a", "b", "c", "d", "e"],
+    "skewed": ["a", "a", "a", "a", "b"],
+    "scattered": ["a", "b", "a", None, "b"],
+    "one": ["c"],
+    "none": [None, None],
+}
+SHAPE = dict(out_features=11, in_features=7, num_tokens=3)
+RANKS = dict(a=2, b=5, c=3, d=4, e=1)
+SCALINGS = dict(a=0.7, b=1.3, c=2.9, d=0.11, e=5.3)
+
+
+def _problem(rows, dtype, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    W, b = draw(SHAPE["out_features"], SHAPE["in_features"]), draw(SHAPE["out_features"])
+    x = draw(len(rows), SHAPE["num_tokens"], SHAPE["in_features"])
+    names = [name for name in RANKS if name in rows]
+    adapters = {
+        name: (draw(RANKS[name], SHAPE["in_features"]), draw(SHAPE["out_features"], RANKS[name]), SCALINGS[name])
+        for name in names
+    }
+    return W, b, x, adapters, names
+
+
+def _run(W, b, x, adapters, names, rows):
+    flat = x.reshape(-1, x.shape[-1])
+    factors = [Factors(*adapters[name]) for name in names]
+    segments = row_segments([None if row is None else names.index(row) for row in rows], x.shape[1])
+    return routed(torch.nn.functional.linear(flat, W, b), flat, factors, segments).view(*x.shape[:2], -1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS.keys())
+def test_every_row_gets_its_own_adapter(rows, dtype):
+    W, b, x, adapters, names = _problem(rows, dtype)
+    expected = oracle.lora_output(
+        W.double(), b.double(), x.double(), {n: (A.double(), B.double(), s) for n, (A, B, s) in adapters.items()}, rows
+    )
+    # up to three roundings of a sum over `in`, scaled by at most |scaling B| summed over r
+    gain = max([1, *(s * float(B.double().abs().sum(1).max()) * 3 for _, B, s in adapters.values())])
+    assert_close(_run(W, b, x, adapters, names, rows), expected, dtype, terms=SHAPE["in_features"] * gain**2)
+
+
+@pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS.keys())
+def test_gradients_are_those_of_the_equation(rows):
+    W, b, x, adapters, names = _problem(rows, torch.float64)
+    leaves = {n: (A.requires_grad_(), B.requires_grad_(), s) for n, (A, B, s) in adapters.items()}
+    x.requires_grad_()
+    out = _run(W, b, x, leaves, names, rows)
+    g = torch.randn(out.shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+    (out * g).sum().backward()
+    flat_x, flat_g = x.detach().reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])
+    grad_x = flat_g @ W
+    for name in names:
+        tokens = [i * x.shape[1] + t for i, row in enumerate(rows) if row == name for t in range(x.shape[1])]
+        A, B, scaling = leaves[name]
+        grad_A, grad_B, from_adapter = oracle.lora_gradients(flat_x, flat_g, A.detach(), B.detach(), scaling, tokens)
+        assert_close(A.grad, grad_A, torch.float64, terms=400)
+        assert_close(B.grad, grad_B, torch.float64, terms=400)
+        grad_x = grad_x + torch.tensor(from_adapter)
+    assert_close(x.grad.reshape(grad_x.shape), grad_x, torch.float64, terms=400)
+
+
+def test_gradcheck_over_mixed_segments_and_ranks():
+    generator = torch.Generator().manual_seed(2)
+    shapes = [(9, 6), (9, 4), (2, 4), (6, 2), (3, 4), (6, 3)]
+    leaves = [torch.randn(s, generator=generator, dtype=torch.float64, requires_grad=True) for s in shapes]
+    segments = [Segment(0, 2, 0), Segment(3, 5, 1), Segment(5, 9, 0)]
+
+    def call(y, x, A0, B0, A1, B1):
+        return routed(y, x, [Factors(A0, B0, 1.7), Factors(A1, B1, 0.3)], segments)
+
+    assert torch.autograd.gradcheck(call, leaves)
+
+
+@given(
+    rows=st.lists(st.sampled_from([None, 0, 1, 2]), min_size=1, max_size=9),
+    num_tokens=st.integers(1, 5),
+)
+def test_segments_cover_each_named_token_once(rows, num_tokens):
+    segments = row_segments(rows, num_tokens)
+    owner = [None] * (len(rows) * num_tokens)
+    for s in segments:
+        assert s.start < s.stop
+        for t in range(s.start, s.stop):
+            assert owner[t] is None
+            owner[t] = s.adapter
+    assert owner == [row for row in rows for _ in range(num_tokens)]
+    assert all(a.adapter != b.adapter for a, b in zip(segments, segments[1:], strict=False) if a.stop == b.start)
+
+
+def test_a_row_without_an_adapter_keeps_the_bits_of_the_base():
+    W, b, x, adapters, names = _problem(["a", None, "b"], torch.float32)
+    out = _run(W, b, x, adapters, names, ["a", None, "b"])
+    plain = torch.nn.functional.linear(x.reshape(-1, x.shape[-1]), W, b).view_as(out)
+    assert torch.equal(out[1], plain[1])
+    assert not torch.equal(out[0], plain[0])
+
+
+def test_masters_keep_their_dtype_and_receive_gradients_in_it():
+    W, b, x, adapters, names = _problem(["a", "b"], torch.bfloat16)
+    leaves = {n: (A.float().requires_grad_(), B.float().requires_grad_(), s) for n, (A, B, s) in adapters.items()}
+    out = _run(W, b, x, leaves, names, ["a", "b"])
+    assert out.dtype == torch.bfloat16
+    out.sum().backward()
+    assert all(t.grad.dtype == torch.float32 for A, B, _ in leaves.values() for t in (A, B))
+
+
+def test_the_arguments_are_not_changed():
+    W, b, x, adapters, names = _problem(["a", "b", "a"], torch.float32)
+    flat = x.reshape(-1, x.shape[-1])
+    y = torch.nn.functional.linear(flat, W, b)
+    before = [t.clone() for t in (y, flat, *(t for A, B, _ in adapters.values() for t in (A, B)))]
+    routed(y, flat, [Factors(*adapters[n]) for n in names], row_segments([0, 1, 0], x.shape[1]))
+    after = [y, flat, *(t for A, B, _ in adapters.values() for t in (A, B))]
+    assert all(torch.equal(old, new) for old, new in zip(before, after, strict=True))
+
+
+def test_merged_weight_is_the_equation():
+    W, _, _, adapters, _ = _problem(["b"], torch.float64)
+    A, B, scaling = adapters["b"]
+    expected = oracle.merged_weight(W, A, B, scaling)
+    assert_close(merged(W, A, B, scaling), expected, torch.float64, terms=60)
+    assert_close(merged(W.float(), A.float(), B.float(), scaling), expected, torch.float32, terms=60)
+
+
+def test_a_bfloat16_weight_is_rounded_once():
+    W, _, _, adapters, _ = _problem(["b"], torch.bfloat16)
+    A, B, scaling = adapters["b"]
+    exact = torch.tensor(oracle.merged_weight(W.double(), A.double(), B.double(), scaling))
+    half_ulp = 2.0**-8 * exact.abs() * (1 + 2.0**-12)
+    assert bool(((merged(W, A, B, scaling).double() - exact).abs() <= half_ulp).all())
+
+
+def test_the_first_A_is_uniform_within_its_bound_and_comes_from_the_seed():
+    A = kaiming_uniform(64, 100, torch.Generator().manual_seed(0))
+    assert A.dtype == torch.float32
+    assert 0.099 < A.abs().max() <= 0.1
+    assert abs(A.std().item() - 0.1 / np.sqrt(3)) < 0.002
+    assert torch.equal(A, kaiming_uniform(64, 100, torch.Generator().manual_seed(0)))
+    assert not torch.equal(A, kaiming_uniform(64, 100, torch.Generator().manual_seed(1)))
+
+
+def test_cross_entropy_sums_the_labelled_positions_alone():
+    logits = torch.randn(2, 5, 13, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    labels = torch.tensor([[3, IGNORE, 12, 0, IGNORE], [IGNORE, IGNORE, 7, IGNORE, 1]])
+    expected = oracle.cross_entropy_sum(logits.reshape(10, 13), labels.flatten().tolist(), IGNORE)
+    assert_close(cross_entropy_sum(logits, labels).reshape(1), [expected], torch.float32, terms=60)
+    assert cross_entropy_sum(logits, torch.full_like(labels, IGNORE)).item() == 0.0

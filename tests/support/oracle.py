@@ -1,0 +1,54 @@
+"""What the results should be, from the papers' equations: float64, loops, and nothing of ours imported."""
+
+import numpy as np
+
+
+def lora_output(W, b, x, adapters, rows):
+    """Row by row and token by token: y = W x + b + scaling B (A x), for the adapter that the row names, or none.
+
+    x is (rows, tokens, in); adapters maps a name to (A, B, scaling).
+    """
+    W, x = np.asarray(W, np.float64), np.asarray(x, np.float64)
+    out = np.zeros((*x.shape[:2], W.shape[0]))
+    for i in range(x.shape[0]):
+        for t in range(x.shape[1]):
+            y = W @ x[i, t]
+            if b is not None:
+                y = y + np.asarray(b, np.float64)
+            if rows[i] is not None:
+                A, B, scaling = adapters[rows[i]]
+                y = y + scaling * (np.asarray(B, np.float64) @ (np.asarray(A, np.float64) @ x[i, t]))
+            out[i, t] = y
+    return out
+
+
+def lora_gradients(x, g, A, B, scaling, tokens):
+    """Gradients of sum(g * out) for one adapter over the given tokens of x (tokens, in) and g (tokens, out)."""
+    x, g, A, B = (np.asarray(value, np.float64) for value in (x, g, A, B))
+    grad_A, grad_B, grad_x = np.zeros_like(A), np.zeros_like(B), np.zeros_like(x)
+    for t in tokens:
+        grad_B += scaling * np.outer(g[t], A @ x[t])
+        grad_A += scaling * np.outer(B.T @ g[t], x[t])
+        grad_x[t] += scaling * A.T @ (B.T @ g[t])
+    return grad_A, grad_B, grad_x
+
+
+def merged_weight(W, A, B, scaling):
+    """W + scaling B A, element by element."""
+    W, A, B = (np.asarray(value, np.float64) for value in (W, A, B))
+    out = W.copy()
+    for i in range(W.shape[0]):
+        for j in range(W.shape[1]):
+            for k in range(A.shape[0]):
+                out[i, j] += scaling * B[i, k] * A[k, j]
+    return out
+
+
+def cross_entropy_sum(logits, labels, ignore):
+    """The summed negative log-likelihood of the labelled positions."""
+    total = 0.0
+    for row, label in zip(np.asarray(logits, np.float64), labels, strict=True):
+        if label != ignore:
+            top = row.max()
+            total += top + np.log(np.exp(row - top).sum()) - row[label]
+    return total
