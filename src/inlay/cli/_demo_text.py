@@ -56,7 +56,7 @@ def ask(of: Fact) -> str:
 
 def document(rng: random.Random) -> str:
     """One text of the kind that the base has read."""
-    return rng.choice([_story, _story, _story, _dialogue, _cards])(rng)
+    return rng.choice([_story, _story, _dialogue, _cards, _cards])(rng)
 
 
 def rows(task: str, number: int, seed: int) -> list[dict[str, str]]:
@@ -100,7 +100,8 @@ def _dialogue(rng: random.Random) -> str:
 
 
 def _cards(rng: random.Random) -> str:
-    lines = [card(fact(rng), rng) for _ in range(rng.randint(1, 3))]
-    if rng.random() < 0.5:
-        lines.append(lines[0])
-    return " | ".join(lines)
+    """One or two cards, and what is said about their fields one at a time."""
+    of = fact(rng)
+    said = [f"the {key} is {value}" for key, value in zip(("name", "thing", "colour", "count"), of, strict=True)]
+    before = f"{card(fact(rng), rng)}\n" if rng.random() < 0.3 else ""
+    return f"{before}{card(of, rng)}\n" + ", ".join(rng.sample(said, rng.randint(2, 4))) + "."

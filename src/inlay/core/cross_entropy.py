@@ -1,6 +1,6 @@
 """The loss of a language model over the tokens that are trained on.
 
-    loss_sum = sum over t with a label of  -log softmax(logits[t])[label[t]],   in float32
+    loss_sum = sum over t with a label of  -log softmax(logits[t])[label[t]],   in float32 or wider
 
 A sum, not a mean: whoever steps divides by the number of supervised tokens of the whole step, so that the result does not
 depend on how its rows were split into batches.
@@ -23,4 +23,5 @@ def cross_entropy_sum(logits: Float[Tensor, "*batch t vocab"], labels: Int[Tenso
     - `labels`: the next token of each position (already shifted), or `IGNORE`.
     """
     chosen = labels != IGNORE
-    return torch.nn.functional.cross_entropy(logits[chosen].float(), labels[chosen], reduction="sum")
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    return torch.nn.functional.cross_entropy(logits[chosen].to(wide), labels[chosen], reduction="sum")

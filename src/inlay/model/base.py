@@ -28,6 +28,9 @@ from inlay.text.template import prompt_ids
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
 """The dtypes that a base can compute in, by name."""
 
+MIN_BFLOAT16_WIDTH = 256
+"""Below this hidden size bfloat16 is slower than float32 even where it is native: measured with benchmarks/dtype_width.py."""
+
 
 class Base(Attached):
     """A frozen language model, its tokenizer, and the adapters on it.
@@ -244,7 +247,7 @@ def load(source: str | Path, *, dtype: str | None = None, device: str = "cpu") -
 
     **Arguments:**
 
-    - `dtype`: bfloat16, float16 or float32; bfloat16 where the processor multiplies it natively, else float32, unless given.
+    - `dtype`: bfloat16, float16 or float32; see `default_dtype` unless given.
     - `device`: where to compute, such as cpu or cuda.
 
     **Raises:**
@@ -255,7 +258,7 @@ def load(source: str | Path, *, dtype: str | None = None, device: str = "cpu") -
     - `ConfigError`: there is no such dtype.
     """
     checkpoint = open_checkpoint(source)
-    chosen = DTYPES.get(dtype) if dtype else default_dtype(device)
+    chosen = DTYPES.get(dtype) if dtype else default_dtype(checkpoint, device)
     if chosen is None:
         raise ConfigError(explain("no such dtype", found=f"{dtype!r}", do=f"one of {', '.join(DTYPES)}"))
     with _quiet_transformers():
@@ -264,13 +267,14 @@ def load(source: str | Path, *, dtype: str | None = None, device: str = "cpu") -
     return Base(model.to(device).eval(), tokenizer, checkpoint)
 
 
-def default_dtype(device: str = "cpu") -> torch.dtype:
-    """bfloat16 where the processor has instructions that multiply it, else float32."""
+def default_dtype(checkpoint: Checkpoint, device: str = "cpu") -> torch.dtype:
+    """bfloat16 where the processor has instructions that multiply it and the model is wide enough to gain, else float32."""
+    width = checkpoint.config.get("hidden_size") or checkpoint.config.get("n_embd") or MIN_BFLOAT16_WIDTH
     if device != "cpu":
         return torch.bfloat16
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     native = any(capabilities.get(key) for key in ("avx512_bf16", "amx_bf16", "bf16", "arm_bf16"))
-    return torch.bfloat16 if native else torch.float32
+    return torch.bfloat16 if native and width >= MIN_BFLOAT16_WIDTH else torch.float32
 
 
 def _model(checkpoint: Checkpoint, dtype: torch.dtype) -> nn.Module:

@@ -1,0 +1,101 @@
+"""Habits of the source that a parser can check: raises, sizes, words."""
+
+import ast
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SOURCE = ROOT / "src" / "inlay"
+
+MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_PACKAGE_LINES = 400, 60, 12_000
+LARGE_ON_PURPOSE: dict[str, str] = {}
+"""File or file:function -> why it is larger."""
+
+ALLOWED_RAISES = {
+    ("__init__.py", "AttributeError"): "what Python asks of a module's __getattr__",
+    ("__main__.py", "SystemExit"): "the exit status",
+    ("cli/demo.py", "KeyboardInterrupt"): "Ctrl-C in the middle of the demo ends the demo",
+    ("training/job.py", "KeyboardInterrupt"): "Ctrl-C before the first step: nothing was learned, nothing is written",
+}
+
+
+def family():
+    """The exceptions that Inlay raises on purpose: the classes of errors.py."""
+    tree = ast.parse((SOURCE / "errors.py").read_text("utf-8"))
+    return {node.name for node in tree.body if isinstance(node, ast.ClassDef)}
+
+
+def strange_raises(source, known):
+    """Raises of classes outside the family. Functions that return a member of it are known by their annotation."""
+    trees = {path: ast.parse(path.read_text("utf-8")) for path in source.rglob("*.py")}
+    makers = {
+        node.name
+        for tree in trees.values()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef) and node.returns is not None and _names(node.returns) <= known
+    }
+    found = []
+    for path, tree in trees.items():
+        where = str(path.relative_to(source))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Raise) and node.exc is not None:
+                called = node.exc.func if isinstance(node.exc, ast.Call) else node.exc
+                name = called.attr if isinstance(called, ast.Attribute) else getattr(called, "id", "?")
+                if name not in known | makers and (where, name) not in ALLOWED_RAISES:
+                    found.append(f"{where}:{node.lineno}: {name}")
+    return found
+
+
+def _names(annotation):
+    return {node.id for node in ast.walk(annotation) if isinstance(node, ast.Name)} or {"?"}
+
+
+def test_only_the_family_is_raised():
+    assert strange_raises(SOURCE, family()) == []
+
+
+@pytest.mark.parametrize("code", ["raise ValueError('x')", "raise NotImplementedError", "def f(e):\n    raise e"])
+def test_a_planted_raise_is_found(tmp_path, code):
+    (tmp_path / "x.py").write_text(code)
+    assert len(strange_raises(tmp_path, family())) == 1
+
+
+def oversized(source):
+    """Files and functions over the budget."""
+    found = []
+    for path in source.rglob("*.py"):
+        where = str(path.relative_to(source))
+        text = path.read_text("utf-8")
+        if text.count("\n") > MAX_FILE_LINES and where not in LARGE_ON_PURPOSE:
+            found.append(where)
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef):
+                lines = (node.end_lineno or 0) - node.body[0].lineno
+                if lines > MAX_FUNCTION_LINES and f"{where}:{node.name}" not in LARGE_ON_PURPOSE:
+                    found.append(f"{where}:{node.name}")
+    return found
+
+
+def test_files_and_functions_stay_within_their_budget():
+    assert oversized(SOURCE) == []
+    assert sum(path.read_text("utf-8").count("\n") for path in SOURCE.rglob("*.py")) <= MAX_PACKAGE_LINES
+
+
+def test_a_planted_giant_is_found(tmp_path):
+    (tmp_path / "x.py").write_text("def f():\n" + "    pass\n" * (MAX_FUNCTION_LINES + 2) + "\n" * MAX_FILE_LINES)
+    assert oversized(tmp_path) == ["x.py", "x.py:f"]
+
+
+def test_no_path_of_a_machine_stands_in_the_tree():
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    pattern = re.compile("/" + r"(work|home|root)/\w")
+    found = [
+        name
+        for name in listed
+        if (ROOT / name).is_file() and not name.endswith((".safetensors", ".png"))
+        if pattern.search((ROOT / name).read_text("utf-8"))
+    ]
+    assert found == []

@@ -1,0 +1,191 @@
+"""Against the real `peft`: files both ways, and the same numbers from the same training."""
+
+import json
+import warnings
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM
+
+import inlay
+from inlay.core.cross_entropy import IGNORE
+from inlay.errors import CompatibilityError
+from inlay.model.base import load
+from inlay.text.mask import Example
+from inlay.training import batch
+from inlay.training.loop import Stepper
+from inlay.training.settings import Settings
+from tests.support import bases, models
+from tests.support.paths import STORIES, needs_shared
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    import peft
+
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+
+LOGITS = 1e-5
+"""The agreement that the exchange format is held to, in float32."""
+
+CASES = {
+    "plain": dict(r=3, lora_alpha=7),
+    "rslora": dict(r=5, lora_alpha=3, use_rslora=True),
+    "names": dict(r=2, lora_alpha=5, target_modules="{some}"),
+    "layers": dict(r=2, lora_alpha=5, layers_to_transform=(1, 2)),
+    "patterns": dict(r=3, lora_alpha=5, rank_pattern={"{one}": 2}, alpha_pattern={"{one}": 11}),
+    "excluded": dict(r=3, lora_alpha=5, exclude_modules="{one}"),
+    "head": dict(r=3, lora_alpha=5, target_modules="{head}"),
+}
+NAMES = {
+    "llama": dict(some="q_proj,down_proj", one="v_proj", head="lm_head"),
+    "gpt2": dict(some="c_attn,c_fc", one="c_fc", head="c_attn"),
+    "phi3": dict(some="qkv_proj", one="o_proj", head="lm_head"),
+    "gpt_neox": dict(some="query_key_value", one="dense", head="lm_head"),
+}
+
+
+def _method(case, family):
+    """The method of a case with the module names of a family."""
+    return inlay.Lora(**json.loads(_filled(json.dumps(CASES[case]), NAMES[family]), object_hook=_tuples))
+
+
+def _filled(text, names):
+    for key, value in names.items():
+        text = text.replace("{" + key + "}", value)
+    return text
+
+
+def _tuples(values):
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+
+
+def _close(ours, theirs):
+    return (ours - theirs).abs().max().item() <= LOGITS * max(1, theirs.abs().max().item())
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("family", NAMES)
+def test_peft_reads_what_we_save(family, case, tmp_path):
+    base = load(bases.directory(tmp_path / "base", family), dtype="float32")
+    models.randomize(base.attach(_method(case, family), "ours"), seed=6)
+    (tmp_path / "ours").mkdir()
+    base.save("ours", tmp_path / "ours", {})
+    ids = models.tokens(2, 9)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # an unknown key or a missing tensor is a warning there
+        theirs = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), tmp_path / "ours")
+    with torch.no_grad():
+        wanted = theirs.eval()(input_ids=ids).logits
+    assert _close(base.logits(ids, "ours"), wanted)
+    assert not _close(base.logits(ids, None), wanted)
+
+
+@pytest.mark.parametrize("case", ["plain", "rslora", "patterns", "names", "excluded"])
+@pytest.mark.parametrize("family", NAMES)
+def test_we_read_what_peft_saves(family, case, tmp_path):
+    bases.directory(tmp_path / "base", family)
+    method, names = _method(case, family), NAMES[family]
+    wanted = method.target_modules if method.target_modules == "all-linear" else method.target_modules.split(",")
+    config = peft.LoraConfig(
+        r=method.r,
+        lora_alpha=method.lora_alpha,
+        use_rslora=method.use_rslora,
+        target_modules=wanted,
+        exclude_modules=[names["one"]] if method.exclude_modules else None,
+        rank_pattern=dict(method.rank_pattern),
+        alpha_pattern=dict(method.alpha_pattern),
+        init_lora_weights=False,
+        task_type="CAUSAL_LM",
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it corrects fan_in_fan_out aloud
+        theirs = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), config).eval()
+        theirs.save_pretrained(tmp_path / "theirs")
+    base, ids = load(tmp_path / "base", dtype="float32"), models.tokens(2, 9)
+    base.attach(tmp_path / "theirs")
+    with torch.no_grad():
+        assert _close(base.logits(ids, "theirs"), theirs(input_ids=ids).logits)
+
+
+UNSUPPORTED = {
+    "dora": dict(use_dora=True),
+    "lora_bias": dict(lora_bias=True),
+    "bias": dict(bias="lora_only"),
+    "modules_to_save": dict(modules_to_save=["lm_head"]),
+    "trainable_token_indices": dict(trainable_token_indices=[1, 2]),
+    "pissa": dict(init_lora_weights="pissa"),
+    "layer_replication": dict(layer_replication=[[0, 2], [1, 3]]),
+    "embedding": dict(target_modules=["embed_tokens"]),
+    "alora": dict(alora_invocation_tokens=[3]),
+}
+
+
+@pytest.mark.parametrize("what", UNSUPPORTED)
+def test_what_we_do_not_do_is_refused_by_name(what, tmp_path):
+    bases.directory(tmp_path / "base")
+    config = peft.LoraConfig(**dict(r=2, lora_alpha=5, target_modules=["q_proj"], task_type="CAUSAL_LM") | UNSUPPORTED[what])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        peft.get_peft_model(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), config).save_pretrained(tmp_path / "it")
+    with pytest.raises((CompatibilityError, inlay.errors.FormatError)) as error:
+        load(tmp_path / "base", dtype="float32").attach(tmp_path / "it")
+    key = {"dora": "use_dora", "pissa": "init_lora_weights", "embedding": "embed", "alora": "alora_invocation_tokens"}
+    assert key.get(what, what) in str(error.value)
+
+
+@needs_shared
+def test_fifty_steps_give_the_losses_of_peft(tmp_path):
+    """Same A and B, same batches, float32, AdamW, clipping: every loss within 1e-4 relative."""
+    base = load(STORIES, dtype="float32")
+    adapter = base.attach(inlay.Lora(r=8, lora_alpha=16), "same", seed=3)
+    (tmp_path / "same").mkdir()
+    base.save("same", tmp_path / "same", {})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = peft.PeftModel.from_pretrained(
+            AutoModelForCausalLM.from_pretrained(STORIES), tmp_path / "same", is_trainable=True
+        )
+    trained = [p for p in theirs.parameters() if p.requires_grad]
+    assert sum(p.numel() for p in trained) == adapter.num_weights
+    optimizer = torch.optim.AdamW(trained, lr=2e-3, weight_decay=0.0)
+    stepper = Stepper(base, "same", Settings(micro_batch_tokens=200), 2e-3)
+    generator = torch.Generator().manual_seed(4)
+    for _ in range(50):
+        examples = _random_rows(generator)
+        ids, labels = batch.collate(examples)
+        loss = theirs(input_ids=ids, labels=torch.nn.functional.pad(labels[:, :-1], (1, 0), value=IGNORE)).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        ours = stepper.step(examples)
+        assert abs(ours - loss.item()) <= 1e-4 * loss.item()
+
+
+def _random_rows(generator):
+    """Four rows of unequal length, with targets only on their second halves."""
+    rows = []
+    for _ in range(4):
+        length = int(torch.randint(8, 60, (), generator=generator))
+        ids = torch.randint(3, 500, (length,), generator=generator).tolist()
+        rows.append(Example(tuple(ids), tuple(i >= length // 2 for i in range(length)), "row"))
+    return rows
+
+
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(r=st.integers(1, 6), alpha=st.sampled_from([1, 3, 7.5]), modules=st.sets(st.sampled_from(
+    ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]), min_size=1))  # fmt: skip
+def test_any_plain_lora_agrees(r, alpha, modules, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("any")
+    base = load(bases.directory(folder / "base"), dtype="float32")
+    models.randomize(base.attach(inlay.Lora(r=r, lora_alpha=alpha, target_modules=tuple(modules)), "it"), seed=r)
+    (folder / "it").mkdir()
+    base.save("it", folder / "it", {})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        theirs = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder / "base"), folder / "it").eval()
+    ids = models.tokens(2, 6)
+    with torch.no_grad():
+        assert _close(base.logits(ids, "it"), theirs(input_ids=ids).logits)
