@@ -14,7 +14,7 @@ SPECIAL = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
 
 def tokenizer(eos=True, template=None):
     """A byte-level tokenizer of printable characters, small enough for the small models."""
-    characters = [chr(code) for code in range(32, 127) if chr(code) not in "<>{}~^`"]
+    characters = [chr(code) for code in range(32, 127) if chr(code) not in "{}~^`"]
     alphabet = [*SPECIAL.values(), "Ċ", *[c if c != " " else "Ġ" for c in characters]]
     built = Tokenizer(token_models.BPE(vocab={text: i for i, text in enumerate(alphabet)}, merges=[]))
     built.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

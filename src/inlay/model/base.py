@@ -286,6 +286,7 @@ def _model(checkpoint: Checkpoint, dtype: torch.dtype) -> nn.Module:
             dtype=dtype,
             use_safetensors=True,
             local_files_only=True,
+            ignore_mismatched_sizes=True,  # they are reported below, all of them
             output_loading_info=True,
         )
     except (ValueError, KeyError, AttributeError) as error:

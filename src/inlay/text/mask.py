@@ -158,17 +158,17 @@ def _special_pattern(tokenizer: Any) -> str:
 
 
 def _example(tokenizer: Any, text: str, spans: Sequence[Span], source: str, train_on_all: bool) -> Example:
-    ids, trained = _tokens(tokenizer, text, spans)
-    if trained[-1] and not _ends(tokenizer, ids[-1]):
-        ids, trained = [*ids, tokenizer.eos_token_id], [*trained, True]
+    if spans and not text[spans[-1][1] :].strip():  # the conversation ends with this answer: so must its tokens
+        ended = re.search(rf"(?:{_special_pattern(tokenizer)})$", text[: spans[-1][1]])
+        text = text if ended else text[: spans[-1][1]]
+        ids, trained = _tokens(tokenizer, text, spans)
+        if not ended:
+            ids, trained = [*ids, tokenizer.eos_token_id], [*trained, True]
+    else:
+        ids, trained = _tokens(tokenizer, text, spans)
     if train_on_all:
         trained = [True] * len(ids)
     return Example(tuple(ids), (False, *trained[1:]), source)
-
-
-def _ends(tokenizer: Any, token: int) -> bool:
-    """The token ends a turn: it is special, or one of the tokens that were added for such purposes."""
-    return token in tokenizer.all_special_ids or token in tokenizer.get_added_vocab().values()
 
 
 def _tokens(tokenizer: Any, text: str, spans: Sequence[Span]) -> tuple[list[int], list[bool]]:

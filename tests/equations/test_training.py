@@ -1,0 +1,206 @@
+"""Batches, schedule and step: what a step learns does not depend on how its rows are split."""
+
+import csv
+import json
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+import torch
+
+import inlay
+from inlay.errors import ConfigError
+from inlay.model.base import load
+from inlay.training import batch, curve, data, schedule
+from inlay.training.loop import Stepper, evaluate
+from inlay.training.settings import Settings, learning_rate, plan
+from tests.support import bases, models
+from tests.support.tolerances import assert_close
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return load(bases.directory(tmp_path_factory.mktemp("base") / "base"), dtype="float32")
+
+
+@pytest.fixture
+def examples(base):
+    rows = [{"prompt": "a" * (3 * i + 1), "completion": "bc" * (i + 1)} for i in range(7)]
+    made = [data.Row("prompt+completion", f"x:{i}", prompt=r["prompt"], completion=r["completion"]) for i, r in enumerate(rows)]
+    return data.prepare(made, base.tokenizer, 60, "completions", "drop").examples
+
+
+def _gradients(base, examples, micro_batch_tokens):
+    adapter = models.randomize(base.attach(inlay.Lora(r=3, lora_alpha=5), "a"), seed=3)
+    stepper = Stepper(base, "a", Settings(micro_batch_tokens=micro_batch_tokens, max_grad_norm=1e9), 1e-3)
+    kept = []
+    stepper.optimizer.step = lambda: kept.extend(tensor.grad.clone() for tensor in stepper.tensors)
+    loss = stepper.step(examples)
+    base.detach("a")
+    assert adapter.num_weights == sum(grad.numel() for grad in kept)
+    return loss, kept
+
+
+def test_parts_of_a_step_give_the_gradient_of_the_whole(base, examples):
+    whole_loss, whole = _gradients(base, examples, 10_000)
+    for tokens in (1, 70, 150):
+        loss, parts = _gradients(base, examples, tokens)
+        assert abs(loss - whole_loss) <= 1e-6 * whole_loss
+        for one, other in zip(parts, whole, strict=True):
+            assert_close(one, other, torch.float32, terms=400)
+
+
+def test_padding_changes_no_loss(base, examples):
+    alone = sum(evaluate(base, None, [e], 10_000) * batch.num_targets([e]) for e in examples)
+    together = evaluate(base, None, examples, 10_000)
+    assert together == pytest.approx(alone / batch.num_targets(examples), rel=1e-6)
+
+
+def test_labels_are_the_next_tokens_that_are_trained_on(examples):
+    made = batch.collate(examples)
+    for i, example in enumerate(examples):
+        for t in range(made.input_ids.shape[1]):
+            target = t + 1 < len(example.input_ids) and example.trained[t + 1]
+            assert made.labels[i, t] == (example.input_ids[t + 1] if target else batch.IGNORE)
+
+
+def test_parts_hold_every_row_once_and_stay_small(examples):
+    parts = list(batch.parts(examples, 60))
+    assert sorted(e.source for part in parts for e in part) == sorted(e.source for e in examples)
+    assert all(len(part) * max(len(e.input_ids) for e in part) <= 60 for part in parts if len(part) > 1)
+
+
+def test_an_epoch_sees_every_row_once_in_an_order_of_the_seed():
+    numbers = [i for step in batch.order(10, 4, 5, seed=1) for i in step]
+    assert sorted(numbers[:10]) == sorted(numbers[10:20]) == list(range(10))
+    assert numbers[:10] != numbers[10:20]
+    assert numbers == [i for step in batch.order(10, 4, 5, seed=1) for i in step]
+    assert numbers != [i for step in batch.order(10, 4, 5, seed=2) for i in step]
+
+
+def test_a_run_is_the_same_twice(base, examples):
+    def final():
+        base.attach(inlay.Lora(r=3, lora_dropout=0.1), "a", seed=2)
+        torch.manual_seed(9)
+        stepper = Stepper(base, "a", Settings(), 1e-2)
+        for _ in range(4):
+            stepper.step(examples)
+        return torch.cat([tensor.detach().flatten() for tensor in base.detach("a").tensors()])
+
+    assert torch.equal(final(), final())
+
+
+def test_dropout_acts_while_training_alone(base, examples):
+    base.attach(inlay.Lora(r=3, lora_dropout=0.5), "a")
+    models.randomize(base.get("a"), seed=3)
+    assert evaluate(base, "a", examples, 10_000) == evaluate(base, "a", examples, 10_000)
+    base.get("a").train_()
+    ids = batch.collate(examples).input_ids
+    base.active = "a"
+    assert not torch.equal(base.model(input_ids=ids).logits, base.model(input_ids=ids).logits)
+    assert evaluate(base, "a", examples, 10_000) == evaluate(base, "a", examples, 10_000)
+    base.detach("a")
+
+
+def test_the_rate_rises_then_falls_to_zero():
+    factors = [schedule.factor(step, 200) for step in range(200)]
+    warmup = schedule.warmup_steps(200)
+    assert warmup == 6
+    assert factors[:warmup] == [pytest.approx((i + 1) / warmup) for i in range(warmup)]
+    assert max(factors) == factors[warmup] == 1
+    assert all(a > b for a, b in zip(factors[warmup:], factors[warmup + 1 :], strict=False))
+    assert 0 < factors[-1] < 0.01
+
+
+@pytest.mark.parametrize(
+    ("family", "hidden", "expected"),
+    [("llama", 2048, 4.9e-4), ("llama", 4096, 2.9e-4), ("qwen3", 4096, 4.7e-4), ("mistral", 4096, 3e-4)],
+)
+def test_the_learning_rate_is_the_published_rule(family, hidden, expected):
+    config = models.CONFIGS[family].__class__(hidden_size=hidden)
+    assert learning_rate(config)[0] == pytest.approx(expected, rel=0.02)
+
+
+def test_the_rate_follows_the_effective_scale():
+    config = models.CONFIGS["llama"]
+    rates = {
+        name: plan(Settings(), 1000, config, method).learning_rate
+        for name, method in {
+            "default": inlay.Lora(),
+            "rank": inlay.Lora(r=64),
+            "alpha": inlay.Lora(lora_alpha=64),
+            "rslora": inlay.Lora(r=16, use_rslora=True),
+        }.items()
+    }
+    assert rates["rank"] == rates["default"]
+    assert rates["alpha"] == pytest.approx(rates["default"] / 2)
+    assert rates["rslora"] == pytest.approx(rates["default"] / 4)
+
+
+def test_a_small_data_set_gets_small_batches_and_enough_steps():
+    config, method = models.CONFIGS["llama"], inlay.Lora()
+    assert plan(Settings(), 10_000, config, method).batch_size == 16
+    small = plan(Settings(), 400, config, method)
+    assert (small.batch_size, small.num_steps) == (4, 100)
+    assert plan(Settings(max_steps=7), 10, config, method).num_steps == 7
+
+
+def test_unknown_settings_are_refused_with_the_nearest(base, tmp_path):
+    with pytest.raises(ConfigError, match="learning_rate"):
+        inlay.train(base, "x.jsonl", method=inlay.Lora(), output=tmp_path / "o", lerning_rate=1)
+
+
+ROWS = [{"prompt": "a, b", "completion": 'c "d"'}, {"prompt": "e", "completion": "f\ng"}]
+
+
+def _write(path, rows):
+    if path.suffix == ".jsonl":
+        path.write_text("\n".join(map(json.dumps, rows)) + "\n\n")
+    elif path.suffix == ".json":
+        path.write_text(json.dumps(rows))
+    elif path.suffix == ".csv":
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+    else:
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "parquet"])
+def test_every_kind_of_file_gives_the_same_rows(tmp_path, kind):
+    _write(tmp_path / f"rows.{kind}", ROWS)
+    rows = data.read_rows(tmp_path / f"rows.{kind}")
+    assert [(row.prompt, row.completion) for row in rows] == [(r["prompt"], r["completion"]) for r in ROWS]
+    assert data.digest(rows) == data.digest(data.read_rows(tmp_path / f"rows.{kind}"))
+
+
+def test_a_folder_is_all_its_files(tmp_path):
+    for kind in ("jsonl", "csv"):
+        _write(tmp_path / f"rows.{kind}", ROWS)
+    assert [row.source for row in data.read_rows(tmp_path)] == ["rows.csv:2", "rows.csv:4", "rows.jsonl:1", "rows.jsonl:2"]
+
+
+def test_holding_out_is_stable_and_never_splits_a_prompt():
+    rows = [data.Row("prompt+completion", f"x:{i}", prompt=f"p{i % 50}", completion=f"c{i}") for i in range(400)]
+    train, held = data.hold_out(rows, 0.2)
+    assert {row.prompt for row in train}.isdisjoint(row.prompt for row in held)
+    assert len(train) + len(held) == 400
+    assert 0 < len(held) < 200
+    again = data.hold_out(rows[::-1], 0.2)[1]
+    assert {row.source for row in again} == {row.source for row in held}
+    assert data.hold_out(rows[:19], 0.2)[1] == []
+
+
+def test_dropped_and_windowed_rows_are_counted(base):
+    rows = [data.Row("text", f"x:{i}", text="ab" * (5 * i + 1)) for i in range(5)]
+    dropped = data.prepare(rows, base.tokenizer, 20, "all", "drop")
+    assert (dropped.num_rows, dropped.num_dropped, len(dropped.examples)) == (5, 3, 2)
+    windowed = data.prepare(rows, base.tokenizer, 20, "all", "window")
+    assert windowed.num_windowed == 3
+    assert windowed.num_trained == sum(len(row.text) for row in rows)  # a token per letter and the end, less the first
+
+
+def test_the_running_mean_starts_at_the_first_value():
+    assert curve.running_mean([3.0, 3.0, 3.0]) == pytest.approx([3.0, 3.0, 3.0])
+    assert curve.running_mean([4.0, 2.0])[1] == pytest.approx((0.9 * 4 + 2) / 1.9)
