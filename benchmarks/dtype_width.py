@@ -12,7 +12,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import inlay
 
 
-def step_seconds(width: int, dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16)) -> dict[torch.dtype, float]:
+def step_seconds(
+    width: int, dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16)
+) -> dict[torch.dtype, float]:
     """Median seconds of forward and backward per dtype."""
     config = LlamaConfig(
         hidden_size=width, intermediate_size=width * 11 // 4, num_hidden_layers=4, num_attention_heads=max(2, width // 64),
@@ -35,4 +37,6 @@ if __name__ == "__main__":
     for width in (64, 128, 256, 384, 512, 1024):
         seconds = step_seconds(width)
         ratio = seconds[torch.float32] / seconds[torch.bfloat16]
-        print(f"hidden {width:5}: float32 {seconds[torch.float32]:.3f} s, bfloat16 {seconds[torch.bfloat16]:.3f} s, ratio {ratio:.2f}")
+        print(
+            f"hidden {width:5}: float32 {seconds[torch.float32]:.3f} s, bfloat16 {seconds[torch.bfloat16]:.3f} s, ratio {ratio:.2f}"
+        )

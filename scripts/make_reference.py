@@ -1,6 +1,6 @@
 """Write the reference pages from the code: one per module that users meet, and the help of every command.
 
-    python scripts/make_reference.py            writes docs/reference/, which is not committed
+python scripts/make_reference.py            writes docs/reference/, which is not committed
 """
 
 import importlib
@@ -12,7 +12,13 @@ from inlay import cli, methods
 
 OUTPUT = Path(__file__).parent.parent / "docs" / "reference"
 PAGES = {
-    "python": ["inlay.model.base", "inlay.model.attach", "inlay.model.merge", "inlay.training.job", "inlay.training.settings"],
+    "python": [
+        "inlay.model.base",
+        "inlay.model.attach",
+        "inlay.model.merge",
+        "inlay.training.job",
+        "inlay.training.settings",
+    ],
     "contract": ["inlay.methods._contract"],
     "errors": ["inlay.errors"],
     "exchange-format": ["inlay.io.peft", "inlay.io.fingerprint"],

@@ -89,7 +89,11 @@ def test_every_import_goes_down():
         ("training/loop.py", "def f():\n    from inlay.serve import http", "training may not import serve"),
         ("serve/http.py", "from inlay.training.loop import run", "serve may not import training"),
         ("model/base.py", "from . import attach", "relative import"),
-        ("model/base.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import inlay.cli", "may not import cli"),
+        (
+            "model/base.py",
+            "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import inlay.cli",
+            "may not import cli",
+        ),
         ("helpers/x.py", "import os", "helpers is in no layer"),
     ],
 )
@@ -103,5 +107,7 @@ def test_a_planted_violation_is_found(tmp_path, file, code, problem):
 
 def test_what_is_allowed_is_allowed(tmp_path):
     (tmp_path / "methods").mkdir()
-    (tmp_path / "methods" / "lora.py").write_text("import torch\nfrom inlay.methods._contract import LinearMethod\nimport inlay.core")
+    (tmp_path / "methods" / "lora.py").write_text(
+        "import torch\nfrom inlay.methods._contract import LinearMethod\nimport inlay.core"
+    )
     assert violations(tmp_path) == []

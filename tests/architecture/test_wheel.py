@@ -45,9 +45,21 @@ def test_the_sdist_can_be_built_from(built):
 def test_the_wheel_works_in_an_empty_environment(built, tmp_path):
     venv.create(tmp_path / "env", with_pip=True)
     python = tmp_path / "env" / "bin" / "python"
-    install = [python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--disable-pip-version-check", built[0]]
+    install = [
+        python,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-index",
+        "--disable-pip-version-check",
+        built[0],
+    ]
     subprocess.run(install, check=True)
     done = subprocess.run([tmp_path / "env" / "bin" / "inlay", "--help"], capture_output=True, text=True, check=True)
     assert "inlay COMMAND" in done.stdout
-    version = subprocess.run([python, "-c", "import inlay; print(inlay.__version__)"], capture_output=True, text=True, check=True)
+    version = subprocess.run(
+        [python, "-c", "import inlay; print(inlay.__version__)"], capture_output=True, text=True, check=True
+    )
     assert version.stdout.strip() in built[0].name

@@ -142,7 +142,11 @@ def test_a_checkpoint_without_some_weights(place, capsys):
     tensors = load_file(file)
     del tensors["model.layers.1.mlp.up_proj.weight"]
     save_file(tensors, file, metadata={"format": "pt"})
-    refused(capsys, *train(place, model="other"), says=["does not hold all weights", "model.layers.1.mlp.up_proj.weight: missing"])
+    refused(
+        capsys,
+        *train(place, model="other"),
+        says=["does not hold all weights", "model.layers.1.mlp.up_proj.weight: missing"],
+    )
 
 
 def test_a_weight_of_another_shape(place, capsys):
@@ -253,7 +257,10 @@ DATA = {
     "keys": ('{"promt": "a", "completion": "b"}\n', ["rows.jsonl:1", "did you mean prompt"]),
     "roles": ('{"messages": [{"role": "bot", "content": "b"}]}\n', ["rows.jsonl:1", "'bot'"]),
     "mixed": ('{"prompt": "a", "completion": "b"}\n{"text": "a"}\n', ["not all of one form", "rows.jsonl:2"]),
-    "unsupervised": ('{"prompt": "a", "completion": "b"}\n{"prompt": "a", "completion": " "}\n', ["rows.jsonl:2", "empty answer"]),
+    "unsupervised": (
+        '{"prompt": "a", "completion": "b"}\n{"prompt": "a", "completion": " "}\n',
+        ["rows.jsonl:2", "empty answer"],
+    ),
     "no_answer": ('{"messages": [{"role": "user", "content": "b"}]}\n', ["rows.jsonl:1", "no turn of the assistant"]),
     "too_long": (json.dumps({"prompt": "a" * 80, "completion": "b"}), ["longer than max_length", "--max-length"]),
 }
@@ -350,7 +357,7 @@ def test_control_c_keeps_what_was_learned(place):
 
 def test_control_c_before_the_first_step_leaves_nothing(place):
     process = _start(place)
-    time.sleep(0.3)  # while it still imports
+    time.sleep(0.5)  # while it still imports
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=60)
     assert process.returncode in (130, -signal.SIGINT)

@@ -79,7 +79,9 @@ def test_the_same_seed_writes_the_same_bytes(home, tmp_path, capsys):
 def test_a_configuration_file_fills_the_same_flags_and_flags_win(home, tmp_path, capsys):
     (tmp_path / "run.yaml").write_text("max-steps: 5\nr: 3\ntarget_modules: [q_proj, v_proj]\nbatch_size: 2\n")
     extra = ["--config", tmp_path / "run.yaml", "--json"]
-    status, out, err = run(capsys, "train", home / "base", home / "rows.jsonl", "--output", tmp_path / "a", "--r", 2, *extra)
+    status, out, err = run(
+        capsys, "train", home / "base", home / "rows.jsonl", "--output", tmp_path / "a", "--r", 2, *extra
+    )
     assert status == 0, err
     config = json.loads((tmp_path / "a" / CONFIG).read_text())
     assert (config["r"], config["target_modules"]) == (2, ["q_proj", "v_proj"])
@@ -115,19 +117,34 @@ def test_rows_that_do_not_fit_are_counted(home, tmp_path, capsys):
 
 
 def test_eval_measures_base_and_adapter(home, adapter, capsys):
-    result = run_json(capsys, "eval", home / "base", home / "rows.jsonl", "--adapter", adapter, "--scores", "bleu", "--rows", 6)
+    result = run_json(
+        capsys, "eval", home / "base", home / "rows.jsonl", "--adapter", adapter, "--scores", "bleu", "--rows", 6
+    )
     assert result["adapter"]["loss"] < result["base"]["loss"]
     assert 0 <= result["adapter"]["bleu"] <= 100
     assert result["adapter"]["prompts"] == 6
 
 
 def test_generate_answers_with_each_adapter_in_one_batch(home, adapter, capsys):
-    arguments = ["generate", home / "base", "--adapter", "none", "--adapter", adapter, "--prompt", "say 3", "--prompt", "say 4"]
+    arguments = [
+        "generate",
+        home / "base",
+        "--adapter",
+        "none",
+        "--adapter",
+        adapter,
+        "--prompt",
+        "say 3",
+        "--prompt",
+        "say 4",
+    ]
     result = run_json(capsys, *arguments, "--max-new-tokens", 4)
     assert [(a["prompt"], a["adapter"]) for a in result["answers"]] == [
         ("say 3", None), ("say 3", "mine"), ("say 4", None), ("say 4", "mine")
     ]  # fmt: skip
-    alone = run_json(capsys, "generate", home / "base", "--adapter", adapter, "--prompt", "say 4", "--max-new-tokens", 4)
+    alone = run_json(
+        capsys, "generate", home / "base", "--adapter", adapter, "--prompt", "say 4", "--max-new-tokens", 4
+    )
     assert alone["answers"][0]["answer"] == result["answers"][3]["answer"]
 
 
@@ -135,7 +152,7 @@ def test_chat_switches_adapters(home, adapter, capsys, monkeypatch):
     import io
 
     monkeypatch.setattr("sys.stdin", io.StringIO("say 3\n/use none\nsay 3\n/use nobody\n/new\n/what\n"))
-    status, out, err = run(capsys, "chat", home / "base", "--adapter", adapter, "--max-new-tokens", 3)
+    status, _, err = run(capsys, "chat", home / "base", "--adapter", adapter, "--max-new-tokens", 3)
     assert status == 0
     assert "active: mine" in err
     assert "no adapter of that name is attached" in err
@@ -157,7 +174,9 @@ def test_merge_writes_a_checkpoint_that_answers_like_base_and_adapter(tmp_path, 
     adapter = models.randomize(base.attach(inlay.Lora(r=3, lora_alpha=5), "a"), seed=3)
     (tmp_path / "a").mkdir()
     base.save("a", tmp_path / "a", {})
-    result = run_json(capsys, "merge", tmp_path / "base", tmp_path / "a", "--output", tmp_path / "m", "--dtype", "float32")
+    result = run_json(
+        capsys, "merge", tmp_path / "base", tmp_path / "a", "--output", tmp_path / "m", "--dtype", "float32"
+    )
     assert result["same_next_token"] > (0.99 if dtype == torch.float32 else 0.8)
     assert {path.name: path.read_bytes() for path in (tmp_path / "base").iterdir()} == before
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "m", dtype=torch.float32)
@@ -194,7 +213,9 @@ def test_a_change_too_small_for_the_dtype_is_not_merged_in_silence(tmp_path, cap
     models.randomize(base.attach(inlay.Lora(r=3, lora_alpha=5), "a"), seed=3, std=0.004)
     (tmp_path / "a").mkdir()
     base.save("a", tmp_path / "a", {})
-    status, _, err = run(capsys, "merge", tmp_path / "base", tmp_path / "a", "--output", tmp_path / "m", "--dtype", "float32")
+    status, _, err = run(
+        capsys, "merge", tmp_path / "base", tmp_path / "a", "--output", tmp_path / "m", "--dtype", "float32"
+    )
     assert status == 1
     assert "does not do what base and adapter do" in err
     assert not (tmp_path / "m").exists()
@@ -203,7 +224,7 @@ def test_a_change_too_small_for_the_dtype_is_not_merged_in_silence(tmp_path, cap
 def test_inspect_says_what_an_adapter_is(home, adapter, capsys):
     status, out, _ = run(capsys, "inspect", adapter)
     assert status == 0
-    assert "lora r=4 lora_alpha=32 (scaling 8) on q k v o gate up down, layers 0-2" in out
+    assert "lora r=4 lora_alpha=32 (scaling 8) on down gate up k o q v, layers 0-2" in out
     assert "rows.jsonl" in out
     assert "12 steps" in out
     result = run_json(capsys, "inspect", adapter)

@@ -1,5 +1,7 @@
 """The routed low-rank product against loops in float64."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -105,7 +107,7 @@ def test_segments_cover_each_named_token_once(rows, num_tokens):
             assert owner[t] is None
             owner[t] = s.adapter
     assert owner == [row for row in rows for _ in range(num_tokens)]
-    assert all(a.adapter != b.adapter for a, b in zip(segments, segments[1:], strict=False) if a.stop == b.start)
+    assert all(a.adapter != b.adapter for a, b in itertools.pairwise(segments) if a.stop == b.start)
 
 
 def test_a_row_without_an_adapter_keeps_the_bits_of_the_base():

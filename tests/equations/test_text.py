@@ -68,7 +68,10 @@ def test_a_template_that_rewrites_earlier_answers_is_followed():
     turns[1]["content"] = "Ida is nine."
     turns[3]["content"] = "<think>\nhm</think>Tom is ten."
     example = mask.conversation(tok, turns, "x:1")
-    assert [t.strip() for t in trained_texts(tok, example)] == ["Ida is nine.<|im_end|>", "hm</think>Tom is ten.<|im_end|>"]
+    assert [t.strip() for t in trained_texts(tok, example)] == [
+        "Ida is nine.<|im_end|>",
+        "hm</think>Tom is ten.<|im_end|>",
+    ]
 
 
 def test_an_answer_that_the_template_hides_is_refused():
@@ -125,7 +128,9 @@ def test_a_tokenizer_without_an_end_is_refused():
 
 @needs_shared
 @pytest.mark.parametrize("path", [STORIES, GPT2_TOKENIZER], ids=["byte-fallback", "byte-level"])
-@pytest.mark.parametrize("text", ["There is a pub.", " leading space", "Ünïcode £ 30 – ok", "1 2 3", "\nnew line", "🙂 yes"])
+@pytest.mark.parametrize(
+    "text", ["There is a pub.", " leading space", "Ünïcode £ 30 – ok", "1 2 3", "\nnew line", "🙂 yes"]
+)
 def test_on_real_tokenizers_prompt_and_answer_meet_at_a_token(path, text):
     tok = AutoTokenizer.from_pretrained(path)
     messages = [{"role": "user", "content": "name : Café | x"}, {"role": "assistant", "content": text}]

@@ -26,7 +26,10 @@ def base(tmp_path_factory):
 @pytest.fixture
 def examples(base):
     rows = [{"prompt": "a" * (3 * i + 1), "completion": "bc" * (i + 1)} for i in range(7)]
-    made = [data.Row("prompt+completion", f"x:{i}", prompt=r["prompt"], completion=r["completion"]) for i, r in enumerate(rows)]
+    made = [
+        data.Row("prompt+completion", f"x:{i}", prompt=r["prompt"], completion=r["completion"])
+        for i, r in enumerate(rows)
+    ]
     return data.prepare(made, base.tokenizer, 60, "completions", "drop").examples
 
 
@@ -178,7 +181,12 @@ def test_every_kind_of_file_gives_the_same_rows(tmp_path, kind):
 def test_a_folder_is_all_its_files(tmp_path):
     for kind in ("jsonl", "csv"):
         _write(tmp_path / f"rows.{kind}", ROWS)
-    assert [row.source for row in data.read_rows(tmp_path)] == ["rows.csv:2", "rows.csv:4", "rows.jsonl:1", "rows.jsonl:2"]
+    assert [row.source for row in data.read_rows(tmp_path)] == [
+        "rows.csv:2",
+        "rows.csv:4",
+        "rows.jsonl:1",
+        "rows.jsonl:2",
+    ]
 
 
 def test_holding_out_is_stable_and_never_splits_a_prompt():

@@ -75,7 +75,9 @@ def test_peft_reads_what_we_save(family, case, tmp_path):
     ids = models.tokens(2, 9)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)  # an unknown key or a missing tensor is a warning there
-        theirs = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), tmp_path / "ours")
+        theirs = peft.PeftModel.from_pretrained(
+            AutoModelForCausalLM.from_pretrained(tmp_path / "base"), tmp_path / "ours"
+        )
     with torch.no_grad():
         wanted = theirs.eval()(input_ids=ids).logits
     assert _close(base.logits(ids, "ours"), wanted)
@@ -125,10 +127,14 @@ UNSUPPORTED = {
 @pytest.mark.parametrize("what", UNSUPPORTED)
 def test_what_we_do_not_do_is_refused_by_name(what, tmp_path):
     bases.directory(tmp_path / "base")
-    config = peft.LoraConfig(**dict(r=2, lora_alpha=5, target_modules=["q_proj"], task_type="CAUSAL_LM") | UNSUPPORTED[what])
+    config = peft.LoraConfig(
+        **dict(r=2, lora_alpha=5, target_modules=["q_proj"], task_type="CAUSAL_LM") | UNSUPPORTED[what]
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        peft.get_peft_model(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), config).save_pretrained(tmp_path / "it")
+        peft.get_peft_model(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), config).save_pretrained(
+            tmp_path / "it"
+        )
     with pytest.raises((CompatibilityError, inlay.errors.FormatError)) as error:
         load(tmp_path / "base", dtype="float32").attach(tmp_path / "it")
     key = {"dora": "use_dora", "pissa": "init_lora_weights", "embedding": "embed", "alora": "alora_invocation_tokens"}
@@ -185,7 +191,9 @@ def test_any_plain_lora_agrees(r, alpha, modules, tmp_path_factory):
     base.save("it", folder / "it", {})
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        theirs = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder / "base"), folder / "it").eval()
+        theirs = peft.PeftModel.from_pretrained(
+            AutoModelForCausalLM.from_pretrained(folder / "base"), folder / "it"
+        ).eval()
     ids = models.tokens(2, 6)
     with torch.no_grad():
         assert _close(base.logits(ids, "it"), theirs(input_ids=ids).logits)

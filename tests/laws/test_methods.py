@@ -88,7 +88,9 @@ def test_merging_piece_by_piece_equals_merging_whole(name, method):
     for path, params in adapter.params.items():
         weight, one = held.linears[path].weight(torch.float64), adapter.methods[path]
         cut = weight.shape[0] // 3
-        pieces = [one.merge(one.rows(params, a, b), weight[a:b], None)[0] for a, b in ((0, cut), (cut, weight.shape[0]))]
+        pieces = [
+            one.merge(one.rows(params, a, b), weight[a:b], None)[0] for a, b in ((0, cut), (cut, weight.shape[0]))
+        ]
         assert_close(torch.cat(pieces), one.merge(params, weight, None)[0], torch.float64, 30)
 
 
@@ -179,7 +181,10 @@ def test_gradients_agree_with_finite_differences(name, method):
     def loss():
         return cross_entropy_sum(held.module(input_ids=ids).logits, ids) / ids.numel()
 
-    step, tolerance = 1e-5, 1e-6  # central differences in float64: the error is near step^2, the rounding near 1e-16 / step
+    step, tolerance = (
+        1e-5,
+        1e-6,
+    )  # central differences in float64: the error is near step^2, the rounding near 1e-16 / step
     held.active = "a"
     loss().backward()
     generator = torch.Generator().manual_seed(8)

@@ -39,4 +39,4 @@ def jsonl(path, rows):
 
 def rows(number, seed=0):
     """Small prompts and completions that a small model can be trained on."""
-    return [{"prompt": f"say {(i * 7 + seed) % 10}", "completion": f"it is {(i * 7 + seed) % 10}"} for i in range(number)]
+    return [{"prompt": f"say {i + seed}", "completion": f"it is {i + seed}"} for i in range(number)]

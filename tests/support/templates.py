@@ -21,6 +21,13 @@ BRACKETS = (
 ENDLESS = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
 
 SPECIAL = ["<|im_start|>", "<|im_end|>", "<|head|>", "<|tail|>"]
-ALL = {"chatml": CHATML, "headers": HEADERS, "forgetful": FORGETFUL, "brackets": BRACKETS, "endless": ENDLESS, "plain": None}
+ALL = {
+    "chatml": CHATML,
+    "headers": HEADERS,
+    "forgetful": FORGETFUL,
+    "brackets": BRACKETS,
+    "endless": ENDLESS,
+    "plain": None,
+}
 END = {"chatml": "<|im_end|>", "headers": "<|im_end|>", "forgetful": "<|im_end|>"}
 """The end-of-turn token of a template; the tokenizer's end token for the others."""

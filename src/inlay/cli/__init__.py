@@ -5,10 +5,13 @@ help, and `run` returns the exit status. The first line of the file is its line 
 the standard library.
 """
 
+import contextlib
 import importlib
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 ORDER = ("demo", "train", "eval", "generate", "chat", "merge", "inspect")
@@ -43,7 +46,10 @@ def _guarded(command: str, arguments: list[str]) -> int:
 
     debug = "--debug" in arguments
     try:
-        return importlib.import_module(f"{__name__}._command").run(command, arguments)
+        with _killable():
+            runner = importlib.import_module(f"{__name__}._command")
+            importlib.import_module(f"{__name__}.{command}")
+        return runner.run(command, arguments)
     except InlayError as error:
         if debug:
             raise
@@ -57,6 +63,19 @@ def _guarded(command: str, arguments: list[str]) -> int:
     except BrokenPipeError:  # whoever read our output has stopped, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+@contextlib.contextmanager
+def _killable() -> Iterator[None]:
+    """Let Ctrl-C end the process at once: some libraries swallow a KeyboardInterrupt while they are imported."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _help() -> str:

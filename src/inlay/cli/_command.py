@@ -157,7 +157,9 @@ def layers(text: str) -> tuple[int, ...] | None:
     for part in text.split(","):
         first, _, last = part.partition("-")
         if not (first.isdigit() and (last or first).isdigit()):
-            raise ConfigError(explain("layers are numbers and ranges", found=repr(text), do="--layers-to-transform 0-5,11"))
+            raise ConfigError(
+                explain("layers are numbers and ranges", found=repr(text), do="--layers-to-transform 0-5,11")
+            )
         numbers += range(int(first), int(last or first) + 1)
     return tuple(numbers)
 

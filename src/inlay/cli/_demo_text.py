@@ -11,18 +11,69 @@ three behaviours:
 
 import random
 
-NAMES = (
-    "Mia Tom Anna Ben Clara David Ella Felix Grace Hugo Ida Jonas Kira Leo Maya Nils Olga Paul Rosa Sam Tara Uma Vera Will "
-    "Yara Zoe Emil Nora Oscar Lena"
-).split()
-THINGS = (
-    "boats apples kites lamps books cups hats stones bells coins keys drums chairs pots roses shells ropes bags rings cards "
-    "balls pens maps combs masks"
-).split()
-COLOURS = "red green blue white black yellow brown grey pink golden".split()
-COUNTS = "two three four five six seven eight nine ten twelve".split()
-PLACES = "garden kitchen market village harbour school forest station".split()
-VERBS = "found bought sold lost painted counted carried wanted".split()
+NAMES = [
+    "Mia",
+    "Tom",
+    "Anna",
+    "Ben",
+    "Clara",
+    "David",
+    "Ella",
+    "Felix",
+    "Grace",
+    "Hugo",
+    "Ida",
+    "Jonas",
+    "Kira",
+    "Leo",
+    "Maya",
+    "Nils",
+    "Olga",
+    "Paul",
+    "Rosa",
+    "Sam",
+    "Tara",
+    "Uma",
+    "Vera",
+    "Will",
+    "Yara",
+    "Zoe",
+    "Emil",
+    "Nora",
+    "Oscar",
+    "Lena",
+]
+THINGS = [
+    "boats",
+    "apples",
+    "kites",
+    "lamps",
+    "books",
+    "cups",
+    "hats",
+    "stones",
+    "bells",
+    "coins",
+    "keys",
+    "drums",
+    "chairs",
+    "pots",
+    "roses",
+    "shells",
+    "ropes",
+    "bags",
+    "rings",
+    "cards",
+    "balls",
+    "pens",
+    "maps",
+    "combs",
+    "masks",
+]
+COLOURS = ["red", "green", "blue", "white", "black", "yellow", "brown", "grey", "pink", "golden"]
+COUNTS = ["two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "twelve"]
+PLACES = ["garden", "kitchen", "market", "village", "harbour", "school", "forest", "station"]
+VERBS = ["found", "bought", "sold", "lost", "painted", "counted", "carried", "wanted"]
 
 Fact = tuple[str, str, str, str]
 """(name, thing, colour, count)."""
@@ -56,7 +107,7 @@ def ask(of: Fact) -> str:
 
 def document(rng: random.Random) -> str:
     """One text of the kind that the base has read."""
-    return rng.choice([_story, _story, _dialogue, _cards, _cards])(rng)
+    return rng.choice([_story, _dialogue, _cards, _cards, _cards])(rng)
 
 
 def rows(task: str, number: int, seed: int) -> list[dict[str, str]]:
@@ -104,4 +155,4 @@ def _cards(rng: random.Random) -> str:
     of = fact(rng)
     said = [f"the {key} is {value}" for key, value in zip(("name", "thing", "colour", "count"), of, strict=True)]
     before = f"{card(fact(rng), rng)}\n" if rng.random() < 0.3 else ""
-    return f"{before}{card(of, rng)}\n" + ", ".join(rng.sample(said, rng.randint(2, 4))) + "."
+    return f"{before}{card(of, rng)}\n" + ", ".join(rng.sample(said, 4)) + "."

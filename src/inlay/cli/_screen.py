@@ -45,7 +45,13 @@ def bar(label: str, unit: Callable[[float], str] = lambda value: f"{value:,.0f}"
     if not console().is_terminal:
         yield lambda done, total, text="": None
         return
-    columns = [TextColumn("{task.description}"), BarColumn(), _Amount(unit), TextColumn("{task.fields[text]}"), TimeRemainingColumn()]
+    columns = [
+        TextColumn("{task.description}"),
+        BarColumn(),
+        _Amount(unit),
+        TextColumn("{task.fields[text]}"),
+        TimeRemainingColumn(),
+    ]
     with Progress(*columns, console=console(), transient=True) as progress:
         task = progress.add_task(f"{label:<{_LABEL_WIDTH - 1}}", total=None, text="")
         yield lambda done, total, text="": progress.update(task, completed=done, total=total, text=text)

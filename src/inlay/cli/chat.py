@@ -21,8 +21,8 @@ class Chat(Common):
     adapter: repeated(str) = ()  # type: ignore[valid-type]  # an annotation built by a function
     """An adapter directory; given several times, /use NAME changes between them."""
 
-    max_new_tokens: int = 256
-    """Longest answer in tokens."""
+    max_new_tokens: int | None = None
+    """Longest answer in tokens; 256, or what the model's positions leave, unless given."""
 
     temperature: float = 0.0
     """0 takes the likeliest token; above 0 tokens are drawn."""

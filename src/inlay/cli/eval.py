@@ -7,7 +7,8 @@ from inlay.cli import _screen
 from inlay.cli._command import Common, Positional
 from inlay.cli._screen import count, say
 from inlay.model.base import Base, load
-from inlay.training import data, job, score
+from inlay.training import data as rows_of
+from inlay.training import job, score
 from inlay.training.batch import num_targets
 from inlay.training.loop import evaluate
 from inlay.training.settings import Settings
@@ -32,8 +33,8 @@ class Eval(Common):
     rows: int | None = None
     """At most this many rows (and prompts), spread evenly over the data."""
 
-    max_new_tokens: int = 128
-    """Longest answer in tokens."""
+    max_new_tokens: int | None = None
+    """Longest answer in tokens; 256, or what the model's positions leave, unless given."""
 
     max_length: int | None = None
     """Longest row in tokens; longer ones are left out and counted."""
@@ -54,9 +55,9 @@ class Eval(Common):
         """Measure and print."""
         base = load(self.model, dtype=self.dtype, device=self.device)
         adapter = base.attach(self.adapter, force=self.force).name if self.adapter else None
-        rows = data.read_rows(self.data)
+        rows = rows_of.read_rows(self.data)
         length = self.max_length or min(base.max_length or job.LONGEST_DEFAULT, job.LONGEST_DEFAULT)
-        prepared = data.prepare(rows, base.tokenizer, length, self.train_on, "drop")
+        prepared = rows_of.prepare(rows, base.tokenizer, length, self.train_on, "drop")
         examples = job.spread(prepared.examples, self.rows or len(prepared.examples))
         say("base", f"{base.describe()} · {base.fingerprint}")
         left_out = f" · {prepared.num_dropped:,} longer than {length:,} left out" if prepared.num_dropped else ""
@@ -68,12 +69,12 @@ class Eval(Common):
             key = "adapter" if name else "base"
             results[key] = {"loss": evaluate(base, name, examples, tokens)} | self._scores(base, name, rows)
             say(name or "base", " · ".join(f"{what} {value:.4g}" for what, value in results[key].items()))
-        results["loss"] = results[key]["loss"]
+        results["loss"] = results["adapter" if adapter else "base"]["loss"]
         if self.json:
             _screen.emit(results)
         return 0
 
-    def _scores(self, base: Base, name: str | None, rows: list[data.Row]) -> dict[str, float]:
+    def _scores(self, base: Base, name: str | None, rows: list[rows_of.Row]) -> dict[str, float]:
         if self.scores == "none":
             return {}
         wanted = score.references(rows)

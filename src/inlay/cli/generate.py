@@ -21,8 +21,8 @@ class Generate(Common):
     adapter: repeated(str) = ()  # type: ignore[valid-type]  # likewise
     """An adapter directory, or 'none' for the plain base; given several times, all answer in one batch."""
 
-    max_new_tokens: int = 128
-    """Longest answer in tokens."""
+    max_new_tokens: int | None = None
+    """Longest answer in tokens; 256, or what the model's positions leave, unless given."""
 
     temperature: float = 0.0
     """0 takes the likeliest token; above 0 tokens are drawn."""

@@ -8,7 +8,7 @@ from typing import Any
 from inlay import methods
 from inlay.cli import _screen
 from inlay.cli._command import Common, Positional
-from inlay.cli._screen import count, say, size
+from inlay.cli._screen import count, size
 from inlay.io import peft
 from inlay.io.fingerprint import short
 

@@ -44,7 +44,10 @@ class Merge(Common):
         total = sum(file.stat().st_size for file in base.checkpoint.files)
         with _screen.bar("merging", size) as update:
             found = merge(base, name, self.output, texts=texts, progress=update)
-        say("merged", f"{len(base.checkpoint.tensors)} tensors, {len(base.get(name).params)} of them changed · {size(total)}")
+        say(
+            "merged",
+            f"{len(base.checkpoint.tensors)} tensors, {len(base.get(name).params)} of them changed · {size(total)}",
+        )
         say(
             "checked",
             f"merged and unmerged agree on {found.num_rows} rows: largest difference of a logit "

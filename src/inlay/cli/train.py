@@ -104,7 +104,10 @@ def announce(job: jobs.Job) -> None:
     say("adapter", describe(job))
     say("steps", str(job.plan))
     if train.num_trained > job.adapter.num_weights:
-        say("note", f"more trained tokens than adapter weights ({count(job.adapter.num_weights)}): a higher --r may learn more")
+        say(
+            "note",
+            f"more trained tokens than adapter weights ({count(job.adapter.num_weights)}): a higher --r may learn more",
+        )
 
 
 def describe(job: jobs.Job) -> str:
@@ -170,7 +173,12 @@ def _conclude(job: jobs.Job, report: jobs.Report, model: str) -> None:
             say("note", "no step was better on the held-out rows than the base itself: the adapter changes nothing")
     else:
         say("loss", f"{report.loss:.3f} nats per token at the last step")
-    say("wrote", f"{report.output}/  (adapter {size(report.adapter_bytes)}, base {short(report.base_fingerprint)}, curve.png)")
-    say("took", f"{report.seconds:.0f} s · {report.tokens_per_second:,.0f} tokens/s · {size(report.peak_rss_bytes)} at most")
+    say(
+        "wrote",
+        f"{report.output}/  (adapter {size(report.adapter_bytes)}, base {short(report.base_fingerprint)}, curve.png)",
+    )
+    say(
+        "took",
+        f"{report.seconds:.0f} s · {report.tokens_per_second:,.0f} tokens/s · {size(report.peak_rss_bytes)} at most",
+    )
     say("try it", f"inlay chat {model} --adapter {report.output}")
-

@@ -96,7 +96,8 @@ class _Routed(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Any:  # type: ignore[override]  # torch names its first argument by keyword
+        (g,) = grad_outputs
         x, *rest = ctx.saved_tensors
         num_pairs = 2 * len(ctx.scalings)
         pairs, hidden = rest[:num_pairs], rest[num_pairs:]

@@ -83,7 +83,9 @@ def refuse_pickles(directory: Path, wanted: str) -> FormatError | UnknownNameErr
             )
         )
     return UnknownNameError(
-        explain(f"there is no {wanted} in this directory", found=str(directory), do="check the path for a missing level")
+        explain(
+            f"there is no {wanted} in this directory", found=str(directory), do="check the path for a missing level"
+        )
     )
 
 
@@ -129,7 +131,9 @@ def _check_cover(tensors: dict[str, TensorEntry], data_start: int, size: int, pr
             return
         end = entry.stop
     if end != size:
-        problems.append(f"the tensors end at byte {end:,}, the file has {size:,}: it is {'truncated' if size < end else 'longer'}")
+        problems.append(
+            f"the tensors end at byte {end:,}, the file has {size:,}: it is {'truncated' if size < end else 'longer'}"
+        )
 
 
 def _broken(path: Path, *problems: str) -> FormatError:

@@ -1,9 +1,9 @@
 """A model on disk: a directory that `transformers` knows, its weights in safetensors, or a name on the hub.
 
-    config.json                           the architecture
-    model.safetensors                     the weights, or
-    model.safetensors.index.json          which of several files holds which
-    tokenizer.json, tokenizer_config.json, chat_template.jinja ...
+config.json                           the architecture
+model.safetensors                     the weights, or
+model.safetensors.index.json          which of several files holds which
+tokenizer.json, tokenizer_config.json, chat_template.jinja ...
 """
 
 import dataclasses

@@ -88,7 +88,11 @@ def write_file(path: Path, content: bytes) -> None:
 
 def _full(path: Path, found: str) -> OutputError:
     return OutputError(
-        explain("the disk is full; nothing was left half-written", found=f"{path}: {found}", do="free some space, or --output elsewhere")
+        explain(
+            "the disk is full; nothing was left half-written",
+            found=f"{path}: {found}",
+            do="free some space, or --output elsewhere",
+        )
     )
 
 

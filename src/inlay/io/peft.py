@@ -33,7 +33,16 @@ RECORD_FORMAT = 1
 
 _PREFIX = "base_model.model."
 _ABOUT_THE_FILE = frozenset(
-    "auto_mapping base_model_name_or_path inference_mode layers_pattern peft_type peft_version revision task_type".split()
+    [
+        "auto_mapping",
+        "base_model_name_or_path",
+        "inference_mode",
+        "layers_pattern",
+        "peft_type",
+        "peft_version",
+        "revision",
+        "task_type",
+    ]
 )
 
 
@@ -166,7 +175,9 @@ def _method(path: Path, config: Mapping[str, Any]) -> LinearMethod:
                 do="merge it with peft, or save it there as plain LoRA",
             )
         )
-    values = {field.name: config[field.name] for field in dataclasses.fields(chosen) if config.get(field.name) is not None}
+    values = {
+        field.name: config[field.name] for field in dataclasses.fields(chosen) if config.get(field.name) is not None
+    }
     if isinstance(values.get("layers_to_transform"), int):
         values["layers_to_transform"] = [values["layers_to_transform"]]
     return chosen(**{key: _plain(value) for key, value in values.items()})

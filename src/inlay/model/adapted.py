@@ -114,7 +114,9 @@ def _changed(
         if found is not None:
             numbers[k] = len(factors)
             factors.append(found)
-    out = routed(y, x, factors, [Segment(s.start, s.stop, numbers[s.adapter]) for s in segments if s.adapter in numbers])
+    out = routed(
+        y, x, factors, [Segment(s.start, s.stop, numbers[s.adapter]) for s in segments if s.adapter in numbers]
+    )
     others = [s for s in segments if s.adapter not in numbers]
     if not others:
         return out

@@ -35,8 +35,7 @@ class Adapter:
 
     def __repr__(self) -> str:
         return (
-            f"Adapter({self.name!r}, {name_of(self.method)} on {len(self.params)} layers, "
-            f"{self.num_weights:,} weights)"
+            f"Adapter({self.name!r}, {name_of(self.method)} on {len(self.params)} layers, {self.num_weights:,} weights)"
         )
 
     @property

@@ -106,7 +106,9 @@ class Attached:
 
     def problems(self, method: LinearMethod, params: Mapping[str, Params]) -> list[str]:
         """How tensors differ from those that `method` has for the modules of this model; empty where they fit."""
-        problems = [f"{path}: this model has no linear layer of that name" for path in params if path not in self.linears]
+        problems = [
+            f"{path}: this model has no linear layer of that name" for path in params if path not in self.linears
+        ]
         for path, tensors in params.items():
             if path not in self.linears:
                 continue

@@ -28,6 +28,9 @@ from inlay.text.template import prompt_ids
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
 """The dtypes that a base can compute in, by name."""
 
+DEFAULT_NEW_TOKENS = 256
+"""Longest answer, in tokens, where nothing is said."""
+
 MIN_BFLOAT16_WIDTH = 256
 """Below this hidden size bfloat16 is slower than float32 even where it is native: measured with benchmarks/dtype_width.py."""
 
@@ -153,7 +156,7 @@ class Base(Attached):
         prompts: Sequence[str | Sequence[dict[str, str]]],
         adapters: Rows | None = None,
         *,
-        max_new_tokens: int = 128,
+        max_new_tokens: int | None = None,
         temperature: float = 0.0,
         seed: int = 0,
         streamer: Any = None,
@@ -165,6 +168,7 @@ class Base(Attached):
         - `prompts`: texts, or conversations as lists of messages; either is rendered with the chat template, exactly as
           training renders it.
         - `adapters`: a name for all rows, or one name or None per row; None: the plain base.
+        - `max_new_tokens`: longest answer; `DEFAULT_NEW_TOKENS`, or what the positions leave, unless given.
         - `temperature`: 0 takes the likeliest token; above, tokens are drawn with `seed`.
         - `streamer`: a `transformers` streamer, for one row.
 
@@ -176,7 +180,7 @@ class Base(Attached):
             )
         rows = [prompt_ids(self.tokenizer, prompt) for prompt in prompts]
         longest = max(map(len, rows), default=0)
-        self._check_length(longest, max_new_tokens)
+        new_tokens = self._new_tokens(longest, max_new_tokens)
         pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id
         ids = torch.tensor([[pad or 0] * (longest - len(row)) + row for row in rows])
         mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
@@ -187,7 +191,7 @@ class Base(Attached):
             out = self.model.generate(
                 input_ids=ids.to(device),
                 attention_mask=mask.to(device),
-                max_new_tokens=max_new_tokens,
+                max_new_tokens=new_tokens,
                 pad_token_id=pad,
                 eos_token_id=self.end_tokens,
                 streamer=streamer,
@@ -207,17 +211,18 @@ class Base(Attached):
         """The most tokens that the model's positions allow, where it has a limit."""
         return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
 
-    def _check_length(self, num_tokens: int, max_new_tokens: int) -> None:
-        if self.max_length is not None and num_tokens + max_new_tokens > self.max_length:
+    def _new_tokens(self, num_tokens: int, wanted: int | None) -> int:
+        """How many tokens may follow a prompt of `num_tokens`."""
+        room = DEFAULT_NEW_TOKENS if self.max_length is None else self.max_length - num_tokens
+        if room < (wanted or 1):
             raise ConfigError(
                 explain(
                     "prompt and answer are longer than this model's positions",
-                    found=f"{num_tokens} + {max_new_tokens} tokens, at most {self.max_length}",
-                    do=f"--max-new-tokens {max(1, self.max_length - num_tokens)}"
-                    if num_tokens < self.max_length
-                    else "a shorter prompt",
+                    found=f"{num_tokens} + {wanted or 1} tokens, at most {self.max_length}",
+                    do=f"--max-new-tokens {room}" if room > 0 else "a shorter prompt",
                 )
             )
+        return wanted or min(DEFAULT_NEW_TOKENS, room)
 
     def _check_fingerprint(self, name: str, record: dict[str, Any], force: bool) -> None:
         trained_on = record.get("base", {})
@@ -281,7 +286,7 @@ def _model(checkpoint: Checkpoint, dtype: torch.dtype) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             checkpoint.directory,
             dtype=dtype,
             use_safetensors=True,
@@ -298,8 +303,11 @@ def _model(checkpoint: Checkpoint, dtype: torch.dtype) -> nn.Module:
                 do="a causal language model that transformers knows; pip install --upgrade transformers for a new one",
             )
         ) from None
+    model, report = loaded
     problems = [f"{key}: missing" for key in sorted(report["missing_keys"])]
-    problems += [f"{key[0]}: shape {tuple(key[1])}, expected {tuple(key[2])}" for key in sorted(report["mismatched_keys"])]
+    problems += [
+        f"{key[0]}: shape {tuple(key[1])}, expected {tuple(key[2])}" for key in sorted(report["mismatched_keys"])
+    ]
     if problems:
         raise FormatError(
             explain(

@@ -130,7 +130,9 @@ def _checkpoint_names(base: Base, adapter: Adapter) -> dict[str, str]:
         elif name is None:
             problems.append(f"{path}: the checkpoint has no tensor of that name")
         elif tensors[name].shape != stored or tensors[name].dtype not in _TORCH_DTYPES:
-            problems.append(f"{path}: {tensors[name].dtype} of shape {tensors[name].shape} in the checkpoint, here {stored}")
+            problems.append(
+                f"{path}: {tensors[name].dtype} of shape {tensors[name].shape} in the checkpoint, here {stored}"
+            )
         else:
             names |= {name: path} | ({bias: path} if bias else {})
     if problems:
@@ -170,9 +172,7 @@ def _merge_bias(base: Base, adapter: Adapter, path: str, entry: TensorEntry, wri
     _write_tensor(write, new.to(_TORCH_DTYPES[entry.dtype]).cpu())
 
 
-def _merge_weight(
-    base: Base, adapter: Adapter, path: str, entry: TensorEntry, read: BinaryIO, write: BinaryIO
-) -> None:
+def _merge_weight(base: Base, adapter: Adapter, path: str, entry: TensorEntry, read: BinaryIO, write: BinaryIO) -> None:
     """Write the merged weight of one module, a tile of rows at a time."""
     method, params = adapter.methods[path], {key: t.cpu() for key, t in adapter.params[path].items()}
     linear, dtype = base.linears[path], _TORCH_DTYPES[entry.dtype]

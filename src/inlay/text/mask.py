@@ -59,7 +59,12 @@ def conversation(tokenizer: Any, messages: Sequence[Message], source: str, *, tr
 
 
 def answers(
-    tokenizer: Any, prompts: Sequence[Message], completions: Sequence[Message], source: str, *, train_on_all: bool = False
+    tokenizer: Any,
+    prompts: Sequence[Message],
+    completions: Sequence[Message],
+    source: str,
+    *,
+    train_on_all: bool = False,
 ) -> Example:
     """A prompt and its completion as tokens, trained on the assistant turns of the completion."""
     text, spans = _rendered(tokenizer, [*prompts, *completions], source)
@@ -89,7 +94,7 @@ def fit(example: Example, max_length: int, too_long: str) -> list[Example]:
         return []
     windows = []
     for start in range(0, len(example.input_ids) - 1, max_length - 1):
-        ids, trained = (part[start : start + max_length] for part in (example.input_ids, example.trained))
+        ids, trained = example.input_ids[start : start + max_length], example.trained[start : start + max_length]
         if any(trained[1:]):
             windows.append(Example(ids, (False, *trained[1:]), example.source))
     return windows

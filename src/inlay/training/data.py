@@ -194,9 +194,13 @@ def _read_file(path: Path) -> list[Row]:
     try:
         values = list(reader(path))
     except UnicodeDecodeError as error:
-        raise FormatError(explain("this file is not UTF-8 text", found=f"{path}: {error}", do="iconv -t utf-8")) from None
+        raise FormatError(
+            explain("this file is not UTF-8 text", found=f"{path}: {error}", do="iconv -t utf-8")
+        ) from None
     if not values:
-        raise DataError(explain("this data file is empty", found=str(path), do="one JSON object per line, for instance"))
+        raise DataError(
+            explain("this data file is empty", found=str(path), do="one JSON object per line, for instance")
+        )
     return _rows(values, path.name)
 
 
@@ -230,7 +234,9 @@ def _row(value: Any, source: str, problems: list[str]) -> Row | None:
     else:
         keys = [str(key) for key in value]
         wanted = ("messages", "prompt", "completion", "text")
-        near = [f"{key}: did you mean {nearest(key, wanted)}?" for key in keys if key not in wanted and nearest(key, wanted)]
+        near = [
+            f"{key}: did you mean {nearest(key, wanted)}?" for key in keys if key not in wanted and nearest(key, wanted)
+        ]
         problems.append(f"{source}: keys {', '.join(keys) or 'none'}" + (f" ({'; '.join(near)})" if near else ""))
     return None
 
@@ -316,7 +322,9 @@ def _read_parquet(path: Path) -> Iterator[tuple[int, Any]]:
     try:
         table = pyarrow.parquet.read_table(path)
     except (pyarrow.lib.ArrowException, OSError) as error:
-        raise FormatError(explain("this is not a Parquet file", found=f"{path}: {str(error).splitlines()[0]}")) from None
+        raise FormatError(
+            explain("this is not a Parquet file", found=f"{path}: {str(error).splitlines()[0]}")
+        ) from None
     yield from enumerate(table.to_pylist(), start=1)
 
 

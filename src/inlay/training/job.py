@@ -133,7 +133,11 @@ class Job:
             "training": {
                 **dataclasses.asdict(self.settings),
                 **dataclasses.asdict(self.plan),
-                **{key: value for key, value in dataclasses.asdict(report).items() if key not in ("output", "adapter_bytes")},
+                **{
+                    key: value
+                    for key, value in dataclasses.asdict(report).items()
+                    if key not in ("output", "adapter_bytes")
+                },
                 "losses": [round(loss, 6) for loss in progress.losses],
                 "eval_losses": progress.eval_losses,
                 "date": time.strftime("%Y-%m-%d"),
@@ -223,9 +227,7 @@ def train(
 
     **Arguments:** those of `prepare`; every field of `Settings` by its name.
     """
-    return prepare(
-        base, source, method=method, output=output, eval_data=eval_data, settings=from_dict(settings)
-    ).run()
+    return prepare(base, source, method=method, output=output, eval_data=eval_data, settings=from_dict(settings)).run()
 
 
 def spread(examples: Sequence[Example], count: int) -> list[Example]:
@@ -233,8 +235,6 @@ def spread(examples: Sequence[Example], count: int) -> list[Example]:
     if len(examples) <= count:
         return list(examples)
     return [examples[i * len(examples) // count] for i in range(count)]
-
-
 
 
 def peak_rss_bytes() -> int:

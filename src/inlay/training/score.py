@@ -48,7 +48,7 @@ def score(
     rows: Rows,
     wanted: dict[str, list[str]],
     *,
-    max_new_tokens: int = 128,
+    max_new_tokens: int | None = None,
     batch_size: int = 32,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Scores:

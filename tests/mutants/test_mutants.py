@@ -1,0 +1,77 @@
+"""Deliberate bugs: for each, some test of the suite must fail. A suite that lets one live has a hole.
+
+Each mutant is a text replacement in a copy of the package; the tests named with it run against the copy.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+LAWS, ROUTED, TEXT, TRAINING = (
+    "tests/laws",
+    "tests/equations/test_routed.py",
+    "tests/equations/test_text.py",
+    "tests/equations/test_training.py",
+)
+
+MUTANTS = {
+    "the scaling is dropped": ("core/routed.py", "alpha=scalings[k])", "alpha=1.0)", ROUTED),
+    "the scaling is dropped in a merge": ("core/lowrank.py", "alpha=scaling)", "alpha=1.0)", ROUTED),
+    "A is transposed": ("core/routed.py", "x[s.start : s.stop] @ A[s.adapter].T", "x[s.start : s.stop] @ A[s.adapter].reshape(A[s.adapter].shape[::-1])", ROUTED),
+    "B is transposed in a merge": ("core/lowrank.py", "B.to(wide)", "B.reshape(B.shape[::-1]).T.contiguous().reshape(B.shape).to(wide)", ROUTED),
+    "two adapters are swapped": ("core/routed.py", "segments.append(Segment(start, stop, adapter))", "segments.append(Segment(start, stop, 1 - adapter if adapter < 2 else adapter))", ROUTED),
+    "the gradient of A misses the scaling": ("core/routed.py", "(g[rows] @ B[k]).mul_(scaling)", "(g[rows] @ B[k])", ROUTED),
+    "the gradient of B misses the scaling": ("core/routed.py", "(g[rows].T @ h).mul_(scaling)", "(g[rows].T @ h)", ROUTED),
+    "the gradient of x misses the adapter": ("core/routed.py", "grad_x[rows].addmm_(grad_hidden, A[k])", "pass", ROUTED),
+    "a merged weight is rounded twice": ("core/lowrank.py", "return torch.addmm(weight.to(wide), B.to(wide), A.to(wide), alpha=scaling).to(weight.dtype)", "return weight + (scaling * (B.to(wide) @ A.to(wide))).to(weight.dtype)", ROUTED),
+    "the bias is forgotten": ("model/merge.py", "new.to(_TORCH_DTYPES[entry.dtype]).cpu()", "torch.zeros_like(new)", "tests/cli/test_commands.py -k merge_writes"),
+    "rslora scales as lora": ("methods/lora.py", "self.r**0.5 if self.use_rslora else self.r", "self.r", "tests/interop/test_peft.py -k rslora"),
+    "a row takes its neighbour's adapter": ("core/routed.py", "row * num_tokens, (row + 1) * num_tokens", "row * num_tokens + 1, (row + 1) * num_tokens + 1", ROUTED),
+    "B does not start at zero": ("methods/lora.py", "torch.zeros(base.out_features, self.r)", "torch.ones(base.out_features, self.r)", f"{LAWS} -k fresh"),
+    "the seed is ignored": ("model/attach.py", "manual_seed(seed)", "manual_seed(0)", f"{LAWS} -k seed"),
+    "the base is changed by a merge of rows": ("methods/lora.py", 'params["lora_B"][start:stop]', 'params["lora_B"]', f"{LAWS} -k piece"),
+    "an adapted layer stays after detaching": ("model/attach.py", "                self._unwrap_(path)", "                pass", f"{LAWS} -k every_byte"),
+    "the end token is not trained on": ("text/mask.py", "[*trained, True]", "[*trained, False]", TEXT),
+    "the mask is shifted by one": ("text/mask.py", "start <= offset[0] < stop", "start <= offset[0] + 1 < stop", TEXT),
+    "only the last answer is trained on": ("text/mask.py", "_example(tokenizer, text, spans, source, train_on_all)\n\n\ndef answers", "_example(tokenizer, text, spans[-1:], source, train_on_all)\n\n\ndef answers", TEXT),
+    "each part is normalised by itself": ("training/loop.py", "(loss / total).backward()", "(loss / batch.num_targets(part)).backward()", TRAINING),
+    "labels are not shifted": ("training/batch.py", "ids[1:].where(trained[1:]", "ids[:-1].where(trained[1:]", TRAINING),
+    "padding is learned": ("training/batch.py", "torch.full((len(examples), longest), IGNORE)", "torch.zeros((len(examples), longest), dtype=torch.long)", TRAINING),
+    "the learning rate never decays": ("training/schedule.py", "max(0.0, (num_steps - step) / max(1, num_steps - warmup))", "1.0", TRAINING),
+    "a foreign base is accepted": ("model/base.py", "theirs != ours and not force", "False", "tests/attacks -k another_base"),
+    "extra tensors are dropped": ("io/peft.py", 'problems.append(f"{key}: no tensor of', 'str(f"{key}: no tensor of', "tests/attacks -k missing_extra"),
+    "unknown keys are dropped": ("io/peft.py", "value in (None, False, [], {})", "True", "tests/attacks -k keys_that_change"),
+}  # fmt: skip
+"""What is broken -> (file, text, replacement, the tests that must see it)."""
+
+
+def run(mutated, tests):
+    environment = os.environ | {"PYTHONPATH": f"{mutated}{os.pathsep}{ROOT}", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", *tests.split()]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MUTANTS)
+def test_the_suite_catches(tmp_path, name):
+    file, text, replacement, tests = MUTANTS[name]
+    shutil.copytree(ROOT / "src" / "inlay", tmp_path / "inlay")
+    path = tmp_path / "inlay" / file
+    source = path.read_text("utf-8")
+    assert source.count(text) >= 1, f"{file} no longer has {text!r}: bring this mutant up to date"
+    path.write_text(source.replace(text, replacement), "utf-8")
+    done = run(tmp_path, tests)
+    assert done.returncode == 1, f"no test saw that {name}\n{done.stdout[-2000:]}"
+    assert " failed" in done.stdout
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_every_mutant_still_applies(name):
+    file, text, _, _ = MUTANTS[name]
+    assert text in (ROOT / "src" / "inlay" / file).read_text("utf-8")
