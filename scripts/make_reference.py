@@ -5,7 +5,7 @@ python scripts/make_reference.py            writes docs/reference/, which is not
 
 import importlib
 import io
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 
 from inlay import cli, methods
@@ -39,11 +39,8 @@ def main() -> None:
 def command(name: str) -> str:
     """The help of one command as a section."""
     text = io.StringIO()
-    with redirect_stdout(text), redirect_stderr(text):
-        try:
-            importlib.import_module("inlay.cli._command").run(name, ["--help"])
-        except SystemExit:
-            pass
+    with redirect_stdout(text), redirect_stderr(text), suppress(SystemExit):
+        importlib.import_module("inlay.cli._command").run(name, ["--help"])
     return f"## inlay {name}\n\n```\n{text.getvalue().rstrip()}\n```\n"
 
 

@@ -11,6 +11,7 @@ costs milliseconds; a file changed within its recorded nanosecond and size would
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -71,10 +72,8 @@ def _weights(checkpoint: Checkpoint) -> str:
         return cached.read_text("ascii")
     except (OSError, UnicodeDecodeError):
         digest = _weights_digest(checkpoint.tensors)
-    try:
+    with contextlib.suppress(OSError):  # a cache that cannot be written costs time, not correctness
         output.write_file(cached, digest.encode("ascii"))
-    except OSError:
-        pass  # a cache that cannot be written costs time, not correctness
     return digest
 
 
