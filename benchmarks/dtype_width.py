@@ -38,5 +38,6 @@ if __name__ == "__main__":
         seconds = step_seconds(width)
         ratio = seconds[torch.float32] / seconds[torch.bfloat16]
         print(
-            f"hidden {width:5}: float32 {seconds[torch.float32]:.3f} s, bfloat16 {seconds[torch.bfloat16]:.3f} s, ratio {ratio:.2f}"
+            f"hidden {width:5}: float32 {seconds[torch.float32]:.3f} s, "
+            f"bfloat16 {seconds[torch.bfloat16]:.3f} s, ratio {ratio:.2f}"
         )
