@@ -173,7 +173,7 @@ def test_gradients_reach_the_adapter_and_nothing_else(name, method):
 
 
 def test_gradients_agree_with_finite_differences(name, method):
-    held = attached("llama", method, dtype=torch.float64)
+    held = attached("gpt2", method, dtype=torch.float64)
     adapter, ids = held.get("a"), models.tokens(2, 5)
     adapter.params = {path: {k: t.double() for k, t in p.items()} for path, p in adapter.params.items()}
     tensors = adapter.train_()
@@ -181,10 +181,9 @@ def test_gradients_agree_with_finite_differences(name, method):
     def loss():
         return cross_entropy_sum(held.module(input_ids=ids).logits, ids) / ids.numel()
 
-    step, tolerance = (
-        1e-5,
-        1e-6,
-    )  # central differences in float64: the error is near step^2, the rounding near 1e-16 / step
+    # central differences in float64: their error is near step^2, their rounding near 1e-16 / step. GPT-2 computes all of
+    # its forward pass in float64; the norms of the other families go through float32
+    step, tolerance = 1e-5, 1e-6
     held.active = "a"
     loss().backward()
     generator = torch.Generator().manual_seed(8)
