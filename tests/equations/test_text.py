@@ -141,6 +141,134 @@ def test_on_real_tokenizers_prompt_and_answer_meet_at_a_token(path, text):
     assert answer.lstrip() == (text + tok.eos_token).lstrip()
 
 
+def real_tokenizer(path, template):
+    tok = AutoTokenizer.from_pretrained(path)
+    tok.add_special_tokens({"additional_special_tokens": templates.SPECIAL})
+    tok.chat_template = template
+    return tok
+
+
+@needs_shared
+@pytest.mark.parametrize("path", [STORIES, GPT2_TOKENIZER], ids=["byte-fallback", "byte-level"])
+@pytest.mark.parametrize("name", [name for name in templates.ALL if name != "forgetful"])
+@pytest.mark.parametrize("answer", ["Ida is nine.", "\n\nNine", "  nine", "🙂"])
+def test_on_real_tokenizers_every_template_starts_an_answer_where_generation_does(path, name, answer):
+    tok = real_tokenizer(path, templates.ALL[name])
+    messages = [{"role": "user", "content": "How old?  "}, {"role": "assistant", "content": answer}]
+    example = mask.conversation(tok, messages, "x:1")
+    start = example.trained.index(True)
+    assert list(example.input_ids[:start]) == prompt_ids(tok, messages[:1])
+    assert all(example.trained[start : start + 2])
+
+
+@needs_shared
+@pytest.mark.parametrize("path", [STORIES, GPT2_TOKENIZER], ids=["byte-fallback", "byte-level"])
+@pytest.mark.parametrize("name", ["chatml", "brackets", "plain"])
+def test_on_real_tokenizers_every_turn_starts_where_generation_does(path, name):
+    tok = real_tokenizer(path, templates.ALL[name])
+    example = mask.conversation(tok, TURNS, "x:1")
+    starts = [i for i in range(1, len(example.trained)) if example.trained[i] and not example.trained[i - 1]]
+    assert [list(example.input_ids[:start]) for start in starts] == [prompt_ids(tok, TURNS[:i]) for i in (1, 3)]
+
+
+def test_an_answer_that_the_user_said_before_is_told_from_it():
+    turns = [{"role": "user", "content": "Say: Ida is nine."}, *TURNS[1:]]
+    for template in (templates.FORGETFUL, templates.EMPTY_THOUGHT):
+        tok = tokenizer("chatml")
+        tok.chat_template = template
+        example = mask.conversation(tok, turns, "x:1")
+        text = mask.show(tok, example)
+        assert "Say: Ida is nine.<|im_end|>" in text
+        assert "[[Ida is nine.<|im_end|>]]" in text
+
+
+def test_an_answer_of_one_letter_is_found_behind_words_that_have_it():
+    tok = tokenizer("forgetful")
+    turns = [TURNS[0], {"role": "assistant", "content": "a"}, *TURNS[2:]]
+    assert trained_texts(tok, mask.conversation(tok, turns, "x:1"))[0] == "a<|im_end|>"
+
+
+def test_what_the_template_puts_before_an_answer_is_trained_on_where_generation_has_to_write_it():
+    tok = tokenizer("chatml")
+    tok.chat_template = templates.EMPTY_THOUGHT
+    texts = trained_texts(tok, mask.conversation(tok, TURNS, "x:1"))
+    assert texts == ["Ida is nine.<|im_end|>", "<think>\n\n</think>\n\nTom is ten, I think.<|im_end|>"]
+
+
+def test_rewritten_answers_in_the_prompt_do_no_harm():
+    tok = tokenizer("forgetful")
+    history = [TURNS[0], {"role": "assistant", "content": "<think>\nso</think>Ida is nine."}, TURNS[2]]
+    assert trained_texts(tok, mask.answers(tok, history, TURNS[3:], "x:1")) == ["Tom is ten, I think.<|im_end|>"]
+
+
+def test_a_template_that_refuses_a_role_refuses_the_row_by_name():
+    tok = tokenizer("chatml")
+    tok.chat_template = templates.NO_SYSTEM
+    with pytest.raises(DataError, match=r"x\.jsonl:12: no system role"):
+        mask.conversation(tok, [{"role": "system", "content": "Be brief."}, *TURNS], "x.jsonl:12")
+    with pytest.raises(DataError, match="no system role"):
+        prompt_ids(tok, [{"role": "system", "content": "Be brief."}, TURNS[0]])
+    assert len(trained_texts(tok, mask.conversation(tok, TURNS, "x:1"))) == 2
+
+
+def test_a_system_message_is_read_and_not_learned():
+    tok = tokenizer("chatml")
+    example = mask.conversation(tok, [{"role": "system", "content": "Be brief."}, *TURNS[:2]], "x:1")
+    assert trained_texts(tok, example) == ["Ida is nine.<|im_end|>"]
+    assert "Be brief." in tok.decode(example.input_ids)
+
+
+def test_a_conversation_may_start_with_an_answer():
+    tok = tokenizer("chatml")
+    texts = trained_texts(tok, mask.conversation(tok, TURNS[1:], "x:1"))
+    assert texts == ["Ida is nine.<|im_end|>", "Tom is ten, I think.<|im_end|>"]
+
+
+def test_training_on_all_needs_no_answer():
+    tok = tokenizer("chatml")
+    for turns in (TURNS[:1], [TURNS[0], {"role": "assistant", "content": ""}]):
+        example = mask.conversation(tok, turns, "x:1", train_on_all=True)
+        assert all(example.trained[1:])
+
+
+@pytest.mark.parametrize("name", templates.ALL)
+def test_many_rows_at_a_time_are_the_rows_one_by_one(name):
+    tok = tokenizer(name)
+    rows = [TURNS[:2], TURNS, [*TURNS[:2], TURNS[2]], [{"role": "user", "content": "Who?"}, TURNS[3]]]
+    drafts = [mask.draft(tok, [], row, f"x:{i}") for i, row in enumerate(rows)]
+    assert mask.encoded(tok, drafts) == [mask.conversation(tok, row, f"x:{i}") for i, row in enumerate(rows)]
+
+
+@pytest.mark.parametrize("name", templates.ALL)
+def test_a_tokenizer_without_offsets_gives_the_same_tokens(name):
+    class Slow:
+        """A tokenizer that does not tell where its tokens stand."""
+
+        is_fast = False
+
+        def __init__(self, tok):
+            self.tok = tok
+
+        def __call__(self, *arguments, **options):
+            return {"input_ids": self.tok(*arguments, **options)["input_ids"]}
+
+        def __getattr__(self, key):
+            return getattr(self.tok, key)
+
+    tok = tokenizer(name)
+    assert mask.conversation(Slow(tok), TURNS, "x:1") == mask.conversation(tok, TURNS, "x:1")
+
+
+def test_what_is_shown_has_the_trained_tokens_between_marks():
+    tok = tokenizer("chatml")
+    shown = mask.show(tok, mask.conversation(tok, TURNS[:2], "x:1"))
+    assert shown == "<|im_start|>user⏎How old is Ida?<|im_end|>⏎<|im_start|>assistant⏎[[Ida is nine.<|im_end|>]]⏎"
+
+
+def test_a_window_of_one_token_has_no_target():
+    assert fit(Example((1, 2, 3), (False, True, True), "x:1"), 1, "window") == []
+
+
 @given(length=st.integers(2, 60), maximum=st.integers(2, 20), start=st.integers(1, 59))
 def test_windows_lose_no_target_and_are_never_too_long(length, maximum, start):
     ids = tuple(range(100, 100 + length))

@@ -10,6 +10,10 @@ Every message ends with a newline but the last answer, and an answer ends with t
 from collections.abc import Sequence
 from typing import Any
 
+from jinja2 import TemplateError
+
+from inlay.errors import DataError, explain
+
 PLAIN = (
     "{{ bos_token or '' }}"
     "{% for message in messages %}"
@@ -23,19 +27,35 @@ PLAIN = (
 Message = dict[str, str]
 
 
-def render(tokenizer: Any, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> str:
-    """The conversation as text, up to where an answer starts if `add_generation_prompt`."""
-    return tokenizer.apply_chat_template(
-        list(messages),
-        chat_template=None if tokenizer.chat_template else PLAIN,
-        tokenize=False,
-        add_generation_prompt=add_generation_prompt,
-    )
+def render(
+    tokenizer: Any, messages: Sequence[Message], source: str = "the prompt", *, add_generation_prompt: bool = False
+) -> str:
+    """The conversation as text, up to where an answer starts if `add_generation_prompt`.
+
+    **Raises:**
+
+    - `DataError`: the template refuses the messages, as some do with a system message; it names `source`.
+    """
+    try:
+        return tokenizer.apply_chat_template(
+            list(messages),
+            chat_template=None if tokenizer.chat_template else PLAIN,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+        )
+    except TemplateError as error:
+        raise DataError(
+            explain(
+                "the chat template of this model refuses the messages",
+                found=f"{source}: {error}",
+                do="use roles that it knows, in the order that it wants; a system text can open the first user message",
+            )
+        ) from None
 
 
 def encode(tokenizer: Any, text: str) -> list[int]:
     """The tokens of rendered text, whose special tokens are in it already."""
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
+    return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
 
 def prompt_ids(tokenizer: Any, prompt: str | Sequence[Message]) -> list[int]:

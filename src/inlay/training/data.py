@@ -5,27 +5,41 @@
                           {"prompt": "...", "references": ["...", "..."]}
     text                  {"text": "..."}
 
-Files: .jsonl (an object per line), .json (a list of objects), .csv (with a header), .parquet; a folder of them; or the name
-of a data set on the hub, `owner/name` or `owner/name:split`.
+Files: .jsonl (an object per line), .json (a list of objects), .csv (with a header), .parquet; a folder of them; or the
+name of a data set on the hub, `owner/name` or `owner/name:split`.
 """
 
-import csv
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from inlay.errors import DataError, FormatError, UnknownNameError, explain, nearest
+from inlay.errors import DataError, UnknownNameError, explain, nearest
 from inlay.text import mask
 from inlay.text.mask import Example
+from inlay.training import files
 
 FORMS = ("messages", "prompt+completion", "text")
 MIN_ROWS_TO_HOLD_OUT = 20
 """Fewer rows than this are all trained on: a held-out row or two says nothing."""
 
-_MAX_PROBLEMS = 10
+_CHUNK_ROWS = 1000
+"""Rows that are turned into tokens at a time."""
+
+_KIN = {
+    "conversations": "messages, of role and content",
+    "instruction": "prompt",
+    "question": "prompt",
+    "input": "prompt",
+    "output": "completion",
+    "response": "completion",
+    "answer": "completion",
+    "content": "text",
+}
+"""Keys of other tools -> the nearest of ours."""
+
 _ROLES = ("system", "user", "assistant", "tool", "developer")
 
 
@@ -77,24 +91,24 @@ def read_rows(source: str | Path) -> list[Row]:
     """
     path = Path(source).expanduser()
     if path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.suffix in _READERS)
-        if not files:
-            raise DataError(explain("this folder has no data files", found=str(path), do=f"files of {_kinds()}"))
-        rows = [row for file in files for row in _read_file(file)]
+        found = sorted(file for file in path.iterdir() if file.suffix in files.READERS and file.is_file())
+        if not found:
+            raise DataError(explain("this folder has no data files", found=str(path), do=f"files of {files.kinds()}"))
+        rows = [row for file in found for row in _rows(files.values(file), file.name)]
     elif path.is_file():
-        rows = _read_file(path)
+        rows = _rows(files.values(path), path.name)
     else:
         rows = _from_hub(str(source))
     forms = {row.form: row.source for row in reversed(rows)}
     if len(forms) > 1:
-        found = ", ".join(f"{form} at {where}" for form, where in forms.items())
-        raise DataError(explain("the rows are not all of one form", found=found, do="one form per data set"))
+        listed = ", ".join(f"{form} at {where}" for form, where in forms.items())
+        raise DataError(explain("the rows are not all of one form", found=listed, do="one form per data set"))
     return rows
 
 
 def hold_out(rows: Sequence[Row], fraction: float) -> tuple[list[Row], list[Row]]:
-    """(rows to train on, rows held out): by a hash of each row's prompt, so that order does not matter and all answers to
-    one prompt are on one side."""
+    """(rows to train on, rows held out): by a hash of each row's prompt, so that order does not matter and all answers
+    to one prompt are on one side."""
     if len(rows) < MIN_ROWS_TO_HOLD_OUT or fraction == 0:
         return list(rows), []
     parts: tuple[list[Row], list[Row]] = ([], [])
@@ -128,10 +142,10 @@ def prepare(rows: Sequence[Row], tokenizer: Any, max_length: int, train_on: str,
     """
     mask.check_tokenizer(tokenizer)
     problems: list[str] = []
-    whole = [example for row in rows if (example := _example(row, tokenizer, train_on, problems))]
+    whole = list(_examples(rows, tokenizer, train_on, problems))
     if problems:
         raise DataError(
-            explain("some rows can't be trained on", found=_first(problems), do="mend or remove these rows")
+            explain("some rows can't be trained on", found=files.first(problems), do="mend or remove these rows")
         )
     fitted = [mask.fit(example, max_length, too_long) for example in whole]
     examples = [part for parts in fitted for part in parts]
@@ -157,69 +171,64 @@ def prepare(rows: Sequence[Row], tokenizer: Any, max_length: int, train_on: str,
     )
 
 
-def _example(row: Row, tokenizer: Any, train_on: str, problems: list[str]) -> Example | None:
-    everything = train_on == "all"
+def _examples(rows: Sequence[Row], tokenizer: Any, train_on: str, problems: list[str]) -> Iterator[Example]:
+    """The rows as tokens; entries in `problems` for those that can't be trained on."""
+    for first in range(0, len(rows), _CHUNK_ROWS):
+        part = rows[first : first + _CHUNK_ROWS]
+        made = [value for row in part if (value := _tried(row, tokenizer, train_on, problems)) is not None]
+        drafts = [value for value in made if isinstance(value, mask.Draft)]
+        for example in [*(value for value in made if isinstance(value, Example)), *mask.encoded(tokenizer, drafts)]:
+            if any(example.trained):
+                yield example
+            else:
+                problems.append(f"{example.source}: no token of it would be trained on")
+
+
+def _tried(row: Row, tokenizer: Any, train_on: str, problems: list[str]) -> mask.Draft | Example | None:
     try:
         if row.text is not None:
-            example = mask.document(tokenizer, row.text, row.source)
-        elif row.messages is not None:
-            example = mask.conversation(tokenizer, row.messages, row.source, train_on_all=everything)
+            return mask.document(tokenizer, row.text, row.source)
+        if row.messages is not None:
+            prompt, completion = [], row.messages
         else:
             prompt, completion = _messages("user", row.prompt), _messages("assistant", row.completion)
-            example = mask.answers(tokenizer, prompt, completion, row.source, train_on_all=everything)
+        return mask.draft(tokenizer, prompt, completion, row.source, train_on_all=train_on == "all")
     except DataError as error:
         problems.append(str(error).replace("\n  found:", ":").split("\n  hint:")[0])
         return None
-    if not any(example.trained):
-        problems.append(f"{row.source}: no token of it would be trained on")
-        return None
-    return example
 
 
 def _messages(role: str, value: Any) -> list[dict[str, str]]:
     return [{"role": role, "content": value}] if isinstance(value, str) else value
 
 
-def _first(problems: list[str]) -> list[str]:
-    more = len(problems) - _MAX_PROBLEMS
-    return problems[:_MAX_PROBLEMS] + ([f"and {more:,} more"] if more > 0 else [])
-
-
-def _read_file(path: Path) -> list[Row]:
-    reader = _READERS.get(path.suffix)
-    if reader is None:
-        raise FormatError(
-            explain("this kind of data file is not known", found=str(path), do=f"a file of {_kinds()}, named so")
-        )
-    try:
-        values = list(reader(path))
-    except UnicodeDecodeError as error:
-        raise FormatError(
-            explain("this file is not UTF-8 text", found=f"{path}: {error}", do="iconv -t utf-8")
-        ) from None
-    if not values:
-        raise DataError(
-            explain("this data file is empty", found=str(path), do="one JSON object per line, for instance")
-        )
-    return _rows(values, path.name)
-
-
 def _rows(values: Sequence[tuple[int, Any]], name: str) -> list[Row]:
     problems: list[str] = []
-    rows = [row for number, value in values if (row := _row(value, f"{name}:{number}", problems))]
+    rows = [row for number, value in values if (row := _checked(value, f"{name}:{number}", problems))]
     if problems:
         raise DataError(
             explain(
                 "some rows are of no form that is known",
-                found=_first(problems),
+                found=files.first(problems),
                 do="messages, prompt and completion, or text",
             )
         )
     return rows
 
 
-def _row(value: Any, source: str, problems: list[str]) -> Row | None:
+def _checked(value: Any, source: str, problems: list[str]) -> Row | None:
     """One checked row, or None and an entry in `problems`."""
+    row = _row(value, source, problems)
+    try:
+        if row is not None:
+            row.content().encode()
+    except UnicodeEncodeError as error:
+        problems.append(f"{source}: {error.object[error.start]!a} is half a character (a lone surrogate)")
+        return None
+    return row
+
+
+def _row(value: Any, source: str, problems: list[str]) -> Row | None:
     if not isinstance(value, dict):
         problems.append(f"{source}: a {type(value).__name__}, not an object")
     elif "messages" in value:
@@ -230,13 +239,12 @@ def _row(value: Any, source: str, problems: list[str]) -> Row | None:
     elif "text" in value:
         if isinstance(value["text"], str):
             return Row("text", source, text=value["text"])
-        problems.append(f"{source}: text is {_what(value['text'])}, not a string")
+        problems.append(f"{source}: text is {files.what(value['text'])}, not a string")
     else:
         keys = [str(key) for key in value]
         wanted = ("messages", "prompt", "completion", "text")
-        near = [
-            f"{key}: did you mean {nearest(key, wanted)}?" for key in keys if key not in wanted and nearest(key, wanted)
-        ]
+        meant = {key: _KIN.get(key) or nearest(key, wanted) for key in keys if key not in wanted}
+        near = [f"{key}: did you mean {other}?" for key, other in meant.items() if other]
         problems.append(f"{source}: keys {', '.join(keys) or 'none'}" + (f" ({'; '.join(near)})" if near else ""))
     return None
 
@@ -255,14 +263,14 @@ def _prompt_row(value: dict[str, Any], source: str, problems: list[str]) -> Row 
             if not _is_messages(part, f"{source}: {key}", problems):
                 return None
         elif not isinstance(part, str):
-            problems.append(f"{source}: {key} is {_what(part)}, not a string")
+            problems.append(f"{source}: {key} is {files.what(part)}, not a string")
             return None
     return Row("prompt+completion", source, prompt=value["prompt"], completion=completion, references=tuple(references))
 
 
 def _is_messages(value: Any, source: str, problems: list[str]) -> bool:
     if not isinstance(value, list) or not value:
-        problems.append(f"{source}: messages is {_what(value)}, not a list of messages")
+        problems.append(f"{source}: messages is {files.what(value)}, not a list of messages")
         return False
     for i, message in enumerate(value):
         if not isinstance(message, dict) or not isinstance(message.get("content"), str):
@@ -274,83 +282,12 @@ def _is_messages(value: Any, source: str, problems: list[str]) -> bool:
     return True
 
 
-def _what(value: Any) -> str:
-    return "null" if value is None else f"a {type(value).__name__}" if value else f"an empty {type(value).__name__}"
-
-
-def _kinds() -> str:
-    return ", ".join(_READERS)
-
-
-def _read_jsonl(path: Path) -> Iterator[tuple[int, Any]]:
-    with path.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                yield number, _parsed(line, f"{path}:{number}")
-
-
-def _read_json(path: Path) -> Iterator[tuple[int, Any]]:
-    text = path.read_text("utf-8-sig")
-    value = _parsed(text, str(path)) if text.strip() else []
-    if isinstance(value, dict):
-        lists = [item for item in value.values() if isinstance(item, list)]
-        value = lists[0] if len(lists) == 1 else value
-    if not isinstance(value, list):
-        raise FormatError(explain("this JSON file is not a list of rows", found=f"{path}: {_what(value)}"))
-    yield from enumerate(value, start=1)
-
-
-def _read_csv(path: Path) -> Iterator[tuple[int, Any]]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
-        for row in reader:
-            if None in row or None in row.values():
-                raise FormatError(
-                    explain(
-                        "a row of this CSV file has not as many fields as its header",
-                        found=f"{path}:{reader.line_num}",
-                        do="quote fields that hold commas or line breaks",
-                    )
-                )
-            yield reader.line_num, row
-
-
-def _read_parquet(path: Path) -> Iterator[tuple[int, Any]]:
-    import pyarrow.lib
-    import pyarrow.parquet
-
-    try:
-        table = pyarrow.parquet.read_table(path)
-    except (pyarrow.lib.ArrowException, OSError) as error:
-        raise FormatError(
-            explain("this is not a Parquet file", found=f"{path}: {str(error).splitlines()[0]}")
-        ) from None
-    yield from enumerate(table.to_pylist(), start=1)
-
-
-_READERS: dict[str, Callable[[Path], Iterator[tuple[int, Any]]]] = {
-    ".jsonl": _read_jsonl,
-    ".json": _read_json,
-    ".csv": _read_csv,
-    ".parquet": _read_parquet,
-}
-
-
-def _parsed(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise FormatError(
-            explain("this is not JSON", found=f"{where}: {error}", do="mend the line; python -m json.tool shows it")
-        ) from None
-
-
 def _from_hub(name: str) -> list[Row]:
     path = Path(name)
     known = [child.name for child in path.parent.iterdir()] if path.parent.is_dir() else []
     near = nearest(path.name, known)
     repository, _, split = name.partition(":")
-    if name.count("/") != 1 or name.startswith((".", "/", "~")) or path.suffix in _READERS:
+    if name.count("/") != 1 or name.startswith((".", "/", "~")) or path.suffix in files.READERS:
         raise UnknownNameError(
             explain(
                 "there is no such data",

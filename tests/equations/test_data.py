@@ -1,0 +1,169 @@
+"""Rows out of files: what is accepted, what is refused and in which words, and that nothing is lost uncounted."""
+
+import json
+
+import pytest
+
+from inlay.errors import DataError, FormatError, UnknownNameError
+from inlay.training import data
+from tests.support import bases, templates
+from tests.support.paths import E2E, needs_shared
+
+MESSAGES = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+
+
+def read(tmp_path, content, name="rows.jsonl"):
+    path = tmp_path / name
+    path.write_text(content, "utf-8")
+    return data.read_rows(path)
+
+
+def lines(*rows):
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("row", "form"),
+    [
+        ({"messages": MESSAGES}, "messages"),
+        ({"prompt": "a", "completion": "b"}, "prompt+completion"),
+        ({"prompt": MESSAGES[:1], "completion": MESSAGES[1:]}, "prompt+completion"),
+        ({"text": "a"}, "text"),
+    ],
+)
+def test_a_form_is_told_by_its_keys(tmp_path, row, form):
+    (only,) = read(tmp_path, lines(row))
+    assert (only.form, only.source) == (form, "rows.jsonl:1")
+
+
+def test_the_first_reference_is_the_completion_and_all_are_kept(tmp_path):
+    (row,) = read(tmp_path, lines({"prompt": "a", "references": ["b", "c"]}))
+    assert (row.completion, row.references) == ("b", ("b", "c"))
+
+
+def test_lines_are_counted_as_an_editor_counts_them(tmp_path):
+    rows = read(tmp_path, "\ufeff" + lines({"text": "a"}) + "\n\n" + lines({"text": "b\u2028c"}, {"text": "d"}))
+    assert [row.source for row in rows] == ["rows.jsonl:1", "rows.jsonl:4", "rows.jsonl:5"]
+
+
+def test_an_object_with_one_list_is_that_list(tmp_path):
+    rows = read(tmp_path, json.dumps({"version": 1, "data": [{"text": "a"}, {"text": "b"}]}), "rows.json")
+    assert [row.text for row in rows] == ["a", "b"]
+
+
+def test_a_long_field_of_a_csv_file_is_read_whole(tmp_path):
+    (row,) = read(tmp_path, "prompt,completion\na," + "b" * 200_000 + "\n", "rows.csv")
+    assert len(row.completion) == 200_000
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ('{"text": "a"}\n{"text" "b"}\n{"te\n', ["rows.jsonl:2, column 9", "rows.jsonl:3, column 2"]),
+        ("[" * 100_000, ["rows.jsonl:1", "recursion"]),
+    ],
+)
+def test_every_malformed_line_is_named_with_its_place(tmp_path, content, says):
+    with pytest.raises(FormatError) as caught:
+        read(tmp_path, content)
+    assert all(text in str(caught.value) for text in says)
+
+
+def test_a_malformed_json_file_is_named_with_its_line(tmp_path):
+    with pytest.raises(FormatError, match=r"rows\.json:3, column 1"):
+        read(tmp_path, '[\n{"text": "a"},\n]', "rows.json")
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ([1], "a list, not an object"),
+        ({"prompt": "a", "completion": 3}, "completion is a int, not a string"),
+        ({"prompt": "a", "completion": None}, "completion is null"),
+        ({"text": None}, "text is null"),
+        ({"text": "\ud800"}, "half a character"),
+        ({"messages": []}, "an empty list, not a list of messages"),
+        ({"messages": [{"role": "user"}]}, "message 0 has no role and content"),
+        ({"messages": [{"role": "human", "content": "a"}]}, "role 'human'"),
+        ({"prompt": "a", "references": []}, "references is empty"),
+        ({"conversations": [{"from": "human", "value": "a"}]}, "did you mean messages, of role and content?"),
+        ({"instruction": "a", "output": "b"}, "instruction: did you mean prompt?; output: did you mean completion?"),
+    ],
+)
+def test_a_row_of_no_form_is_named_with_what_is_wrong(tmp_path, row, says):
+    with pytest.raises(DataError) as caught:
+        read(tmp_path, lines({"text": "a"}, row))
+    assert "rows.jsonl:2: " in str(caught.value)
+    assert says in str(caught.value)
+
+
+def test_ten_problems_are_named_and_the_rest_counted(tmp_path):
+    with pytest.raises(DataError) as caught:
+        read(tmp_path, lines(*[{"text": 1}] * 25))
+    assert str(caught.value).count("rows.jsonl:") == 10
+    assert "and 15 more" in str(caught.value)
+
+
+def test_rows_of_two_forms_are_refused(tmp_path):
+    with pytest.raises(DataError, match=r"messages at rows\.jsonl:2, text at rows\.jsonl:1"):
+        read(tmp_path, lines({"text": "a"}, {"messages": MESSAGES}))
+
+
+@pytest.mark.parametrize("content", ["", "\n \n"])
+def test_an_empty_file_is_refused(tmp_path, content):
+    with pytest.raises(DataError, match="empty"):
+        read(tmp_path, content)
+
+
+def test_a_missing_file_is_refused_with_the_nearest(tmp_path):
+    read(tmp_path, lines({"text": "a"}))
+    with pytest.raises(UnknownNameError, match=r"hint: .*rows\.jsonl"):
+        data.read_rows(tmp_path / "row.jsonl")
+
+
+def test_only_files_of_a_folder_are_read(tmp_path):
+    (tmp_path / "old.jsonl").mkdir()
+    assert [row.text for row in (read(tmp_path, lines({"text": "a"})), data.read_rows(tmp_path))[1]] == ["a"]
+
+
+def test_a_digest_follows_the_content_and_not_the_file(tmp_path):
+    one = read(tmp_path, lines({"text": "a"}, {"text": "b"}))
+    assert data.digest(one) == data.digest(read(tmp_path, lines({"text": "a"}, {"text": "b"}), "other.jsonl"))
+    assert data.digest(one) != data.digest(one[::-1])
+    assert data.digest(one) != data.digest(read(tmp_path, lines({"text": "a"}, {"text": "c"})))
+
+
+def test_rows_that_cannot_be_trained_on_are_named_together(tmp_path):
+    rows = read(tmp_path, lines({"prompt": "a", "completion": "b"}, *[{"prompt": "a", "completion": " "}] * 3))
+    with pytest.raises(DataError) as caught:
+        data.prepare(rows, bases.tokenizer(), 50, "completions", "drop")
+    assert [f"rows.jsonl:{n}" in str(caught.value) for n in (1, 2, 3, 4)] == [False, True, True, True]
+
+
+def test_a_row_that_the_template_refuses_is_named(tmp_path):
+    tok = bases.tokenizer(template=templates.NO_SYSTEM)
+    rows = read(tmp_path, lines({"messages": MESSAGES}, {"messages": [{"role": "system", "content": "s"}, *MESSAGES]}))
+    with pytest.raises(DataError, match=r"rows\.jsonl:2: no system role"):
+        data.prepare(rows, tok, 50, "completions", "drop")
+
+
+@pytest.mark.parametrize("too_long", ["drop", "window"])
+def test_nothing_left_says_how_long_the_longest_row_is(tmp_path, too_long):
+    rows = read(tmp_path, lines({"text": "abc"}, {"text": "abcdefg"}))
+    with pytest.raises(DataError, match=r"longest of 8 tokens(.|\n)*--max-length 8"):
+        data.prepare(rows, bases.tokenizer(), 1, "completions", too_long)
+
+
+def test_rows_keep_their_order_and_number_over_many_chunks(monkeypatch):
+    monkeypatch.setattr(data, "_CHUNK_ROWS", 3)
+    rows = [data.Row("prompt+completion", f"x:{i}", prompt="a" * i, completion="b") for i in range(1, 9)]
+    prepared = data.prepare(rows, bases.tokenizer(), 50, "completions", "drop")
+    assert [example.source for example in prepared.examples] == [row.source for row in rows]
+    assert prepared.num_trained == 2 * len(rows)  # the letter and the end
+    assert prepared.num_tokens == sum(len(row.prompt) + 4 for row in rows)
+
+
+@needs_shared
+def test_real_references_are_read():
+    rows = data.read_rows(E2E / "test.jsonl")
+    assert all(row.completion == row.references[0] for row in rows)
