@@ -160,8 +160,9 @@ def test_fifty_steps_give_the_losses_of_peft(tmp_path):
     generator = torch.Generator().manual_seed(4)
     for _ in range(50):
         examples = _random_rows(generator)
-        ids, labels = batch.collate(examples)
-        loss = theirs(input_ids=ids, labels=torch.nn.functional.pad(labels[:, :-1], (1, 0), value=IGNORE)).loss
+        made = batch.collate(examples)
+        labels = torch.nn.functional.pad(made.labels[:, :-1], (1, 0), value=IGNORE)
+        loss = theirs(input_ids=made.input_ids, labels=labels).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()

@@ -17,6 +17,7 @@ One pair of matrix products per segment, in a loop: a grouped kernel would save 
 short, at the price of a second implementation.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -33,7 +34,8 @@ class Segment(NamedTuple):
     adapter: int
 
 
-class Factors(NamedTuple):
+@dataclasses.dataclass(frozen=True, eq=False)  # its shapes are checked in tests; a tuple's fields would not be
+class Factors:
     """A low-rank change of a linear map: delta W = scaling B A."""
 
     A: Float[Tensor, "r in"]

@@ -11,7 +11,7 @@ A method never learns what the base is made of: it sees the four members of `Lin
 import abc
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -36,6 +36,7 @@ Layers = tuple[int, ...]
 Self = TypeVar("Self", bound="LinearMethod")
 
 
+@runtime_checkable  # the tests check it where they check shapes
 class LinearBase(Protocol):
     """A frozen linear map y = W x + b, however it is stored."""
 

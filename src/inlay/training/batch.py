@@ -4,8 +4,8 @@ Rows are padded at the end. A causal model's real tokens never see what comes af
 the padding changes nothing; positions without a target carry the label that the loss ignores.
 """
 
+import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Int
@@ -15,7 +15,8 @@ from inlay.core.cross_entropy import IGNORE
 from inlay.text.mask import Example
 
 
-class Batch(NamedTuple):
+@dataclasses.dataclass(frozen=True, eq=False)  # its shapes are checked in tests; a tuple's fields would not be
+class Batch:
     """Some rows as tensors; `labels[i, t]` is the token after position t of row i, or `IGNORE`."""
 
     input_ids: Int[Tensor, "batch t"]

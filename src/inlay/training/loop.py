@@ -89,7 +89,8 @@ class Stepper:
 
 def loss_of(base: Base, examples: Sequence[Example]) -> Tensor:
     """The summed loss of some rows under the adapters that are active."""
-    input_ids, labels = (tensor.to(targets.device_of(base.model)) for tensor in batch.collate(examples))
+    made, device = batch.collate(examples), targets.device_of(base.model)
+    input_ids, labels = made.input_ids.to(device), made.labels.to(device)
     return cross_entropy_sum(base.model(input_ids=input_ids, use_cache=False).logits, labels)
 
 
