@@ -17,6 +17,7 @@ import hashlib
 import json
 import mmap
 import os
+import re
 import threading
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from inlay.io import _safe, output
 from inlay.io.checkpoint import Checkpoint
 
 _CHUNK_BYTES = 8 << 20
+_DIGEST = re.compile("[0-9a-f]{64}")
 _VOCABULARIES = ("tokenizer.model", "spiece.model", "vocab.json", "merges.txt", "vocab.txt", "added_tokens.json")
 
 
@@ -68,10 +70,11 @@ def cache_directory() -> Path:
 def _weights(checkpoint: Checkpoint) -> str:
     identity = hashlib.sha256(json.dumps([_identity(file) for file in checkpoint.files]).encode()).hexdigest()
     cached = cache_directory() / "fingerprints" / identity
-    try:
-        return cached.read_text("ascii")
-    except (OSError, UnicodeDecodeError):
-        digest = _weights_digest(checkpoint.tensors)
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        kept = cached.read_text("ascii")
+        if _DIGEST.fullmatch(kept):  # a damaged file would name another base
+            return kept
+    digest = _weights_digest(checkpoint.tensors)
     with contextlib.suppress(OSError):  # a cache that cannot be written costs time, not correctness
         output.write_file(cached, digest.encode("ascii"))
     return digest
