@@ -32,7 +32,8 @@ def find(name: str) -> type[LinearMethod]:
     return next(
         value
         for value in vars(module).values()
-        if isinstance(value, type) and issubclass(value, LinearMethod) and value.__module__ == module.__name__
+        # type(value), because Python 3.10 takes `dict[str, int]` for an instance of type
+        if issubclass(type(value), type) and issubclass(value, LinearMethod) and value.__module__ == module.__name__
     )
 
 
