@@ -1,6 +1,7 @@
 """Who may import whom: parsed from the source, so that nothing has to be imported to know."""
 
 import ast
+import itertools
 from pathlib import Path
 
 import pytest
@@ -22,11 +23,20 @@ LAYERS = [
 
 HEIGHT = {name: len(LAYERS) - i for i, layer in enumerate(LAYERS) for name in layer}
 ALONE = {"methods", "quant"}
-"""Folders whose files know only their _contract."""
+"""Folders whose files know only their _contract, and whose shared files (`_contract`, `__init__`) know none of the others."""
+
+IMPORTERS = {"import_module", "__import__", "find_spec", "resolve_name", "run_module"}
+"""Functions of the standard library that take the name of a module."""
+
+DATA = {"__version__"}
+"""What the package's own file holds itself: to read it imports nothing else."""
 
 
-def imported(path):
-    """The names that a file imports, at any depth of its code, as (line, dotted name or None for a relative import)."""
+def imported(path, module):
+    """The names that a file imports, at any depth of its code, as (line, dotted name or None for a relative import).
+
+    Calls that import by name are read as far as the name is written out; a name that is only a variable can't be seen.
+    """
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
@@ -35,6 +45,36 @@ def imported(path):
                 yield node.lineno, None
             else:  # `from inlay.io import peft` imports a module, `from inlay.io.peft import read` a name in one
                 yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
+        elif isinstance(node, ast.Call):
+            yield from ((node.lineno, name) for name in _imported_by_call(node, module))
+
+
+def _imported_by_call(node, module):
+    """What a call such as `importlib.import_module("inlay.io.peft")` imports."""
+    called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+    if called not in IMPORTERS:
+        return
+    for given in (*node.args, *(keyword.value for keyword in node.keywords)):
+        text = _start(given, module)
+        if text.startswith("."):
+            yield None
+        elif text:
+            yield text.replace(":", ".").rstrip(".")  # resolve_name takes "module:name"
+
+
+def _start(node, module):
+    """What is known of a string before the program runs: all of a literal, the beginning of most others."""
+    if isinstance(node, ast.JoinedStr):
+        parts = [_start(value, module) for value in node.values]
+        return "".join(itertools.takewhile(bool, parts))
+    if isinstance(node, ast.FormattedValue):
+        return _start(node.value, module)
+    if isinstance(node, ast.BinOp):
+        left, right = _start(node.left, module), _start(node.right, module)
+        return left + right if left else ""
+    if isinstance(node, ast.Name) and node.id == "__name__":
+        return module
+    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
 
 
 def violations(source):
@@ -48,7 +88,8 @@ def violations(source):
         if own not in HEIGHT:
             found.append(f"{path.name}: {own} is in no layer")
             continue
-        for line, name in imported(path):
+        module = ".".join(("inlay", *parts)).removesuffix(".__init__")
+        for line, name in imported(path, module):
             problem = _problem(own, file, name)
             if problem:
                 found.append(f"{'/'.join(parts)}:{line}: {problem}")
@@ -59,14 +100,17 @@ def _problem(own, file, name):
     if name is None:
         return "relative import"
     first, *rest = name.split(".")
-    if first != "inlay" or not rest or rest[0] in ("__version__",):
+    if first != "inlay" or (rest and rest[0] in DATA):
         return None
+    if not rest:
+        return f"the package itself is above {own}: import from the module that defines the name"
     target = rest[0]
     if target not in HEIGHT:
         return f"{target} is in no layer"
     if target == own:
         inner = rest[1] if len(rest) > 1 else ""
-        if own in ALONE and file not in ("__init__", "_contract") and inner != "_contract":
+        by_name = file == "__init__" and not inner  # a folder finds its own files by their names
+        if own in ALONE and inner != "_contract" and not by_name:
             return f"a file of {own} knows only its _contract, not {name}"
         return None
     if HEIGHT[target] >= HEIGHT[own]:
@@ -85,7 +129,31 @@ def test_every_import_goes_down():
         ("io/peft.py", "import inlay.model.base", "io may not import model"),
         ("methods/lora.py", "from inlay.text import mask", "methods may not import text"),
         ("methods/dora.py", "from inlay.methods.lora import Lora", "knows only its _contract"),
+        ("methods/__init__.py", "from inlay.methods import lora", "knows only its _contract"),
+        ("methods/__init__.py", "from inlay.methods.lora import Lora", "knows only its _contract"),
+        ("methods/_contract.py", "def f():\n    import inlay.methods.lora", "knows only its _contract"),
+        ("methods/_contract.py", "from inlay.methods import find", "knows only its _contract"),
+        ("methods/_contract.py", "import inlay.methods", "knows only its _contract"),
         ("quant/nf4.py", "from inlay.methods import _contract", "quant may not import methods"),
+        ("model/base.py", "import inlay", "the package itself is above model"),
+        ("cli/train.py", "import os, inlay as package", "the package itself is above cli"),
+        ("model/base.py", "from inlay import *", "* is in no layer"),
+        ("model/base.py", "from inlay import train", "train is in no layer"),
+        ("core/routed.py", "import importlib\nimportlib.import_module('inlay.io.peft')", "core may not import io"),
+        ("core/routed.py", "import importlib as i\ni.import_module(name='inlay')", "the package itself"),
+        ("io/peft.py", "from importlib import import_module\nimport_module('inlay.cli')", "io may not import cli"),
+        ("io/peft.py", "__import__('inlay.model.base')", "io may not import model"),
+        ("io/peft.py", "import importlib\nimportlib.import_module('..model', 'inlay.io')", "relative import"),
+        ("io/peft.py", "import importlib\nimportlib.import_module(f'inlay.model.{x}')", "io may not import model"),
+        ("io/peft.py", "import importlib\nimportlib.import_module('inlay.model.' + x)", "io may not import model"),
+        (
+            "methods/lora.py",
+            "import importlib\nimportlib.import_module(f'inlay.methods.{x}')",
+            "knows only its _contract",
+        ),
+        ("methods/__init__.py", "import importlib\nimportlib.import_module(__name__ + '.lora')", "knows only its"),
+        ("methods/__init__.py", "import importlib\nimportlib.import_module(f'{__name__}.lora')", "knows only its"),
+        ("text/mask.py", "import pkgutil\npkgutil.resolve_name('inlay.model.base:load')", "text may not import model"),
         ("training/loop.py", "def f():\n    from inlay.serve import http", "training may not import serve"),
         ("serve/http.py", "from inlay.training.loop import run", "serve may not import training"),
         ("model/base.py", "from . import attach", "relative import"),
@@ -105,9 +173,20 @@ def test_a_planted_violation_is_found(tmp_path, file, code, problem):
     assert problem in violations(tmp_path)[0]
 
 
-def test_what_is_allowed_is_allowed(tmp_path):
-    (tmp_path / "methods").mkdir()
-    (tmp_path / "methods" / "lora.py").write_text(
-        "import torch\nfrom inlay.methods._contract import LinearMethod\nimport inlay.core"
-    )
+@pytest.mark.parametrize(
+    ("file", "code"),
+    [
+        ("methods/lora.py", "import torch\nfrom inlay.methods._contract import LinearMethod\nimport inlay.core"),
+        ("methods/__init__.py", "from inlay.methods._contract import LinearMethod"),
+        ("methods/__init__.py", "import importlib\nimportlib.import_module(f'{__name__}.{name}')"),
+        ("cli/_command.py", "import importlib\nimportlib.import_module(f'inlay.cli.{name}')"),
+        ("training/job.py", "from inlay import __version__, methods"),
+        ("io/peft.py", "import importlib.metadata\nimportlib.metadata.version('inlay')"),
+        ("io/peft.py", "import importlib\nimportlib.import_module(name)\nopen('inlay.json')"),
+    ],
+)
+def test_what_is_allowed_is_allowed(tmp_path, file, code):
+    path = tmp_path / file
+    path.parent.mkdir()
+    path.write_text(code)
     assert violations(tmp_path) == []

@@ -25,9 +25,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(_help())
         return 0 if arguments else 2
     if arguments[0] == "--version":
-        import inlay
+        from inlay import __version__
 
-        print(f"inlay {inlay.__version__}")
+        print(f"inlay {__version__}")
         return 0
     if arguments[0] not in commands():
         return _unknown(arguments[0])
