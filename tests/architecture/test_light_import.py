@@ -5,14 +5,16 @@ import subprocess
 import sys
 import time
 
+import pytest
+
 HEAVY = ("torch", "transformers", "numpy", "rich", "tyro")
 MAX_HELP_SECONDS = 0.2
 
 
 def heavy_after(code):
-    """Which heavy modules are loaded after `code` in a fresh interpreter."""
+    """Which heavy modules are loaded after `code` in a fresh interpreter, where every warning is an error."""
     script = f"{code}\nimport sys\nprint(*[m for m in {HEAVY} if m in sys.modules], file=sys.stderr)"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-W", "error", "-c", script], capture_output=True, text=True, check=True)
     return done.stderr.split()
 
 
@@ -26,6 +28,11 @@ def test_help_is_light():
 
 def test_a_heavy_import_would_be_seen():
     assert "numpy" in heavy_after("import numpy")
+
+
+def test_a_warning_would_be_seen():
+    with pytest.raises(subprocess.CalledProcessError):
+        heavy_after("import warnings; warnings.warn('planted')")
 
 
 def test_help_takes_less_than_a_fifth_of_a_second():
