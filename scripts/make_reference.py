@@ -1,18 +1,23 @@
-"""Write the reference pages from the code: one per module that users meet, and the help of every command.
+"""Write the reference pages from the code: the public names, one page per module that users meet, the help of every command.
 
 python scripts/make_reference.py            writes docs/reference/, which is not committed
 """
 
 import importlib
 import io
+import sys
 from contextlib import redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 
+import griffe
+
+import inlay
 from inlay import cli, methods
 
-OUTPUT = Path(__file__).parent.parent / "docs" / "reference"
+SOURCE = Path(__file__).parent.parent / "src"
+OUTPUT = SOURCE.parent / "docs" / "reference"
 PAGES = {
-    "python": [
+    "modules": [
         "inlay.model.base",
         "inlay.model.attach",
         "inlay.model.merge",
@@ -28,12 +33,30 @@ PAGES = {
 
 def main() -> None:
     """Write every page anew."""
+    missing = undocumented()
+    if missing:
+        sys.exit(f"error: public names of inlay without a docstring: {', '.join(missing)}")
     OUTPUT.mkdir(exist_ok=True)
     pages = PAGES | {f"method-{name}": [f"inlay.methods.{name}"] for name in methods.names()}
     for page, modules in pages.items():
         body = "\n\n".join(f"::: {module}" for module in modules)
         (OUTPUT / f"{page}.md").write_text(f"# {page.replace('-', ' ').capitalize()}\n\n{body}\n", "utf-8")
+    (OUTPUT / "python.md").write_text(python(), "utf-8")
     (OUTPUT / "commands.md").write_text("# Commands\n\n" + "\n".join(map(command, cli.commands())), "utf-8")
+
+
+def undocumented() -> list[str]:
+    """The public names that the reference would show without a word: mkdocstrings leaves them out in silence."""
+    package = griffe.load("inlay", search_paths=[SOURCE])
+    return [name for name in inlay.__all__ if not package[name].has_docstring]
+
+
+def python() -> str:
+    """The names of the package itself, each under the name that users write."""
+    parts = ["# Python", "::: inlay\n    options:\n      members: false\n      show_root_heading: false"]
+    names = sorted(inlay.__all__, key=lambda name: name.strip("_").lower())
+    parts += [f"::: inlay.{name}\n    options:\n      inherited_members: true" for name in names]
+    return "\n\n".join(parts) + "\n"
 
 
 def command(name: str) -> str:

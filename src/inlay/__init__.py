@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from inlay.training.job import train
 
 __version__ = "0.1.0"
+"""The version of the package."""
+
 __all__ = ["Base", "Lora", "__version__", "attach", "load", "merge", "train"]
 
 _HOMES = {
