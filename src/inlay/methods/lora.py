@@ -93,6 +93,10 @@ class Lora(LinearMethod):
     def __post_init__(self) -> None:
         for r in (self.r, *self.rank_pattern.values()):
             require(r >= 1, "the rank r is at least 1", f"r={r}", "--r 16")
+        for field in ("rank_pattern", "alpha_pattern"):
+            for key in getattr(self, field):
+                wrong = f"a key of {field} is not a regular expression"
+                require(_compiles(key), wrong, f"{key!r}", "a module's name, or an expression with all brackets closed")
         require(
             0 <= self.lora_dropout < 1,
             "lora_dropout is a probability below 1",
@@ -140,6 +144,8 @@ class Lora(LinearMethod):
         return Factors(params["lora_A"], params["lora_B"], self.scaling)
 
     def for_module(self, path: str) -> "Lora":
+        if not self.patterns:
+            return self
         r = _first_match(self.rank_pattern, path, self.r)
         return dataclasses.replace(
             self,
@@ -169,3 +175,11 @@ class Lora(LinearMethod):
 def _first_match(pattern: Mapping[str, Any], path: str, default: Any) -> Any:
     """The value of the first key that names `path`, as the exchange format matches them."""
     return next((value for key, value in pattern.items() if re.match(rf"^(.*\.)?({key})$", path)), default)
+
+
+def _compiles(key: str) -> bool:
+    try:
+        re.compile(rf"^(.*\.)?({key})$")
+    except re.error:
+        return False
+    return True

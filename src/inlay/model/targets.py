@@ -7,6 +7,7 @@ matches nothing, even where the rest matches: a name that is silently ignored is
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import TypeGuard
 
 import torch
 from torch import nn
@@ -16,6 +17,9 @@ from inlay.methods._contract import LinearMethod, Names
 from inlay.model.linear import Linear, as_linear
 
 _REGEX_CHARACTERS = frozenset("*+?()[]|\\^$")
+
+Problems = dict[str, list[str]]
+"""What matches nothing, by the field that asked for it."""
 
 
 def linear_modules(model: nn.Module) -> dict[str, Linear]:
@@ -45,19 +49,21 @@ def resolve(method: LinearMethod, linears: dict[str, Linear], head: str | None, 
     - `TargetError`: a name, pattern or layer number matches nothing, or nothing is left; the message lists all of them.
     """
     paths = list(linears)
-    problems: list[str] = []
+    problems: Problems = {}
     chosen = _select("target_modules", method.target_modules, paths, head, problems)
     excluded = _select("exclude_modules", method.exclude_modules, paths, None, problems)
     chosen = [path for path in paths if path in chosen and path not in excluded]
     if method.layers_to_transform is not None:
         numbers = {layer_number(path) for path in paths} - {None}
-        problems += [f"layer {n}" for n in method.layers_to_transform if n not in numbers]
+        for n in method.layers_to_transform:
+            if n not in numbers:
+                problems.setdefault("layers_to_transform", []).append(f"layer {n}")
         chosen = [path for path in chosen if layer_number(path) in method.layers_to_transform]
     for key in method.patterns:
         if not any(re.match(rf"^(.*\.)?({key})$", path) for path in chosen):
-            problems.append(f"{key!r} of rank_pattern or alpha_pattern")
+            problems.setdefault("patterns", []).append(f"{key!r} of rank_pattern or alpha_pattern")
     if strict and (problems or not chosen):
-        _refuse(problems or ["nothing is left to adapt"], method, paths)
+        _refuse(problems, method, paths)
     return chosen
 
 
@@ -84,21 +90,33 @@ def summary(paths: Iterable[str]) -> str:
     return ", ".join(f"{name} ({count})" for name, count in counts.items())
 
 
-def _select(field: str, names: Names, paths: list[str], head: str | None, problems: list[str]) -> set[str]:
+def _select(field: str, names: Names, paths: list[str], head: str | None, problems: Problems) -> set[str]:
     if names == "all-linear":
         return {path for path in paths if path != head}
-    if isinstance(names, str) and _REGEX_CHARACTERS & set(names):
+    if _is_regex(names):
         chosen = {path for path in paths if _fullmatch(field, names, path)}
         if not chosen:
-            problems.append(f"the regular expression {names!r} of {field}")
+            problems.setdefault(field, []).append(f"the regular expression {names!r} of {field}")
         return chosen
     chosen = set()
-    for name in names.split(",") if isinstance(names, str) else names:
-        matched = {path for path in paths if path == name.strip() or path.endswith(f".{name.strip()}")}
+    for name in _split(names):
+        matched = {path for path in paths if _names(name, path)}
         if not matched:
-            problems.append(f"{name.strip()!r} of {field}")
+            problems.setdefault(field, []).append(f"{name!r} of {field}")
         chosen |= matched
     return chosen
+
+
+def _is_regex(names: Names) -> TypeGuard[str]:
+    return isinstance(names, str) and not _REGEX_CHARACTERS.isdisjoint(names)
+
+
+def _split(names: Names) -> list[str]:
+    return [name.strip() for name in (names.split(",") if isinstance(names, str) else names)]
+
+
+def _names(name: str, path: str) -> bool:
+    return path == name or path.endswith(f".{name}")
 
 
 def _fullmatch(field: str, pattern: str, path: str) -> bool:
@@ -110,26 +128,38 @@ def _fullmatch(field: str, pattern: str, path: str) -> bool:
         ) from None
 
 
-def _refuse(problems: list[str], method: LinearMethod, paths: list[str]) -> None:
-    known = list(dict.fromkeys(path.rpartition(".")[2] for path in paths))
-    wanted = method.target_modules
-    hint = "--target-modules all-linear"
-    if not isinstance(wanted, str) or not _REGEX_CHARACTERS & set(wanted):
-        given = wanted.split(",") if isinstance(wanted, str) else list(wanted)
-        mended = [name if _known(name, paths) else nearest(name.rpartition(".")[2], known) for name in given]
-        if wanted != "all-linear" and all(mended):
-            hint = "--target-modules " + ",".join(str(name) for name in mended)
+def _refuse(problems: Problems, method: LinearMethod, paths: list[str]) -> None:
+    found = [problem for field in problems.values() for problem in field] or ["nothing is left to adapt"]
+    hints = [
+        f"--{field.replace('_', '-')} {mended}"
+        for field in ("target_modules", "exclude_modules")
+        if field in problems and (mended := _mended(getattr(method, field), paths))
+    ]
+    if "layers_to_transform" in problems:
+        hints.append(f"--layers-to-transform 0-{max((layer_number(path) or 0 for path in paths), default=0)}")
+    if not hints:
+        whole = method.target_modules == "all-linear"
+        hints = ["exclude fewer layers" if whole and not problems else "--target-modules all-linear"]
     raise TargetError(
         explain(
             "some of what was asked for matches no linear layer of this model",
-            found=[*problems, f"its linear layers are {summary(paths) or 'none'}"],
-            do=hint,
+            found=[*found, f"its linear layers are {summary(paths) or 'none'}"],
+            do=" ".join(hints),
         )
     )
 
 
-def _known(name: str, paths: list[str]) -> bool:
-    return any(path == name or path.endswith(f".{name}") for path in paths)
+def _mended(names: Names, paths: list[str]) -> str | None:
+    """`names` with the nearest name in the place of each that matches nothing; None where one has no such name."""
+    if _is_regex(names):
+        loose = f".*({names})"
+        return f"'{loose}'" if any(re.fullmatch(loose, path) for path in paths) else None
+    known = list(dict.fromkeys(path.rpartition(".")[2] for path in paths))
+    mended = [
+        name if any(_names(name, path) for path in paths) else nearest(name.rpartition(".")[2], known)
+        for name in _split(names)
+    ]
+    return ",".join(name for name in mended if name) if all(mended) else None
 
 
 def device_of(model: nn.Module) -> torch.device:
