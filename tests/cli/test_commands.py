@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 import inlay
 from inlay.cli import commands
 from inlay.io.peft import CONFIG, TENSORS
-from tests.support import bases
+from tests.support import bases, models
 from tests.support.command import run, run_json
 from tests.support.paths import E2E, STORIES, needs_shared
 
@@ -232,9 +232,21 @@ def test_inspect_says_what_an_adapter_is(home, adapter, capsys):
     assert result["base_fingerprint"] == inlay.load(home / "base").fingerprint.weights
 
 
+def test_stored_is_the_dtype_of_the_files(tmp_path):
+    for family, dtype in (("llama", torch.float32), ("gpt2", torch.bfloat16), ("qwen3", torch.float16)):
+        models.model(family, dtype).save_pretrained(tmp_path / family)
+        bases.tokenizer().save_pretrained(tmp_path / family)
+        base = inlay.load(tmp_path / family, dtype="stored")
+        assert base.dtype == dtype
+        assert base.is_mapped
+
+
 def test_the_demo_runs_and_learns_both_tasks(tmp_path, capsys):
-    result = run_json(capsys, "demo", "--output", tmp_path / "demo", "--steps", 25)
+    result = run_json(capsys, "demo", "--output", tmp_path / "demo", "--steps", 60)
     assert {path.name for path in (tmp_path / "demo").iterdir()} >= {"tell", "ask", "merged"}
+    for task in ("tell", "ask"):
+        assert result["exact"][task]["before"] == 0
+        assert result["exact"][task]["after"] > 0.9
     assert result["largest_difference"] < 1e-2
 
 

@@ -1,4 +1,4 @@
-"""The header of a safetensors file, checked before anything is mapped.
+"""Safetensors files: the header, checked before anything is mapped, and the tensors of small files.
 
 A safetensors file is 8 bytes (the header's length N, little-endian), N bytes of JSON (name -> dtype, shape, data_offsets)
 and the tensors' bytes. A reader that trusts it reads past its end, or takes the rest of a truncated download for weights.
@@ -11,6 +11,9 @@ import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+from torch import Tensor
+
 from inlay.errors import FormatError, UnknownNameError, explain
 
 MAX_HEADER_BYTES = 100_000_000
@@ -21,6 +24,13 @@ BYTES_PER_ELEMENT = {
     "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8,
 }  # fmt: skip
 """Size of the elements of each dtype of the format."""
+
+TORCH_DTYPES = {
+    "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+    "I16": torch.int16, "F16": torch.float16, "BF16": torch.bfloat16, "I32": torch.int32, "F32": torch.float32,
+    "I64": torch.int64, "F64": torch.float64,
+}  # fmt: skip
+"""The dtypes of the format that tensors are read in."""
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 """Names that hold pickled weights, which run code when they are read."""
@@ -71,6 +81,25 @@ def read_header(path: Path) -> Header:
     return Header(tensors, metadata if isinstance(metadata, dict) else {})
 
 
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file in memory, in one block: for adapters, which are small and come and go.
+
+    The file is mapped and copied whole: faster than reading it, and what becomes of the file later changes nothing.
+
+    **Raises:**
+
+    - `FormatError`: the file is not safetensors, is truncated, contradicts itself, or has a dtype that torch does not.
+    """
+    entries = read_header(path).tensors
+    strange = [f"{name}: {entry.dtype}" for name, entry in entries.items() if entry.dtype not in TORCH_DTYPES]
+    if strange:
+        raise FormatError(explain("tensors of dtypes that can't be read", found=strange[:10]))
+    data_start = min((entry.start for entry in entries.values()), default=0)
+    mapped = torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8)
+    data = mapped[data_start:].clone()
+    return {name: _view(data[e.start - data_start : e.stop - data_start], e) for name, e in entries.items()}
+
+
 def refuse_pickles(directory: Path, wanted: str) -> FormatError | UnknownNameError:
     """The error for a directory without safetensors: its pickles are named where it has some."""
     pickles = sorted(path.name for pattern in PICKLES for path in directory.glob(pattern))
@@ -103,6 +132,12 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise FormatError(explain("this file holds no JSON object", found=f"{path}: a {type(value).__name__}"))
     return value
+
+
+def _view(data: Tensor, entry: TensorEntry) -> Tensor:
+    dtype = TORCH_DTYPES[entry.dtype]
+    aligned = data if data.storage_offset() % dtype.itemsize == 0 else data.clone()
+    return aligned.view(dtype).view(entry.shape)
 
 
 def _entry(path: Path, name: str, raw: Any, data_start: int, problems: list[str]) -> TensorEntry | None:

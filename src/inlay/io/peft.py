@@ -12,12 +12,13 @@ that is wrong in one message.
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import load, save
+from safetensors.torch import save
 from torch import Tensor
 
 from inlay import methods
@@ -80,8 +81,7 @@ def read(source: str | Path) -> PeftAdapter:
     method = _method(directory / CONFIG, config)
     if not (directory / TENSORS).is_file():
         raise _safe.refuse_pickles(directory, TENSORS)
-    _safe.read_header(directory / TENSORS)
-    params = _params(directory / TENSORS, load((directory / TENSORS).read_bytes()), type(method))
+    params = _params(directory / TENSORS, _safe.read_tensors(directory / TENSORS), type(method))
     if config.get("target_modules") is None:  # files of old versions name none: the tensors do
         method = dataclasses.replace(method, target_modules=tuple(params))
     return PeftAdapter(method, params, config.get("base_model_name_or_path"), read_record(directory))
@@ -204,7 +204,7 @@ def _params(path: Path, tensors: Mapping[str, Tensor], cls: type[LinearMethod]) 
         if found is None:
             problems.append(f"{key}: no tensor of {_type_name(cls)} has that name")
             continue
-        if not torch.isfinite(torch.linalg.vector_norm(tensors[key].float(), torch.inf)):
+        if not _is_finite(tensors[key]):
             problems.append(f"{key}: holds NaN or infinite values")
         params.setdefault(found[0], {})[found[1]] = tensors[key]
     if not tensors:
@@ -219,6 +219,11 @@ def _params(path: Path, tensors: Mapping[str, Tensor], cls: type[LinearMethod]) 
             )
         )
     return params
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """Neither NaN nor infinite: either would be the least or the greatest value."""
+    return not tensor.numel() or all(math.isfinite(value) for value in tensor.float().aminmax())
 
 
 def _split(key: str, names: Mapping[str, str], cls: type[LinearMethod]) -> tuple[str, str] | None:

@@ -5,7 +5,7 @@ module itself, its weight and its name in the model never change.
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -91,11 +91,15 @@ class Attached:
         - `CompatibilityError`: its tensors are not those that its method has for these modules; the message lists all.
         """
         self._check_name(adapter.name)
-        problems = self.problems(adapter.method, adapter.params)
+        problems = self.problems(adapter)
         if problems:
             raise CompatibilityError(
                 explain(f"adapter {adapter.name} does not fit this model", found=problems, do="use the base it names")
             )
+        return self._place_(adapter)
+
+    def _place_(self, adapter: Adapter) -> Adapter:
+        """Attach an adapter that is known to fit, and make it active."""
         device = targets.device_of(self.module)
         adapter.params = {path: _to(params, device) for path, params in adapter.params.items()}
         for path in adapter.params:
@@ -104,15 +108,15 @@ class Attached:
         self.active = adapter.name
         return adapter
 
-    def problems(self, method: LinearMethod, params: Mapping[str, Params]) -> list[str]:
-        """How tensors differ from those that `method` has for the modules of this model; empty where they fit."""
+    def problems(self, adapter: Adapter) -> list[str]:
+        """How its tensors differ from those that its method has for the modules of this model; empty where they fit."""
         problems = [
-            f"{path}: this model has no linear layer of that name" for path in params if path not in self.linears
+            f"{path}: this model has no linear layer of that name" for path in adapter.params if path not in self.linears
         ]
-        for path, tensors in params.items():
+        for path, tensors in adapter.params.items():
             if path not in self.linears:
                 continue
-            expected = method.for_module(path).shapes(self.linears[path])
+            expected = adapter.methods[path].shapes(self.linears[path])
             problems += [f"{path}.{key}: missing" for key in expected if key not in tensors]
             problems += [f"{path}.{key}: not a tensor of this method" for key in tensors if key not in expected]
             problems += [

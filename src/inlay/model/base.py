@@ -7,6 +7,7 @@ file has; another dtype is a converted copy. They never change: an adapter is be
 import contextlib
 import logging
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from inlay.errors import CompatibilityError, ConfigError, FormatError, explain
 from inlay.io import peft
+from inlay.io._safe import TORCH_DTYPES
 from inlay.io.checkpoint import Checkpoint, open_checkpoint
 from inlay.io.fingerprint import Fingerprint, fingerprint, short
 from inlay.methods._contract import LinearMethod
@@ -76,8 +78,7 @@ class Base(Attached):
     @property
     def is_mapped(self) -> bool:
         """The weights are the file's own pages, not a copy."""
-        names = {"torch.float32": "F32", "torch.bfloat16": "BF16", "torch.float16": "F16"}
-        return {entry.dtype for entry in self.checkpoint.tensors.values()} <= {names.get(str(self.dtype))}
+        return {TORCH_DTYPES.get(entry.dtype) for entry in self.checkpoint.tensors.values()} <= {self.dtype}
 
     @cached_property
     def fingerprint(self) -> Fingerprint:
@@ -106,13 +107,14 @@ class Base(Attached):
             return self.create(source, name or "default", seed)
         name = name or Path(source).resolve().name
         self._check_name(name)
-        return self.put(self.read(source, name, force=force))
+        return self._place_(self.read(source, name, force=force))
 
     def read(self, source: str | Path, name: str, *, force: bool = False) -> Adapter:
         """An adapter from disk or the hub, checked against this base and not attached; see `attach`."""
         method, params, _, record = peft.read(source)
         self._check_fingerprint(name, record, force)
-        problems = self.problems(method, params)
+        adapter = Adapter(name, method, params, record)
+        problems = self.problems(adapter)
         expected = set(targets.resolve(method, self.linears, self.head, strict=False))
         problems += [f"{path}: no tensors, though target_modules names it" for path in sorted(expected - set(params))]
         problems += [
@@ -129,7 +131,7 @@ class Base(Attached):
                     do="use the base it was trained on: inlay inspect names it",
                 )
             )
-        return Adapter(name, method, params, record)
+        return adapter
 
     def save(self, name: str, directory: Path, record: dict[str, Any]) -> None:
         """Write an attached adapter into `directory`, which exists, as `inlay.io.peft.write` says."""
@@ -252,7 +254,8 @@ def load(source: str | Path, *, dtype: str | None = None, device: str = "cpu") -
 
     **Arguments:**
 
-    - `dtype`: bfloat16, float16 or float32; see `default_dtype` unless given.
+    - `dtype`: bfloat16, float16 or float32; 'stored' for the one that the files have, so that nothing is converted; see
+      `default_dtype` unless given.
     - `device`: where to compute, such as cpu or cuda.
 
     **Raises:**
@@ -263,9 +266,9 @@ def load(source: str | Path, *, dtype: str | None = None, device: str = "cpu") -
     - `ConfigError`: there is no such dtype.
     """
     checkpoint = open_checkpoint(source)
-    chosen = DTYPES.get(dtype) if dtype else default_dtype(checkpoint, device)
+    chosen = {None: default_dtype(checkpoint, device), "stored": stored_dtype(checkpoint), **DTYPES}.get(dtype)
     if chosen is None:
-        raise ConfigError(explain("no such dtype", found=f"{dtype!r}", do=f"one of {', '.join(DTYPES)}"))
+        raise ConfigError(explain("no such dtype", found=f"{dtype!r}", do=f"one of {', '.join(DTYPES)}, stored"))
     with _quiet_transformers():
         model = _model(checkpoint, chosen)
         tokenizer = _tokenizer(checkpoint)
@@ -280,6 +283,16 @@ def default_dtype(checkpoint: Checkpoint, device: str = "cpu") -> torch.dtype:
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     native = any(capabilities.get(key) for key in ("avx512_bf16", "amx_bf16", "bf16", "arm_bf16"))
     return torch.bfloat16 if native and width >= MIN_BFLOAT16_WIDTH else torch.float32
+
+
+def stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
+    """The dtype of most bytes of the checkpoint; float32 where that is none to compute in."""
+    bytes_of = Counter[str]()
+    for entry in checkpoint.tensors.values():
+        bytes_of[entry.dtype] += entry.stop - entry.start
+    most = bytes_of.most_common(1)[0][0] if bytes_of else "F32"
+    stored = TORCH_DTYPES.get(most)
+    return stored if stored in DTYPES.values() else torch.float32
 
 
 def _model(checkpoint: Checkpoint, dtype: torch.dtype) -> nn.Module:

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from inlay.errors import CompatibilityError, explain
-from inlay.io import output, peft
-from inlay.io._safe import TensorEntry
+from inlay.io import output as output_directory
+from inlay.io import peft
+from inlay.io._safe import TORCH_DTYPES, TensorEntry
 from inlay.model.adapter import Adapter
 from inlay.model.base import DTYPES, Base, load
 
@@ -29,7 +30,9 @@ SAMPLE = (
 """Text on which merged and unmerged logits are compared where none is given."""
 
 _TILE_BYTES = 16 << 20
-_TORCH_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}
+_MERGEABLE = ("F32", "BF16", "F16", "F64")
+"""The dtypes of files that a change can be rounded to."""
+
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".h5", ".msgpack")
 
 
@@ -48,7 +51,7 @@ class Comparison(NamedTuple):
 def merge(
     base: Base,
     adapter: str,
-    output_directory: str | Path,
+    output: str | Path,
     *,
     texts: Sequence[str] = SAMPLE,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -68,12 +71,12 @@ def merge(
       what base and adapter do, because its dtype is too coarse for the change.
     """
     merged = base.get(adapter)
-    target = Path(output_directory)
+    target = Path(output)
     names = _checkpoint_names(base, merged)
     total = sum(file.stat().st_size for file in base.checkpoint.files)
-    output.check_free(target)
-    output.check_space(target, total)
-    with output.new_directory(target) as partial:
+    output_directory.check_free(target)
+    output_directory.check_space(target, total)
+    with output_directory.new_directory(target) as partial:
         done = 0
         for file in base.checkpoint.files:
             for count in _merge_file(base, merged, names, file, partial / file.name):
@@ -129,7 +132,7 @@ def _checkpoint_names(base: Base, adapter: Adapter) -> dict[str, str]:
             problems.append(f"{path} shares its weight with the input embedding, which the adapter does not change")
         elif name is None:
             problems.append(f"{path}: the checkpoint has no tensor of that name")
-        elif tensors[name].shape != stored or tensors[name].dtype not in _TORCH_DTYPES:
+        elif tensors[name].shape != stored or tensors[name].dtype not in _MERGEABLE:
             problems.append(
                 f"{path}: {tensors[name].dtype} of shape {tensors[name].shape} in the checkpoint, here {stored}"
             )
@@ -169,13 +172,13 @@ def _merge_bias(base: Base, adapter: Adapter, path: str, entry: TensorEntry, wri
     assert linear.bias is not None, "the checkpoint has a bias that the module does not"
     _, new = adapter.methods[path].merge(adapter.params[path], linear.weight(torch.float32), linear.bias.float())
     assert new is not None, "a method takes no bias away"
-    _write_tensor(write, new.to(_TORCH_DTYPES[entry.dtype]).cpu())
+    _write_tensor(write, new.to(TORCH_DTYPES[entry.dtype]).cpu())
 
 
 def _merge_weight(base: Base, adapter: Adapter, path: str, entry: TensorEntry, read: BinaryIO, write: BinaryIO) -> None:
     """Write the merged weight of one module, a tile of rows at a time."""
     method, params = adapter.methods[path], {key: t.cpu() for key, t in adapter.params[path].items()}
-    linear, dtype = base.linears[path], _TORCH_DTYPES[entry.dtype]
+    linear, dtype = base.linears[path], TORCH_DTYPES[entry.dtype]
     rows, columns = entry.shape
     row_bytes = columns * dtype.itemsize
     step = rows if linear.transposed else max(1, _TILE_BYTES // row_bytes)
