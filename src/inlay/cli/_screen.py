@@ -24,9 +24,9 @@ def console() -> Console:
 def say(label: str, text: str) -> None:
     """One labelled line; further lines are indented under the first."""
     first, *rest = text.split("\n")
-    console().print(f"{label:<{_LABEL_WIDTH}}{first}")
+    console().print(f"{label:<{_LABEL_WIDTH - 1}} {first}".rstrip())
     for line in rest:
-        console().print(" " * _LABEL_WIDTH + line)
+        console().print(" " * _LABEL_WIDTH + line if line else "")
 
 
 def emit(values: dict[str, Any]) -> None:

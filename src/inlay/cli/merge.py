@@ -30,8 +30,8 @@ class Merge(Common):
     check_rows: int = 32
     """At most this many rows are compared."""
 
-    dtype: str | None = None
-    """What the comparison computes in; the merged weights keep the dtype of the base's files."""
+    dtype: str = "stored"
+    """What the comparison computes in; the merged weights keep the dtype of the base's files, 'stored', in any case."""
 
     force: bool = False
     """Merge an adapter that was trained on another base: the result will be wrong in ways that look right."""

@@ -143,10 +143,11 @@ def _listener(update: Any) -> Any:
 
     def listen(progress: Progress) -> None:
         nonlocal said
-        loss = f"loss {progress.losses[-1]:.3f}" if progress.losses else ""
-        held = f"  held-out {progress.eval_losses[-1][1]:.3f}" if progress.eval_losses else ""
-        speed = progress.num_supervised / progress.step_seconds if progress.step_seconds else 0
-        text = f"{loss}{held}  {speed:,.0f} tok/s trained  {size(jobs.peak_rss_bytes())}"
+        parts = [f"loss {progress.losses[-1]:.3f}"] if progress.losses else []
+        parts += [f"held-out {progress.eval_losses[-1][1]:.3f}"] if progress.eval_losses else []
+        if progress.step_seconds:
+            parts.append(f"{progress.num_supervised / progress.step_seconds:,.0f} tok/s trained")
+        text = "  ".join([*parts, size(jobs.peak_rss_bytes())])
         update(progress.step, progress.num_steps, text)
         evaluated = progress.eval_losses[-1][0] if progress.eval_losses else -1
         if evaluated > said and not _screen.is_terminal():
