@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from inlay.core import product
 from inlay.core.cross_entropy import IGNORE, cross_entropy_sum
 from inlay.core.lowrank import kaiming_uniform, merged
 from inlay.core.routed import Factors, Segment, routed, row_segments
@@ -47,7 +48,7 @@ def _run(W, b, x, adapters, names, rows):
     flat = x.reshape(-1, x.shape[-1])
     factors = [Factors(*adapters[name]) for name in names]
     segments = row_segments([None if row is None else names.index(row) for row in rows], x.shape[1])
-    return routed(torch.nn.functional.linear(flat, W, b), flat, factors, segments).view(*x.shape[:2], -1)
+    return routed(flat, W, b, factors, segments).view(*x.shape[:2], -1)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
@@ -84,14 +85,17 @@ def test_gradients_are_those_of_the_equation(rows):
 
 def test_gradcheck_over_mixed_segments_and_ranks():
     generator = torch.Generator().manual_seed(2)
-    shapes = [(9, 6), (9, 4), (2, 4), (6, 2), (3, 4), (6, 3)]
-    leaves = [torch.randn(s, generator=generator, dtype=torch.float64, requires_grad=True) for s in shapes]
+    shapes = [(9, 4), (2, 4), (6, 2), (3, 4), (6, 3)]
+    W, b = (torch.randn(s, generator=generator, dtype=torch.float64) for s in ((6, 4), (6,)))
+    x, *pairs = (torch.randn(s, generator=generator, dtype=torch.float64, requires_grad=True) for s in shapes)
+    seen = torch.randn(9, 4, generator=generator, dtype=torch.float64, requires_grad=True)
     segments = [Segment(0, 2, 0), Segment(3, 5, 1), Segment(5, 9, 0)]
 
-    def call(y, x, A0, B0, A1, B1):
-        return routed(y, x, [Factors(A0, B0, 1.7), Factors(A1, B1, 0.3)], segments)
+    def call(x, seen, A0, B0, A1, B1):
+        return routed(x, W, b, [Factors(A0, B0, 1.7), Factors(A1, B1, 0.3)], segments, seen)
 
-    assert torch.autograd.gradcheck(call, leaves)
+    assert torch.autograd.gradcheck(lambda x, *pairs: call(x, None, *pairs), (x, *pairs))
+    assert torch.autograd.gradcheck(call, (x, seen, *pairs))
 
 
 @given(
@@ -127,13 +131,47 @@ def test_masters_keep_their_dtype_and_receive_gradients_in_it():
     assert all(t.grad.dtype == torch.float32 for A, B, _ in leaves.values() for t in (A, B))
 
 
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_narrow_weight_is_widened_tile_by_tile_to_the_same_numbers(monkeypatch, transposed):
+    monkeypatch.setattr(product, "TILE_BYTES", 4 * 7 * 3)  # three of the eleven rows
+    W, b, x, adapters, names = _problem(["a", None, "b"], torch.float32)
+    narrow = W.T.bfloat16().contiguous().T if transposed else W.bfloat16()
+    flat = x.reshape(-1, x.shape[-1]).requires_grad_()
+    results = []
+    for weight in (narrow, narrow.float()):
+        factors = [Factors(*adapters[name]) for name in names]
+        out = routed(flat, weight, b, factors, row_segments([0, None, 1], x.shape[1]))
+        results += [out.detach(), torch.autograd.grad(out.square().sum(), flat)[0]]
+    for one, other in zip(results[:2], results[2:], strict=True):
+        assert_close(one, other, torch.float32, terms=11 * 40)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_products_in_a_wider_dtype_are_as_close_as_the_narrow_input_allows(dtype):
+    W, b, x, adapters, _ = _problem(["a", "b"], dtype)
+    flat = x.reshape(-1, x.shape[-1]).requires_grad_()
+    masters = [Factors(A.float().requires_grad_(), B.float().requires_grad_(), s) for A, B, s in adapters.values()]
+    out = routed(flat, W, b, masters, row_segments([0, 1], x.shape[1]), dtype=torch.float32)
+    exact = oracle.lora_output(
+        W.double(),
+        b.double(),
+        x.double(),
+        {n: (A.double(), B.double(), s) for n, (A, B, s) in adapters.items()},
+        ["a", "b"],
+    )
+    assert out.dtype == dtype
+    assert_close(out.view(exact.shape), exact, dtype, terms=1)  # one rounding, at the end
+    out.sum().backward()
+    assert flat.grad.dtype == dtype
+    assert all(t.grad.dtype == torch.float32 for f in masters for t in (f.A, f.B))
+
+
 def test_the_arguments_are_not_changed():
     W, b, x, adapters, names = _problem(["a", "b", "a"], torch.float32)
     flat = x.reshape(-1, x.shape[-1])
-    y = torch.nn.functional.linear(flat, W, b)
-    before = [t.clone() for t in (y, flat, *(t for A, B, _ in adapters.values() for t in (A, B)))]
-    routed(y, flat, [Factors(*adapters[n]) for n in names], row_segments([0, 1, 0], x.shape[1]))
-    after = [y, flat, *(t for A, B, _ in adapters.values() for t in (A, B))]
+    before = [t.clone() for t in (W, b, flat, *(t for A, B, _ in adapters.values() for t in (A, B)))]
+    routed(flat, W, b, [Factors(*adapters[n]) for n in names], row_segments([0, 1, 0], x.shape[1]))
+    after = [W, b, flat, *(t for A, B, _ in adapters.values() for t in (A, B))]
     assert all(torch.equal(old, new) for old, new in zip(before, after, strict=True))
 
 

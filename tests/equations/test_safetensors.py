@@ -6,11 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 import inlay
 from inlay.errors import FormatError
 from inlay.io._safe import TORCH_DTYPES, read_tensors
 from tests.support import bases, models
+from tests.support.tolerances import assert_close
 
 MAPS = Path("/proc/self/maps")
 
@@ -85,6 +87,39 @@ def test_a_base_in_the_dtype_of_its_files_is_their_own_pages(tmp_path):
         files = {str(file) for file in base.checkpoint.files}
         assert {backing(parameter) for parameter in base.model.parameters()} == files
         assert base.is_mapped
-        converted = inlay.load(tmp_path / family, dtype="float32")
-        assert not files & {backing(parameter) for parameter in converted.model.parameters()}
-        assert not converted.is_mapped
+        wider = inlay.load(tmp_path / family, dtype="float32")
+        linears = {path: linear for path, linear in wider.linears.items() if linear.stored.dim() == 2}
+        assert {backing(linear.stored) for linear in linears.values()} <= files
+        assert wider.is_mapped
+        narrower = inlay.load(tmp_path / family, dtype="float16")
+        assert not files & {backing(parameter) for parameter in narrower.model.parameters()}
+        assert not narrower.is_mapped
+
+
+@pytest.mark.parametrize("family", models.CONFIGS)
+def test_computing_in_a_wider_dtype_than_the_file_has_is_computing_with_a_converted_copy(tmp_path, family):
+    models.model(family, torch.bfloat16).save_pretrained(tmp_path / "base")
+    bases.tokenizer().save_pretrained(tmp_path / "base")
+    base, ids = inlay.load(tmp_path / "base", dtype="float32"), models.tokens(2, 9)
+    converted = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float32).eval()
+    with torch.no_grad():
+        wanted = converted(input_ids=ids).logits
+    found = base.logits(ids, None)
+    assert found.dtype == torch.float32
+    assert_close(found, wanted, torch.float32, terms=3 * 7 * 28)
+
+
+@pytest.mark.parametrize("family", models.CONFIGS)
+def test_a_checkpoint_of_several_dtypes_is_converted_without_loss(tmp_path, family):
+    built = models.model(family, torch.bfloat16)
+    with torch.no_grad():
+        for name, module in built.named_modules():
+            if "norm" in name or "ln_" in name:
+                module.float()
+                module.weight.add_(1e-4)  # a value that bfloat16 does not hold
+    built.save_pretrained(tmp_path / "base")
+    bases.tokenizer().save_pretrained(tmp_path / "base")
+    base = inlay.load(tmp_path / "base", dtype="float32")
+    assert not base.is_mapped
+    for name, parameter in built.named_parameters():
+        assert torch.equal(base.model.get_parameter(name), parameter.float())

@@ -21,14 +21,16 @@ LAWS, ROUTED, TEXT, TRAINING = (
 )
 
 MUTANTS = {
-    "the scaling is dropped": ("core/routed.py", "alpha=scalings[k])", "alpha=1.0)", ROUTED),
+    "the scaling is dropped": ("core/routed.py", "alpha=scalings[s.adapter])", "alpha=1.0)", ROUTED),
     "the scaling is dropped in a merge": ("core/lowrank.py", "alpha=scaling)", "alpha=1.0)", ROUTED),
-    "A is transposed": ("core/routed.py", "x[s.start : s.stop] @ A[s.adapter].T", "x[s.start : s.stop] @ A[s.adapter].reshape(A[s.adapter].shape[::-1])", ROUTED),
+    "A is transposed": ("core/routed.py", "wide_seen[s.start : s.stop] @ A[s.adapter].T", "wide_seen[s.start : s.stop] @ A[s.adapter].reshape(A[s.adapter].shape[::-1])", ROUTED),
     "B is transposed in a merge": ("core/lowrank.py", "B.to(wide)", "B.reshape(B.shape[::-1]).T.contiguous().reshape(B.shape).to(wide)", ROUTED),
+    "the gradient of x misses the base": ("core/routed.py", "linear_backward(g, weight) if needs_x", "torch.zeros(len(g), weight.shape[1], dtype=dtype) if needs_x", ROUTED),
+    "a tile of the weight is passed over": ("core/product.py", "grad.addmm_(g[:, start:stop], tile)", "grad.addmm_(g[:, start:stop], tile) if start else None", ROUTED),
     "two adapters are swapped": ("core/routed.py", "segments.append(Segment(start, stop, adapter))", "segments.append(Segment(start, stop, 1 - adapter if adapter < 2 else adapter))", ROUTED),
     "the gradient of A misses the scaling": ("core/routed.py", "(g[rows] @ B[k]).mul_(scaling)", "(g[rows] @ B[k])", ROUTED),
     "the gradient of B misses the scaling": ("core/routed.py", "(g[rows].T @ h).mul_(scaling)", "(g[rows].T @ h)", ROUTED),
-    "the gradient of x misses the adapter": ("core/routed.py", "grad_x[rows].addmm_(grad_hidden, A[k])", "pass", ROUTED),
+    "the gradient of x misses the adapter": ("core/routed.py", "into[rows].addmm_(grad_hidden, A[k])", "pass", ROUTED),
     "a merged weight is rounded twice": ("core/lowrank.py", "return torch.addmm(weight.to(wide), B.to(wide), A.to(wide), alpha=scaling).to(weight.dtype)", "return weight + (scaling * (B.to(wide) @ A.to(wide))).to(weight.dtype)", ROUTED),
     "the bias is forgotten": ("model/merge.py", "new.to(TORCH_DTYPES[entry.dtype]).cpu()", "torch.zeros_like(new)", "tests/cli/test_commands.py -k merge_writes"),
     "rslora scales as lora": ("methods/lora.py", "self.r**0.5 if self.use_rslora else self.r", "self.r", "tests/interop/test_peft.py -k rslora"),

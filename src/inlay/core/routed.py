@@ -1,17 +1,21 @@
-"""The routed low-rank product: every token of a batch names its adapter, or none.
+"""The frozen linear map with its routed low-rank product: every token of a batch names its adapter, or none.
 
-    out[t] = y[t] + sum over segments s that hold t of  scaling_k B_k (A_k x[t]),   k = s.adapter
+    out[t] = W x[t] + b + sum over segments s that hold t of  scaling_k B_k (A_k x[t]),   k = s.adapter
 
-x is the input of a frozen linear map, y its output, both with one row per token. A segment (start, stop, adapter) gives a
-run of consecutive tokens to one adapter, so padded batches (a segment per row), packed documents (a segment per document)
-and decoding steps (a segment per row, one token each) are one thing. Tokens in no segment keep y bit for bit.
+A segment (start, stop, adapter) gives a run of consecutive tokens to one adapter, so padded batches (a segment per row),
+packed documents (a segment per document) and decoding steps (a segment per row, one token each) are one thing. Tokens in no
+segment get W x + b bit for bit.
 
 Gradients, with g = d loss / d out, h = A x, and sums over the tokens of the adapter's segments:
 
-    d y = g,   d B = scaling g^T h,   d A = scaling (g B)^T x,   d x = scaling (g B) A
+    d B = scaling g^T h,   d A = scaling (g B)^T x,   d x = g W + scaling (g B) A
 
-Products run in the dtype of x; A and B may be wider (float32 masters under a bfloat16 base): they are cast once per call,
-and their gradients come back in their own dtype. Source: LoRA (Hu et al. 2021, arXiv 2106.09685), equation 3.
+W has none. One function for base and adapter, because then every product adds into the result of the one before it: no
+temporary of the output's size, x kept once, and no gradient of W x waiting for that of B A x.
+
+Products run in the dtype of x, or in a wider one where that is faster (`inlay.core.product`); A and B may be wider (float32
+masters under a bfloat16 base): they are cast once per call, and their gradients come back in their own dtype. Source: LoRA
+(Hu et al. 2021, arXiv 2106.09685), equation 3.
 
 One pair of matrix products per segment, in a loop: a grouped kernel would save launches where segments are many and
 short, at the price of a second implementation.
@@ -24,6 +28,8 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from inlay.core.product import linear, linear_backward
 
 
 class Segment(NamedTuple):
@@ -57,65 +63,93 @@ def row_segments(adapters: Sequence[int | None], num_tokens: int) -> tuple[Segme
 
 
 def routed(
-    y: Float[Tensor, "tokens out"],
     x: Float[Tensor, "tokens in"],
+    weight: Float[Tensor, "out in"],
+    bias: Float[Tensor, " out"] | None,
     factors: Sequence[Factors],
     segments: Sequence[Segment],
+    seen: Float[Tensor, "tokens in"] | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Float[Tensor, "tokens out"]:
-    """y plus what each token's adapter adds to it; the equation at the top of this file.
+    """The frozen map and what each token's adapter adds to it; the equation at the top of this file.
 
     **Arguments:**
 
-    - `y`, `x`: output and input of the frozen map, one row per token.
+    - `x`: one row per token.
+    - `weight`, `bias`: the frozen map, in any dtype; no gradient is computed for them.
     - `factors`: one entry per adapter; ranks may differ.
     - `segments`: who owns which tokens; overlapping segments add up.
+    - `seen`: what the adapters see in the place of x, where that is something else: x with dropout.
+    - `dtype`: what the products run in; that of x unless given.
 
     **Returns:**
 
-    A new tensor (tokens, out) in the dtype of y; y itself where there is no segment.
+    A new tensor (tokens, out) in the dtype of x.
     """
-    if not segments:
-        return y
     pairs = [tensor for f in factors for tensor in (f.A, f.B)]
-    result: Tensor = _Routed.apply(y, x, tuple(segments), tuple(f.scaling for f in factors), *pairs)  # type: ignore[assignment]  # torch types apply as Any
+    scalings = tuple(f.scaling for f in factors)
+    result: Tensor = _Routed.apply(x, seen, weight, bias, tuple(segments), scalings, dtype or x.dtype, *pairs)  # type: ignore[assignment]  # torch types apply as Any
     return result
 
 
 class _Routed(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, y: Tensor, x: Tensor, segments: Any, scalings: Any, *pairs: Tensor) -> Tensor:
-        ctx.segments, ctx.scalings = segments, scalings
-        A, B = _cast(pairs[0::2], x.dtype), _cast(pairs[1::2], x.dtype)
-        hidden = [x[s.start : s.stop] @ A[s.adapter].T for s in segments]  # (segment tokens, r)
-        ctx.save_for_backward(x, *pairs, *hidden)
-        if len(segments) == 1 and segments[0].stop - segments[0].start == len(y):
-            k = segments[0].adapter
-            return torch.addmm(y, hidden[0], B[k].T, alpha=scalings[k])
-        out = y.clone()
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        seen: Tensor | None,
+        weight: Tensor,
+        bias: Tensor | None,
+        segments: tuple[Segment, ...],
+        scalings: tuple[float, ...],
+        dtype: torch.dtype,
+        *pairs: Tensor,
+    ) -> Tensor:
+        wide = x.to(dtype)
+        wide_seen = wide if seen is None else seen.to(dtype)
+        out = linear(wide, weight, bias)
+        A, B = _cast(pairs[0::2], dtype), _cast(pairs[1::2], dtype)
+        hidden = [wide_seen[s.start : s.stop] @ A[s.adapter].T for s in segments]  # (segment tokens, r)
         for s, h in zip(segments, hidden, strict=True):
             out[s.start : s.stop].addmm_(h, B[s.adapter].T, alpha=scalings[s.adapter])
-        return out
+        ctx.segments, ctx.scalings, ctx.dtype, ctx.has_seen = segments, scalings, dtype, seen is not None
+        kept = (x if seen is None else seen,) if segments else ()
+        ctx.save_for_backward(weight, *pairs, *hidden, *kept)
+        return out.to(x.dtype)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> Any:  # type: ignore[override]  # torch names its first argument by keyword
-        (g,) = grad_outputs
-        x, *rest = ctx.saved_tensors
+        weight, *rest = ctx.saved_tensors
         num_pairs = 2 * len(ctx.scalings)
-        pairs, hidden = rest[:num_pairs], rest[num_pairs:]
-        A, B = _cast(pairs[0::2], x.dtype), _cast(pairs[1::2], x.dtype)
+        pairs, hidden = rest[:num_pairs], rest[num_pairs : num_pairs + len(ctx.segments)]
+        dtype = ctx.dtype
+        g = grad_outputs[0].to(dtype)
+        needs_x, needs_seen = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
+        grad_x = linear_backward(g, weight) if needs_x else None
+        grad_seen = g.new_zeros(len(g), weight.shape[1]) if ctx.has_seen and needs_seen else None
         grads: list[Tensor | None] = [None] * num_pairs
-        grad_x = torch.zeros_like(x) if ctx.needs_input_grad[1] else None
-        for s, h in zip(ctx.segments, hidden, strict=True):
-            k, scaling, rows = s.adapter, ctx.scalings[s.adapter], slice(s.start, s.stop)
-            grad_hidden = (g[rows] @ B[k]).mul_(scaling)  # (segment tokens, r)
-            if ctx.needs_input_grad[4 + 2 * k]:
-                _accumulate(grads, 2 * k, grad_hidden.T @ x[rows], pairs[2 * k].dtype)
-            if ctx.needs_input_grad[5 + 2 * k]:
-                _accumulate(grads, 2 * k + 1, (g[rows].T @ h).mul_(scaling), pairs[2 * k + 1].dtype)
-            if grad_x is not None:
-                grad_x[rows].addmm_(grad_hidden, A[k])
-        return g, grad_x, None, None, *grads
+        if ctx.segments:
+            x = rest[-1].to(dtype)
+            A, B = _cast(pairs[0::2], dtype), _cast(pairs[1::2], dtype)
+            into = grad_seen if ctx.has_seen else grad_x
+            for s, h in zip(ctx.segments, hidden, strict=True):
+                k, scaling, rows = s.adapter, ctx.scalings[s.adapter], slice(s.start, s.stop)
+                grad_hidden = (g[rows] @ B[k]).mul_(scaling)  # (segment tokens, r)
+                if ctx.needs_input_grad[_PAIRS + 2 * k]:
+                    _accumulate(grads, 2 * k, grad_hidden.T @ x[rows], pairs[2 * k].dtype)
+                if ctx.needs_input_grad[_PAIRS + 2 * k + 1]:
+                    _accumulate(grads, 2 * k + 1, (g[rows].T @ h).mul_(scaling), pairs[2 * k + 1].dtype)
+                if into is not None:
+                    into[rows].addmm_(grad_hidden, A[k])
+        given = grad_outputs[0].dtype
+        first = None if grad_x is None else grad_x.to(given)
+        second = None if grad_seen is None else grad_seen.to(given)
+        return first, second, None, None, None, None, None, *grads
+
+
+_PAIRS = 7
+"""Where the factors start among the arguments of `_Routed.forward`."""
 
 
 def _cast(tensors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:

@@ -86,45 +86,43 @@ class Adapted(nn.Module):
         return self.linear.out_features
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.base(x)
         route = self.router.route
-        if route is None:
-            return y
-        present = [adapter for adapter in route.adapters if self.path in adapter.params]
-        if not present:
+        present = [] if route is None else [adapter for adapter in route.adapters if self.path in adapter.params]
+        if route is None or not present:
+            y: Tensor = self.base(x)
             return y
         segments = route.segments(self.path, x.shape)
         if len(present) < len(route.adapters):
             segments = tuple(s for s in segments if self.path in route.adapters[s.adapter].params)
-        flat = _changed(
-            y.reshape(-1, y.shape[-1]), x.reshape(-1, x.shape[-1]), self.path, self.linear, route.adapters, segments
-        )
-        return flat.view(y.shape)
+        flat = _changed(x.reshape(-1, x.shape[-1]), self.path, self.linear, route.adapters, segments)
+        return flat.view(*x.shape[:-1], self.out_features)
 
 
-def _changed(
-    y: Tensor, x: Tensor, path: str, linear: Linear, adapters: Sequence[Adapter], segments: Sequence[Segment]
-) -> Tensor:
-    """y plus every segment's change: low-rank changes in one routed product, the rest one by one."""
-    x = _dropped(x, path, adapters, segments)
+def _changed(x: Tensor, path: str, linear: Linear, adapters: Sequence[Adapter], segments: Sequence[Segment]) -> Tensor:
+    """The base's output with every segment's change: low-rank changes in one product with the base's, the rest one by one."""
+    seen = _dropped(x, path, adapters, segments)
     factors: list[Factors] = []
     numbers: dict[int, int] = {}  # number of the adapter in the route -> number among the low-rank ones
-    for k in dict.fromkeys(s.adapter for s in segments):
-        found = adapters[k].factors(path, x.dtype)
+    for k in dict.fromkeys(s.adapter for s in segments) if linear.is_plain else ():
+        found = adapters[k].factors(path, linear.product_dtype(x))
         if found is not None:
             numbers[k] = len(factors)
             factors.append(found)
-    out = routed(
-        y, x, factors, [Segment(s.start, s.stop, numbers[s.adapter]) for s in segments if s.adapter in numbers]
-    )
+    if numbers:
+        low_rank = [Segment(s.start, s.stop, numbers[s.adapter]) for s in segments if s.adapter in numbers]
+        weight = linear.stored.T if linear.transposed else linear.stored  # (out, in)
+        dtype = linear.product_dtype(x)
+        y = routed(x, weight, linear.bias, factors, low_rank, seen=None if seen is x else seen, dtype=dtype)
+    else:
+        y = linear(x)
     others = [s for s in segments if s.adapter not in numbers]
     if not others:
-        return out
-    out = out.clone()
+        return y
+    out = y.clone()
     for s in others:
         adapter, rows = adapters[s.adapter], slice(s.start, s.stop)
         params: Params = adapter.params[path]
-        out[rows] += adapter.methods[path].delta(params, x[rows], y[rows], linear)
+        out[rows] += adapter.methods[path].delta(params, seen[rows], y[rows], linear)
     return out
 
 

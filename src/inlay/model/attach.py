@@ -111,7 +111,9 @@ class Attached:
     def problems(self, adapter: Adapter) -> list[str]:
         """How its tensors differ from those that its method has for the modules of this model; empty where they fit."""
         problems = [
-            f"{path}: this model has no linear layer of that name" for path in adapter.params if path not in self.linears
+            f"{path}: this model has no linear layer of that name"
+            for path in adapter.params
+            if path not in self.linears
         ]
         for path, tensors in adapter.params.items():
             if path not in self.linears:

@@ -1,7 +1,7 @@
 """A base: a frozen causal language model of `transformers`, mapped from its files, and the adapters on it.
 
-The weights are mapped from safetensors and shared between processes as long as they are computed with in the dtype that the
-file has; another dtype is a converted copy. They never change: an adapter is beside them, not in them.
+The weights are mapped from safetensors and shared between processes, in the dtype that the file has; computed with is another
+where that is faster or asked for (`inlay.model.frozen`). They never change: an adapter is beside them, not in them.
 """
 
 import contextlib
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from inlay.core.product import native_bfloat16
 from inlay.errors import CompatibilityError, ConfigError, FormatError, explain
 from inlay.io import peft
 from inlay.io._safe import TORCH_DTYPES
@@ -25,6 +26,7 @@ from inlay.methods._contract import LinearMethod
 from inlay.model import targets
 from inlay.model.adapter import Adapter
 from inlay.model.attach import Attached, Rows
+from inlay.model.frozen import freeze_
 from inlay.text.template import prompt_ids
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
@@ -45,13 +47,17 @@ class Base(Attached):
     - `model`: the `transformers` model, in evaluation mode.
     - `tokenizer`: its tokenizer.
     - `checkpoint`: the files it is mapped from.
+    - `dtype`: what it computes in.
+    - `is_mapped`: the weights are the file's own pages, not a copy.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, checkpoint: Checkpoint):
+    def __init__(self, model: Any, tokenizer: Any, checkpoint: Checkpoint, dtype: torch.dtype, is_mapped: bool):
         super().__init__(model)
         self.model = model
         self.tokenizer = tokenizer
         self.checkpoint = checkpoint
+        self.dtype = dtype
+        self.is_mapped = is_mapped
 
     def __repr__(self) -> str:
         adapters = ", ".join(self.adapters) or "none"
@@ -60,25 +66,15 @@ class Base(Attached):
     def describe(self) -> str:
         """The base in one line: name, weights, dtype, size on disk."""
         size = sum(file.stat().st_size for file in self.checkpoint.files)
-        return (
-            f"{self.checkpoint.name} · {self.num_weights / 1e6:,.1f}M weights · {str(self.dtype).removeprefix('torch.')} "
-            f"{'mapped' if self.is_mapped else 'converted'} ({size / 1e6:,.1f} MB on disk)"
-        )
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """What the base computes in."""
-        return next(self.model.parameters()).dtype
+        dtype, stored = (str(d).removeprefix("torch.") for d in (self.dtype, stored_dtype(self.checkpoint)))
+        how = "converted" if not self.is_mapped else "mapped" if stored == dtype else f"over mapped {stored}"
+        weights = f"{self.num_weights / 1e6:,.1f}M weights"
+        return f"{self.checkpoint.name} · {weights} · {dtype} {how} ({size / 1e6:,.1f} MB on disk)"
 
     @property
     def num_weights(self) -> int:
         """How many weights the base has, tied ones once."""
         return sum(parameter.numel() for parameter in self.model.parameters())
-
-    @property
-    def is_mapped(self) -> bool:
-        """The weights are the file's own pages, not a copy."""
-        return {TORCH_DTYPES.get(entry.dtype) for entry in self.checkpoint.tensors.values()} <= {self.dtype}
 
     @cached_property
     def fingerprint(self) -> Fingerprint:
@@ -270,19 +266,17 @@ def load(source: str | Path, *, dtype: str | None = None, device: str = "cpu") -
     if chosen is None:
         raise ConfigError(explain("no such dtype", found=f"{dtype!r}", do=f"one of {', '.join(DTYPES)}, stored"))
     with _quiet_transformers():
-        model = _model(checkpoint, chosen)
+        model, is_mapped = _mapped(checkpoint, chosen, device)
         tokenizer = _tokenizer(checkpoint)
-    return Base(model.to(device).eval(), tokenizer, checkpoint)
+    freeze_(model, chosen)
+    return Base(model.to(device).eval(), tokenizer, checkpoint, chosen, is_mapped)
 
 
 def default_dtype(checkpoint: Checkpoint, device: str = "cpu") -> torch.dtype:
     """bfloat16 where the processor has instructions that multiply it and the model is wide enough to gain, else float32."""
     width = checkpoint.config.get("hidden_size") or checkpoint.config.get("n_embd") or MIN_BFLOAT16_WIDTH
-    if device != "cpu":
-        return torch.bfloat16
-    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    native = any(capabilities.get(key) for key in ("avx512_bf16", "amx_bf16", "bf16", "arm_bf16"))
-    return torch.bfloat16 if native and width >= MIN_BFLOAT16_WIDTH else torch.float32
+    wide = device != "cpu" or (native_bfloat16() and width >= MIN_BFLOAT16_WIDTH)
+    return torch.bfloat16 if wide else torch.float32
 
 
 def stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
@@ -292,7 +286,21 @@ def stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
         bytes_of[entry.dtype] += entry.stop - entry.start
     most = bytes_of.most_common(1)[0][0] if bytes_of else "F32"
     stored = TORCH_DTYPES.get(most)
-    return stored if stored in DTYPES.values() else torch.float32
+    return stored if stored is not None and stored in DTYPES.values() else torch.float32
+
+
+def _mapped(checkpoint: Checkpoint, dtype: torch.dtype, device: str) -> tuple[nn.Module, bool]:
+    """The model over the pages of its files where that loses nothing, and whether it is; else with converted weights.
+
+    It can be where all weights are of one dtype, which is `dtype` or narrower, and the model has made no number of its own
+    in the narrower one, as those do that scale their embeddings.
+    """
+    stored = {TORCH_DTYPES.get(entry.dtype) for entry in checkpoint.tensors.values()}
+    if device == "cpu" and len(stored) == 1 and (dtype in stored or dtype == torch.float32):
+        model = _model(checkpoint, stored_dtype(checkpoint))
+        if all(buffer.dtype == dtype for buffer in model.buffers() if buffer.dtype in stored):
+            return model, True
+    return _model(checkpoint, dtype), False
 
 
 def _model(checkpoint: Checkpoint, dtype: torch.dtype) -> nn.Module:

@@ -4,12 +4,14 @@
 written once, for y = W x + b with W (out, in).
 """
 
-import sys
 from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from inlay.core.product import product_dtype
+from inlay.model.frozen import FrozenLinear, is_transposed
 
 
 class Linear:
@@ -19,6 +21,8 @@ class Linear:
         self.module = module
         self.transposed = transposed
         """The module stores its weight as (in, out)."""
+        self.is_plain = type(module) in (nn.Linear, FrozenLinear) or is_transposed(module)
+        """Being called, the module computes W x + b and nothing else."""
         shape = tuple(self.stored.shape)
         self.in_features, self.out_features = shape if transposed else (shape[1], shape[0])
 
@@ -30,6 +34,10 @@ class Linear:
     @property
     def bias(self) -> Float[Tensor, " out"] | None:
         return self.module._parameters.get("bias")
+
+    def product_dtype(self, x: Tensor) -> torch.dtype:
+        """What the module multiplies an input like `x` in."""
+        return product_dtype(x) if isinstance(self.module, FrozenLinear) else x.dtype
 
     def weight(self, dtype: torch.dtype) -> Float[Tensor, "out in"]:
         return (self.stored.T if self.transposed else self.stored).to(dtype)
@@ -45,7 +53,6 @@ def as_linear(module: nn.Module) -> Linear | None:
         return None  # torch's MultiheadAttention reads its weight and never calls it: a change would be passed by
     if isinstance(module, nn.Linear):
         return Linear(module, transposed=False)
-    transformers = sys.modules.get("transformers.pytorch_utils")  # a Conv1D exists only where it was imported
-    if transformers is not None and isinstance(module, transformers.Conv1D):
-        return Linear(module, transposed=True)
-    return None
+    if isinstance(module, FrozenLinear):
+        return Linear(module, transposed=module.transposed)
+    return Linear(module, transposed=True) if is_transposed(module) else None

@@ -1,0 +1,67 @@
+"""Products with a frozen weight, in the dtype that the processor multiplies fast.
+
+    y = x W^T + b,   d x = g W
+
+W may be stored in a narrower dtype than the one it is multiplied in: bfloat16 weights mapped from a file, on a processor
+that multiplies float32 alone. Then a tile of its rows is widened into a buffer that stays in the cache, multiplied, and
+the next one takes its place: no copy of W is ever held, and the widening costs less than the variation between two runs.
+Every bfloat16 is a float32, so that the result is that of a converted copy.
+"""
+
+import functools
+from collections.abc import Iterator
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+TILE_BYTES = 8 << 20
+"""Size of the widened tile: measured on 512 to 1,024 tokens against 1 to 16 MiB, with benchmarks/product_tile.py."""
+
+
+@functools.cache
+def native_bfloat16() -> bool:
+    """This processor has instructions that multiply bfloat16."""
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return any(capabilities.get(key) for key in ("avx512_bf16", "amx_bf16", "bf16", "arm_bf16"))
+
+
+def product_dtype(x: Tensor) -> torch.dtype:
+    """The dtype that inputs like `x` are multiplied in: their own, but float32 where the processor has no narrower one.
+
+    torch multiplies bfloat16 without such instructions six to ten times slower than float32, and float16 likewise.
+    """
+    narrow = x.device.type == "cpu" and x.dtype in (torch.bfloat16, torch.float16)
+    return torch.float32 if narrow and not (x.dtype == torch.bfloat16 and native_bfloat16()) else x.dtype
+
+
+def linear(
+    x: Float[Tensor, "tokens in"], weight: Float[Tensor, "out in"], bias: Float[Tensor, " out"] | None
+) -> Float[Tensor, "tokens out"]:
+    """x W^T + b in the dtype of x, which is the dtype that is multiplied in."""
+    if weight.dtype == x.dtype:
+        return torch.nn.functional.linear(x, weight, bias if bias is None else bias.to(x.dtype))
+    y = x.new_empty(len(x), len(weight))
+    for start, stop, tile in _tiles(weight, x.dtype):
+        torch.mm(x, tile.T, out=y[:, start:stop])
+    return y if bias is None else y.add_(bias)
+
+
+def linear_backward(g: Float[Tensor, "tokens out"], weight: Float[Tensor, "out in"]) -> Float[Tensor, "tokens in"]:
+    """g W in the dtype of g: the gradient of `linear` with respect to x."""
+    if weight.dtype == g.dtype:
+        return g @ weight
+    grad = g.new_zeros(len(g), weight.shape[1])
+    for start, stop, tile in _tiles(weight, g.dtype):
+        grad.addmm_(g[:, start:stop], tile)
+    return grad
+
+
+def _tiles(weight: Tensor, dtype: torch.dtype) -> Iterator[tuple[int, int, Tensor]]:
+    """(start, stop, rows start <= i < stop in `dtype`) over all rows; one buffer for all tiles."""
+    rows, columns = weight.shape
+    step = max(1, TILE_BYTES // (columns * dtype.itemsize))
+    buffer = torch.empty(min(step, rows), columns, dtype=dtype, device=weight.device)
+    for start in range(0, rows, step):
+        stop = min(start + step, rows)
+        yield start, stop, buffer[: stop - start].copy_(weight[start:stop])

@@ -1,0 +1,73 @@
+"""Frozen modules over mapped weights: a weight stays as the file has it, whatever dtype the model computes in.
+
+    FrozenLinear       y = W x + b, products in the dtype that the processor is fast in (`inlay.core.product`)
+    FrozenEmbedding    rows of the table, widened as they are read
+
+`freeze_` puts them in the place of a model's own linear maps and embeddings, so that a bfloat16 checkpoint that is computed
+with in float32 needs no converted copy. They answer to `.weight` and `.bias`, which some models read.
+"""
+
+import sys
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from inlay.core.product import product_dtype
+from inlay.core.routed import routed
+
+
+class FrozenLinear(nn.Module):
+    """A linear map that is never trained, in the place of an `nn.Linear` or, `transposed`, of a `Conv1D`."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, transposed: bool):
+        super().__init__()
+        self.weight = weight
+        self.bias = bias
+        self.transposed = transposed
+        out_first = tuple(weight.shape[::-1] if transposed else weight.shape)
+        self.out_features, self.in_features = out_first
+
+    def extra_repr(self) -> str:
+        return f"{self.in_features} to {self.out_features}, {str(self.weight.dtype).removeprefix('torch.')}"
+
+    def forward(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
+        weight = self.weight.T if self.transposed else self.weight  # (out, in)
+        flat = x.reshape(-1, self.in_features)
+        return routed(flat, weight, self.bias, (), (), dtype=product_dtype(x)).view(*x.shape[:-1], self.out_features)
+
+
+class FrozenEmbedding(nn.Module):
+    """A table of which rows are read, in the place of an `nn.Embedding`."""
+
+    def __init__(self, weight: Tensor, dtype: torch.dtype):
+        super().__init__()
+        self.weight = weight
+        self.dtype = dtype
+
+    def forward(self, ids: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch width"]:
+        return nn.functional.embedding(ids, self.weight).to(self.dtype)
+
+
+def is_transposed(module: nn.Module) -> bool:
+    """A `Conv1D` of transformers, which stores its weight as (in, out)."""
+    transformers = sys.modules.get("transformers.pytorch_utils")  # a Conv1D exists only where it was imported
+    return transformers is not None and type(module) is transformers.Conv1D
+
+
+def freeze_(model: nn.Module, dtype: torch.dtype) -> None:
+    """Put frozen modules in the place of the linear maps and embeddings of `model`, which then computes in `dtype`.
+
+    Subclasses compute in ways of their own, so they stay, and are converted with the rest: norms, buffers, small things.
+    """
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if type(child) is nn.Linear or is_transposed(child):
+                frozen = FrozenLinear(child.get_parameter("weight"), child._parameters["bias"], is_transposed(child))
+                setattr(module, name, frozen)
+            elif type(child) is nn.Embedding and child.weight.dtype != dtype:
+                setattr(module, name, FrozenEmbedding(child.get_parameter("weight"), dtype))
+    for module in model.modules():
+        for parameter in () if isinstance(module, FrozenLinear | FrozenEmbedding) else module._parameters.values():
+            if parameter is not None and parameter.is_floating_point():
+                parameter.data = parameter.data.to(dtype)
