@@ -1,4 +1,4 @@
-"""Inlay fine-tunes, merges, swaps and serves LoRA adapters on the machine you have.
+"""Inlay fine-tunes, merges and swaps LoRA adapters on the machine you have.
 
     base = inlay.load("Qwen/Qwen3-0.6B")
     inlay.train(base, "rows.jsonl", method=inlay.Lora(r=16), output="mine")

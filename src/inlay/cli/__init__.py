@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 ORDER = ("demo", "train", "eval", "generate", "chat", "merge", "inspect")
 """The order of the commands in the help: that of an adapter's life. A command that is not here comes last."""
@@ -46,14 +47,17 @@ def _guarded(command: str, arguments: list[str]) -> int:
 
     debug = "--debug" in arguments
     try:
-        with _killable():
+        with _signal(
+            signal.SIGINT, signal.SIG_DFL
+        ):  # some libraries swallow a KeyboardInterrupt while they are imported
             runner = importlib.import_module(f"{__name__}._command")
             importlib.import_module(f"{__name__}.{command}")
-        return runner.run(command, arguments)
+        with _signal(signal.SIGTERM, _interrupt):
+            return runner.run(command, arguments)
     except InlayError as error:
         if debug:
             raise
-        print(f"error: {error}".replace("\n  hint:", "\nhint:"), file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         if debug:
@@ -63,19 +67,29 @@ def _guarded(command: str, arguments: list[str]) -> int:
     except BrokenPipeError:  # whoever read our output has stopped, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if debug:
+            raise
+        print(f"error: the system refused a file\n  found: {error}", file=sys.stderr)
+        return 1
+
+
+def _interrupt(number: int, frame: object) -> None:
+    """A request to end is as good as Ctrl-C: it is answered in the same places."""
+    raise KeyboardInterrupt
 
 
 @contextlib.contextmanager
-def _killable() -> Iterator[None]:
-    """Let Ctrl-C end the process at once: some libraries swallow a KeyboardInterrupt while they are imported."""
+def _signal(number: signal.Signals, handler: Any) -> Iterator[None]:
+    """Within the block a signal is answered by `handler`."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    before = signal.signal(number, handler)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(number, before)
 
 
 def _help() -> str:
@@ -100,5 +114,5 @@ def _unknown(name: str) -> int:
     from inlay.errors import nearest
 
     near = nearest(name, commands())
-    print(f"error: there is no command {name!r}\nhint: inlay {near or '--help'}", file=sys.stderr)
+    print(f"error: there is no command {name!r}\n  hint:  inlay {near or '--help'}", file=sys.stderr)
     return 2

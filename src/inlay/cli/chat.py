@@ -1,6 +1,7 @@
 """Talk with the base and its adapters."""
 
 import dataclasses
+import io
 import sys
 from typing import Any
 
@@ -9,6 +10,9 @@ from inlay.cli._screen import say
 from inlay.cli.generate import attach_all
 from inlay.errors import InlayError
 from inlay.model.base import Base, load
+
+HELP = "/use NAME, /use none, /new, or Ctrl-D to end"
+"""What can be typed beside messages."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,14 +46,17 @@ class Chat(Common):
         attach_all(base, self.adapter, self.force)
         say("base", base.describe())
         say("adapters", f"{', '.join(base.adapters) or 'none'} · active: {base.active or 'none'}")
-        say("", "/use NAME, /use none, /new, or Ctrl-D to end")
+        say("", HELP)
         messages: list[dict[str, str]] = []
         while (line := _read()) is not None:
             if line.startswith("/"):
                 _order(base, line, messages)
             elif line:
-                messages.append({"role": "user", "content": line})
-                messages.append({"role": "assistant", "content": self._answer(base, messages)})
+                said = [*messages, {"role": "user", "content": line}]
+                try:
+                    messages = [*said, {"role": "assistant", "content": self._answer(base, said)}]
+                except InlayError as error:  # most often, the conversation has outgrown the model's positions
+                    print(f"error: {error}\n  hint:  /new forgets the conversation so far", file=sys.stderr)
         return 0
 
     def _answer(self, base: Base, messages: list[dict[str, str]]) -> str:
@@ -72,6 +79,8 @@ def _read() -> str | None:
     """The next line of the user; None at the end."""
     if sys.stdin.isatty():
         print("> ", end="", file=sys.stderr, flush=True)
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")  # a stray byte ends no conversation
     line = sys.stdin.readline()
     return line.strip() if line else None
 
@@ -80,16 +89,19 @@ def _order(base: Base, line: str, messages: list[dict[str, str]]) -> None:
     """Do what a line with a slash says; a mistake is told, and the conversation goes on."""
     order, _, name = line.partition(" ")
     if order == "/use":
-        try:
+        if name in ("", "none", *base.adapters):
             base.active = None if name in ("", "none") else name
-        except InlayError as error:
-            print(f"error: {error}", file=sys.stderr)
-        say("active", str(base.active or "none"))
+            say("active", str(base.active or "none"))
+        else:
+            known = ", ".join([*base.adapters, "none"])
+            print(f"error: no adapter of that name is attached\n  found: {name!r}; there are {known}", file=sys.stderr)
     elif order == "/new":
         messages.clear()
         say("new", "the conversation so far is forgotten")
+    elif order == "/help":
+        say("", HELP)
     else:
-        print(f"error: there is no {order}; /use NAME, /use none, /new", file=sys.stderr)
+        print(f"error: there is no {order}\n  hint:  {HELP}", file=sys.stderr)
 
 
 Command = Chat

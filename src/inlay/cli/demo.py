@@ -1,7 +1,8 @@
-"""Show the whole life of an adapter, offline, in about a minute."""
+"""Show the whole life of an adapter, offline, in less than a minute."""
 
 import dataclasses
 import json
+import shutil
 import tempfile
 import time
 from pathlib import Path
@@ -35,17 +36,25 @@ class Demo(Common):
 
     def run(self) -> int:
         """Train two adapters, compare them row by row, merge one."""
-        start = time.perf_counter()
         folder = self.output or Path(tempfile.mkdtemp(prefix="inlay-demo-"))
         if self.output:
             output_directory.check_free(folder)
             folder.mkdir(parents=True, exist_ok=True)
+        try:
+            return self._live(folder)
+        except BaseException:  # an error, a full disk, Ctrl-C: half a demo is of no use
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+
+    def _live(self, folder: Path) -> int:
+        start = time.perf_counter()
         base = load(BASE)
         say("base", f"{base.describe()} · {base.fingerprint}")
         say("", "it has read little stories about people and their things, and cards of facts; neither task below")
         exact = {task: _learn(base, task, folder, self.steps) for task in _demo_text.TASKS}
         _compare(base)
         found = merge(base, "tell", folder / "merged")
+        say("", "")
         say("merged", f"tell into {folder / 'merged'}: a logit differs by {found.largest_difference:.1g} at most")
         seconds = time.perf_counter() - start
         say("took", f"{seconds:.0f} s · everything lies in {folder}")

@@ -1,12 +1,15 @@
 """Measure loss, and scores against references, on a file of examples."""
 
 import dataclasses
+import sys
 from typing import Any, Literal
 
 from inlay.cli import _screen
 from inlay.cli._command import Common, Positional
 from inlay.cli._screen import count, say
+from inlay.errors import DataError, explain
 from inlay.model.base import Base, load
+from inlay.text.template import prompt_ids
 from inlay.training import data as rows_of
 from inlay.training import job, score
 from inlay.training.batch import num_targets
@@ -37,7 +40,7 @@ class Eval(Common):
     """Longest answer in tokens; 256, or what the model's positions leave, unless given."""
 
     max_length: int | None = None
-    """Longest row in tokens; longer ones are left out and counted."""
+    """Longest row in tokens, by default the model's positions, at most 2048; longer ones are left out and counted."""
 
     train_on: Literal["completions", "all"] = "completions"
     """Which tokens the loss is taken on."""
@@ -49,7 +52,7 @@ class Eval(Common):
     """Where to compute, such as cpu or cuda."""
 
     force: bool = False
-    """Use an adapter that was trained on another base."""
+    """Use an adapter that was trained on another base: figures will be wrong in ways that look right."""
 
     def run(self) -> int:
         """Measure and print."""
@@ -63,27 +66,49 @@ class Eval(Common):
         left_out = f" · {prepared.num_dropped:,} longer than {length:,} left out" if prepared.num_dropped else ""
         say("data", f"{self.data} · {len(examples):,} rows, {count(num_targets(examples))} tokens measured{left_out}")
         names = [None] if adapter is None else [None, adapter]
+        width = max(10, len(adapter or "") + 1)
+        wanted = {} if self.scores == "none" else self._wanted(base, rows)
         tokens = Settings().micro_batch_tokens
         results: dict[str, Any] = {"rows": len(examples), "base_fingerprint": base.fingerprint.weights}
         for name in names:
             key = "adapter" if name else "base"
-            results[key] = {"loss": evaluate(base, name, examples, tokens)} | self._scores(base, name, rows)
-            say(name or "base", " · ".join(f"{what} {value:.4g}" for what, value in results[key].items()))
+            results[key] = {"loss": evaluate(base, name, examples, tokens)} | self._scores(base, name, wanted)
+            print(f"{name or 'base':<{width}}{_line(results[key])}")
         results["loss"] = results["adapter" if adapter else "base"]["loss"]
         if self.json:
             _screen.emit(results)
         return 0
 
-    def _scores(self, base: Base, name: str | None, rows: list[rows_of.Row]) -> dict[str, float]:
-        if self.scores == "none":
-            return {}
+    def _wanted(self, base: Base, rows: list[rows_of.Row]) -> dict[str, list[str]]:
+        """The prompts to answer and their references; those without room for an answer are left out, and counted."""
         wanted = score.references(rows)
         if self.rows and self.rows < len(wanted):
             prompts = list(wanted)
             wanted = {p: wanted[p] for p in (prompts[i * len(prompts) // self.rows] for i in range(self.rows))}
+        room = (base.max_length or sys.maxsize) - (self.max_new_tokens or 1)
+        fitting = {p: texts for p, texts in wanted.items() if len(prompt_ids(base.tokenizer, p)) <= room}
+        if not fitting:
+            raise DataError(
+                explain("no prompt leaves room for an answer", found=f"{len(wanted)} prompts, {room} tokens")
+            )
+        if len(fitting) < len(wanted):
+            say("", f"{len(wanted) - len(fitting):,} prompts leave no room for an answer and are left out")
+        return fitting
+
+    def _scores(self, base: Base, name: str | None, wanted: dict[str, list[str]]) -> dict[str, float]:
+        if not wanted:
+            return {}
         with _screen.bar(name or "base") as update:
             found = score.score(base, name, wanted, max_new_tokens=self.max_new_tokens, progress=update)
         return {"bleu": found.bleu, "exact": found.exact, "prompts": found.num_prompts}
+
+
+def _line(values: dict[str, float]) -> str:
+    """Loss and scores in words."""
+    text = f"loss {values['loss']:.4f}"
+    if "bleu" in values:
+        text += f" · bleu {values['bleu']:.2f} · exact {100 * values['exact']:.1f} % of {values['prompts']:,} prompts"
+    return text
 
 
 Command = Eval

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from inlay.cli import _screen
 from inlay.cli._command import Common, Positional, repeated
+from inlay.errors import ConfigError, explain
 from inlay.model.base import Base, load
 
 
@@ -19,7 +20,8 @@ class Generate(Common):
     """What to answer; may be given several times."""
 
     adapter: repeated(str) = ()  # type: ignore[valid-type]  # likewise
-    """An adapter directory, or 'none' for the plain base; given several times, all answer in one batch."""
+    """An adapter directory, or 'none' for the plain base, which answers where none is given; given several times, all answer
+    in one batch."""
 
     max_new_tokens: int | None = None
     """Longest answer in tokens; 256, or what the model's positions leave, unless given."""
@@ -41,6 +43,10 @@ class Generate(Common):
 
     def run(self) -> int:
         """Print the answers: alone where there is one, labelled where there are several."""
+        if not self.prompt:
+            raise ConfigError(
+                explain("there is nothing to answer", found="no --prompt", do="--prompt 'Once upon a time'")
+            )
         base = load(self.model, dtype=self.dtype, device=self.device)
         names = attach_all(base, self.adapter, self.force) or [None]
         rows = [(prompt, name) for prompt in self.prompt for name in names]
@@ -71,7 +77,9 @@ def attach_all(base: Base, sources: tuple[str, ...], force: bool) -> list[str | 
         name = Path(source).resolve().name
         if name in base.adapters:
             name = source  # two directories of one name: the whole path tells them apart
-        names.append(base.attach(source, name, force=force).name)
+        if name not in base.adapters:
+            base.attach(source, name, force=force)
+        names.append(name)
     return names
 
 

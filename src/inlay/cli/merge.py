@@ -31,7 +31,7 @@ class Merge(Common):
     """At most this many rows are compared."""
 
     dtype: str = "stored"
-    """What the comparison computes in; the merged weights keep the dtype of the base's files, 'stored', in any case."""
+    """What the comparison computes in; 'stored' is the dtype of the base's files, which the merged weights always have."""
 
     force: bool = False
     """Merge an adapter that was trained on another base: the result will be wrong in ways that look right."""
@@ -48,11 +48,12 @@ class Merge(Common):
             "merged",
             f"{len(base.checkpoint.tensors)} tensors, {len(base.get(name).params)} of them changed · {size(total)}",
         )
+        rows = f"{found.num_rows} {'rows' if self.check_data else 'sentences of our own'}"
         say(
             "checked",
-            f"merged and unmerged agree on {found.num_rows} rows: largest difference of a logit "
-            f"{found.largest_difference:.2g} ({str(base.dtype).removeprefix('torch.')}; the adapter moves them by up to "
-            f"{found.adapter_difference:.2g}), same next token {100 * found.same_next_token:.1f} %",
+            f"merged and unmerged agree on {rows}: largest difference of a logit {found.largest_difference:.2g} "
+            f"({str(base.dtype).removeprefix('torch.')}; the adapter moves them by up to {found.adapter_difference:.2g}), "
+            f"same next token {100 * found.same_next_token:.1f} %",
         )
         say("wrote", f"{self.output}/  same architecture, same number of operations")
         if self.json:

@@ -75,7 +75,7 @@ class Train(Common):
         _conclude(job, report, self.model)
         if self.json:
             _screen.emit(dataclasses.asdict(report))
-        return 130 if report.interrupted else 0
+        return 130 if report.interrupted else int(report.diverged)
 
 
 METHOD_FIELD = "adapter"
@@ -106,7 +106,8 @@ def announce(job: jobs.Job) -> None:
     if train.num_trained > job.adapter.num_weights:
         say(
             "note",
-            f"more trained tokens than adapter weights ({count(job.adapter.num_weights)}): a higher --r may learn more",
+            f"{count(train.num_trained)} trained tokens are more than the adapter's {count(job.adapter.num_weights)} weights: "
+            "a higher --r may learn more",
         )
 
 
@@ -134,8 +135,11 @@ def _held_out(job: jobs.Job) -> str:
     if job.held_out is None:
         return "nothing: too few rows; --eval-data FILE names some"
     total = len(job.held_out.examples)
+    if not total:
+        return f"nothing: its {job.held_out.num_rows:,} rows are longer than {job.held_out.max_length:,} tokens"
     some = f", {len(job.evaluated)} of them evaluated" if len(job.evaluated) < total else ""
-    return f"{total:,} rows{some}, every {job.plan.eval_every} steps; the best adapter is kept"
+    every = f"every {job.plan.eval_every} steps" if job.plan.eval_every > 1 else "every step"
+    return f"{total:,} rows{some}, {every}; the best adapter is kept"
 
 
 def _listener(update: Any) -> Any:
@@ -165,6 +169,8 @@ def _left(progress: Progress) -> str:
 
 
 def _conclude(job: jobs.Job, report: jobs.Report, model: str) -> None:
+    if report.diverged:
+        say("diverged", f"after {report.steps} of {job.plan.num_steps} steps; the best adapter before that is kept")
     if report.interrupted:
         say("stopped", f"after {report.steps} of {job.plan.num_steps} steps; what was learned so far is kept")
     if report.eval_loss_before is not None and report.eval_loss is not None:
@@ -180,6 +186,7 @@ def _conclude(job: jobs.Job, report: jobs.Report, model: str) -> None:
     )
     say(
         "took",
-        f"{report.seconds:.0f} s · {report.tokens_per_second:,.0f} tokens/s · {size(report.peak_rss_bytes)} at most",
+        f"{report.seconds:.0f} s · {report.tokens_per_second:,.0f} tokens/s, prompts included · "
+        f"{size(report.peak_rss_bytes)} at most",
     )
     say("try it", f"inlay chat {model} --adapter {report.output}")

@@ -54,11 +54,27 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
             )
         )
     config = _safe.read_json(directory / "config.json")
+    _check_plain(directory, config)
     tensors: dict[str, _safe.TensorEntry] = {}
     for file in _weight_files(directory):
         tensors |= _safe.read_header(file).tensors
     name = directory.name if Path(source).exists() else str(source)
     return Checkpoint(directory, name, config, tensors)
+
+
+def _check_plain(directory: Path, config: dict[str, Any]) -> None:
+    """Refuse what would make `transformers` compute with other weights than those that are checked and fingerprinted here."""
+    found = [f"{directory / 'config.json'}: transformers_weights"] if config.get("transformers_weights") else []
+    if (directory / "adapter_config.json").exists():
+        found.append(str(directory / "adapter_config.json"))
+    if found:
+        raise FormatError(
+            explain(
+                "this directory says that a model's weights are changed as it is loaded",
+                found=found,
+                do="a directory with the base's own files; an adapter lies in another one, for --adapter",
+            )
+        )
 
 
 def fetch(source: str | Path, what: str, patterns: list[str]) -> Path:
@@ -108,12 +124,11 @@ def _missing(path: Path, what: str) -> UnknownNameError:
 
 
 def _weight_files(directory: Path) -> list[Path]:
-    index = directory / _INDEX
-    if not index.is_file():
-        single = directory / "model.safetensors"
-        if not single.is_file():
-            raise _safe.refuse_pickles(directory, "model.safetensors")
+    index, single = directory / _INDEX, directory / "model.safetensors"
+    if single.is_file():  # where both are, it is the one that transformers loads
         return [single]
+    if not index.is_file():
+        raise _safe.refuse_pickles(directory, "model.safetensors")
     names = sorted(set(_safe.read_json(index).get("weight_map", {}).values()))
     outside = [name for name in names if not isinstance(name, str) or Path(name).name != name]
     missing = [name for name in names if name not in outside and not (directory / name).is_file()]

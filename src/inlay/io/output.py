@@ -8,23 +8,29 @@ import contextlib
 import errno
 import os
 import shutil
+import signal
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 from inlay.errors import OutputError, explain
 
+STOPPING = (signal.SIGINT, signal.SIGTERM)
+"""The signals that ask for an end: Ctrl-C, and what a system sends before it stops a process."""
+
 
 def check_free(path: Path) -> None:
-    """Refuse an output directory that exists: what is in it may be somebody's work.
+    """Refuse an output directory that exists: what is in it may be somebody's work. An empty one is as good as none.
 
     **Raises:**
 
     - `OutputError`: there is a file, or a directory with something in it, or no place to make one.
     """
-    if path.is_dir() and not any(path.iterdir()):
-        return
-    if path.exists() or path.is_symlink():
+    with _refusals(path):
+        empty = path.is_dir() and not path.is_symlink() and not path.is_mount() and not any(path.iterdir())
+        taken = (path.exists() or path.is_symlink()) and not empty
+    if taken:
         raise OutputError(
             explain(
                 "the output directory exists already, and nothing is overwritten",
@@ -34,7 +40,7 @@ def check_free(path: Path) -> None:
         )
     parent = _existing_parent(path)
     if not (parent.is_dir() and os.access(parent, os.W_OK)):
-        raise OutputError(explain("there is no place for the output", found=f"{parent} cannot be written to"))
+        raise _no_place(path, f"{parent} cannot be written to")
 
 
 def check_space(path: Path, num_bytes: int) -> None:
@@ -58,20 +64,31 @@ def new_directory(path: Path) -> Iterator[Path]:
     - `OutputError`: `path` exists, or the disk is full.
     """
     check_free(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.partial-", dir=path.parent))
+    with _refusals(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{path.name[:100]}.partial-", dir=path.parent))
+        try:
+            yield partial
+            partial.chmod(0o777 & ~_umask())  # mkdtemp's 0700 would hide a shared result
+            with contextlib.suppress(FileNotFoundError):
+                path.rmdir()  # an empty directory of that name may stand there
+            partial.rename(path)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Within the block Ctrl-C and a request to end do nothing: for the short work of writing what long work has found."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, lambda n, frame: None) for number in STOPPING}
     try:
-        yield partial
-        partial.chmod(0o777 & ~_umask())  # mkdtemp's 0700 would hide a shared result
-        with contextlib.suppress(FileNotFoundError):
-            path.rmdir()  # an empty directory of that name may stand there
-        partial.rename(path)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
-            raise _full(path, str(error)) from None
-        raise
+        yield
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def write_file(path: Path, content: bytes) -> None:
@@ -84,6 +101,25 @@ def write_file(path: Path, content: bytes) -> None:
         Path(name).replace(path)
     finally:
         Path(name).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _refusals(path: Path) -> Iterator[None]:
+    """What the system refuses while `path` is written, as an `OutputError`."""
+    try:
+        yield
+    except OutputError:
+        raise
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
+            raise _full(path, str(error)) from None
+        raise _no_place(path, error.strerror or str(error)) from None
+
+
+def _no_place(path: Path, found: str) -> OutputError:
+    return OutputError(
+        explain("there is no place for the output", found=f"{path}: {found}", do="--output in a folder of yours")
+    )
 
 
 def _full(path: Path, found: str) -> OutputError:

@@ -267,7 +267,7 @@ def _card(method: LinearMethod, base_name: str) -> str:
         f"tags:\n- {name}\n- inlay\n---\n\n"
         f"A {name} adapter for {base_name}.\n\n"
         "```\n"
-        f"inlay chat {base_name} --adapter .\n"
+        f"inlay chat {base_name if '/' in base_name else f'path/to/{base_name}'} --adapter .\n"
         "```\n\n"
         "`adapter_config.json` and `adapter_model.safetensors` load in peft, transformers and vLLM; `inlay.json` says which\n"
         "base it was trained on and how.\n"

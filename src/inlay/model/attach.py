@@ -6,12 +6,11 @@ module itself, its weight and its name in the model never change.
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from inlay.errors import CompatibilityError, ConfigError, UnknownNameError, explain, nearest
+from inlay.errors import CompatibilityError, ConfigError, TargetError, UnknownNameError, explain, nearest
 from inlay.methods._contract import LinearMethod, Params
 from inlay.model import targets
 from inlay.model.adapted import Adapted, Route, Router
@@ -40,6 +39,17 @@ class Attached:
         self._router = Router()
         self._active: Rows = None
         self._routes: dict[str, Route] = {}
+        self._places = _places(module)
+        if isinstance(module, nn.Linear):
+            raise TargetError(
+                explain(
+                    "a linear layer can't be adapted from within itself",
+                    found=f"{module}, which stands in no other module",
+                    do="torch.nn.Sequential(layer)",
+                )
+            )
+        if any(isinstance(part, nn.TransformerEncoderLayer) for part in module.modules()):
+            torch.backends.mha.set_fastpath_enabled(False)  # it reads the layers' weights and passes their adapters by
         self._trained_before = [parameter for parameter in module.parameters() if parameter.requires_grad]
         module.requires_grad_(False)
 
@@ -179,7 +189,7 @@ class Attached:
                 explain(
                     "no adapter of that name is attached",
                     found=f"{name!r}; attached are {', '.join(self.adapters) or 'none'}",
-                    do=f"{near!r}" if near else "attach it first",
+                    do=f"{near!r}" if near else f"base.attach({name!r}) first, or --adapter {name}",
                 )
             )
         return self.adapters[name]
@@ -210,14 +220,17 @@ class Attached:
             )
 
     def _wrap_(self, path: str) -> None:
-        parent, _, leaf = path.rpartition(".")
-        owner: Any = self.module.get_submodule(parent)
-        if not isinstance(owner.get_submodule(leaf), Adapted):
-            setattr(owner, leaf, Adapted(path, self.linears[path], self._router))
+        if not isinstance(self.module.get_submodule(path), Adapted):
+            self._set_(path, Adapted(path, self.linears[path], self._router))
 
     def _unwrap_(self, path: str) -> None:
-        parent, _, leaf = path.rpartition(".")
-        setattr(self.module.get_submodule(parent), leaf, self.linears[path].module)
+        self._set_(path, self.linears[path].module)
+
+    def _set_(self, path: str, module: nn.Module) -> None:
+        """Put a module wherever the model holds the one that it calls `path`: some hold one module under several names."""
+        for place in self._places[id(self.linears[path].module)]:
+            parent, _, leaf = place.rpartition(".")
+            setattr(self.module.get_submodule(parent), leaf, module)
 
 
 def attach(module: nn.Module, method: LinearMethod, name: str = "default", seed: int = 0) -> Attached:
@@ -225,6 +238,14 @@ def attach(module: nn.Module, method: LinearMethod, name: str = "default", seed:
     attached = Attached(module)
     attached.create(method, name, seed)
     return attached
+
+
+def _places(module: nn.Module) -> dict[int, list[str]]:
+    """Every path of every module, by the module's identity."""
+    places: dict[int, list[str]] = {}
+    for path, part in module.named_modules(remove_duplicate=False):
+        places.setdefault(id(part), []).append(path)
+    return places
 
 
 def _names(rows: Rows) -> set[str]:

@@ -68,7 +68,8 @@ class Base(Attached):
         size = sum(file.stat().st_size for file in self.checkpoint.files)
         dtype, stored = (str(d).removeprefix("torch.") for d in (self.dtype, stored_dtype(self.checkpoint)))
         how = "converted" if not self.is_mapped else "mapped" if stored == dtype else f"over mapped {stored}"
-        weights = f"{self.num_weights / 1e6:,.1f}M weights"
+        millions = self.num_weights / 1e6
+        weights = f"{millions:,.1f}M weights" if millions >= 1 else f"{1000 * millions:,.0f}k weights"
         return f"{self.checkpoint.name} · {weights} · {dtype} {how} ({size / 1e6:,.1f} MB on disk)"
 
     @property
@@ -172,10 +173,14 @@ class Base(Attached):
 
         **Returns:** the new text of each row, without special tokens.
         """
+        if isinstance(prompts, str):
+            raise ConfigError(explain("prompts are a list, a row each", found=f"{prompts!r}", do=f"[{prompts!r}]"))
         if not isinstance(adapters, str | None) and len(adapters) != len(prompts):
             raise ConfigError(
                 explain("every row names an adapter or None", found=f"{len(prompts)} rows, {len(adapters)} adapters")
             )
+        if not prompts:
+            return []
         rows = [prompt_ids(self.tokenizer, prompt) for prompt in prompts]
         longest = max(map(len, rows), default=0)
         new_tokens = self._new_tokens(longest, max_new_tokens)
@@ -193,6 +198,7 @@ class Base(Attached):
                 pad_token_id=pad,
                 eos_token_id=self.end_tokens,
                 streamer=streamer,
+                logits_processor=[_finite],
                 **sampling,
             )
         return self.tokenizer.batch_decode(out[:, longest:], skip_special_tokens=True)
@@ -272,6 +278,19 @@ def load(source: str | Path, *, dtype: str | None = None, device: str = "cpu") -
     return Base(model.to(device).eval(), tokenizer, checkpoint, chosen, is_mapped)
 
 
+def _finite(input_ids: Tensor, scores: Tensor) -> Tensor:
+    """The scores as they are; refused where they say nothing, of which the likeliest token would be a token all the same."""
+    if scores.isnan().any():
+        raise FormatError(
+            explain(
+                "this model's output is not a number, so that it has no answer",
+                found="NaN among the logits: the base's weights or the adapter's are not finite, or too large for this dtype",
+                do="--dtype float32, or fetch the base again",
+            )
+        )
+    return scores
+
+
 def default_dtype(checkpoint: Checkpoint, device: str = "cpu") -> torch.dtype:
     """bfloat16 where the processor has instructions that multiply it and the model is wide enough to gain, else float32."""
     width = checkpoint.config.get("hidden_size") or checkpoint.config.get("n_embd") or MIN_BFLOAT16_WIDTH
@@ -312,6 +331,7 @@ def _model(checkpoint: Checkpoint, dtype: torch.dtype) -> nn.Module:
             dtype=dtype,
             use_safetensors=True,
             local_files_only=True,
+            trust_remote_code=False,  # unset, transformers asks on the terminal, and takes our input for the answer
             ignore_mismatched_sizes=True,  # they are reported below, all of them
             output_loading_info=True,
         )
@@ -344,7 +364,7 @@ def _tokenizer(checkpoint: Checkpoint) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(checkpoint.directory, local_files_only=True)
+        return AutoTokenizer.from_pretrained(checkpoint.directory, local_files_only=True, trust_remote_code=False)
     except (ValueError, KeyError, OSError, AttributeError, TypeError) as error:
         raise FormatError(
             explain(

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, NamedTuple
 import torch
 from torch import Tensor
 
-from inlay.errors import CompatibilityError, explain
+from inlay.errors import CompatibilityError, FormatError, explain
 from inlay.io import output as output_directory
 from inlay.io import peft
 from inlay.io._safe import TORCH_DTYPES, TensorEntry
@@ -90,15 +90,16 @@ def merge(
 def compare(base: Base, adapter: str, directory: Path, texts: Sequence[str]) -> Comparison:
     """Load the merged model in the base's dtype and compare logits over `texts`."""
     other = load(directory, dtype=next(name for name, dtype in DTYPES.items() if dtype == base.dtype))
-    largest = moved = 0.0
+    differences, moves = [], []
     same = positions = 0
     for text in texts:
         ids = torch.tensor([base.tokenizer(text)["input_ids"][: base.max_length]])
         unmerged, plain, merged = base.logits(ids, adapter), base.logits(ids, None), other.logits(ids, None)
-        largest = max(largest, (merged.float() - unmerged.float()).abs().max().item())
-        moved = max(moved, (plain.float() - unmerged.float()).abs().max().item())
+        differences.append((merged.float() - unmerged.float()).abs().max())
+        moves.append((plain.float() - unmerged.float()).abs().max())
         same += int((merged.argmax(-1) == unmerged.argmax(-1)).sum())
         positions += ids.numel()
+    largest, moved = torch.stack(differences).max().item(), torch.stack(moves).max().item()  # torch's max keeps a NaN
     return Comparison(len(texts), largest, moved, same / positions)
 
 
@@ -189,6 +190,14 @@ def _merge_weight(base: Base, adapter: Adapter, path: str, entry: TensorEntry, r
         weight = tile.T if linear.transposed else tile  # (out of the tile, in)
         part = params if linear.transposed else method.rows(params, start, stop)
         new, _ = method.merge(part, weight, None)
+        if not torch.isfinite(new).all():
+            raise CompatibilityError(
+                explain(
+                    "a merged weight is not finite",
+                    found=f"{path}: the base's weight is not, or the change is too large for {entry.dtype}",
+                    do="keep the adapter apart, or merge into a checkpoint of a wider dtype",
+                )
+            )
         _write_tensor(write, new.T if linear.transposed else new)
 
 
@@ -200,18 +209,24 @@ def _copy(read: BinaryIO, write: BinaryIO, start: int, stop: int) -> None:
     read.seek(start)
     while start < stop:
         chunk = read.read(min(_TILE_BYTES, stop - start))
+        if not chunk:
+            raise FormatError(explain("a weight file became shorter while it was read", found=read.name))
         write.write(chunk)
         start += len(chunk)
 
 
 def _copy_rest(source: Path, target: Path) -> None:
-    """Everything beside the weights: configuration, tokenizer, templates, licence."""
+    """Everything beside the weights: configuration, tokenizer, templates, licence; the base's card under another name."""
     for file in source.iterdir():
         if file.is_file() and file.suffix not in _WEIGHTS and not file.name.startswith("."):
-            shutil.copyfile(file, target / file.name)
+            shutil.copyfile(file, target / ("README.base.md" if file.name == peft.CARD else file.name))
 
 
 def _write_record(base: Base, adapter: Adapter, directory: Path) -> None:
+    (directory / peft.CARD).write_text(
+        f"{base.checkpoint.name} with the adapter {adapter.name} merged into its weights by Inlay; `inlay.json` says which.\n",
+        "utf-8",
+    )
     peft.write_record(
         directory,
         {

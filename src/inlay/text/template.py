@@ -64,6 +64,14 @@ def prompt_ids(tokenizer: Any, prompt: str | Sequence[Message]) -> list[int]:
     **Arguments:**
 
     - `prompt`: what the user says, or a conversation that ends with it.
+
+    **Raises:**
+
+    - `DataError`: the prompt is not text, or the template refuses it.
     """
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    for message in messages:
+        broken = [character for character in message["content"] if "\ud800" <= character <= "\udfff"]
+        if broken:
+            raise DataError(explain("a prompt is not text", found=f"{broken[0]!a}, half a character", do="UTF-8 text"))
     return encode(tokenizer, render(tokenizer, messages, add_generation_prompt=True))

@@ -127,13 +127,16 @@ def digest(rows: Sequence[Row]) -> str:
     return total.hexdigest()
 
 
-def prepare(rows: Sequence[Row], tokenizer: Any, max_length: int, train_on: str, too_long: str) -> Prepared:
+def prepare(
+    rows: Sequence[Row], tokenizer: Any, max_length: int, train_on: str, too_long: str, *, may_be_empty: bool = False
+) -> Prepared:
     """The rows as tokens with their targets marked, none longer than `max_length`.
 
     **Arguments:**
 
     - `train_on`: 'completions' or 'all', see `inlay.text.mask`.
     - `too_long`: 'drop' or 'window', see `inlay.text.mask.fit`.
+    - `may_be_empty`: no row need be left.
 
     **Raises:**
 
@@ -150,7 +153,7 @@ def prepare(rows: Sequence[Row], tokenizer: Any, max_length: int, train_on: str,
     fitted = [mask.fit(example, max_length, too_long) for example in whole]
     examples = [part for parts in fitted for part in parts]
     too_many = sum(len(example.input_ids) > max_length for example in whole)
-    if not examples:
+    if not examples and not may_be_empty:
         longest = max(len(example.input_ids) for example in whole)
         raise DataError(
             explain(
@@ -273,6 +276,8 @@ def _is_messages(value: Any, source: str, problems: list[str]) -> bool:
         problems.append(f"{source}: messages is {files.what(value)}, not a list of messages")
         return False
     for i, message in enumerate(value):
+        if isinstance(message, dict) and message.get("tool_calls") and message.get("content") is None:
+            message["content"] = ""  # what a turn that only calls a tool has in some data sets
         if not isinstance(message, dict) or not isinstance(message.get("content"), str):
             problems.append(f"{source}: message {i} has no role and content")
             return False

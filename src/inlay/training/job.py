@@ -55,6 +55,7 @@ class Report:
     adapter_bytes: int
     base_fingerprint: str
     interrupted: bool
+    diverged: bool
     output: str
 
 
@@ -84,17 +85,22 @@ class Job:
           message says where.
         """
         start = time.perf_counter()
-        progress = loop.run(
-            self.base, self.adapter.name, self.train.examples, self.evaluated, self.settings, self.plan, listener
-        )
-        if not progress.losses:
-            raise KeyboardInterrupt
-        report = self._report(progress, time.perf_counter() - start)
         try:
-            with output_directory.new_directory(self.output) as directory:
-                self._write(directory, progress, report)
-        except OutputError as error:
-            raise self._rescued(error, progress, report) from None
+            progress = loop.run(
+                self.base, self.adapter.name, self.train.examples, self.evaluated, self.settings, self.plan, listener
+            )
+            if not progress.losses:
+                raise KeyboardInterrupt
+        except BaseException:  # nothing was learned: the base is as it was, and the name is free again
+            self.base.detach(self.adapter.name)
+            raise
+        report = self._report(progress, time.perf_counter() - start)
+        with output_directory.uninterrupted():
+            try:
+                with output_directory.new_directory(self.output) as directory:
+                    self._write(directory, progress, report)
+            except OutputError as error:
+                raise self._rescued(error, progress, report) from None
         return dataclasses.replace(report, adapter_bytes=peft.num_bytes(self.output))
 
     def _report(self, progress: loop.Progress, seconds: float) -> Report:
@@ -114,6 +120,7 @@ class Job:
             adapter_bytes=0,
             base_fingerprint=self.base.fingerprint.weights,
             interrupted=progress.interrupted,
+            diverged=progress.diverged,
             output=str(self.output),
         )
 
@@ -198,11 +205,9 @@ def prepare(
                 do=f"--max-length {base.max_length}",
             )
         )
-    train, held_out = (
-        data.prepare(part, base.tokenizer, length, settings.train_on, settings.too_long) if part else None
-        for part in (rows, held_rows)
-    )
-    assert train is not None, "a source without rows was refused when it was read"
+    how = (base.tokenizer, length, settings.train_on, settings.too_long)
+    train = data.prepare(rows, *how)
+    held_out = data.prepare(held_rows, *how, may_be_empty=eval_data is None) if held_rows else None
     adapter = base.create(method, output.resolve().name, settings.seed)
     try:
         output_directory.check_space(output, 8 * adapter.num_weights + (1 << 20))

@@ -9,6 +9,7 @@ its own dropout is off, the adapter's is on.
 """
 
 import contextlib
+import math
 import signal
 import threading
 import time
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from inlay.core.cross_entropy import cross_entropy_sum
 from inlay.errors import DivergedError, explain
+from inlay.io.output import STOPPING
 from inlay.model import targets
 from inlay.model.attach import Rows
 from inlay.model.base import Base
@@ -44,6 +46,9 @@ class Progress:
     """Time spent in steps alone."""
     best_step: int = 0
     interrupted: bool = False
+    """Ctrl-C, or the system, ended the run before its last step."""
+    diverged: bool = False
+    """The loss became infinite after some evaluation; the adapter is that of the best one."""
 
 
 class Stepper:
@@ -73,18 +78,27 @@ class Stepper:
             loss_sum += loss.item()
         norm = torch.nn.utils.clip_grad_norm_(self.tensors, self.settings.max_grad_norm)
         if not torch.isfinite(norm) or loss_sum != loss_sum:
-            raise DivergedError(
-                explain(
-                    "the training diverged",
-                    found=f"loss {loss_sum / total:.4g}, norm of the gradient {norm.item():.4g}",
-                    do=f"--learning-rate {self.learning_rate / 3:.1g}",
-                )
-            )
+            raise self._diverged(f"loss {loss_sum / total:.4g}, norm of the gradient {norm.item():.4g}")
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate * rate_factor
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return loss_sum / total
+
+    def check_finite(self) -> None:
+        """Refuse tensors that a last step has thrown out of bounds: `step` sees only what they were before.
+
+        **Raises:**
+
+        - `DivergedError`: a tensor holds NaN or infinity.
+        """
+        if not all(torch.isfinite(tensor).all() for tensor in self.tensors):
+            raise self._diverged("the adapter's tensors are not finite")
+
+    def _diverged(self, found: str) -> DivergedError:
+        return DivergedError(
+            explain("the training diverged", found=found, do=f"--learning-rate {self.learning_rate / 3:.1g}")
+        )
 
 
 def loss_of(base: Base, examples: Sequence[Example]) -> Tensor:
@@ -96,9 +110,22 @@ def loss_of(base: Base, examples: Sequence[Example]) -> Tensor:
 
 @torch.no_grad()
 def evaluate(base: Base, rows: Rows, examples: Sequence[Example], max_tokens: int) -> float:
-    """The loss per supervised token of some rows, in nats, with these adapters."""
+    """The loss per supervised token of some rows, in nats, with these adapters.
+
+    **Raises:**
+
+    - `DivergedError`: it is not finite.
+    """
     with base.using(rows):
         total = sum(loss_of(base, part).item() for part in batch.parts(examples, max_tokens))
+    if not math.isfinite(total):
+        raise DivergedError(
+            explain(
+                "the loss is not finite",
+                found=f"{total} over {len(examples)} rows with {rows or 'the plain base'}",
+                do="fetch base and adapter again: their weights may hold NaN; or --dtype float32",
+            )
+        )
     return total / batch.num_targets(examples)
 
 
@@ -113,7 +140,8 @@ def run(
 ) -> Progress:
     """Train an attached adapter; afterwards it holds the tensors of the best evaluation, or of the last step.
 
-    Ctrl-C ends the run after the step under way and keeps what was learned; a second one ends it at once.
+    Ctrl-C, or a request to end, ends the run after the step under way and keeps what was learned; a second one ends it at
+    once.
 
     **Raises:**
 
@@ -133,12 +161,13 @@ def run(
                 _step(stepper, [examples[i] for i in numbers], progress)
                 listener(progress)
                 if progress.step % plan.eval_every == 0 or progress.step == plan.num_steps:
+                    stepper.check_finite()
                     _evaluate(base, adapter, held_out, settings, progress, best, listener)
         except DivergedError:
             if not best.step:
                 raise
-            progress.interrupted = True
-    if held_out and not (progress.interrupted and not best.step):
+            progress.diverged = True
+    if held_out and (best.step or not progress.interrupted):
         best.restore_(stepper.tensors)
         progress.best_step = best.step
     else:
@@ -196,18 +225,20 @@ def _evaluate(
 
 @contextlib.contextmanager
 def _interruptible(progress: Progress) -> Iterator[None]:
-    """Turn the first Ctrl-C into a flag, so that no step is cut in half."""
+    """Turn the first Ctrl-C, or request to end, into a flag, so that no step is cut in half."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.getsignal(signal.SIGINT)
+    before = {number: signal.getsignal(number) for number in STOPPING}
 
     def stop(number: int, frame: object) -> None:
         progress.interrupted = True
-        signal.signal(signal.SIGINT, before)
+        signal.signal(number, before[signal.Signals(number)])
 
-    signal.signal(signal.SIGINT, stop)
+    for number in STOPPING:
+        signal.signal(number, stop)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

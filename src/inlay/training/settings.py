@@ -26,13 +26,13 @@ class Settings:
     """How to train. None means: chosen from the base and the data, and said."""
 
     max_steps: int | None = None
-    """Optimiser steps; without it, epochs decides."""
+    """Optimiser steps; without it, --epochs decides."""
 
     epochs: float = 1.0
-    """How often each row is seen; max_steps wins over it."""
+    """How often each row is seen; --max-steps wins over it."""
 
     batch_size: int | None = None
-    """Rows per optimiser step; 16, or fewer where that would leave less than 100 steps."""
+    """Rows per optimiser step; 16, or fewer where that would leave fewer than 100 steps."""
 
     learning_rate: float | None = None
     """Peak learning rate; by a rule for the family and width of the base."""
@@ -41,7 +41,7 @@ class Settings:
     """Longest row in tokens; the model's positions, at most 2048."""
 
     too_long: Literal["drop", "window"] = "drop"
-    """What becomes of longer rows: left out, or cut into windows; either way they are counted."""
+    """What happens to longer rows: left out, or cut into windows; either way they are counted."""
 
     train_on: Literal["completions", "all"] = "completions"
     """Which tokens the loss is taken on: the completions or assistant turns, or all."""

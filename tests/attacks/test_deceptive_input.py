@@ -1,0 +1,219 @@
+"""Input that would make a result silently wrong: other weights than those that are checked, numbers that are none, layers that
+pass an adapter by."""
+
+import json
+import shutil
+import sys
+from io import StringIO
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import inlay
+from inlay.errors import CompatibilityError, ConfigError, DataError, DivergedError, FormatError, TargetError
+from inlay.io.peft import TENSORS
+from inlay.training import data, job, loop
+from inlay.training.settings import Settings
+from tests.support import bases, models
+from tests.support.command import run
+
+
+@pytest.fixture
+def base_directory(tmp_path):
+    return bases.directory(tmp_path / "base")
+
+
+def _configured(directory, **values):
+    path = directory / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def test_a_models_own_code_is_never_run_whatever_stands_on_the_input(base_directory, tmp_path, monkeypatch):
+    _configured(
+        base_directory,
+        model_type="evil",
+        architectures=["M"],
+        auto_map={"AutoConfig": "conf.C", "AutoModelForCausalLM": "conf.M"},
+    )
+    (base_directory / "conf.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    monkeypatch.setattr(sys, "stdin", StringIO("y\ny\ny\n"))
+    with pytest.raises(CompatibilityError, match="evil"):
+        inlay.load(base_directory)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_other_weights_than_those_that_are_checked_are_not_loaded(base_directory):
+    shutil.copy(base_directory / "model.safetensors", base_directory / "hidden.safetensors")
+    _configured(base_directory, transformers_weights="hidden.safetensors")
+    with pytest.raises(FormatError, match="transformers_weights"):
+        inlay.load(base_directory)
+
+
+def test_an_adapter_inside_a_base_is_not_loaded_with_it(base_directory):
+    (base_directory / "adapter_config.json").write_text("{}")
+    with pytest.raises(FormatError, match=r"adapter_config\.json"):
+        inlay.load(base_directory)
+
+
+def test_where_there_are_shards_too_the_single_file_is_loaded_and_fingerprinted(base_directory, tmp_path):
+    alone = inlay.load(base_directory)
+    other = bases.directory(tmp_path / "other", seed=9, max_shard_size="20KB")
+    for file in other.glob("model*"):
+        shutil.copy(file, base_directory / file.name)
+    both = inlay.load(base_directory)
+    assert both.fingerprint == alone.fingerprint
+    assert all(
+        torch.equal(one, two) for one, two in zip(both.model.parameters(), alone.model.parameters(), strict=True)
+    )
+
+
+def _adapter(directory, base, std, dtype=torch.float32):
+    models.randomize(base.attach(inlay.Lora(r=2), directory.name), seed=1, std=std)
+    directory.mkdir()
+    base.save(directory.name, directory, {})
+    return directory
+
+
+def test_a_merge_that_leaves_the_range_of_the_files_dtype_is_refused(tmp_path):
+    models.model("llama", torch.float16).save_pretrained(tmp_path / "base")
+    bases.tokenizer().save_pretrained(tmp_path / "base")
+    base = inlay.load(tmp_path / "base", dtype="float32")
+    _adapter(tmp_path / "big", base, std=400)
+    with pytest.raises(CompatibilityError, match="a merged weight is not finite"):
+        inlay.merge(base, "big", output=tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+
+
+@pytest.fixture
+def broken(tmp_path):
+    """A base with one NaN in a weight that no adapter of these tests changes."""
+    directory = bases.directory(tmp_path / "broken")
+    tensors = load_file(directory / "model.safetensors")
+    tensors["model.norm.weight"][3] = torch.nan
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    return directory
+
+
+def test_a_base_that_is_not_finite_is_not_measured_merged_answered_or_trained(broken, tmp_path, capsys):
+    rows = bases.jsonl(tmp_path / "rows.jsonl", bases.rows(30))
+    base = inlay.load(broken)
+    _adapter(tmp_path / "small", base, std=0.1)
+    with pytest.raises(CompatibilityError, match="does not do what base and adapter do"):
+        inlay.merge(base, "small", output=tmp_path / "merged")
+    with pytest.raises(FormatError, match="not a number"):
+        base.generate(["say 3"], None)
+    for arguments in (["eval", broken, rows], ["train", broken, rows, "--output", tmp_path / "new", "--r", 2]):
+        status, out, err = run(capsys, *arguments)
+        assert (status, out) == (1, "")
+        assert "the loss is not finite" in err
+    assert not (tmp_path / "new").exists()
+
+
+def test_an_adapter_that_the_last_step_has_broken_is_not_written(base_directory, tmp_path, monkeypatch):
+    whole = loop.Stepper.step
+
+    def step(self, examples, rate_factor=1.0):
+        loss = whole(self, examples, rate_factor)
+        self.tensors[3].data[0, 0] = torch.inf
+        return loss
+
+    rows = bases.jsonl(tmp_path / "rows.jsonl", bases.rows(10))  # too few to hold any out
+    base = inlay.load(base_directory)
+    with monkeypatch.context() as planted:
+        planted.setattr(loop.Stepper, "step", step)
+        with pytest.raises(DivergedError, match="the adapter's tensors are not finite"):
+            inlay.train(base, rows, method=inlay.Lora(r=2), output=tmp_path / "new", max_steps=1)
+    assert not (tmp_path / "new").exists()
+    report = inlay.train(base, rows, method=inlay.Lora(r=2), output=tmp_path / "new", max_steps=1)  # the name is free
+    assert not report.diverged
+
+
+def test_a_run_that_diverges_after_a_good_evaluation_keeps_that_and_says_so(
+    base_directory, tmp_path, capsys, monkeypatch
+):
+    whole = loop.Stepper.step
+
+    def step(self, examples, rate_factor=1.0):
+        self.count = getattr(self, "count", 0) + 1
+        if self.count == 5:
+            raise self._diverged("planted")
+        return whole(self, examples, rate_factor)
+
+    monkeypatch.setattr(loop.Stepper, "step", step)
+    rows = bases.jsonl(tmp_path / "rows.jsonl", bases.rows(60))
+    arguments = [
+        "train",
+        base_directory,
+        rows,
+        "--output",
+        tmp_path / "new",
+        "--r",
+        2,
+        "--max-steps",
+        9,
+        "--eval-every",
+        2,
+    ]
+    status, _, err = run(capsys, *arguments)
+    assert status == 1
+    assert "diverged" in err
+    assert (tmp_path / "new" / TENSORS).exists()
+    assert json.loads((tmp_path / "new" / "inlay.json").read_text())["training"]["best_step"] == 4
+
+
+class Shared(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one = nn.Linear(8, 8)
+        self.two = self.one
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x):
+        return self.head(self.two(x))
+
+
+@pytest.mark.parametrize(
+    ("module", "shape"),
+    [(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), (2, 3, 8)), (Shared(), (2, 8)), (nn.Sequential(nn.Linear(8, 8)), (2, 8))],
+    ids=["encoder layer", "one layer under two names", "sequence"],
+)  # fmt: skip
+def test_no_module_passes_its_adapter_by(module, shape):
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    module.eval()
+    before, names = module(x).detach(), [path for path, _ in module.named_modules(remove_duplicate=False)]
+    held = inlay.attach(module, inlay.Lora(r=2))
+    models.randomize(held.get("default"), seed=2)
+    with torch.no_grad():
+        changed = module(x)
+    assert (changed - before).abs().max() > 1e-3
+    assert torch.allclose(changed, module(x), atol=1e-5)  # with gradients on, torch takes another way
+    held.release()
+    with torch.no_grad():
+        assert torch.allclose(module(x), before, atol=1e-5)
+    assert [path for path, _ in module.named_modules(remove_duplicate=False)] == names
+
+
+def test_a_lone_linear_layer_is_refused():
+    with pytest.raises(TargetError, match="Sequential"):
+        inlay.attach(nn.Linear(8, 8), inlay.Lora(r=2))
+
+
+def test_prompts_are_a_list_of_text(base_directory):
+    base = inlay.load(base_directory)
+    with pytest.raises(ConfigError, match=r"\['once'\]"):
+        base.generate("once")
+    assert base.generate([]) == []
+    with pytest.raises(DataError, match="half a character"):
+        base.generate(["a\udcffb"])
+
+
+def test_held_out_rows_that_are_all_too_long_leave_a_run_without_them(base_directory, tmp_path):
+    base = inlay.load(base_directory)
+    held = [data.Row("text", "x:0", text="ab" * 60)]
+    prepared = data.prepare(held, base.tokenizer, 30, "all", "drop", may_be_empty=True)
+    assert (prepared.examples, prepared.num_dropped) == ([], 1)
+    with pytest.raises(DataError, match="longer than max_length"):
+        data.prepare(held, base.tokenizer, 30, "all", "drop")
+    assert job.spread(prepared.examples, Settings().eval_rows) == []
