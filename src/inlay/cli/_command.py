@@ -164,7 +164,9 @@ def layers(text: str) -> tuple[int, ...] | None:
     return tuple(numbers)
 
 
-Positional = tyro.conf.Positional
+Model = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+Data = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
+AdapterDirectory = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ADAPTER")]
 
 
 def repeated(help_type: Any) -> Any:

@@ -5,7 +5,7 @@ import io
 import sys
 from typing import Any
 
-from inlay.cli._command import Common, Positional, repeated
+from inlay.cli._command import Common, Model, repeated
 from inlay.cli._screen import say
 from inlay.cli.generate import attach_all
 from inlay.errors import InlayError
@@ -19,7 +19,7 @@ HELP = "/use NAME, /use none, /new, or Ctrl-D to end"
 class Chat(Common):
     """A conversation on stdin and stdout."""
 
-    model: Positional[str]
+    model: Model
     """The base: a directory, or a name on the hub."""
 
     adapter: repeated(str) = ()  # type: ignore[valid-type]  # an annotation built by a function

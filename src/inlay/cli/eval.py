@@ -5,7 +5,7 @@ import sys
 from typing import Any, Literal
 
 from inlay.cli import _screen
-from inlay.cli._command import Common, Positional
+from inlay.cli._command import Common, Data, Model
 from inlay.cli._screen import count, say
 from inlay.errors import DataError, explain
 from inlay.model.base import Base, load
@@ -21,10 +21,10 @@ from inlay.training.settings import Settings
 class Eval(Common):
     """The base, and an adapter beside it where one is given, on the same rows."""
 
-    model: Positional[str]
+    model: Model
     """The base: a directory, or a name on the hub."""
 
-    data: Positional[str]
+    data: Data
     """The rows: a JSONL, JSON, CSV or Parquet file, a folder of them, or a data set on the hub."""
 
     adapter: str | None = None

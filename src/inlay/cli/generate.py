@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 
 from inlay.cli import _screen
-from inlay.cli._command import Common, Positional, repeated
+from inlay.cli._command import Common, Model, repeated
 from inlay.errors import ConfigError, explain
 from inlay.model.base import Base, load
 
@@ -13,7 +13,7 @@ from inlay.model.base import Base, load
 class Generate(Common):
     """One batch: every prompt with every adapter, each row naming its own."""
 
-    model: Positional[str]
+    model: Model
     """The base: a directory, or a name on the hub."""
 
     prompt: repeated(str)  # type: ignore[valid-type]  # an annotation built by a function

@@ -7,7 +7,7 @@ from typing import Any
 
 from inlay import methods
 from inlay.cli import _screen
-from inlay.cli._command import Common, Positional
+from inlay.cli._command import AdapterDirectory, Common
 from inlay.cli._screen import count, size
 from inlay.io import peft
 from inlay.io.fingerprint import short
@@ -17,7 +17,7 @@ from inlay.io.fingerprint import short
 class Inspect(Common):
     """No model is needed."""
 
-    adapter: Positional[str]
+    adapter: AdapterDirectory
     """The adapter directory, or a name on the hub."""
 
     def run(self) -> int:

@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 
 from inlay.cli import _screen
-from inlay.cli._command import Common, Positional
+from inlay.cli._command import AdapterDirectory, Common, Model
 from inlay.cli._screen import say, size
 from inlay.model.base import load
 from inlay.model.merge import SAMPLE, merge
@@ -15,10 +15,10 @@ from inlay.training import data, job
 class Merge(Common):
     """W + (lora_alpha / r) B A, tensor by tensor."""
 
-    model: Positional[str]
+    model: Model
     """The base: a directory, or a name on the hub."""
 
-    adapter: Positional[str]
+    adapter: AdapterDirectory
     """The adapter directory."""
 
     output: Path

@@ -7,7 +7,7 @@ from typing import Any
 
 from inlay import methods
 from inlay.cli import _screen
-from inlay.cli._command import Common, Positional, read_config, value_of
+from inlay.cli._command import Common, Data, Model, read_config, value_of
 from inlay.cli._screen import count, say, size
 from inlay.io.fingerprint import short
 from inlay.model.base import load
@@ -21,10 +21,10 @@ from inlay.training.settings import Settings
 class Train(Common):
     """Everything but the method's own flags."""
 
-    model: Positional[str]
+    model: Model
     """The base: a directory, or a name on the hub."""
 
-    data: Positional[str]
+    data: Data
     """The rows: a JSONL, JSON, CSV or Parquet file, a folder of them, or a data set on the hub."""
 
     output: Path
