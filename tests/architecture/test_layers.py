@@ -17,6 +17,7 @@ LAYERS = [
     {"io"},
     {"text", "methods", "quant"},
     {"core", "kernels"},
+    {"fields"},
     {"errors"},
 ]
 """Top to bottom. A module imports its own folder or a lower layer: never up, never sideways."""

@@ -6,6 +6,8 @@ Fields of nested dataclasses (a run's settings, a method's configuration) become
 
 import dataclasses
 import importlib
+import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
@@ -13,6 +15,7 @@ from typing import Annotated, Any, get_type_hints
 import tyro
 import yaml
 
+from inlay import fields
 from inlay.errors import ConfigError, FormatError, UnknownNameError, explain, nearest
 
 Flag = tyro.conf.FlagCreatePairsOff
@@ -68,17 +71,52 @@ def read_config(path: Path) -> dict[str, Any]:
     **Raises:**
 
     - `UnknownNameError`: there is no such file.
-    - `FormatError`: it is not YAML, or not a mapping.
+    - `FormatError`: it is not YAML, not a mapping, or gives a name twice.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UnknownNameError(explain("there is no such configuration file", found=str(path), do="--config run.yaml"))
     try:
-        values = yaml.safe_load(path.read_text("utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise FormatError(explain("this configuration is not YAML", found=f"{path}: {error}")) from None
+        with path.open("rb") as file:
+            values = yaml.load(file, _Yaml) or {}
+    except FormatError:
+        raise
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date or a number that is none
+        found = f"{path}: {' '.join(str(error).split())}"
+        raise FormatError(
+            explain("this configuration is not YAML", found=found, do="one `name: value` in a line")
+        ) from None
     if not isinstance(values, dict):
-        raise FormatError(explain("a configuration maps names to values", found=f"{path}: a {type(values).__name__}"))
-    return {str(key).replace("-", "_"): value for key, value in values.items()}
+        raise FormatError(
+            explain(
+                "a configuration maps names to values",
+                found=f"{path}: a {type(values).__name__}",
+                do="one `name: value` in a line",
+            )
+        )
+    names = [str(key).replace("-", "_") for key in values]
+    _check_once(names, str(path))
+    return dict(zip(names, values.values(), strict=True))
+
+
+class _Yaml(yaml.SafeLoader):
+    """YAML whose names stand once in their mapping, and whose 1e-4 is a number, as YAML 1.2 has it and 1.1 has not."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        _check_once([str(key.value) for key, _ in node.value], f"{self.name}:{node.start_mark.line + 1}")
+        return super().construct_mapping(node, deep)
+
+
+_EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
+_Yaml.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+.0123456789"))
+
+
+def _check_once(names: Sequence[str], where: str) -> None:
+    """Refuse a mapping that has a name twice: its last value would win in silence."""
+    twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
+    if twice is not None:
+        raise FormatError(
+            explain("a configuration gives each name once", found=f"{where}: {twice} twice", do=f"remove one {twice}")
+        )
 
 
 def from_mapping(cls: Any, values: dict[str, Any]) -> Any:
@@ -86,7 +124,7 @@ def from_mapping(cls: Any, values: dict[str, Any]) -> Any:
 
     **Raises:**
 
-    - `ConfigError`: a name is no field; the nearest is shown.
+    - `ConfigError`: a name is no field, the nearest is shown; or a value is not of its field's type.
     """
     left = dict(values)
     result = _filled(cls, left)
@@ -100,17 +138,21 @@ def from_mapping(cls: Any, values: dict[str, Any]) -> Any:
 
 
 def _filled(cls: Any, left: dict[str, Any]) -> Any:
+    from inlay.methods._contract import Layers
+
     hints = get_type_hints(cls)
-    filled: dict[str, Any] = {}
+    given: dict[str, Any] = {}
+    others: dict[str, Any] = {}
     for field in dataclasses.fields(cls):
-        if dataclasses.is_dataclass(hints[field.name]):
-            filled[field.name] = _filled(hints[field.name], left)
+        hint = hints[field.name]
+        if dataclasses.is_dataclass(hint):
+            others[field.name] = _filled(hint, left)
         elif field.name in left:
             value = left.pop(field.name)
-            filled[field.name] = tuple(value) if isinstance(value, list) else value
+            given[field.name] = layers(value) if hint == Layers | None and isinstance(value, str) else value
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-            filled[field.name] = tyro.MISSING
-    return cls(**filled)
+            others[field.name] = tyro.MISSING
+    return cls(**fields.fitted(cls, given), **others)
 
 
 def _names(cls: Any) -> list[str]:

@@ -86,7 +86,7 @@ def command(arguments: Sequence[str]) -> Any:
     """The command with the flags of the method that the arguments, or their configuration file, name."""
     config = value_of("--config", arguments)
     in_file = read_config(Path(config)).get("method") if config else None
-    method: Any = methods.find(value_of("--method", arguments) or in_file or "lora")
+    method: Any = methods.find(str(value_of("--method", arguments) or in_file or "lora"))
     default = dataclasses.field(default_factory=method)
     return dataclasses.make_dataclass(
         "TrainWithMethod", [(METHOD_FIELD, method, default)], bases=(Train,), frozen=True, kw_only=True

@@ -5,6 +5,9 @@ reference page. Its functions are pure: the tensors of one module are passed in 
 (`Params`). So saving an adapter is writing dicts, swapping is exchanging them, and batching is handing over several; none
 of it needs anything from the method's author.
 
+Its `__post_init__` begins with `inlay.fields.settle_`, so that whatever gives the configuration, a file, a flag or a program,
+the fields hold values of their types.
+
 A method never learns what the base is made of: it sees the four members of `LinearBase`.
 """
 
@@ -26,12 +29,16 @@ Params = dict[str, Tensor]
 Names = str | tuple[str, ...]
 """Which modules: 'all-linear', names separated by commas, or a regular expression; or a tuple of names.
 
-A string with one of the characters * + ? ( ) [ ] | \\ ^ $ is a regular expression for the whole module path. A name is a
-module's whole path or its end: `q_proj` and `self_attn.q_proj` both name every query projection.
+A string with one of the characters * + ? ( ) [ ] | \\ ^ $ is a regular expression for the whole module path; one
+that takes longer than `MATCH_SECONDS` over a path is refused. A name is a module's whole path or its end: `q_proj` and
+`self_attn.q_proj` both name every query projection.
 """
 
 Layers = tuple[int, ...]
 """Layer numbers, from 0; on the command line as `0-5,11`."""
+
+MATCH_SECONDS = 0.2
+"""A regular expression that is longer than this over one module's path is refused."""
 
 Self = TypeVar("Self", bound="LinearMethod")
 
@@ -69,6 +76,9 @@ class LinearMethod(abc.ABC):
 
     peft_tensors: ClassVar[Mapping[str, str]] = {}
     """What the exchange format calls each tensor after the module's path, where that is not the tensor's own name."""
+
+    peft_defaults: ClassVar[Mapping[str, Any]] = {}
+    """What the exchange format means by leaving a field out, where that is not the field's own default."""
 
     peft_accepts: ClassVar[Mapping[str, Callable[[Any], bool]]] = {}
     """Keys of the exchange format that this method has no field for, and the test that a value changes nothing here."""
@@ -128,6 +138,35 @@ class LinearMethod(abc.ABC):
     @abc.abstractmethod
     def input_dropout(self) -> float:
         """The part of the inputs that the change does not see while it is trained, 0 <= p < 1."""
+
+
+def matches(pattern: str, path: str) -> bool:
+    """The regular expression `pattern` is the whole of `path`.
+
+    Found with `regex`, which can stop: adapters from elsewhere bring their patterns with them, and `re` tries (.*)*(.*)*x
+    for longer than anyone waits.
+
+    **Raises:**
+
+    - `ConfigError`: it takes longer than `MATCH_SECONDS`.
+    """
+    import regex
+
+    try:
+        return regex.fullmatch(pattern, path, timeout=MATCH_SECONDS) is not None
+    except (TimeoutError, regex.error) as error:
+        raise ConfigError(
+            explain(
+                "a regular expression says in reasonable time which modules it means",
+                found=f"{pattern!r}: {str(error) or 'no answer'} on {path}",
+                do="names with commas between, or an expression without a repeat within a repeat",
+            )
+        ) from None
+
+
+def matches_end(key: str, path: str) -> bool:
+    """`key` is the end of `path` from a dot on: how the exchange format looks up `rank_pattern` and the like."""
+    return matches(rf"(.*\.)?({key})", path)
 
 
 def require(condition: bool, wrong: str, found: str, do: str) -> None:

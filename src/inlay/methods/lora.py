@@ -23,9 +23,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from inlay import fields
 from inlay.core import lowrank
 from inlay.core.routed import Factors
-from inlay.methods._contract import LinearBase, LinearMethod, Params, require
+from inlay.methods._contract import LinearBase, LinearMethod, Params, matches_end, require
 
 REFERENCE_ALPHA = 32
 """The lora_alpha, with scaling lora_alpha / r, that learning-rate rules are stated for: at it the best rate hardly depends
@@ -60,6 +61,7 @@ class Lora(LinearMethod):
 
     peft_type: ClassVar[str] = "LORA"
     peft_tensors: ClassVar[Mapping[str, str]] = {"lora_A": "lora_A.weight", "lora_B": "lora_B.weight"}
+    peft_defaults: ClassVar[Mapping[str, Any]] = {"r": 8, "lora_alpha": 8}
     peft_accepts: ClassVar[Mapping[str, Callable[[Any], bool]]] = {
         "alora_invocation_tokens": _is(None),
         "arrow_config": _is(None),
@@ -91,8 +93,13 @@ class Lora(LinearMethod):
     }
 
     def __post_init__(self) -> None:
+        fields.settle_(self)
         for r in (self.r, *self.rank_pattern.values()):
             require(r >= 1, "the rank r is at least 1", f"r={r}", "--r 16")
+        smallest, largest = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
+        for alpha in (self.lora_alpha, *self.alpha_pattern.values()):
+            wrong = "lora_alpha is above 0 and a number of float32"
+            require(smallest <= alpha <= largest, wrong, f"lora_alpha={alpha}", "--lora-alpha 32")
         for field in ("rank_pattern", "alpha_pattern"):
             for key in getattr(self, field):
                 wrong = f"a key of {field} is not a regular expression"
@@ -174,7 +181,7 @@ class Lora(LinearMethod):
 
 def _first_match(pattern: Mapping[str, Any], path: str, default: Any) -> Any:
     """The value of the first key that names `path`, as the exchange format matches them."""
-    return next((value for key, value in pattern.items() if re.match(rf"^(.*\.)?({key})$", path)), default)
+    return next((value for key, value in pattern.items() if matches_end(key, path)), default)
 
 
 def _compiles(key: str) -> bool:

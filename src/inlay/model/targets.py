@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from inlay.errors import TargetError, explain, nearest
-from inlay.methods._contract import LinearMethod, Names
+from inlay.methods._contract import LinearMethod, Names, matches, matches_end
 from inlay.model.linear import Linear, as_linear
 
 _REGEX_CHARACTERS = frozenset("*+?()[]|\\^$")
@@ -60,7 +60,7 @@ def resolve(method: LinearMethod, linears: dict[str, Linear], head: str | None, 
                 problems.setdefault("layers_to_transform", []).append(f"layer {n}")
         chosen = [path for path in chosen if layer_number(path) in method.layers_to_transform]
     for key in method.patterns:
-        if not any(re.match(rf"^(.*\.)?({key})$", path) for path in chosen):
+        if not any(matches_end(key, path) for path in chosen):
             problems.setdefault("patterns", []).append(f"{key!r} of rank_pattern or alpha_pattern")
     if strict and (problems or not chosen):
         _refuse(problems, method, paths)
@@ -94,7 +94,8 @@ def _select(field: str, names: Names, paths: list[str], head: str | None, proble
     if names == "all-linear":
         return {path for path in paths if path != head}
     if _is_regex(names):
-        chosen = {path for path in paths if _fullmatch(field, names, path)}
+        _check_regex(field, names)
+        chosen = {path for path in paths if matches(names, path)}
         if not chosen:
             problems.setdefault(field, []).append(f"the regular expression {names!r} of {field}")
         return chosen
@@ -119,9 +120,9 @@ def _names(name: str, path: str) -> bool:
     return path == name or path.endswith(f".{name}")
 
 
-def _fullmatch(field: str, pattern: str, path: str) -> bool:
+def _check_regex(field: str, pattern: str) -> None:
     try:
-        return re.fullmatch(pattern, path) is not None
+        re.compile(pattern)
     except re.error as error:
         raise TargetError(
             explain(f"{field} is not a regular expression", found=f"{pattern!r}: {error}", do="check its brackets")
@@ -153,7 +154,7 @@ def _mended(names: Names, paths: list[str]) -> str | None:
     """`names` with the nearest name in the place of each that matches nothing; None where one has no such name."""
     if _is_regex(names):
         loose = f".*({names})"
-        return f"'{loose}'" if any(re.fullmatch(loose, path) for path in paths) else None
+        return f"'{loose}'" if any(matches(loose, path) for path in paths) else None
     known = list(dict.fromkeys(path.rpartition(".")[2] for path in paths))
     mended = [
         name if any(_names(name, path) for path in paths) else nearest(name.rpartition(".")[2], known)

@@ -4,6 +4,7 @@ import dataclasses
 import math
 from typing import Any, Literal
 
+from inlay import fields
 from inlay.errors import ConfigError, explain, nearest
 from inlay.methods._contract import LinearMethod
 from inlay.training.schedule import warmup_steps
@@ -68,11 +69,9 @@ class Settings:
     """For the initial adapter, the order of the rows, and dropout."""
 
     def __post_init__(self) -> None:
-        for name in ("max_steps", "batch_size", "learning_rate", "max_length", "eval_every"):
-            value = getattr(self, name)
-            _require(value is None or value > 0, name, value, "above 0")
-        for name in ("epochs", "max_grad_norm", "micro_batch_tokens", "eval_rows"):
-            _require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
+        fields.settle_(self)
+        require_above_zero(self, "max_steps", "batch_size", "learning_rate", "max_length", "eval_every")
+        require_above_zero(self, "epochs", "max_grad_norm", "micro_batch_tokens", "eval_rows")
         _require(0 <= self.eval_fraction < 1, "eval_fraction", self.eval_fraction, "at least 0 and below 1")
         _require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "at least 0")
 
@@ -129,7 +128,7 @@ def from_dict(values: dict[str, Any]) -> Settings:
 
     **Raises:**
 
-    - `ConfigError`: a name is unknown, or a value out of its range.
+    - `ConfigError`: a name is unknown, or a value is not of its type or out of its range.
     """
     known = [field.name for field in dataclasses.fields(Settings)]
     unknown = [name for name in values if name not in known]
@@ -142,7 +141,14 @@ def from_dict(values: dict[str, Any]) -> Settings:
                 do=f"{near}" if near else f"one of {', '.join(known)}",
             )
         )
-    return Settings(**values)
+    return Settings(**fields.fitted(Settings, values))
+
+
+def require_above_zero(settings: Any, *names: str) -> None:
+    """Refuse fields of a dataclass that are given and not above 0."""
+    for name in names:
+        value = getattr(settings, name)
+        _require(value is None or value > 0, name, value, "above 0")
 
 
 def _require(condition: bool, name: str, value: object, what: str) -> None:
