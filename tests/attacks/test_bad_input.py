@@ -18,49 +18,7 @@ from inlay.io import output
 from inlay.io.peft import RECORD, TENSORS
 from tests.support import bases
 from tests.support.command import run
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    """A base, another base of the same shape, data, and an adapter trained on the base."""
-    home = tmp_path_factory.mktemp("home")
-    bases.directory(home / "base", max_shard_size="20KB")
-    bases.directory(home / "other", seed=4)
-    bases.jsonl(home / "rows.jsonl", bases.rows(40))
-    from inlay.cli import main
-
-    train = ["train", home / "base", home / "rows.jsonl", "--output", home / "good", "--max-steps", "3", "--r", "2"]
-    assert main(list(map(str, train))) == 0
-    return home
-
-
-@pytest.fixture
-def place(home, tmp_path):
-    """A copy of the home that a test may break."""
-    shutil.copytree(home, tmp_path / "home")
-    return tmp_path / "home"
-
-
-def refused(capsys, *arguments, says, status=1):
-    """The command fails with this status, says what is asked for without a traceback, and leaves no new file."""
-    folder = next(Path(a).parent for a in arguments if isinstance(a, Path))
-    before = sorted(folder.rglob("*"))
-    ended, out, err = run(capsys, *arguments)
-    assert ended == status, err
-    assert status == 2 or "error: " in err, err
-    assert "Traceback" not in err
-    for text in says:
-        assert text in err, err
-    assert sorted(folder.rglob("*")) == before
-    return out, err
-
-
-def train(place, *extra, model="base", rows="rows.jsonl", out="new"):
-    return ["train", place / model, place / rows, "--output", place / out, "--max-steps", 3, "--r", 2, *extra]
-
-
-def generate(place, adapter, *extra, model="base"):
-    return ["generate", place / model, "--adapter", place / adapter, "--prompt", "say 3", "--max-new-tokens", 2, *extra]
+from tests.support.refusals import generate, refused, train
 
 
 def test_no_such_model(place, capsys):

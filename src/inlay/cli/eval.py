@@ -14,7 +14,7 @@ from inlay.training import data as rows_of
 from inlay.training import job, score
 from inlay.training.batch import num_targets
 from inlay.training.loop import evaluate
-from inlay.training.settings import Settings
+from inlay.training.settings import Settings, require_above_zero
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,12 +54,15 @@ class Eval(Common):
     force: bool = False
     """Use an adapter that was trained on another base: figures will be wrong in ways that look right."""
 
+    def __post_init__(self) -> None:
+        require_above_zero(self, "rows", "max_new_tokens", "max_length")
+
     def run(self) -> int:
         """Measure and print."""
         base = load(self.model, dtype=self.dtype, device=self.device)
         adapter = base.attach(self.adapter, force=self.force).name if self.adapter else None
         rows = rows_of.read_rows(self.data)
-        length = self.max_length or min(base.max_length or job.LONGEST_DEFAULT, job.LONGEST_DEFAULT)
+        length = job.longest_row(base, self.max_length)
         prepared = rows_of.prepare(rows, base.tokenizer, length, self.train_on, "drop")
         examples = job.spread(prepared.examples, self.rows or len(prepared.examples))
         say("base", f"{base.describe()} · {base.fingerprint}")

@@ -7,6 +7,7 @@ from inlay.cli import _screen
 from inlay.cli._command import Common, Model, repeated
 from inlay.errors import ConfigError, explain
 from inlay.model.base import Base, load
+from inlay.model.checks import check_sampling
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,6 +41,9 @@ class Generate(Common):
 
     force: bool = False
     """Use adapters that were trained on another base: answers will be wrong in ways that look right."""
+
+    def __post_init__(self) -> None:
+        check_sampling(self.max_new_tokens, self.temperature, self.seed)
 
     def run(self) -> int:
         """Print the answers: alone where there is one, labelled where there are several."""

@@ -9,6 +9,7 @@ from inlay.cli._screen import say, size
 from inlay.model.base import load
 from inlay.model.merge import SAMPLE, merge
 from inlay.training import data, job
+from inlay.training.settings import require_above_zero
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,9 @@ class Merge(Common):
 
     force: bool = False
     """Merge an adapter that was trained on another base: the result will be wrong in ways that look right."""
+
+    def __post_init__(self) -> None:
+        require_above_zero(self, "check_rows")
 
     def run(self) -> int:
         """Merge, compare, say what was found."""

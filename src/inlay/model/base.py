@@ -26,6 +26,7 @@ from inlay.methods._contract import LinearMethod
 from inlay.model import targets
 from inlay.model.adapter import Adapter
 from inlay.model.attach import Attached, Rows
+from inlay.model.checks import check_device, check_not_quantized, check_sampling, check_special_tokens
 from inlay.model.frozen import freeze_
 from inlay.text.template import prompt_ids
 
@@ -173,6 +174,7 @@ class Base(Attached):
 
         **Returns:** the new text of each row, without special tokens.
         """
+        check_sampling(max_new_tokens, temperature, seed)
         if isinstance(prompts, str):
             raise ConfigError(explain("prompts are a list, a row each", found=f"{prompts!r}", do=f"[{prompts!r}]"))
         if not isinstance(adapters, str | None) and len(adapters) != len(prompts):
@@ -264,16 +266,19 @@ def load(source: str | Path, *, dtype: str | None = None, device: str = "cpu") -
 
     - `UnknownNameError`: there is no such model.
     - `FormatError`: it is not a model, broken, or only pickled.
-    - `CompatibilityError`: `transformers` has no causal language model of this architecture.
-    - `ConfigError`: there is no such dtype.
+    - `CompatibilityError`: `transformers` has no causal language model of this architecture, or its weights are quantised.
+    - `ConfigError`: there is no such dtype, or no such device here.
     """
+    check_device(device)
     checkpoint = open_checkpoint(source)
+    check_not_quantized(checkpoint)
     chosen = {None: default_dtype(checkpoint, device), "stored": stored_dtype(checkpoint), **DTYPES}.get(dtype)
     if chosen is None:
         raise ConfigError(explain("no such dtype", found=f"{dtype!r}", do=f"one of {', '.join(DTYPES)}, stored"))
     with _quiet_transformers():
         model, is_mapped = _mapped(checkpoint, chosen, device)
         tokenizer = _tokenizer(checkpoint)
+    check_special_tokens(model, checkpoint)
     freeze_(model, chosen)
     return Base(model.to(device).eval(), tokenizer, checkpoint, chosen, is_mapped)
 
@@ -294,7 +299,7 @@ def _finite(input_ids: Tensor, scores: Tensor) -> Tensor:
 def default_dtype(checkpoint: Checkpoint, device: str = "cpu") -> torch.dtype:
     """bfloat16 where the processor has instructions that multiply it and the model is wide enough to gain, else float32."""
     width = checkpoint.config.get("hidden_size") or checkpoint.config.get("n_embd") or MIN_BFLOAT16_WIDTH
-    wide = device != "cpu" or (native_bfloat16() and width >= MIN_BFLOAT16_WIDTH)
+    wide = device != "cpu" or (native_bfloat16() and isinstance(width, int) and width >= MIN_BFLOAT16_WIDTH)
     return torch.bfloat16 if wide else torch.float32
 
 
@@ -335,12 +340,14 @@ def _model(checkpoint: Checkpoint, dtype: torch.dtype) -> nn.Module:
             ignore_mismatched_sizes=True,  # they are reported below, all of them
             output_loading_info=True,
         )
-    except (ValueError, KeyError, AttributeError) as error:
+    except (
+        Exception
+    ) as error:  # whatever the code of a thousand architectures raises on numbers that it was not made for
         raise CompatibilityError(
             explain(
-                "transformers has no causal language model for this directory",
+                "transformers makes no causal language model of this directory",
                 found=f"{checkpoint.directory}: model_type {checkpoint.config.get('model_type')!r}, "
-                f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
+                f"{type(error).__name__}: {' '.join(str(error).split())[:200]}",
                 do="a causal language model that transformers knows; pip install --upgrade transformers for a new one",
             )
         ) from None
@@ -365,7 +372,7 @@ def _tokenizer(checkpoint: Checkpoint) -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(checkpoint.directory, local_files_only=True, trust_remote_code=False)
-    except (ValueError, KeyError, OSError, AttributeError, TypeError) as error:
+    except Exception as error:  # likewise
         raise FormatError(
             explain(
                 "this model has no tokenizer that transformers can read",

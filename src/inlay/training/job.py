@@ -196,16 +196,7 @@ def prepare(
     held_rows = data.read_rows(eval_data) if eval_data is not None else []
     if eval_data is None:
         rows, held_rows = data.hold_out(rows, settings.eval_fraction)
-    length = settings.max_length or min(base.max_length or LONGEST_DEFAULT, LONGEST_DEFAULT)
-    if base.max_length is not None and length > base.max_length:
-        raise DataError(
-            explain(
-                "max_length is beyond the positions of this model",
-                found=f"max_length={length}, the model has {base.max_length}",
-                do=f"--max-length {base.max_length}",
-            )
-        )
-    how = (base.tokenizer, length, settings.train_on, settings.too_long)
+    how = (base.tokenizer, longest_row(base, settings.max_length), settings.train_on, settings.too_long)
     train = data.prepare(rows, *how)
     held_out = data.prepare(held_rows, *how, may_be_empty=eval_data is None) if held_rows else None
     adapter = base.create(method, output.resolve().name, settings.seed)
@@ -233,6 +224,25 @@ def train(
     **Arguments:** those of `prepare`; every field of `Settings` by its name.
     """
     return prepare(base, source, method=method, output=output, eval_data=eval_data, settings=from_dict(settings)).run()
+
+
+def longest_row(base: Base, wanted: int | None) -> int:
+    """How many tokens a row may have: as many as are wanted, or what the model's positions allow, at most `LONGEST_DEFAULT`.
+
+    **Raises:**
+
+    - `DataError`: more are wanted than the model has positions.
+    """
+    length = wanted or min(base.max_length or LONGEST_DEFAULT, LONGEST_DEFAULT)
+    if base.max_length is not None and length > base.max_length:
+        raise DataError(
+            explain(
+                "max_length is beyond the positions of this model",
+                found=f"max_length={length}, the model has {base.max_length}",
+                do=f"--max-length {base.max_length}",
+            )
+        )
+    return length
 
 
 def spread(examples: Sequence[Example], count: int) -> list[Example]:

@@ -1,0 +1,71 @@
+"""What a base can't be, or be asked for: said before `transformers` or torch fail at it in words of their own."""
+
+import math
+from typing import Any
+
+import torch
+
+from inlay.errors import CompatibilityError, ConfigError, FormatError, explain
+from inlay.fields import MISFIT, fit, shown
+from inlay.io.checkpoint import Checkpoint
+
+MIN_TEMPERATURE = 1e-6
+"""Logits are divided by the temperature in float32: below this, those of 1e32 and more would not be finite any more."""
+
+
+def check_device(name: str) -> None:
+    """Refuse a device that this machine, or this build of torch, does not have."""
+    kind = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    here = ["cpu"]
+    if kind is not None:
+        here += [kind.type, *(f"{kind.type}:{i}" for i in range(torch.accelerator.device_count()))]
+    if name not in here:
+        raise ConfigError(
+            explain("there is no such device here", found=f"{name!r}; here are {', '.join(here)}", do="--device cpu")
+        )
+
+
+def check_not_quantized(checkpoint: Checkpoint) -> None:
+    """Refuse a base whose weights are quantised, by the name of how."""
+    config = checkpoint.config.get("quantization_config")
+    if config:
+        scheme = config.get("quant_method") if isinstance(config, dict) else None
+        raise CompatibilityError(
+            explain(
+                "quantised bases are not supported yet",
+                found=f"{checkpoint.directory / 'config.json'}: quantization_config with quant_method {scheme!r}",
+                do="the same model in bfloat16 or float32",
+            )
+        )
+
+
+def check_special_tokens(model: Any, checkpoint: Checkpoint) -> None:
+    """Refuse generation settings whose special tokens are no numbers of tokens."""
+    given = {
+        name: getattr(model.generation_config, name, None) for name in ("bos_token_id", "eos_token_id", "pad_token_id")
+    }
+    strange = {name: value for name, value in given.items() if fit(value, tuple[int, ...] | None) is MISFIT}
+    if strange:
+        raise FormatError(
+            explain(
+                "the special tokens of a model are numbers of tokens",
+                found=[
+                    f"{checkpoint.directory / 'generation_config.json'}: {n}={shown(v)}" for n, v in strange.items()
+                ],
+                do="fetch it again, or remove the file: the tokenizer has these numbers too",
+            )
+        )
+
+
+def check_sampling(max_new_tokens: int | None, temperature: float, seed: int) -> None:
+    """Refuse an answer of no tokens, and what no token can be drawn with."""
+    problems: list[tuple[str, str]] = []
+    if max_new_tokens is not None and max_new_tokens < 1:
+        problems.append((f"max_new_tokens={max_new_tokens}, not above 0", "--max-new-tokens 64"))
+    if temperature != 0 and not MIN_TEMPERATURE <= temperature < math.inf:
+        problems.append((f"temperature={temperature}, not 0 or from {MIN_TEMPERATURE:g} on", "--temperature 0.8"))
+    if not -(2**63) <= seed < 2**63:
+        problems.append((f"seed={seed}, not of 64 bits", "--seed 1"))
+    if problems:
+        found, hints = zip(*problems, strict=True)
+        raise ConfigError(explain("an answer can't be made with these settings", found=found, do=" ".join(hints)))
