@@ -1,5 +1,6 @@
 """Against the real `peft`: files both ways, and the same numbers from the same training."""
 
+import dataclasses
 import json
 import warnings
 
@@ -7,11 +8,14 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 import inlay
+from inlay import methods
 from inlay.core.cross_entropy import IGNORE
 from inlay.errors import CompatibilityError
+from inlay.io.peft import CONFIG, TENSORS, read
 from inlay.model.base import load
 from inlay.text.mask import Example
 from inlay.training import batch
@@ -105,6 +109,38 @@ def test_we_read_what_peft_saves(family, case, tmp_path):
         warnings.simplefilter("ignore")  # it corrects fan_in_fan_out aloud
         theirs = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), config).eval()
         theirs.save_pretrained(tmp_path / "theirs")
+    base, ids = load(tmp_path / "base", dtype="float32"), models.tokens(2, 9)
+    base.attach(tmp_path / "theirs")
+    with torch.no_grad():
+        assert _close(base.logits(ids, "theirs"), theirs(input_ids=ids).logits)
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_what_a_file_leaves_out_is_what_peft_takes_for_it(name, tmp_path):
+    """Files of old versions, and of other writers, lack keys: only peft_type is always there."""
+    method = methods.find(name)
+    if not method.peft_type:
+        pytest.skip("peft has no such method")
+    (tmp_path / CONFIG).write_text(json.dumps({"peft_type": method.peft_type, "target_modules": ["q_proj"]}))
+    save_file(
+        {f"base_model.model.q_proj.{key}": torch.ones(1, 1) for key in method.peft_tensors.values()}, tmp_path / TENSORS
+    )
+    ours, theirs = read(tmp_path).method, peft.PeftConfig.from_pretrained(tmp_path)
+    fields = [field.name for field in dataclasses.fields(ours) if getattr(theirs, field.name) is not None]
+    assert {"r", "lora_alpha"} <= set(fields) or method.peft_type != "LORA"
+    for field in set(fields) - {"target_modules"}:
+        assert getattr(ours, field) == getattr(theirs, field), field
+
+
+def test_a_file_without_r_and_lora_alpha_does_what_it_does_in_peft(tmp_path):
+    bases.directory(tmp_path / "base")
+    config = peft.LoraConfig(init_lora_weights=False, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    theirs = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), config).eval()
+    theirs.save_pretrained(tmp_path / "theirs")
+    path = tmp_path / "theirs" / CONFIG
+    path.write_text(
+        json.dumps({key: v for key, v in json.loads(path.read_text()).items() if key not in ("r", "lora_alpha")})
+    )
     base, ids = load(tmp_path / "base", dtype="float32"), models.tokens(2, 9)
     base.attach(tmp_path / "theirs")
     with torch.no_grad():

@@ -51,6 +51,8 @@ MUTANTS = {
     "the learning rate never decays": ("training/schedule.py", "max(0.0, (num_steps - step) / max(1, num_steps - warmup))", "1.0", TRAINING),
     "a foreign base is accepted": ("model/base.py", "theirs != ours and not force", "False", "tests/attacks -k another_base"),
     "extra tensors are dropped": ("io/peft.py", 'problems.append(f"{key}: no tensor of', 'str(f"{key}: no tensor of', "tests/attacks -k missing_extra"),
+    "a value of another kind is taken": ("fields.py", "if value is MISFIT]", "if False]", "tests/attacks/test_settings.py -k another_kind"),
+    "a missing r is our own default": ("methods/lora.py", '{"r": 8, "lora_alpha": 8}', "{}", "tests/interop/test_peft.py -k leaves_out"),
     "unknown keys are dropped": ("io/peft.py", "value in (None, False, [], {})", "True", "tests/attacks -k keys_that_change"),
 }  # fmt: skip
 """What is broken -> (file, text, replacement, the tests that must see it)."""

@@ -66,13 +66,16 @@ def _base(name: str | None, base: dict[str, Any]) -> str:
 
 
 def _training(record: dict[str, Any]) -> str:
+    """What the record says of the training; its keys may be missing."""
     training, data = record.get("training", {}), record.get("data", {})
     if not training:
         return "not recorded"
-    text = f"{training['date']} on {data['source']} (sha256 {short(data['sha256'])}) · {training['steps']} steps"
-    if training.get("eval_loss") is not None:
-        text += f" · held-out loss {training['eval_loss_before']:.3f} → {training['eval_loss']:.3f}"
-    return text + (" · interrupted" if training.get("interrupted") else "")
+    source = f"on {data['source']} (sha256 {short(str(data.get('sha256', '')))})" if "source" in data else ""
+    steps = f" · {training['steps']} steps" if "steps" in training else ""
+    before, after = training.get("eval_loss_before"), training.get("eval_loss")
+    losses = f" · held-out loss {before:.3f} → {after:.3f}" if before is not None and after is not None else ""
+    interrupted = " · interrupted" if training.get("interrupted") else ""
+    return f"{training.get('date', 'no date')} {source}".rstrip() + steps + losses + interrupted
 
 
 Command = Inspect

@@ -67,7 +67,7 @@ def read_header(path: Path) -> Header:
             raise _broken(path, f"its header claims {length:,} bytes, the file has {size:,}")
         try:
             header = json.loads(file.read(length))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:  # too many brackets within each other
             raise _broken(path, f"its header is not JSON: {error}") from None
     if not isinstance(header, dict):
         raise _broken(path, f"its header is a {type(header).__name__}, not an object")
@@ -127,10 +127,12 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         value = json.loads(path.read_text("utf-8"))
-    except (ValueError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # too many brackets within each other
         raise FormatError(explain("this file is not JSON", found=f"{path}: {error}", do="fetch it again")) from None
     if not isinstance(value, dict):
-        raise FormatError(explain("this file holds no JSON object", found=f"{path}: a {type(value).__name__}"))
+        raise FormatError(
+            explain("this file holds no JSON object", found=f"{path}: a {type(value).__name__}", do="fetch it again")
+        )
     return value
 
 
@@ -144,7 +146,7 @@ def _entry(path: Path, name: str, raw: Any, data_start: int, problems: list[str]
     try:
         dtype, shape = raw["dtype"], tuple(raw["shape"])
         start, stop = raw["data_offsets"]
-        valid = all(isinstance(n, int) and n >= 0 for n in (*shape, start, stop))
+        valid = isinstance(dtype, str) and all(type(n) is int and n >= 0 for n in (*shape, start, stop))
     except (TypeError, KeyError, ValueError):
         valid, dtype, shape, start, stop = False, None, (), 0, 0
     if not valid:

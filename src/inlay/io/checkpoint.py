@@ -7,6 +7,7 @@ tokenizer.json, tokenizer_config.json, chat_template.jinja ...
 """
 
 import dataclasses
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,7 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
     tensors: dict[str, _safe.TensorEntry] = {}
     for file in _weight_files(directory):
         tensors |= _safe.read_header(file).tensors
-    name = directory.name if Path(source).exists() else str(source)
+    name = directory.name if os.path.exists(os.path.expanduser(source)) else str(source)
     return Checkpoint(directory, name, config, tensors)
 
 
@@ -89,10 +90,10 @@ def fetch(source: str | Path, what: str, patterns: list[str]) -> Path:
 
     - `UnknownNameError`: neither a directory nor a name that the hub, or its local cache, has.
     """
-    path = Path(source).expanduser()
-    if path.is_dir():
+    path = Path(os.path.expanduser(source))  # os.path takes names as they come: too long, or of no user
+    if os.path.isdir(path):
         return path.resolve()
-    if path.exists() or not _HUB_NAME.fullmatch(str(source)):
+    if os.path.exists(path) or not _HUB_NAME.fullmatch(str(source)):
         raise _missing(path, what)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
@@ -111,9 +112,9 @@ def fetch(source: str | Path, what: str, patterns: list[str]) -> Path:
 
 
 def _missing(path: Path, what: str) -> UnknownNameError:
-    parent = path.parent if path.parent.is_dir() else Path()
+    parent = path.parent if os.path.isdir(path.parent) else Path()
     near = nearest(path.name, [child.name for child in parent.iterdir() if child.is_dir()])
-    found = f"{path} is a file" if path.exists() else f"{path} does not exist"
+    found = f"{path} is a file" if os.path.exists(path) else f"{path} does not exist"
     return UnknownNameError(
         explain(
             f"there is no such {what}",
@@ -129,9 +130,10 @@ def _weight_files(directory: Path) -> list[Path]:
         return [single]
     if not index.is_file():
         raise _safe.refuse_pickles(directory, "model.safetensors")
-    names = sorted(set(_safe.read_json(index).get("weight_map", {}).values()))
-    outside = [name for name in names if not isinstance(name, str) or Path(name).name != name]
-    missing = [name for name in names if name not in outside and not (directory / name).is_file()]
+    weight_map = _safe.read_json(index).get("weight_map")
+    names = sorted(set(map(str, weight_map.values()))) if isinstance(weight_map, dict) else []
+    outside = [name for name in names if Path(name).name != name]
+    missing = [name for name in names if name not in outside and not os.path.isfile(directory / name)]
     if not names or outside or missing:
         raise FormatError(
             explain(

@@ -10,18 +10,19 @@ that would change the meaning, a tensor without a place or a value that is not f
 that is wrong in one message.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 from safetensors.torch import save
 from torch import Tensor
 
-from inlay import methods
-from inlay.errors import CompatibilityError, FormatError, explain
+from inlay import fields, methods
+from inlay.errors import CompatibilityError, ConfigError, FormatError, explain
 from inlay.io import _safe
 from inlay.io.checkpoint import fetch
 from inlay.methods._contract import LinearMethod, Params
@@ -44,6 +45,24 @@ _ABOUT_THE_FILE = frozenset(
         "task_type",
     ]
 )
+
+
+class _AboutTheBase(TypedDict, total=False):
+    base_model_name_or_path: str | None
+
+
+class _Record(TypedDict, total=False):
+    """The parts of `inlay.json` that are read again, none of which has to be there."""
+
+    base: Mapping[str, str | None]
+    data: Mapping[str, Any]
+    training: Mapping[str, Any]
+
+
+class _Training(TypedDict, total=False):
+    steps: int
+    eval_loss_before: float | None
+    eval_loss: float | None
 
 
 class PeftAdapter(NamedTuple):
@@ -100,6 +119,8 @@ def read_record(directory: Path) -> dict[str, Any]:
                 do="pip install --upgrade inlay",
             )
         )
+    with _about(path):
+        fields.fitted(_Training, fields.fitted(_Record, record).get("training", {}))
     return record
 
 
@@ -177,9 +198,25 @@ def _method(path: Path, config: Mapping[str, Any]) -> LinearMethod:
     values = {
         field.name: config[field.name] for field in dataclasses.fields(chosen) if config.get(field.name) is not None
     }
-    if isinstance(values.get("layers_to_transform"), int):
-        values["layers_to_transform"] = [values["layers_to_transform"]]
-    return chosen(**{key: _plain(value) for key, value in values.items()})
+    with _about(path):
+        fields.fitted(_AboutTheBase, config)
+        return chosen(**fields.fitted(chosen, {**chosen.peft_defaults, **values}))
+
+
+@contextlib.contextmanager
+def _about(path: Path) -> Iterator[None]:
+    """Say in which file a value is that can't be."""
+    try:
+        yield
+    except ConfigError as error:
+        wrong, *found = str(error).split("\n  hint:")[0].split("\n  found: ")
+        raise FormatError(
+            explain(
+                f"this adapter says what can't be: {wrong}",
+                found=[f"{path}: {value}" for value in found],
+                do="ask its author for a whole file",
+            )
+        ) from None
 
 
 def _unsupported(cls: type[LinearMethod], config: Mapping[str, Any]) -> list[str]:
@@ -254,10 +291,6 @@ def _whole(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _whole(item) for key, item in value.items()}
     return int(value) if isinstance(value, float) and value.is_integer() and value else value
-
-
-def _plain(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
 
 
 def _card(method: LinearMethod, base_name: str) -> str:

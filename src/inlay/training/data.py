@@ -12,6 +12,7 @@ name of a data set on the hub, `owner/name` or `owner/name:split`.
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -89,13 +90,13 @@ def read_rows(source: str | Path) -> list[Row]:
     - `FormatError`: a file is malformed or of an unknown kind.
     - `DataError`: it is empty, or its rows are of no form that is known; up to ten problems in one message.
     """
-    path = Path(source).expanduser()
-    if path.is_dir():
+    path = Path(os.path.expanduser(source))  # os.path takes names as they come: too long, or of no user
+    if os.path.isdir(path):
         found = sorted(file for file in path.iterdir() if file.suffix in files.READERS and file.is_file())
         if not found:
             raise DataError(explain("this folder has no data files", found=str(path), do=f"files of {files.kinds()}"))
         rows = [row for file in found for row in _rows(files.values(file), file.name)]
-    elif path.is_file():
+    elif os.path.isfile(path):
         rows = _rows(files.values(path), path.name)
     else:
         rows = _from_hub(str(source))
@@ -289,7 +290,7 @@ def _is_messages(value: Any, source: str, problems: list[str]) -> bool:
 
 def _from_hub(name: str) -> list[Row]:
     path = Path(name)
-    known = [child.name for child in path.parent.iterdir()] if path.parent.is_dir() else []
+    known = [child.name for child in path.parent.iterdir()] if os.path.isdir(path.parent) else []
     near = nearest(path.name, known)
     repository, _, split = name.partition(":")
     if name.count("/") != 1 or name.startswith((".", "/", "~")) or path.suffix in files.READERS:
