@@ -52,3 +52,28 @@ def cross_entropy_sum(logits, labels, ignore):
             top = row.max()
             total += top + np.log(np.exp(row - top).sum()) - row[label]
     return total
+
+
+def document_attention(q, k, v, g, lengths, scaling):
+    """Token by token: (result, and the gradients of sum(g * result) for q, k and v); q is (heads, t, dim), g (t, heads, dim)."""
+    q, k, v, g = (np.asarray(x.detach().double(), np.float64) for x in (q, k, v, g))
+    group = len(q) // len(k)
+    out = np.zeros((q.shape[1], len(q), v.shape[2]))
+    grad_q, grad_k, grad_v = np.zeros_like(q), np.zeros_like(k), np.zeros_like(v)
+    start = 0
+    for length in lengths:
+        for h in range(len(q)):
+            for t in range(start, start + length):
+                seen = range(start, t + 1)
+                scores = np.array([scaling * q[h, t] @ k[h // group, s] for s in seen])
+                P = np.exp(scores - scores.max())
+                P /= P.sum()
+                dP = np.array([g[t, h] @ v[h // group, s] for s in seen])
+                dS = P * (dP - P @ dP)
+                for i, s in enumerate(seen):
+                    out[t, h] += P[i] * v[h // group, s]
+                    grad_v[h // group, s] += P[i] * g[t, h]
+                    grad_q[h, t] += scaling * dS[i] * k[h // group, s]
+                    grad_k[h // group, s] += scaling * dS[i] * q[h, t]
+        start += length
+    return out, grad_q, grad_k, grad_v
