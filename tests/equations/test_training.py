@@ -67,10 +67,28 @@ def test_labels_are_the_next_tokens_that_are_trained_on(examples):
             assert made.labels[i, t] == (example.input_ids[t + 1] if target else batch.IGNORE)
 
 
-def test_parts_hold_every_row_once_and_stay_small(examples):
-    parts = list(batch.parts(examples, 60))
+@pytest.mark.parametrize("padded", [True, False])
+def test_parts_hold_every_row_once_and_stay_small(examples, padded):
+    parts = list(batch.parts(examples, 60, padded=padded))
     assert sorted(e.source for part in parts for e in part) == sorted(e.source for e in examples)
-    assert all(len(part) * max(len(e.input_ids) for e in part) <= 60 for part in parts if len(part) > 1)
+    for part in parts:
+        size = len(part) * max(len(e.input_ids) for e in part) if padded else batch.num_tokens(part)
+        assert size <= 60 or len(part) == 1
+    assert len(parts) < len(examples)
+
+
+def test_a_packed_row_holds_what_is_needed_and_no_more(examples):
+    examples = [*examples, data.Example((5,), (True,), "one"), data.Example((5, 6, 7), (False,) * 3, "none")]
+    packed, padded = batch.pack(examples), batch.collate(examples)
+    starts = [sum(packed.lengths[:i]) for i in range(len(examples))]
+    for i, (example, start, length) in enumerate(zip(examples, starts, packed.lengths, strict=True)):
+        row = slice(start, start + length)
+        assert packed.input_ids[row].tolist() == list(example.input_ids[:length])
+        assert packed.position_ids[row].tolist() == list(range(length))
+        assert packed.labels[row].tolist() == padded.labels[i, :length].tolist()
+        assert (padded.labels[i, length:] == batch.IGNORE).all()
+        assert length == 1 or packed.labels[row][-1] != batch.IGNORE
+    assert len(packed.input_ids) == sum(packed.lengths)
 
 
 def test_an_epoch_sees_every_row_once_in_an_order_of_the_seed():

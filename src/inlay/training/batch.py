@@ -1,7 +1,9 @@
-"""Rows into tensors: padded parts of a step, none longer than it must be.
+"""Rows into tensors: the parts of a step, packed into one row each or padded to a batch.
 
-Rows are padded at the end. A causal model's real tokens never see what comes after them, so no attention mask is needed and
-the padding changes nothing; positions without a target carry the label that the loss ignores.
+Packed, rows lie one after the other and positions start again with each; a row ends before its last token that is trained
+on, since no target comes after that. Padded, they are filled up at the end: a causal model's real tokens never see what
+comes after them, so no attention mask is needed and the padding changes nothing. Either way positions without a target carry
+the label that the loss ignores.
 """
 
 import dataclasses
@@ -21,6 +23,18 @@ class Batch:
 
     input_ids: Int[Tensor, "batch t"]
     labels: Int[Tensor, "batch t"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Packed:
+    """Some rows one after the other; `labels[t]` is the token after position t in its own row, or `IGNORE`."""
+
+    input_ids: Int[Tensor, " t"]
+    position_ids: Int[Tensor, " t"]
+    """From 0 in every row."""
+    labels: Int[Tensor, " t"]
+    lengths: tuple[int, ...]
+    """Tokens of each row, in order."""
 
 
 def num_targets(examples: Sequence[Example]) -> int:
@@ -46,11 +60,24 @@ def collate(examples: Sequence[Example]) -> Batch:
     return Batch(input_ids, labels)
 
 
-def parts(examples: Sequence[Example], max_tokens: int) -> Iterator[list[Example]]:
-    """The rows in groups of similar length whose padded size stays within `max_tokens` (one row may exceed it alone)."""
+def pack(examples: Sequence[Example]) -> Packed:
+    """The rows as one."""
+    lengths = tuple(max([t for t, trained in enumerate(e.trained) if trained and t] or [1]) for e in examples)
+    input_ids, positions, labels = [], [], []
+    for example, length in zip(examples, lengths, strict=True):
+        ids, trained = example.input_ids, example.trained
+        input_ids += ids[:length]
+        positions += range(length)
+        labels += [ids[t + 1] if any(trained[t + 1 : t + 2]) else IGNORE for t in range(length)]
+    return Packed(torch.tensor(input_ids), torch.tensor(positions), torch.tensor(labels), lengths)
+
+
+def parts(examples: Sequence[Example], max_tokens: int, *, padded: bool) -> Iterator[list[Example]]:
+    """The rows in groups of similar length of at most `max_tokens` (one row may exceed it alone), with their padding if any."""
     group: list[Example] = []
     for example in sorted(examples, key=lambda e: len(e.input_ids)):
-        if group and len(example.input_ids) * (len(group) + 1) > max_tokens:
+        others = len(group) * len(example.input_ids) if padded else num_tokens(group)
+        if group and others + len(example.input_ids) > max_tokens:
             yield group
             group = []
         group.append(example)

@@ -19,14 +19,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from inlay.core.cross_entropy import cross_entropy_sum
 from inlay.errors import DivergedError, explain
 from inlay.io.output import STOPPING
-from inlay.model import targets
 from inlay.model.attach import Rows
 from inlay.model.base import Base
 from inlay.text.mask import Example
 from inlay.training import batch, schedule
+from inlay.training.loss import loss_of, parts
 from inlay.training.settings import Plan, Settings
 
 
@@ -71,11 +70,11 @@ class Stepper:
         """
         total = batch.num_targets(examples)
         loss_sum = 0.0
-        for part in batch.parts(examples, self.settings.micro_batch_tokens):
-            with self.base.using(self.adapter):
+        with self.base.using(self.adapter):
+            for part in parts(self.base, examples, self.settings.micro_batch_tokens):
                 loss = loss_of(self.base, part)
                 (loss / total).backward()
-            loss_sum += loss.item()
+                loss_sum += loss.item()
         norm = torch.nn.utils.clip_grad_norm_(self.tensors, self.settings.max_grad_norm)
         if not torch.isfinite(norm) or loss_sum != loss_sum:
             raise self._diverged(f"loss {loss_sum / total:.4g}, norm of the gradient {norm.item():.4g}")
@@ -101,13 +100,6 @@ class Stepper:
         )
 
 
-def loss_of(base: Base, examples: Sequence[Example]) -> Tensor:
-    """The summed loss of some rows under the adapters that are active."""
-    made, device = batch.collate(examples), targets.device_of(base.model)
-    input_ids, labels = made.input_ids.to(device), made.labels.to(device)
-    return cross_entropy_sum(base.model(input_ids=input_ids, use_cache=False).logits, labels)
-
-
 @torch.no_grad()
 def evaluate(base: Base, rows: Rows, examples: Sequence[Example], max_tokens: int) -> float:
     """The loss per supervised token of some rows, in nats, with these adapters.
@@ -117,7 +109,7 @@ def evaluate(base: Base, rows: Rows, examples: Sequence[Example], max_tokens: in
     - `DivergedError`: it is not finite.
     """
     with base.using(rows):
-        total = sum(loss_of(base, part).item() for part in batch.parts(examples, max_tokens))
+        total = sum(loss_of(base, part).item() for part in parts(base, examples, max_tokens))
     if not math.isfinite(total):
         raise DivergedError(
             explain(

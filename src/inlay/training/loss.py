@@ -1,0 +1,191 @@
+"""The summed loss of some rows under the adapters that are active, without wasted work.
+
+    hidden = body(the rows, one after the other)        no padding; each row attends to itself alone (`inlay.core.attention`)
+    loss   = sum over labelled t of -log softmax(head(hidden[t]))[label[t]]      the head sees no other position
+
+The body is the model's own: our attention reaches its layers through the table that `transformers` keeps of attention
+functions, by a name that is set around the call alone. A layer whose mask is not that of whole documents, such as one with
+a sliding window shorter than a document, is computed as before, with the mask that it was given.
+
+Not every model can be called so: some scale or cap what their head says, some carry a state from token to token. Each base is
+tried once, on two documents of a few tokens; where the results differ, its rows go through the whole model as a padded batch.
+"""
+
+import contextlib
+import functools
+import itertools
+import weakref
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from inlay.core.attention import document_attention
+from inlay.core.cross_entropy import cross_entropy_sum, head_cross_entropy_sum
+from inlay.model import targets
+from inlay.model.adapted import Adapted
+from inlay.model.base import Base
+from inlay.text.mask import Example
+from inlay.training import batch
+
+NAME = "inlay_documents"
+"""What our attention is called among those of `transformers`."""
+
+PROBE_LENGTHS = (5, 3)
+"""Tokens of the documents that a base is tried on."""
+
+PROBE_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
+"""How far the last hidden states may differ, as part of the largest of them: above rounding, well below another context."""
+
+_reasons: weakref.WeakKeyDictionary[Base, str | None] = weakref.WeakKeyDictionary()
+
+
+def loss_of(base: Base, examples: Sequence[Example]) -> Tensor:
+    """The summed loss of some rows, in nats, under the adapters that are active."""
+    if not is_packed(base):
+        made, device = batch.collate(examples), targets.device_of(base.model)
+        logits = base.model(input_ids=made.input_ids.to(device), use_cache=False).logits
+        return cross_entropy_sum(logits, made.labels.to(device))
+    packed = batch.pack(examples)
+    (places,) = torch.where(packed.labels != batch.IGNORE)
+    hidden = _hidden(base, packed)
+    return _head_loss(base, hidden[places.to(hidden.device)], packed.labels[places].to(hidden.device))
+
+
+def parts(base: Base, examples: Sequence[Example], max_tokens: int) -> Iterator[list[Example]]:
+    """The rows in groups that go through the model together; see `batch.parts`."""
+    return batch.parts(examples, max_tokens, padded=not is_packed(base))
+
+
+def is_packed(base: Base) -> bool:
+    """The rows are packed, not padded: the model can, and all of them take the same adapter."""
+    return isinstance(base.active, str | None) and unpacked_because(base) is None
+
+
+def unpacked_because(base: Base) -> str | None:
+    """Why rows go through this base as a padded batch, in a few words; None where they are packed."""
+    if base not in _reasons:
+        with torch.no_grad(), base.using(None):
+            _reasons[base] = _problem(base)
+    return _reasons[base]
+
+
+def _hidden(base: Base, packed: batch.Packed) -> Tensor:
+    """The last hidden states (t, width) of documents in one row."""
+    body, device = base.model.base_model, targets.device_of(base.model)
+    with _attention_of(body.config):
+        out = body(
+            input_ids=packed.input_ids[None].to(device),
+            position_ids=packed.position_ids[None].to(device),
+            use_cache=False,
+            documents=_Documents(packed.lengths),
+        )
+    return out.last_hidden_state[0]
+
+
+def _head_loss(base: Base, hidden: Tensor, labels: Tensor) -> Tensor:
+    """The loss of positions that all have a label."""
+    head = base.model.get_output_embeddings()
+    linear = base.linears.get(base.head or "")
+    if isinstance(head, Adapted) or linear is None or not linear.is_plain:
+        return cross_entropy_sum(head(hidden[None])[0], labels)
+    weight = linear.stored.T if linear.transposed else linear.stored  # (vocab, width)
+    return head_cross_entropy_sum(hidden, weight, linear.bias, labels, linear.product_dtype(hidden))
+
+
+class _Documents:
+    """The documents of a row, as they travel through a model's layers to its attention."""
+
+    def __init__(self, lengths: tuple[int, ...]):
+        self.lengths = lengths
+        self._masks: list[tuple[Tensor, bool]] = []  # every mask that was seen, and whether it is that of the documents
+
+    def fit(self, mask: Tensor | None) -> bool:
+        """This mask lets each token see the tokens of its document up to itself, and no others; None: no layer's does less."""
+        if mask is None:
+            return True
+        for seen, is_same in self._masks:
+            if seen is mask:
+                return is_same
+        self._masks.append((mask, mask.dtype == torch.bool and torch.equal(mask[0, 0], self._mask(mask.device))))
+        return self._masks[-1][1]
+
+    def _mask(self, device: torch.device) -> Tensor:
+        blocks = [torch.ones(length, length, dtype=torch.bool, device=device).tril_() for length in self.lengths]
+        return torch.block_diag(*blocks)
+
+
+def _attention(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **settings: Any
+) -> tuple[Tensor, None]:
+    """An attention function as `transformers` calls it: (1, heads, t, dim) in, (1, t, heads, dim) out."""
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    documents: _Documents | None = settings.pop("documents", None)
+    scaling = settings.get("scaling") or query.shape[-1] ** -0.5
+    plain = key.shape[2] == query.shape[2] and query.shape[-1] == value.shape[-1] and getattr(module, "is_causal", True)
+    known = {"scaling", "dropout", "sliding_window", "position_ids", "use_cache", "cache_position"}
+    others = any(value is not None for name, value in settings.items() if name not in known)
+    if documents is None or not plain or others or settings.get("dropout") or not documents.fit(attention_mask):
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
+    return document_attention(query[0], key[0], value[0], documents.lengths, scaling)[None], None
+
+
+@functools.cache
+def _register() -> None:
+    """Make our attention known to `transformers`, with the masks of its fused one."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    AttentionInterface.register(NAME, _attention)
+    AttentionMaskInterface.register(NAME, sdpa_mask)
+
+
+@contextlib.contextmanager
+def _attention_of(config: Any) -> Iterator[None]:
+    """Within the block the model of this configuration takes our attention."""
+    _register()
+    before = config._attn_implementation
+    config._attn_implementation = NAME
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+
+
+def _problem(base: Base) -> str | None:
+    """What is wrong with the packed way for this model, found by going both ways."""
+    head = base.linears.get(base.head or "")
+    if head is None:
+        return "it has no linear output head"
+    if base.model.config._attn_implementation != "sdpa":
+        return f"its attention is {base.model.config._attn_implementation}"
+    if getattr(base.model.config.get_text_config(), "attention_chunk_size", None):
+        return "it attends in chunks"  # counted from the start of a row, whatever the positions say
+    examples = _probe(head.out_features)
+    asked: list[Any] = []  # (what the head was given, what it said): torch types a hook's arguments as Any
+    hook = head.module.register_forward_hook(lambda module, given, out: asked.append((given[0], out)))
+    try:
+        logits = base.model(input_ids=batch.collate(examples).input_ids.to(head.stored.device), use_cache=False).logits
+        packed = batch.pack(examples)
+        actual = _hidden(base, packed)
+    except Exception as error:  # any model's code may refuse in any way; the padded batch then says what is wrong
+        return f"it can't be called so ({type(error).__name__})"
+    finally:
+        hook.remove()
+    given, said = asked[-1]
+    if not torch.equal(logits, said.to(logits.dtype)):
+        return "it changes what its head says"
+    expected = torch.cat([given[row, :length] for row, length in enumerate(packed.lengths)])
+    allowed = PROBE_TOLERANCE.get(expected.dtype, 1e-3) * expected.abs().max()
+    if actual.shape != expected.shape or not (actual - expected).abs().max() <= allowed:
+        return "its tokens see more than the row that they are in"
+    return None
+
+
+def _probe(vocabulary: int) -> list[Example]:
+    """Documents whose tokens differ."""
+    numbers = itertools.count(1)
+    rows = [tuple(7 * next(numbers) % vocabulary for _ in range(length + 1)) for length in PROBE_LENGTHS]
+    return [Example(row, tuple(True for _ in row), "probe") for row in rows]

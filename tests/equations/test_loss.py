@@ -1,0 +1,189 @@
+"""The loss of packed rows against the model's own on a padded batch, for every family of models."""
+
+import pytest
+import torch
+
+import inlay
+from inlay.core.cross_entropy import cross_entropy_sum
+from inlay.model.base import load
+from inlay.text.mask import Example
+from inlay.training import batch, loss
+from inlay.training.loop import evaluate
+from tests.support import bases, models
+
+FAMILIES = {family: (family, {}) for family in models.CONFIGS} | {
+    "sliding": ("mistral", {"sliding_window": 4}),
+    "sliding and full": (
+        "gemma3",
+        {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention", "full_attention"]},
+    ),
+    "grouped": ("qwen3", {"num_attention_heads": 6, "num_key_value_heads": 3}),
+}
+"""Every family, and what attends in other ways: name -> (family, what its configuration has besides)."""
+
+
+def _base(path, family, **changes):
+    if changes:
+        changed = models.CONFIGS[family].__class__(**(models.CONFIGS[family].to_dict() | changes))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(models.CONFIGS, family, changed)
+            return load(bases.directory(path, family), dtype="float32")
+    return load(bases.directory(path, family), dtype="float32")
+
+
+def _rows(lengths=(9, 4, 17, 5, 11), seed=2):
+    generator = torch.Generator().manual_seed(seed)
+    rows = []
+    for length in lengths:
+        ids = torch.randint(3, models.VOCABULARY, (length,), generator=generator).tolist()
+        rows.append(Example(tuple(ids), tuple(i % 3 != 1 and i < length - 1 for i in range(length)), "row"))
+    return rows
+
+
+def _padded(base, rows):
+    made = batch.collate(rows)
+    return cross_entropy_sum(base.model(input_ids=made.input_ids, use_cache=False).logits, made.labels)
+
+
+def _with_gradients(base, loss_of, rows):
+    tensors = base.parameters()
+    total = loss_of(base, rows)
+    return total.item(), torch.autograd.grad(total, tensors)
+
+
+def _assert_the_same(base, rows):
+    actual, gradients = _with_gradients(base, loss.loss_of, rows)
+    expected, expected_gradients = _with_gradients(base, _padded, rows)
+    assert actual == pytest.approx(expected, rel=1e-5)
+    for gradient, other in zip(gradients, expected_gradients, strict=True):
+        assert (gradient - other).norm() <= 1e-5 * other.norm()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_packed_rows_have_the_loss_and_the_gradients_of_padded_ones(tmp_path, name):
+    family, changes = FAMILIES[name]
+    base = _base(tmp_path / "base", family, **changes)
+    models.randomize(base.attach(inlay.Lora(r=3, lora_alpha=5), "it"), seed=4)
+    assert loss.unpacked_because(base) is None
+    _assert_the_same(base, _rows())
+    assert base.model.config._attn_implementation == "sdpa"
+    together = loss.loss_of(base, _rows()).item()
+    assert together == pytest.approx(sum(loss.loss_of(base, [row]).item() for row in _rows()), rel=1e-6)
+
+
+@pytest.mark.parametrize("family", ["llama", "llama_tied", "gpt2"])
+def test_an_adapted_head_is_asked_itself(tmp_path, family):
+    base = _base(tmp_path / "base", family)
+    method = inlay.Lora(r=3, lora_alpha=5, target_modules=(base.head, "c_attn" if family == "gpt2" else "q_proj"))
+    models.randomize(base.attach(method, "it"), seed=4)
+    assert base.head in base.get("it").params
+    assert loss.unpacked_because(base) is None
+    _assert_the_same(base, _rows())
+
+
+def test_our_attention_is_asked_for_whole_documents_alone(tmp_path, monkeypatch):
+    calls = []
+    real = loss.document_attention
+    monkeypatch.setattr(loss, "document_attention", lambda *given: calls.append(given[3]) or real(*given))
+    for family, window, asked in (
+        ("llama", {}, 3),
+        ("mistral", {"sliding_window": 4}, 0),
+        ("mistral", {"sliding_window": 40}, 3),
+    ):
+        base = _base(tmp_path / f"{family}{window}", family, **window)
+        assert loss.unpacked_because(base) is None
+        calls.clear()
+        rows = _rows()
+        loss.loss_of(base, rows)
+        assert calls == [batch.pack(rows).lengths] * asked
+
+
+def test_only_labelled_positions_reach_the_head(tmp_path, monkeypatch):
+    base, seen = _base(tmp_path / "base", "llama"), []
+    real = loss.head_cross_entropy_sum
+    monkeypatch.setattr(loss, "head_cross_entropy_sum", lambda *given: seen.append(len(given[0])) or real(*given))
+    loss.loss_of(base, _rows())
+    assert seen == [batch.num_targets(_rows())]
+
+
+class _Scaled(torch.nn.Module):
+    """A norm that also adds the mean of all tokens before: what a state carried along the row does."""
+
+    def __init__(self, norm):
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, x):
+        return self.norm(x + x.cumsum(1) / torch.arange(1, x.shape[1] + 1)[:, None])
+
+
+def _refusing(base):
+    call = base.model.base_model.forward
+    base.model.base_model.forward = lambda input_ids, use_cache=None, **kw: call(input_ids=input_ids, **_known(kw))
+
+
+def _known(given):
+    if "documents" in given:
+        raise TypeError("documents")
+    return given
+
+
+def _capped(base):
+    call = base.model.forward
+
+    def forward(**given):
+        out = call(**given)
+        out.logits = 30 * torch.tanh(out.logits / 30)
+        return out
+
+    base.model.forward = forward
+
+
+def _stateful(base):
+    base.model.base_model.norm = _Scaled(base.model.base_model.norm)
+
+
+def _eager(base):
+    base.model.config._attn_implementation = "eager"
+
+
+@pytest.mark.parametrize(
+    ("change_", "reason"),
+    [(_capped, "changes what its head says"), (_stateful, "see more"), (_eager, "eager"), (_refusing, "TypeError")],
+)
+def test_a_model_that_cannot_be_packed_is_padded(tmp_path, change_, reason):
+    base = _base(tmp_path / "base", "llama")
+    models.randomize(base.attach(inlay.Lora(r=3, lora_alpha=5), "it"), seed=4)
+    change_(base)
+    assert reason in loss.unpacked_because(base)
+    _assert_the_same(base, _rows())
+    assert max(len(part) * max(len(e.input_ids) for e in part) for part in loss.parts(base, _rows(), 20)) <= 20
+
+
+def test_rows_with_adapters_of_their_own_are_padded(tmp_path):
+    base = _base(tmp_path / "base", "llama")
+    for seed, name in enumerate("ab"):
+        models.randomize(base.attach(inlay.Lora(r=2 + seed, lora_alpha=5), name), seed=seed)
+    rows = _rows((6, 6))
+    mixed = evaluate(base, ["a", "b"], rows, 100) * batch.num_targets(rows)
+    alone = sum(
+        evaluate(base, name, [row], 100) * batch.num_targets([row]) for name, row in zip("ab", rows, strict=True)
+    )
+    assert mixed == pytest.approx(alone, rel=1e-6)
+
+
+def test_the_probe_leaves_the_base_as_it_was(tmp_path):
+    base = _base(tmp_path / "base", "llama")
+    base.attach(inlay.Lora(r=3), "it")
+    before = models.byte_image(base.model)
+    loss.unpacked_because(base)
+    assert base.active == "it"
+    assert models.byte_image(base.model) == before
+    assert not base.linears[base.head].module._forward_hooks
+
+
+def test_rows_without_a_target_add_nothing(tmp_path):
+    base = _base(tmp_path / "base", "llama")
+    silent = Example((5, 6, 7), (False,) * 3, "silent")
+    assert loss.loss_of(base, [silent]).item() == 0
+    assert loss.loss_of(base, [*_rows(), silent]).item() == pytest.approx(loss.loss_of(base, _rows()).item(), rel=1e-6)
