@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 import inlay
 from inlay.cli import commands
 from inlay.io.peft import CONFIG, TENSORS
+from inlay.training import loss
 from tests.support import bases, models
 from tests.support.command import run, run_json
 from tests.support.paths import E2E, STORIES, needs_shared
@@ -66,6 +67,16 @@ def test_the_screen_says_what_happens(home, tmp_path, capsys):
     assert (status, out) == (0, "")
     for label in ("base ", "data ", "held out", "adapter ", "steps ", "held-out", "wrote ", "try it"):
         assert any(line.startswith(label) for line in err.splitlines()), label
+
+
+def test_verbose_says_which_way_the_rows_take(home, tmp_path, capsys, monkeypatch):
+    status, _, err = run(capsys, *train_arguments(home, tmp_path / "a", "-v"))
+    assert status == 0
+    assert any(line.startswith("path ") and "rows packed" in line for line in err.splitlines())
+    monkeypatch.setattr(loss, "_problem", lambda base: "planted")
+    status, _, err = run(capsys, *train_arguments(home, tmp_path / "b", "--verbose"))
+    assert status == 0
+    assert "rows padded, all through the whole model: planted" in err
 
 
 def test_the_same_seed_writes_the_same_bytes(home, tmp_path, capsys):

@@ -206,6 +206,9 @@ def layers(text: str) -> tuple[int, ...] | None:
     return tuple(numbers)
 
 
+Verbose = Annotated[bool, tyro.conf.arg(aliases=["-v"])]
+"""A switch that is `-v` too."""
+
 Model = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
 Data = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
 AdapterDirectory = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ADAPTER")]

@@ -7,13 +7,14 @@ from typing import Any
 
 from inlay import methods
 from inlay.cli import _screen
-from inlay.cli._command import Common, Data, Model, read_config, value_of
+from inlay.cli._command import Common, Data, Model, Verbose, read_config, value_of
 from inlay.cli._screen import count, say, size
 from inlay.io.fingerprint import short
-from inlay.model.base import load
+from inlay.model.base import Base, load
 from inlay.text.mask import show
 from inlay.training import job as jobs
 from inlay.training.loop import Progress
+from inlay.training.loss import unpacked_because
 from inlay.training.settings import Settings
 
 
@@ -48,6 +49,9 @@ class Train(Common):
     show_tokens: int = 0
     """Print this many rows with the trained tokens marked, and stop."""
 
+    verbose: Verbose = False
+    """Say which way the rows take through the model, and why."""
+
     settings: Settings
     """How to train."""
 
@@ -70,6 +74,8 @@ class Train(Common):
                 print("  " + show(base.tokenizer, example))
             return 0
         announce(job)
+        if self.verbose:
+            say("path", path(base))
         with _screen.bar("step") as update:
             report = job.run(_listener(update))
         _conclude(job, report, self.model)
@@ -109,6 +115,14 @@ def announce(job: jobs.Job) -> None:
             f"{count(train.num_trained)} trained tokens are more than the adapter's {count(job.adapter.num_weights)} weights: "
             "a higher --r may learn more",
         )
+
+
+def path(base: Base) -> str:
+    """The way that rows take through this base."""
+    reason = unpacked_because(base)
+    if reason is None:
+        return "rows packed, each attending to itself alone; only trained tokens reach the output head"
+    return f"rows padded, all through the whole model: {reason}"
 
 
 def describe(job: jobs.Job) -> str:
