@@ -8,8 +8,8 @@ back no gradient because nobody reads its result. Nothing is computed between tw
 length is a view of the row.
 
 torch's fused kernel does the rest, on a processor in float32 whatever the dtype of q: without instructions for bfloat16 it
-takes 2 to 5 times as long in that (benchmarks/attention.py). Plain products and an explicit softmax with a backward pass of
-its own were tried in its place: in float32 they take 1.4 times as long at any length from 16 to 512 tokens, because the
+takes 1.6 to 5 times as long in that (benchmarks/attention.py). Plain products and an explicit softmax with a backward pass of
+its own were tried in its place: in float32 they take 1.2 to 1.4 times as long at 16 to 512 tokens, because the
 kernel passes over half of every P and copies nothing.
 """
 
