@@ -24,7 +24,7 @@ from inlay.io.output import STOPPING
 from inlay.model.attach import Rows
 from inlay.model.base import Base
 from inlay.text.mask import Example
-from inlay.training import batch, schedule
+from inlay.training import batch, memory, schedule
 from inlay.training.loss import loss_of, parts
 from inlay.training.settings import Plan, Settings
 
@@ -58,6 +58,7 @@ class Stepper:
         self.adapter = adapter
         self.settings = settings
         self.learning_rate = learning_rate
+        memory.keep_freed_blocks()
         self.tensors = base.get(adapter).train_()
         self.optimizer = torch.optim.AdamW(self.tensors, lr=learning_rate, weight_decay=settings.weight_decay)
 

@@ -1,0 +1,36 @@
+"""What the allocator is told: freed blocks stay with the process, on glibc, and nothing happens elsewhere."""
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+from inlay.training import memory
+
+FAULTS = """
+import resource, torch
+from inlay.training import memory
+def faults():
+    for _ in range(20):
+        torch.empty(1 << 24).fill_(1)  # 64 MiB: smaller blocks glibc keeps by itself after a while
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+faults()
+first = -faults() + faults()
+assert memory.keep_freed_blocks()
+faults()
+print(first, -faults() + faults())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's allocator alone is told")
+def test_a_block_that_was_freed_is_not_asked_for_again():
+    done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True)
+    before, after = map(int, done.stdout.split())
+    assert after < before / 10
+
+
+def test_nothing_happens_without_glibc(monkeypatch):
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: pytest.fail("another library was called"))
+    assert not memory.keep_freed_blocks.__wrapped__()
