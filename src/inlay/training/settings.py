@@ -63,7 +63,7 @@ class Settings:
     """Largest norm of a step's gradient; longer ones are scaled down."""
 
     micro_batch_tokens: int = 2048
-    """Tokens, padding included, that go through the model at a time; gradients are summed over a step's parts."""
+    """Tokens that go through the model at a time; gradients are summed over a step's parts."""
 
     seed: int = 0
     """For the initial adapter, the order of the rows, and dropout."""
