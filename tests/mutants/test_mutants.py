@@ -38,7 +38,7 @@ MUTANTS = {
     "B does not start at zero": ("methods/lora.py", "torch.zeros(base.out_features, self.r)", "torch.ones(base.out_features, self.r)", f"{LAWS} -k fresh"),
     "the seed is ignored": ("model/attach.py", "manual_seed(seed)", "manual_seed(0)", f"{LAWS} -k seed"),
     "the base is changed by a merge of rows": ("methods/lora.py", 'params["lora_B"][start:stop]', 'params["lora_B"]', f"{LAWS} -k piece"),
-    "an adapted layer stays after detaching": ("model/attach.py", "                self._unwrap_(path)", "                pass", f"{LAWS} -k every_byte"),
+    "an adapted layer stays after detaching": ("model/attach.py", "                self._set_(path, self.linears[path].module)", "                pass", f"{LAWS} -k every_byte"),
     "the end token is not trained on": ("text/mask.py", "[*trained, True]", "[*trained, False]", TEXT),
     "the mask is shifted by one": ("text/mask.py", "trained[first:end] = [True] * (end - first)", "trained[first + 1 : end] = [True] * (end - first - 1)", TEXT),
     "the mask starts one early": ("text/mask.py", "trained[first:end] = [True] * (end - first)", "trained[first - 1 : end] = [True] * (end - first + 1)", TEXT),

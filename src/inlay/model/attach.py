@@ -113,7 +113,8 @@ class Attached:
         device = targets.device_of(self.module)
         adapter.params = {path: _to(params, device) for path, params in adapter.params.items()}
         for path in adapter.params:
-            self._wrap_(path)
+            if not self._is_adapted(path):
+                self._set_(path, Adapted(path, self.linears[path], self._router))
         self.adapters[adapter.name] = adapter
         self.active = adapter.name
         return adapter
@@ -146,8 +147,8 @@ class Attached:
         if name in _names(self._active):
             self.active = None
         for path in adapter.params:
-            if not any(path in other.params for other in self.adapters.values()):
-                self._unwrap_(path)
+            if not self._is_adapted(path):
+                self._set_(path, self.linears[path].module)
         return adapter
 
     def swap(self, name: str, adapter: Adapter) -> Adapter:
@@ -219,12 +220,9 @@ class Attached:
                 )
             )
 
-    def _wrap_(self, path: str) -> None:
-        if not isinstance(self.module.get_submodule(path), Adapted):
-            self._set_(path, Adapted(path, self.linears[path], self._router))
-
-    def _unwrap_(self, path: str) -> None:
-        self._set_(path, self.linears[path].module)
+    def _is_adapted(self, path: str) -> bool:
+        """An attached adapter changes the module at `path`."""
+        return any(path in adapter.params for adapter in self.adapters.values())
 
     def _set_(self, path: str, module: nn.Module) -> None:
         """Put a module wherever the model holds the one that it calls `path`: some hold one module under several names."""
