@@ -110,9 +110,8 @@ def _changed(x: Tensor, path: str, linear: Linear, adapters: Sequence[Adapter], 
             factors.append(found)
     if numbers:
         low_rank = [Segment(s.start, s.stop, numbers[s.adapter]) for s in segments if s.adapter in numbers]
-        weight = linear.stored.T if linear.transposed else linear.stored  # (out, in)
         dtype = linear.product_dtype(x)
-        y = routed(x, weight, linear.bias, factors, low_rank, seen=None if seen is x else seen, dtype=dtype)
+        y = routed(x, linear.matrix, linear.bias, factors, low_rank, seen=None if seen is x else seen, dtype=dtype)
     else:
         y = linear(x)
     others = [s for s in segments if s.adapter not in numbers]

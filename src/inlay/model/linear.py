@@ -32,6 +32,11 @@ class Linear:
         return self.module.get_parameter("weight")
 
     @property
+    def matrix(self) -> Float[Tensor, "out in"]:
+        """The weight as the equation has it, in the dtype that it is stored in; a view."""
+        return self.stored.T if self.transposed else self.stored
+
+    @property
     def bias(self) -> Float[Tensor, " out"] | None:
         return self.module._parameters.get("bias")
 
@@ -40,7 +45,7 @@ class Linear:
         return product_dtype(x) if isinstance(self.module, FrozenLinear) else x.dtype
 
     def weight(self, dtype: torch.dtype) -> Float[Tensor, "out in"]:
-        return (self.stored.T if self.transposed else self.stored).to(dtype)
+        return self.matrix.to(dtype)
 
     def __call__(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
         call: Callable[[Tensor], Tensor] = self.module

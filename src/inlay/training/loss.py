@@ -90,8 +90,7 @@ def _head_loss(base: Base, hidden: Tensor, labels: Tensor) -> Tensor:
     linear = base.linears.get(base.head or "")
     if isinstance(head, Adapted) or linear is None or not linear.is_plain:
         return cross_entropy_sum(head(hidden[None])[0], labels)
-    weight = linear.stored.T if linear.transposed else linear.stored  # (vocab, width)
-    return head_cross_entropy_sum(hidden, weight, linear.bias, labels, linear.product_dtype(hidden))
+    return head_cross_entropy_sum(hidden, linear.matrix, linear.bias, labels, linear.product_dtype(hidden))
 
 
 class _Documents:
