@@ -1,4 +1,4 @@
-"""What the life of an adapter costs: python benchmarks/adapter_life.py [SHAPE]
+"""What the life of an adapter costs: python -m benchmarks.adapter_life [SHAPE]
 
 Fingerprint (first and second time), load (first and hundredth), switch, merge (seconds and memory), and the merged model
 against its base in turn. r=16 on all linear layers, a bfloat16 checkpoint; merging as it is stored, the latency in the

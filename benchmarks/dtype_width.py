@@ -1,4 +1,4 @@
-"""At which hidden size bfloat16 starts to be faster than float32 for a LoRA step: python benchmarks/dtype_width.py
+"""At which hidden size bfloat16 starts to be faster than float32 for a LoRA step: python -m benchmarks.dtype_width
 
 Four Llama layers, 2,048 tokens in rows of 128, r=16 on all linear layers; both dtypes in turn, medians of five steps.
 """

@@ -1,4 +1,4 @@
-"""Which tile of a bfloat16 weight to widen at a time: python benchmarks/product_tile.py
+"""Which tile of a bfloat16 weight to widen at a time: python -m benchmarks.product_tile
 
 y = x W^T and d x = g W with W in bfloat16 and products in float32, against a float32 W, in turn; medians of nine. GFLOP/s.
 """

@@ -25,13 +25,13 @@ SHAPES = {
 """SmolLM2-135M, Qwen2.5-0.5B and Llama-3.2-1B."""
 
 
-def build(shape: str, dtype: torch.dtype = torch.bfloat16) -> LlamaForCausalLM:
+def build(shape: str, dtype: torch.dtype = torch.bfloat16, **changes: int) -> LlamaForCausalLM:
     """A random model of this shape."""
     torch.manual_seed(0)
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
-        return LlamaForCausalLM(LlamaConfig(**SHAPES[shape], max_position_embeddings=2048)).eval()
+        return LlamaForCausalLM(LlamaConfig(**SHAPES[shape] | dict(max_position_embeddings=2048) | changes)).eval()
     finally:
         torch.set_default_dtype(before)
 

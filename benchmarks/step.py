@@ -1,4 +1,4 @@
-"""Our LoRA step against peft's at a shape: python benchmarks/step.py [SHAPE] [DTYPE] [ROWS] [TOKENS]
+"""Our LoRA step against peft's at a shape: python -m benchmarks.step [SHAPE] [DTYPE] [ROWS] [TOKENS]
 
 r=16 on all linear layers, AdamW, every token supervised. Each way is a process of its own that keeps its model; they step in
 turn, the others waiting, on one thread and in processor time, so that a busy machine disturbs them little. Ours runs with and
@@ -17,7 +17,7 @@ from statistics import median
 
 import torch
 
-from benchmarks import shapes
+from benchmarks import floor, shapes
 
 NUM_STEPS = 2
 WAYS = ("peft", "inlay", "inlay, malloc as it is")
@@ -30,12 +30,12 @@ def main(shape: str = "135m", dtype: str = "float32", rows: int = 4, tokens: int
         given = [str(directory), dtype, str(rows), str(tokens)]
         workers = [_worker(way, given) for way in WAYS]
         turns = [[_turn(worker) for worker in workers] for _ in range(NUM_STEPS + 1)][1:]  # the first one warms up
-        rate = median(_rate() for _ in range(5))
+        rate = floor.rate(time.process_time)
         for worker in workers:
             worker.communicate()
     num_weights = turns[0][0]["num_weights"]
-    floor = 4 * num_weights * rows * tokens / rate
-    print(f"{shape}, {rows} x {tokens} tokens, {dtype}; floor {floor:.2f} s at {rate / 1e9:.0f} GFLOP/s")
+    least = floor.operations(num_weights, rows * tokens) / rate
+    print(f"{shape}, {rows} x {tokens} tokens, {dtype}; floor {least:.2f} s at {rate / 1e9:.0f} GFLOP/s")
     theirs = median(turn[0]["seconds"] for turn in turns)
     for i, way in enumerate(WAYS):
         seconds, peak = median(turn[i]["seconds"] for turn in turns), turns[-1][i]["peak_bytes"]
@@ -44,7 +44,7 @@ def main(shape: str = "135m", dtype: str = "float32", rows: int = 4, tokens: int
 
 def _worker(way: str, given: list[str]) -> "subprocess.Popen[str]":
     """A process that makes a step for every line that it reads."""
-    command = [sys.executable, __file__, "worker", way, *given]
+    command = [sys.executable, "-m", "benchmarks.step", "worker", way, *given]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
@@ -55,15 +55,6 @@ def _turn(worker: "subprocess.Popen[str]") -> dict[str, float]:
     worker.stdin.write("step\n")
     worker.stdin.flush()
     return json.loads(worker.stdout.readline())
-
-
-def _rate() -> float:
-    """Float32 operations per second of a large product."""
-    a, b = torch.randn(1024, 1536), torch.randn(1536, 1536)
-    start = time.process_time()
-    for _ in range(8):
-        a @ b
-    return 8 * 2 * 1024 * 1536 * 1536 / (time.process_time() - start)
 
 
 def worker(way: str, directory: str, dtype: str, rows: str, tokens: str) -> None:

@@ -2,8 +2,11 @@
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import inlay
+from inlay.core import recall
 from inlay.core.cross_entropy import cross_entropy_sum
 from inlay.model.base import load
 from inlay.text.mask import Example
@@ -60,7 +63,8 @@ def _assert_the_same(base, rows):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_packed_rows_have_the_loss_and_the_gradients_of_padded_ones(tmp_path, name):
+def test_packed_rows_have_the_loss_and_the_gradients_of_padded_ones(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(recall, "MIN_ELEMENTS", 1)  # whatever can be made again is
     family, changes = FAMILIES[name]
     base = _base(tmp_path / "base", family, **changes)
     models.randomize(base.attach(inlay.Lora(r=3, lora_alpha=5), "it"), seed=4)
@@ -69,6 +73,30 @@ def test_packed_rows_have_the_loss_and_the_gradients_of_padded_ones(tmp_path, na
     assert base.model.config._attn_implementation == "sdpa"
     together = loss.loss_of(base, _rows()).item()
     assert together == pytest.approx(sum(loss.loss_of(base, [row]).item() for row in _rows()), rel=1e-6)
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    base = _base(tmp_path_factory.mktemp("llama") / "base", "llama")
+    models.randomize(base.attach(inlay.Lora(r=3, lora_alpha=5), "it"), seed=4)
+    return base
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    lengths=st.lists(st.integers(2, 23), min_size=1, max_size=7),
+    seed=st.integers(0, 99),
+    least=st.sampled_from([1, 500]),
+)
+def test_rows_of_any_lengths_and_masks_have_the_loss_and_the_gradients_of_padded_ones(llama, lengths, seed, least):
+    generator = torch.Generator().manual_seed(seed)
+    rows = []
+    for row in _rows(lengths, seed):
+        trained = torch.randint(0, 2, (len(row.input_ids),), generator=generator).bool().tolist()
+        rows.append(Example(row.input_ids, (*trained[:-1], True), "row"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recall, "MIN_ELEMENTS", least)
+        _assert_the_same(llama, rows)
 
 
 @pytest.mark.parametrize("family", ["llama", "llama_tied", "gpt2"])

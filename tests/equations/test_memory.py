@@ -6,7 +6,9 @@ import sys
 
 import pytest
 
+from inlay.model.base import load
 from inlay.training import memory
+from tests.support import bases
 
 FAULTS = """
 import resource, torch
@@ -34,3 +36,13 @@ def test_nothing_happens_without_glibc(monkeypatch):
     monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
     monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: pytest.fail("another library was called"))
     assert not memory.keep_freed_blocks.__wrapped__()
+
+
+def test_a_model_takes_as_many_tokens_at_a_time_as_its_width_allows(tmp_path, monkeypatch):
+    base = load(bases.directory(tmp_path / "base"), dtype="float32")
+    widths = sum(linear.out_features for path, linear in base.linears.items() if path != base.head)
+    assert memory.micro_batch_tokens(base) == memory.MOST_TOKENS
+    monkeypatch.setattr(memory, "ACTIVATION_BYTES", 4 * widths * 997)
+    assert memory.micro_batch_tokens(base) == 997
+    monkeypatch.setattr(memory, "ACTIVATION_BYTES", 4 * widths)
+    assert memory.micro_batch_tokens(base) == memory.FEWEST_TOKENS

@@ -11,8 +11,8 @@ import torch
 import inlay
 from inlay.errors import ConfigError
 from inlay.model.base import load
-from inlay.training import batch, curve, data, schedule
-from inlay.training.loop import Stepper, evaluate
+from inlay.training import batch, curve, data, loop, schedule
+from inlay.training.loop import Stepper, evaluate, run
 from inlay.training.settings import Settings, learning_rate, plan
 from tests.support import bases, models
 from tests.support.tolerances import assert_close
@@ -109,6 +109,31 @@ def test_a_run_is_the_same_twice(base, examples):
         return torch.cat([tensor.detach().flatten() for tensor in base.detach("a").tensors()])
 
     assert torch.equal(final(), final())
+
+
+def test_the_loss_of_the_start_is_measured_after_the_first_step(base, examples):
+    heard = []
+    base.attach(inlay.Lora(r=3, lora_dropout=0.5), "a")
+    chosen = plan(Settings(max_steps=3), len(examples), base.model.config, inlay.Lora())
+    progress = run(
+        base, "a", examples, examples[:3], Settings(), chosen, lambda p: heard.append((p.step, len(p.eval_losses)))
+    )
+    base.detach("a")
+    assert progress.eval_losses[0] == (0, evaluate(base, None, examples[:3]))
+    assert [step for step, _ in progress.eval_losses] == [0, 1, 2, 3]
+    assert heard[0] == (1, 1)
+
+
+def test_an_adapter_that_never_gets_better_is_that_of_the_start(base, examples, monkeypatch):
+    losses = iter([1.0, 2.0, 3.0])
+    monkeypatch.setattr(loop, "evaluate", lambda *given: next(losses))
+    adapter = base.attach(inlay.Lora(r=3), "a")
+    before = [tensor.clone() for tensor in adapter.tensors()]
+    chosen = plan(Settings(max_steps=2), len(examples), base.model.config, inlay.Lora())
+    progress = run(base, "a", examples, examples[:3], Settings(), chosen)
+    base.detach("a")
+    assert progress.best_step == 0
+    assert all(torch.equal(one, other) for one, other in zip(adapter.tensors(), before, strict=True))
 
 
 def test_dropout_acts_while_training_alone(base, examples):

@@ -53,6 +53,8 @@ MUTANTS = {
     "positions run on from row to row": ("training/batch.py", "positions += range(length)", "positions += range(len(positions), len(positions) + length)", "tests/equations/test_loss.py"),
     "a short window is passed over": ("training/loss.py", " or not documents.fit(attention_mask)", "", "tests/equations/test_loss.py"),
     "a model that mixes rows is packed": ("training/loss.py", "return \"its tokens see more than the row that they are in\"", "pass", "tests/equations/test_loss.py"),
+    "a tensor that is made again has the other's operand": ("core/recall.py", "lambda: node._saved_other)", "lambda: node._saved_self)", "tests/equations/test_recall.py"),
+    "every tensor is kept": ("core/recall.py", "made = _made(node) or _narrow(node, tensor)", "made = None", "tests/equations/test_recall.py"),
     "the learning rate never decays": ("training/schedule.py", "max(0.0, (num_steps - step) / max(1, num_steps - warmup))", "1.0", TRAINING),
     "a foreign base is accepted": ("model/base.py", "theirs != ours and not force", "False", "tests/attacks -k another_base"),
     "extra tensors are dropped": ("io/peft.py", 'problems.append(f"{key}: no tensor of', 'str(f"{key}: no tensor of', "tests/attacks -k missing_extra"),

@@ -14,7 +14,7 @@ from inlay.training import data as rows_of
 from inlay.training import job, score
 from inlay.training.batch import num_targets
 from inlay.training.loop import evaluate
-from inlay.training.settings import Settings, require_above_zero
+from inlay.training.settings import require_above_zero
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,11 +71,10 @@ class Eval(Common):
         names = [None] if adapter is None else [None, adapter]
         width = max(10, len(adapter or "") + 1)
         wanted = {} if self.scores == "none" else self._wanted(base, rows)
-        tokens = Settings().micro_batch_tokens
         results: dict[str, Any] = {"rows": len(examples), "base_fingerprint": base.fingerprint.weights}
         for name in names:
             key = "adapter" if name else "base"
-            results[key] = {"loss": evaluate(base, name, examples, tokens)} | self._scores(base, name, wanted)
+            results[key] = {"loss": evaluate(base, name, examples)} | self._scores(base, name, wanted)
             print(f"{name or 'base':<{width}}{_line(results[key])}")
         results["loss"] = results["adapter" if adapter else "base"]["loss"]
         if self.json:

@@ -162,7 +162,7 @@ def _listener(update: Any) -> Any:
     def listen(progress: Progress) -> None:
         nonlocal said
         parts = [f"loss {progress.losses[-1]:.3f}"] if progress.losses else []
-        parts += [f"held-out {progress.eval_losses[-1][1]:.3f}"] if progress.eval_losses else []
+        parts += [_held_out_loss(*progress.eval_losses[-1])] if progress.eval_losses else []
         if progress.step_seconds:
             parts.append(f"{progress.num_supervised / progress.step_seconds:,.0f} tok/s trained")
         text = "  ".join([*parts, size(jobs.peak_rss_bytes())])
@@ -173,6 +173,10 @@ def _listener(update: Any) -> Any:
             say("step", f"{progress.step}/{progress.num_steps}  {text}{_left(progress)}")
 
     return listen
+
+
+def _held_out_loss(step: int, loss: float) -> str:
+    return f"held-out {loss:.3f}" + ("" if step else " at the start")
 
 
 def _left(progress: Progress) -> str:

@@ -42,15 +42,12 @@ def document_attention(
 
     A new tensor (t, heads, dim) in the dtype of q.
     """
-    dtype = torch.promote_types(q.dtype, torch.float32) if q.device.type == "cpu" else q.dtype
     groups = _groups(tuple(lengths))
-    wide = [x.to(dtype) for x in (q, k, v)]
     if len(groups) == 1:
-        return _padded(wide, groups[0], scaling).to(q.dtype)
+        return _padded((q, k, v), groups[0], scaling)
     sizes = [sum(group) for group in groups]
-    parts = zip(*(x.split(sizes, 1) for x in wide), strict=True)
-    outs = [_padded(part, group, scaling) for part, group in zip(parts, groups, strict=True)]
-    return torch.cat(outs).to(q.dtype)
+    parts = zip(*(x.split(sizes, 1) for x in (q, k, v)), strict=True)
+    return torch.cat([_padded(part, group, scaling) for part, group in zip(parts, groups, strict=True)])
 
 
 @functools.lru_cache(maxsize=64)
@@ -87,8 +84,11 @@ def _places(lengths: tuple[int, ...], device: torch.device) -> Tensor:
 
 def _even(qkv: Sequence[Tensor], length: int, scaling: float) -> Tensor:
     """Documents of one length."""
-    Q, K, V = (x.unflatten(1, (-1, length)).transpose(0, 1) for x in qkv)  # (documents, heads, length, dim)
+    given = qkv[0].dtype
+    dtype = torch.promote_types(given, torch.float32) if qkv[0].device.type == "cpu" else given
+    # widened last, so that `inlay.core.recall` can see that the kernel's arguments came from something narrower
+    Q, K, V = (x.unflatten(1, (-1, length)).transpose(0, 1).to(dtype) for x in qkv)  # (documents, heads, length, dim)
     out = torch.nn.functional.scaled_dot_product_attention(
         Q, K, V, is_causal=True, scale=scaling, enable_gqa=Q.shape[1] != K.shape[1]
     )
-    return out.transpose(1, 2).flatten(0, 1)  # (t, heads, dim)
+    return out.transpose(1, 2).flatten(0, 1).to(given)  # (t, heads, dim)

@@ -69,10 +69,12 @@ class _HeadCrossEntropy(torch.autograd.Function):
         wide = torch.promote_types(dtype, torch.float32)
         loss = torch.zeros((), dtype=wide, device=hidden.device)
         grad = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        step = max(1, CHUNK_BYTES // (len(weight) * wide.itemsize))
-        for start in range(0, len(hidden), step):
+        step = min(len(hidden), max(1, CHUNK_BYTES // (len(weight) * wide.itemsize)))
+        buffer = torch.empty(step, len(weight), dtype=dtype, device=hidden.device)  # one for all chunks
+        for start in range(0, len(hidden), max(1, step)):
             rows = slice(start, start + step)
-            logits = linear(hidden[rows].to(dtype), weight, bias).to(wide)
+            part = hidden[rows].to(dtype)
+            logits = linear(part, weight, bias, out=buffer[: len(part)]).to(wide)
             torch.log_softmax(logits, -1, out=logits)
             chosen = labels[rows, None]
             loss -= logits.gather(1, chosen).sum()

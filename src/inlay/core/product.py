@@ -9,6 +9,7 @@ Every bfloat16 is a float32, so that the result is that of a converted copy.
 """
 
 import functools
+import threading
 from collections.abc import Iterator
 
 import torch
@@ -36,12 +37,17 @@ def product_dtype(x: Tensor) -> torch.dtype:
 
 
 def linear(
-    x: Float[Tensor, "tokens in"], weight: Float[Tensor, "out in"], bias: Float[Tensor, " out"] | None
+    x: Float[Tensor, "tokens in"],
+    weight: Float[Tensor, "out in"],
+    bias: Float[Tensor, " out"] | None,
+    out: Float[Tensor, "tokens out"] | None = None,
 ) -> Float[Tensor, "tokens out"]:
-    """x W^T + b in the dtype of x, which is the dtype that is multiplied in."""
+    """x W^T + b in the dtype of x, which is the dtype that is multiplied in; in `out`, where that is given."""
     if weight.dtype == x.dtype:
-        return torch.nn.functional.linear(x, weight, bias if bias is None else bias.to(x.dtype))
-    y = x.new_empty(len(x), len(weight))
+        if bias is None:
+            return torch.mm(x, weight.T, out=out)
+        return torch.addmm(bias.to(x.dtype), x, weight.T, out=out)
+    y = x.new_empty(len(x), len(weight)) if out is None else out
     for start, stop, tile in _tiles(weight, x.dtype):
         torch.mm(x, tile.T, out=y[:, start:stop])
     return y if bias is None else y.add_(bias)
@@ -61,7 +67,20 @@ def _tiles(weight: Tensor, dtype: torch.dtype) -> Iterator[tuple[int, int, Tenso
     """(start, stop, rows start <= i < stop in `dtype`) over all rows; one buffer for all tiles."""
     rows, columns = weight.shape
     step = max(1, TILE_BYTES // (columns * dtype.itemsize))
-    buffer = torch.empty(min(step, rows), columns, dtype=dtype, device=weight.device)
+    buffer = _buffer(min(step, rows) * columns, dtype, weight.device)
     for start in range(0, rows, step):
         stop = min(start + step, rows)
-        yield start, stop, buffer[: stop - start].copy_(weight[start:stop])
+        tile = buffer[: (stop - start) * columns].view(stop - start, columns)
+        yield start, stop, tile.copy_(weight[start:stop])
+
+
+_buffers = threading.local()
+"""The last buffer of each thread: a block that comes and goes between those that stay leaves holes in the heap."""
+
+
+def _buffer(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """At least `size` elements that nobody else uses until the next call."""
+    buffer: Tensor | None = getattr(_buffers, "last", None)
+    if buffer is None or buffer.numel() < size or buffer.dtype != dtype or buffer.device != device:
+        buffer = _buffers.last = torch.empty(size, dtype=dtype, device=device)
+    return buffer

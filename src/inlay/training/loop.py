@@ -102,7 +102,7 @@ class Stepper:
 
 
 @torch.no_grad()
-def evaluate(base: Base, rows: Rows, examples: Sequence[Example], max_tokens: int) -> float:
+def evaluate(base: Base, rows: Rows, examples: Sequence[Example], max_tokens: int | None = None) -> float:
     """The loss per supervised token of some rows, in nats, with these adapters.
 
     **Raises:**
@@ -147,16 +147,19 @@ def run(
     order = batch.order(len(examples), plan.batch_size, plan.num_steps, settings.seed)
     with _interruptible(progress):
         try:
-            _evaluate(base, adapter, held_out, settings, progress, best, listener)
             for numbers in order:
                 if progress.interrupted:
                     break
                 _step(stepper, [examples[i] for i in numbers], progress)
+                if progress.step == 1:
+                    _measure_start(base, held_out, settings, progress, best)
                 listener(progress)
                 if progress.step % plan.eval_every == 0 or progress.step == plan.num_steps:
                     stepper.check_finite()
                     _evaluate(base, adapter, held_out, settings, progress, best, listener)
         except DivergedError:
+            if not progress.step:  # it may be the base that is at fault, which then says so
+                _measure_start(base, held_out, settings, progress, best)
             if not best.step:
                 raise
             progress.diverged = True
@@ -170,7 +173,7 @@ def run(
 
 
 class _Best:
-    """The tensors of the lowest held-out loss so far."""
+    """The tensors of the lowest held-out loss so far; at first those of the start."""
 
     def __init__(self, tensors: Sequence[Tensor]):
         self.loss = float("inf")
@@ -197,6 +200,15 @@ def _step(stepper: Stepper, examples: Sequence[Example], progress: Progress) -> 
     progress.losses.append(loss)
     progress.num_tokens += batch.num_tokens(examples)
     progress.num_supervised += batch.num_targets(examples)
+
+
+def _measure_start(
+    base: Base, held_out: Sequence[Example], settings: Settings, progress: Progress, best: _Best
+) -> None:
+    """The held-out loss of the base, where every adapter starts: known after the first step, it delays nothing."""
+    if held_out:
+        best.loss = evaluate(base, None, held_out, settings.micro_batch_tokens)
+        progress.eval_losses.append((0, best.loss))
 
 
 def _evaluate(

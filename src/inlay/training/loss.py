@@ -23,11 +23,12 @@ from torch import Tensor
 
 from inlay.core.attention import document_attention
 from inlay.core.cross_entropy import cross_entropy_sum, head_cross_entropy_sum
+from inlay.core.recall import recalling
 from inlay.model import targets
 from inlay.model.adapted import Adapted
 from inlay.model.base import Base
 from inlay.text.mask import Example
-from inlay.training import batch
+from inlay.training import batch, memory
 
 NAME = "inlay_documents"
 """What our attention is called among those of `transformers`."""
@@ -53,9 +54,9 @@ def loss_of(base: Base, examples: Sequence[Example]) -> Tensor:
     return _head_loss(base, hidden[places.to(hidden.device)], packed.labels[places].to(hidden.device))
 
 
-def parts(base: Base, examples: Sequence[Example], max_tokens: int) -> Iterator[list[Example]]:
-    """The rows in groups that go through the model together; see `batch.parts`."""
-    return batch.parts(examples, max_tokens, padded=not is_packed(base))
+def parts(base: Base, examples: Sequence[Example], max_tokens: int | None) -> Iterator[list[Example]]:
+    """The rows in groups that go through the model together, by default of as many tokens as suit it; see `batch.parts`."""
+    return batch.parts(examples, max_tokens or memory.micro_batch_tokens(base), padded=not is_packed(base))
 
 
 def is_packed(base: Base) -> bool:
@@ -74,7 +75,7 @@ def unpacked_because(base: Base) -> str | None:
 def _hidden(base: Base, packed: batch.Packed) -> Tensor:
     """The last hidden states (t, width) of documents in one row."""
     body, device = base.model.base_model, targets.device_of(base.model)
-    with _attention_of(body.config):
+    with _attention_of(body.config), recalling():
         out = body(
             input_ids=packed.input_ids[None].to(device),
             position_ids=packed.position_ids[None].to(device),

@@ -1,4 +1,8 @@
-"""Freed memory that stays: a training step asks for the same blocks again and again.
+"""The memory of a training step: how much is asked for at a time, and that freed blocks stay.
+
+A layer's activations wait for the backward pass, and grow with the tokens that go through the model together. A step is as
+fast with 512 of them at a time as with more (benchmarks/micro_batch.py), so a wide model takes no more than that; a small one
+takes more, so that the time between its products stays small beside them.
 
 glibc takes large blocks from the kernel and hands them back when they are freed, so that each is zeroed page by page once more
 at every step. Told not to map blocks apart (M_MMAP_MAX = 0) and never to trim its heap (M_TRIM_THRESHOLD = -1), it reuses
@@ -9,8 +13,25 @@ import ctypes
 import functools
 import platform
 
+from inlay.model import targets
+from inlay.model.base import Base
+
+FEWEST_TOKENS, MOST_TOKENS = 512, 2048
+"""How many tokens go through a model at a time, unless a row alone is longer."""
+
+ACTIVATION_BYTES = 256 << 20
+"""What their activations may take between these bounds: about the outputs of all adapted maps, in float32."""
+
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 """The numbers of `mallopt`'s parameters in glibc's malloc.h."""
+
+
+def micro_batch_tokens(base: Base) -> int:
+    """How many tokens go through this model at a time; on a GPU, whose rate needs more of them, always the most."""
+    if targets.device_of(base.model).type != "cpu":
+        return MOST_TOKENS
+    widths = (linear.out_features for path, linear in base.linears.items() if path != base.head)
+    return min(MOST_TOKENS, max(FEWEST_TOKENS, ACTIVATION_BYTES // (4 * sum(widths))))
 
 
 @functools.cache

@@ -62,8 +62,8 @@ class Settings:
     max_grad_norm: float = 1.0
     """Largest norm of a step's gradient; longer ones are scaled down."""
 
-    micro_batch_tokens: int = 2048
-    """Tokens that go through the model at a time; gradients are summed over a step's parts."""
+    micro_batch_tokens: int | None = None
+    """Tokens that go through the model at a time, gradients summed over a step's parts; 512 to 2048, by the model's width."""
 
     seed: int = 0
     """For the initial adapter, the order of the rows, and dropout."""
