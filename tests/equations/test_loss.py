@@ -10,7 +10,7 @@ from inlay.core import recall
 from inlay.core.cross_entropy import cross_entropy_sum
 from inlay.model.base import load
 from inlay.text.mask import Example
-from inlay.training import batch, loss
+from inlay.training import batch, loss, memory
 from inlay.training.loop import evaluate
 from tests.support import bases, models
 
@@ -64,7 +64,8 @@ def _assert_the_same(base, rows):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_packed_rows_have_the_loss_and_the_gradients_of_padded_ones(tmp_path, monkeypatch, name):
-    monkeypatch.setattr(recall, "MIN_ELEMENTS", 1)  # whatever can be made again is
+    monkeypatch.setattr(recall, "MIN_ELEMENTS", 1)
+    monkeypatch.setattr(memory, "RECALL_BYTES", 0)  # whatever can be made again is
     family, changes = FAMILIES[name]
     base = _base(tmp_path / "base", family, **changes)
     models.randomize(base.attach(inlay.Lora(r=3, lora_alpha=5), "it"), seed=4)
@@ -96,7 +97,19 @@ def test_rows_of_any_lengths_and_masks_have_the_loss_and_the_gradients_of_padded
         rows.append(Example(row.input_ids, (*trained[:-1], True), "row"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(recall, "MIN_ELEMENTS", least)
+        patch.setattr(memory, "RECALL_BYTES", 0)
         _assert_the_same(llama, rows)
+
+
+def test_what_can_be_made_again_is_kept_where_there_is_little_of_it(llama, monkeypatch):
+    packed = []
+    real = recall._pack
+    monkeypatch.setattr(recall, "_pack", lambda tensor: packed.append(tensor.shape) or real(tensor))
+    size = memory.activation_bytes(llama, sum(batch.pack(_rows()).lengths))
+    for least, asked in ((size + 1, False), (size, True)):
+        monkeypatch.setattr(memory, "RECALL_BYTES", least)
+        loss.loss_of(llama, _rows())
+        assert bool(packed) == asked
 
 
 @pytest.mark.parametrize("family", ["llama", "llama_tied", "gpt2"])

@@ -40,9 +40,9 @@ def test_nothing_happens_without_glibc(monkeypatch):
 
 def test_a_model_takes_as_many_tokens_at_a_time_as_its_width_allows(tmp_path, monkeypatch):
     base = load(bases.directory(tmp_path / "base"), dtype="float32")
-    widths = sum(linear.out_features for path, linear in base.linears.items() if path != base.head)
+    one = memory.activation_bytes(base, 1)
     assert memory.micro_batch_tokens(base) == memory.MOST_TOKENS
-    monkeypatch.setattr(memory, "ACTIVATION_BYTES", 4 * widths * 997)
+    monkeypatch.setattr(memory, "ACTIVATION_BYTES", 997 * one)
     assert memory.micro_batch_tokens(base) == 997
-    monkeypatch.setattr(memory, "ACTIVATION_BYTES", 4 * widths)
+    monkeypatch.setattr(memory, "ACTIVATION_BYTES", one)
     assert memory.micro_batch_tokens(base) == memory.FEWEST_TOKENS

@@ -75,7 +75,8 @@ def unpacked_because(base: Base) -> str | None:
 def _hidden(base: Base, packed: batch.Packed) -> Tensor:
     """The last hidden states (t, width) of documents in one row."""
     body, device = base.model.base_model, targets.device_of(base.model)
-    with _attention_of(body.config), recalling():
+    is_large = memory.activation_bytes(base, len(packed.input_ids)) >= memory.RECALL_BYTES
+    with _attention_of(body.config), recalling() if is_large else contextlib.nullcontext():
         out = body(
             input_ids=packed.input_ids[None].to(device),
             position_ids=packed.position_ids[None].to(device),
