@@ -16,7 +16,8 @@ LAYERS = [
     {"model"},
     {"io"},
     {"text", "methods", "quant"},
-    {"core", "kernels"},
+    {"kernels"},
+    {"core"},
     {"fields"},
     {"errors"},
 ]

@@ -6,11 +6,15 @@ W may be stored in a narrower dtype than the one it is multiplied in: bfloat16 w
 that multiplies float32 alone. Then a tile of its rows is widened into a buffer that stays in the cache, multiplied, and
 the next one takes its place: no copy of W is ever held, and the widening costs less than the variation between two runs.
 Every bfloat16 is a float32, so that the result is that of a converted copy.
+
+W may also be no numbers at all, but something that makes its rows when it is asked (`Rows`): a quantised weight. It takes the
+same way, a tile at a time, and again in the backward pass.
 """
 
 import functools
 import threading
 from collections.abc import Iterator
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -18,6 +22,22 @@ from torch import Tensor
 
 TILE_BYTES = 8 << 20
 """Size of the widened tile: measured on 512 to 1,024 tokens against 1 to 16 MiB, with benchmarks/product_tile.py."""
+
+FEW_TOKENS = 16
+"""Up to here a weight that is not held as numbers is asked for the product itself, which need not make its rows first."""
+
+
+@runtime_checkable  # the tests check it where they check shapes
+class Rows(Protocol):
+    """A frozen matrix W (out, in) that is not held as numbers."""
+
+    shape: tuple[int, int]
+
+    def read(self, start: int, out: Float[Tensor, "rows in"]) -> None:
+        """Fill `out` with the rows from number `start` on, in the dtype of `out`."""
+
+    def product(self, x: Float[Tensor, "tokens in"]) -> Float[Tensor, "tokens out"] | None:
+        """x W^T by a way that suits few tokens, or None where there is none for these."""
 
 
 @functools.cache
@@ -38,40 +58,50 @@ def product_dtype(x: Tensor) -> torch.dtype:
 
 def linear(
     x: Float[Tensor, "tokens in"],
-    weight: Float[Tensor, "out in"],
+    weight: Float[Tensor, "out in"] | Rows,
     bias: Float[Tensor, " out"] | None,
     out: Float[Tensor, "tokens out"] | None = None,
 ) -> Float[Tensor, "tokens out"]:
     """x W^T + b in the dtype of x, which is the dtype that is multiplied in; in `out`, where that is given."""
-    if weight.dtype == x.dtype:
+    if isinstance(weight, Tensor) and weight.dtype == x.dtype:
         if bias is None:
             return torch.mm(x, weight.T, out=out)
         return torch.addmm(bias.to(x.dtype), x, weight.T, out=out)
-    y = x.new_empty(len(x), len(weight)) if out is None else out
-    for start, stop, tile in _tiles(weight, x.dtype):
+    if not isinstance(weight, Tensor) and out is None and len(x) <= FEW_TOKENS:
+        few = weight.product(x)
+        if few is not None:
+            return few if bias is None else few.add_(bias)
+    y = x.new_empty(len(x), weight.shape[0]) if out is None else out
+    for start, stop, tile in _tiles(weight, x.dtype, x.device):
         torch.mm(x, tile.T, out=y[:, start:stop])
     return y if bias is None else y.add_(bias)
 
 
-def linear_backward(g: Float[Tensor, "tokens out"], weight: Float[Tensor, "out in"]) -> Float[Tensor, "tokens in"]:
+def linear_backward(
+    g: Float[Tensor, "tokens out"], weight: Float[Tensor, "out in"] | Rows
+) -> Float[Tensor, "tokens in"]:
     """g W in the dtype of g: the gradient of `linear` with respect to x."""
-    if weight.dtype == g.dtype:
+    if isinstance(weight, Tensor) and weight.dtype == g.dtype:
         return g @ weight
     grad = g.new_zeros(len(g), weight.shape[1])
-    for start, stop, tile in _tiles(weight, g.dtype):
+    for start, stop, tile in _tiles(weight, g.dtype, g.device):
         grad.addmm_(g[:, start:stop], tile)
     return grad
 
 
-def _tiles(weight: Tensor, dtype: torch.dtype) -> Iterator[tuple[int, int, Tensor]]:
+def _tiles(weight: Tensor | Rows, dtype: torch.dtype, device: torch.device) -> Iterator[tuple[int, int, Tensor]]:
     """(start, stop, rows start <= i < stop in `dtype`) over all rows; one buffer for all tiles."""
     rows, columns = weight.shape
     step = max(1, TILE_BYTES // (columns * dtype.itemsize))
-    buffer = _buffer(min(step, rows) * columns, dtype, weight.device)
+    buffer = _buffer(min(step, rows) * columns, dtype, device)
     for start in range(0, rows, step):
         stop = min(start + step, rows)
         tile = buffer[: (stop - start) * columns].view(stop - start, columns)
-        yield start, stop, tile.copy_(weight[start:stop])
+        if isinstance(weight, Tensor):
+            tile.copy_(weight[start:stop])
+        else:
+            weight.read(start, tile)
+        yield start, stop, tile
 
 
 _buffers = threading.local()

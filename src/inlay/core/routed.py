@@ -29,7 +29,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from inlay.core.product import linear, linear_backward
+from inlay.core.product import Rows, linear, linear_backward
 
 
 class Segment(NamedTuple):
@@ -64,7 +64,7 @@ def row_segments(adapters: Sequence[int | None], num_tokens: int) -> tuple[Segme
 
 def routed(
     x: Float[Tensor, "tokens in"],
-    weight: Float[Tensor, "out in"],
+    weight: Float[Tensor, "out in"] | Rows,
     bias: Float[Tensor, " out"] | None,
     factors: Sequence[Factors],
     segments: Sequence[Segment],
@@ -76,7 +76,7 @@ def routed(
     **Arguments:**
 
     - `x`: one row per token.
-    - `weight`, `bias`: the frozen map, in any dtype; no gradient is computed for them.
+    - `weight`, `bias`: the frozen map, in any dtype or quantised; no gradient is computed for them.
     - `factors`: one entry per adapter; ranks may differ.
     - `segments`: who owns which tokens; overlapping segments add up.
     - `seen`: what the adapters see in the place of x, where that is something else: x with dropout.
@@ -98,7 +98,7 @@ class _Routed(torch.autograd.Function):
         ctx: Any,
         x: Tensor,
         seen: Tensor | None,
-        weight: Tensor,
+        weight: Tensor | Rows,
         bias: Tensor | None,
         segments: tuple[Segment, ...],
         scalings: tuple[float, ...],
@@ -114,13 +114,14 @@ class _Routed(torch.autograd.Function):
             out[s.start : s.stop].addmm_(h, B[s.adapter].T, alpha=scalings[s.adapter])
         ctx.segments, ctx.scalings, ctx.dtype, ctx.has_seen = segments, scalings, dtype, seen is not None
         kept = (x if seen is None else seen,) if segments else ()
-        ctx.save_for_backward(weight, *pairs, *hidden, *kept)
+        ctx.weight = weight  # frozen: neither an output, nor changed before the backward pass
+        ctx.save_for_backward(*pairs, *hidden, *kept)
         return out.to(x.dtype)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> Any:  # type: ignore[override]  # torch names its first argument by keyword
-        weight, *rest = ctx.saved_tensors
+        weight, rest = ctx.weight, ctx.saved_tensors
         num_pairs = 2 * len(ctx.scalings)
         pairs, hidden = rest[:num_pairs], rest[num_pairs : num_pairs + len(ctx.segments)]
         dtype = ctx.dtype

@@ -1,0 +1,119 @@
+"""Quantisation in blocks: every block of consecutive weights keeps its largest magnitude, and each weight a place in a code.
+
+    absmax_b = max |w| over the block b,   c_i = the place of w_i / absmax_b in the code,   w_i ~ code[c_i] absmax_b
+
+NF4 is such a code of 16 values: those of a standard normal distribution at even probabilities, with an exact zero, the
+largest scaled to 1. Double quantisation puts the constants into a code themselves, 256 of them to a block, after their mean
+is taken away:
+
+    absmax_b ~ map[q_b] nested_(b / 256) + offset,   offset = mean absmax
+
+Source: QLoRA (Dettmers et al. 2023, arXiv 2305.14314), section 3. Every step here rounds as bitsandbytes 0.50.2 does on x86-64,
+so that the same weights give the same bytes. Two of its habits are kept for that: constants are placed on a grid of 65,536
+values before the nearest of the map is taken, and a block of zeros takes the first place, not that of zero.
+"""
+
+import functools
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+NF4 = (
+    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022833234,
+    -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+    0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
+)  # fmt: skip
+"""The 4-bit NormalFloat code. Source: bitsandbytes, whose derivation tests/equations repeats."""
+
+CONSTANTS_BLOCK = 256
+"""How many constants share one of their own."""
+
+_SMALLEST = 1e-38
+"""What a block of zeros is divided by."""
+
+_GRID = 65535
+"""Steps from -1 to 1 on the grid of the constants."""
+
+
+@functools.cache
+def nf4_code() -> Float[Tensor, "16"]:
+    """`NF4` as a float32 tensor; not to be changed."""
+    return torch.tensor(NF4)
+
+
+@functools.cache
+def constants_map() -> Float[Tensor, "256"]:
+    """The signed dynamic map: seven decades, each with twice the fractions of the one below, zero and one; ascending.
+
+    Source: 8-Bit Approximations for Parallelism in Deep Learning (Dettmers 2015, arXiv 1511.04561), in float32 as
+    bitsandbytes rounds it. Not to be changed.
+    """
+    values = [0.0, 1.0]
+    for i in range(7):
+        edges = torch.linspace(0.1, 1, 2**i + 1)
+        middles = (edges[:-1] + edges[1:]) / 2
+        values += (10 ** (i - 6) * middles).tolist() + (-(10 ** (i - 6)) * middles).tolist()
+    return torch.tensor(sorted(values))
+
+
+def quantize(
+    weight: Float[Tensor, "blocks block"], code: Float[Tensor, " size"]
+) -> tuple[UInt8[Tensor, "blocks block"], Float[Tensor, " blocks"]]:
+    """The place of every weight in an ascending `code` from -1 to 1, and the constant of each block, in float32."""
+    wide = weight.float()
+    absmax = wide.abs().amax(1)
+    scaled = wide * (1 / absmax.clamp(min=_SMALLEST))[:, None]
+    return torch.bucketize(scaled, (code[:-1] + code[1:]) / 2, out_int32=True).to(torch.uint8), absmax
+
+
+def dequantize(
+    places: UInt8[Tensor, "blocks block"], absmax: Float[Tensor, " blocks"], code: Float[Tensor, " size"]
+) -> Float[Tensor, "blocks block"]:
+    """code[c] absmax, in float32."""
+    return code[places.int()] * absmax[:, None]
+
+
+def pack(places: UInt8[Tensor, "blocks block"]) -> UInt8[Tensor, "bytes 1"]:
+    """Two places of four bits to a byte, the first in the upper half."""
+    flat = places.reshape(-1)
+    return ((flat[::2] << 4) | flat[1::2])[:, None]
+
+
+def unpack(packed: UInt8[Tensor, "bytes 1"], block_size: int) -> UInt8[Tensor, "blocks {block_size}"]:
+    """What `pack` was given."""
+    flat = packed.reshape(-1)
+    return torch.stack((flat >> 4, flat & 15), 1).view(-1, block_size)
+
+
+def quantize_constants(
+    absmax: Float[Tensor, " blocks"],
+) -> tuple[UInt8[Tensor, " blocks"], Float[Tensor, " nested"], Float[Tensor, ""]]:
+    """The places of the constants in `constants_map`, the constant of each 256 of them, and their mean.
+
+    The mean is torch's, whose last bit depends on how many threads it uses, as that of bitsandbytes does.
+    """
+    offset = absmax.mean()
+    missing = -len(absmax) % CONSTANTS_BLOCK
+    blocks = torch.nn.functional.pad(absmax - offset, (0, missing)).view(-1, CONSTANTS_BLOCK)
+    nested = blocks.abs().amax(1)
+    half = ((blocks * (1 / nested)[:, None]).clamp(-1, 1) + 1) * 0.5
+    grid = (half.double() * _GRID + 0.5).float()  # rounded once, as a fused multiply and add
+    places = _places_on_grid()[grid.nan_to_num(0).to(torch.int64).clamp(0, _GRID)]
+    places[nested == 0] = 0
+    return places.view(-1)[: len(absmax)].contiguous(), nested, offset
+
+
+def dequantize_constants(
+    places: UInt8[Tensor, " blocks"], nested: Float[Tensor, " nested"], code: Float[Tensor, "256"], offset: float
+) -> Float[Tensor, " blocks"]:
+    """map[q] nested + offset, in float32, each step rounded."""
+    return code[places.int()] * nested.repeat_interleave(CONSTANTS_BLOCK)[: len(places)] + offset
+
+
+@functools.cache
+def _places_on_grid() -> UInt8[Tensor, "65536"]:
+    """The place in `constants_map` that is nearest to each value of the grid."""
+    values = 2 * torch.arange(_GRID + 1, dtype=torch.float32) / _GRID - 1
+    code = constants_map()
+    return torch.bucketize(values, (code[:-1] + code[1:]) / 2, out_int32=True).to(torch.uint8)
