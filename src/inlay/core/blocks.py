@@ -61,7 +61,7 @@ def quantize(
     weight: Float[Tensor, "blocks block"], code: Float[Tensor, " size"]
 ) -> tuple[UInt8[Tensor, "blocks block"], Float[Tensor, " blocks"]]:
     """The place of every weight in an ascending `code` from -1 to 1, and the constant of each block, in float32."""
-    wide = weight.float()
+    wide = weight.float().contiguous()
     absmax = wide.abs().amax(1)
     scaled = wide * (1 / absmax.clamp(min=_SMALLEST))[:, None]
     return torch.bucketize(scaled, (code[:-1] + code[1:]) / 2, out_int32=True).to(torch.uint8), absmax
@@ -80,7 +80,7 @@ def pack(places: UInt8[Tensor, "blocks block"]) -> UInt8[Tensor, "bytes 1"]:
     return ((flat[::2] << 4) | flat[1::2])[:, None]
 
 
-def unpack(packed: UInt8[Tensor, "bytes 1"], block_size: int) -> UInt8[Tensor, "blocks {block_size}"]:
+def unpack(packed: UInt8[Tensor, "*bytes"], block_size: int) -> UInt8[Tensor, "blocks {block_size}"]:
     """What `pack` was given."""
     flat = packed.reshape(-1)
     return torch.stack((flat >> 4, flat & 15), 1).view(-1, block_size)

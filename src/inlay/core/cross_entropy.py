@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from inlay.core.product import linear, linear_backward
+from inlay.core.product import Rows, linear, linear_backward
 
 IGNORE = -100
 """The label of a token that is not trained on, as torch's `cross_entropy` and the field use it."""
@@ -43,7 +43,7 @@ def cross_entropy_sum(logits: Float[Tensor, "*batch t vocab"], labels: Int[Tenso
 
 def head_cross_entropy_sum(
     hidden: Float[Tensor, "tokens width"],
-    weight: Float[Tensor, "vocab width"],
+    weight: Float[Tensor, "vocab width"] | Rows,
     bias: Float[Tensor, " vocab"] | None,
     labels: Int[Tensor, " tokens"],
     dtype: torch.dtype,
@@ -53,7 +53,7 @@ def head_cross_entropy_sum(
     **Arguments:**
 
     - `hidden`: what the head is given; the only argument that gets a gradient.
-    - `weight`, `bias`: the frozen head, in any dtype.
+    - `weight`, `bias`: the frozen head, in any dtype or quantised.
     - `labels`: the next token of each position; all of them have one.
     - `dtype`: what the products run in.
     """
@@ -64,13 +64,13 @@ def head_cross_entropy_sum(
 class _HeadCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, dtype: torch.dtype
+        ctx: Any, hidden: Tensor, weight: Tensor | Rows, bias: Tensor | None, labels: Tensor, dtype: torch.dtype
     ) -> Tensor:
         wide = torch.promote_types(dtype, torch.float32)
         loss = torch.zeros((), dtype=wide, device=hidden.device)
         grad = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        step = min(len(hidden), max(1, CHUNK_BYTES // (len(weight) * wide.itemsize)))
-        buffer = torch.empty(step, len(weight), dtype=dtype, device=hidden.device)  # one for all chunks
+        step = min(len(hidden), max(1, CHUNK_BYTES // (weight.shape[0] * wide.itemsize)))
+        buffer = torch.empty(step, weight.shape[0], dtype=dtype, device=hidden.device)  # one for all chunks
         for start in range(0, len(hidden), max(1, step)):
             rows = slice(start, start + step)
             part = hidden[rows].to(dtype)

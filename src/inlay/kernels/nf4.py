@@ -1,11 +1,36 @@
-"""NF4 weights read and written: the plain way of `inlay.core.blocks`, to which every faster one is equal bit for bit."""
+"""NF4 weights read, written and multiplied on a processor.
 
+The work is done by `nf4.c` where that was built and suits the tensors (`native`), else in torch by the equations of
+`inlay.core.blocks`, which give the same bits. `product` has no second way: without `nf4.c`, rows are made first.
+"""
+
+import functools
 from typing import NamedTuple
 
+import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from inlay.core import blocks
+from inlay.kernels import native
+
+MOST_TOKENS = 16
+"""Rows of x up to which a product makes no rows of W: beyond them torch's product of a tile is faster."""
+
+SMALLEST_BLOCK = 32
+"""What a block of `nf4.c` is a multiple of."""
+
+SMALLEST_PRODUCT_BLOCK = 64
+"""The same for its product."""
+
+LARGE_BYTES = 32 << 20
+"""From here on memory comes from the system each time, in pages that `native.huge_pages` makes larger."""
+
+_DEQUANTIZE, _QUANTIZE, _PRODUCT = range(3)
+"""The functions of `nf4.c`."""
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+"""The dtypes of weights, by their numbers in `nf4.c`."""
 
 
 class Constants(NamedTuple):
@@ -30,21 +55,102 @@ def quantize(
     weight: Float[Tensor, "blocks block"],
 ) -> tuple[UInt8[Tensor, "bytes 1"], Float[Tensor, " blocks"]]:
     """The packed places of all weights in NF4, and the constant of each block in float32."""
-    places, absmax = blocks.quantize(weight, blocks.nf4_code().to(weight.device))
-    return blocks.pack(places), absmax
+    num_blocks, block_size = weight.shape
+    if not _suits(block_size, weight):
+        places, absmax = blocks.quantize(weight, blocks.nf4_code().to(weight.device))
+        return blocks.pack(places), absmax
+    weight = weight.contiguous()
+    codes = torch.empty(weight.numel() // 2, 1, dtype=torch.uint8)
+    absmax = torch.empty(num_blocks)
+    sizes = {"block": block_size, "dtype": _DTYPES.index(weight.dtype)}
+    tensors = {"codes": codes, "absmax": absmax, "values": weight}
+    _run(_QUANTIZE, num_blocks, weight.numel(), None, tensors, **sizes)
+    return codes, absmax
 
 
 def dequantize(
     codes: UInt8[Tensor, "rows half"], constants: Constants, first: int, block_size: int, out: Float[Tensor, "rows in"]
 ) -> None:
     """Fill `out` with the weights of some rows, whose first block is number `first` of the weight."""
-    absmax = constants.read(first, first + out.numel() // block_size)
-    wide = blocks.dequantize(blocks.unpack(codes, block_size), absmax, blocks.nf4_code().to(codes.device))
-    out.copy_(wide.view(out.shape))
+    num_blocks = out.numel() // block_size
+    fits = out.is_contiguous() and codes.numel() * 2 == out.numel() == num_blocks * block_size
+    if not (fits and _suits(block_size, out, codes) and _reaches(constants, first + num_blocks)):
+        absmax = constants.read(first, first + num_blocks)
+        wide = blocks.dequantize(blocks.unpack(codes, block_size), absmax, blocks.nf4_code().to(codes.device))
+        out.copy_(wide.view(out.shape))
+        return
+    if out.nbytes >= LARGE_BYTES:
+        native.huge_pages(out)
+    sizes = {"first": first, "block": block_size, "dtype": _DTYPES.index(out.dtype)}
+    _run(_DEQUANTIZE, num_blocks, out.numel(), constants, {"codes": codes.contiguous(), "values": out}, **sizes)
 
 
 def product(
     x: Float[Tensor, "tokens in"], codes: UInt8[Tensor, "out half"], constants: Constants, block_size: int
 ) -> Float[Tensor, "tokens out"] | None:
     """x W^T for few tokens, W read once and never written; None where rows are better made first."""
-    return None
+    (tokens, width), rows = x.shape, len(codes)
+    fits = 0 < tokens <= MOST_TOKENS and codes.shape[1] * 2 == width and width % block_size == 0
+    fits = fits and block_size % SMALLEST_PRODUCT_BLOCK == 0
+    if not (fits and _suits(block_size, x, codes) and _reaches(constants, rows * width // block_size)):
+        return None
+    wide = x.to(torch.float32, copy=True, memory_format=torch.contiguous_format)  # its own: the job may reorder it
+    y = torch.empty(tokens, rows)
+    sizes = {"block": block_size, "tokens": tokens, "rows": rows, "in": width}
+    _run(_PRODUCT, rows, rows * width, constants, {"codes": codes.contiguous(), "x": wide, "y": y}, **sizes)
+    return y.to(x.dtype)
+
+
+def _suits(block_size: int, *tensors: Tensor) -> bool:
+    """`nf4.c` is there and takes such blocks and tensors, the first of which holds floats."""
+    return (
+        native.variant() != native.TORCH
+        and block_size % SMALLEST_BLOCK == 0
+        and tensors[0].dtype in _DTYPES
+        and all(tensor.device.type == "cpu" for tensor in tensors)
+    )
+
+
+def _reaches(constants: Constants, num_blocks: int) -> bool:
+    """The constants are there for so many blocks, and `nf4.c` takes them as they are."""
+    absmax, nested, map, _ = constants
+    if nested is None or map is None:
+        expected = ((absmax, torch.float32, num_blocks),)
+    else:
+        num_nested = -(-num_blocks // blocks.CONSTANTS_BLOCK)
+        expected = ((absmax, torch.uint8, num_blocks), (nested, torch.float32, num_nested), (map, torch.float32, 256))
+    return all(
+        t.dtype == dtype and t.device.type == "cpu" and len(t) >= size and t.is_contiguous()
+        for t, dtype, size in expected
+    )
+
+
+@functools.cache
+def _steps() -> Float[Tensor, "16"]:
+    """The midpoint below each place; of the first, which has none, anything."""
+    code = blocks.nf4_code()
+    return torch.cat([code[:1], (code[:-1] + code[1:]) / 2])
+
+
+@functools.cache
+def _code_bytes() -> UInt8[Tensor, "4 16"]:
+    """Byte k of each value of the code, the lowest first."""
+    bits = blocks.nf4_code().view(torch.int32)
+    return torch.stack([(bits >> 8 * k & 255).to(torch.uint8) for k in range(4)])
+
+
+def _run(
+    function: int, total: int, num_weights: int, constants: Constants | None, tensors: dict[str, Tensor], **sizes: int
+) -> None:
+    """Do a job of `total` units; tensors are handed over as the addresses of their data."""
+    tensors |= {"code": blocks.nf4_code(), "code_bytes": _code_bytes(), "steps": _steps()}
+    offset = 0.0
+    if constants is not None:
+        offset = constants.offset
+        tensors["absmax"] = constants.absmax
+        if constants.nested is not None and constants.map is not None:
+            tensors |= {"nested": constants.nested, "map": constants.map}
+    addresses = {name: tensor.data_ptr() for name, tensor in tensors.items()}
+    shift = blocks.CONSTANTS_BLOCK.bit_length() - 1
+    job = native.Job(offset=offset, smallest=blocks._SMALLEST, nested_shift=shift, **addresses, **sizes)
+    native.run(function, job, total, num_weights)

@@ -1,16 +1,17 @@
 """What a scheme is: a way to turn a weight into a few small tensors, and back into rows.
 
-A quantised weight is a dict of tensors (`Packed`) under the names that the exchange format gives them after the weight's own:
-`""` for the codes, `.absmax` and so on for the rest. So writing one is writing tensors, and mapping a file is enough to have
-it. `Scheme.open` checks them and returns the matrix (`Matrix`), whose rows are made where and when a product needs them
-(`inlay.core.product`).
+A quantised weight is a dict of tensors (`Packed`) under the names that the exchange format gives them: `""` for the codes,
+which have the weight's own; `.absmax` and others that begin with a dot, which follow it (`proj.weight.absmax`); `SCB` and
+others without one, which take the place of `weight` (`proj.SCB`). So writing one is writing tensors, and mapping a file is
+enough to have it. `Scheme.open` checks them and returns the matrix (`Matrix`), whose rows are made where and when a product
+needs them (`inlay.core.product`).
 
 A scheme never learns what a method does to a weight, or what a model is.
 """
 
 import abc
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -29,12 +30,14 @@ class Matrix(abc.ABC):
     - `shape`: (out, in).
     - `dtype`: that of the weight before it was quantised.
     - `packed`: what it is made of; never changed.
+    - `before_use`: called when a product begins to make the rows; for whoever reads the next weight's file ahead.
     """
 
     def __init__(self, shape: tuple[int, int], dtype: torch.dtype, packed: Packed):
         self.shape = shape
         self.dtype = dtype
         self.packed = packed
+        self.before_use: Callable[[], None] = _nothing
 
     @property
     def device(self) -> torch.device:
@@ -46,19 +49,38 @@ class Matrix(abc.ABC):
         """What its tensors take."""
         return sum(tensor.nbytes for tensor in self.packed.values())
 
-    @abc.abstractmethod
     def read(self, start: int, out: Float[Tensor, "rows in"]) -> None:
         """Fill `out` with the rows from number `start` on, in the dtype of `out`, which is contiguous."""
+        if start == 0:
+            self.before_use()
+        self._read(start, out)
 
     @abc.abstractmethod
+    def _read(self, start: int, out: Float[Tensor, "rows in"]) -> None:
+        """What `read` does."""
+
     def product(self, x: Float[Tensor, "tokens in"]) -> Float[Tensor, "tokens out"] | None:
         """x W^T in the dtype of x by a way that suits few tokens, or None where there is none for these."""
+        self.before_use()
+        return self._product(x)
+
+    @abc.abstractmethod
+    def _product(self, x: Float[Tensor, "tokens in"]) -> Float[Tensor, "tokens out"] | None:
+        """What `product` does."""
+
+    @abc.abstractmethod
+    def over(self, packed: Packed) -> "Matrix":
+        """The same weight in other tensors like its own, whose content is not looked at before it is used."""
 
     def dequantize(self, dtype: torch.dtype) -> Float[Tensor, "out in"]:
         """The whole weight."""
         out = torch.empty(self.shape, dtype=dtype, device=self.device)
         self.read(0, out)
         return out
+
+
+def _nothing() -> None:
+    pass
 
 
 class Scheme(abc.ABC):

@@ -105,6 +105,7 @@ class Nf4Matrix(Matrix):
     def __init__(self, state: Mapping[str, Any], packed: Packed):
         rows, columns = state["shape"]
         super().__init__((rows, columns), _DTYPES[state["dtype"]], packed)
+        self._state = state
         self.block_size: int = state["blocksize"]
         self.constants = kernels.Constants(
             packed[".absmax"].reshape(-1),
@@ -114,12 +115,15 @@ class Nf4Matrix(Matrix):
         )
         self._codes = packed[""].reshape(rows, columns // 2)
 
-    def read(self, start: int, out: Float[Tensor, "rows in"]) -> None:
+    def _read(self, start: int, out: Float[Tensor, "rows in"]) -> None:
         first = start * (self.shape[1] // self.block_size)
         kernels.dequantize(self._codes[start : start + len(out)], self.constants, first, self.block_size, out)
 
-    def product(self, x: Float[Tensor, "tokens in"]) -> Float[Tensor, "tokens out"] | None:
+    def _product(self, x: Float[Tensor, "tokens in"]) -> Float[Tensor, "tokens out"] | None:
         return kernels.product(x, self._codes, self.constants, self.block_size)
+
+    def over(self, packed: Packed) -> Matrix:
+        return Nf4Matrix(self._state, packed)
 
 
 def _state(shape: tuple[int, int], dtype: torch.dtype, offset: float) -> bytes:
@@ -147,7 +151,8 @@ def _read_state(tensor: Tensor) -> dict[str, Any]:
 
 def _problems(state: Mapping[str, Any], packed: Packed) -> list[str]:
     """What these tensors have that this version does not read; empty where it reads them."""
-    shape, block = state.get("shape"), state.get("blocksize")
+    shape: Any = state.get("shape")
+    block: Any = state.get("blocksize")
     whole = isinstance(shape, list) and len(shape) == 2 and all(type(n) is int and n > 0 for n in shape)
     if not whole or state.get("dtype") not in _DTYPES or type(block) is not int or block < 2 or block & (block - 1):
         return [f"quant_state says shape {shape}, dtype {state.get('dtype')}, blocksize {block}"]

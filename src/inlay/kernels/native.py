@@ -1,0 +1,150 @@
+"""The compiled part of the kernels, where it is there: found, loaded, and run on torch's own threads.
+
+`nf4.c` is an optional extension of the package: built where there is GCC or Clang, and left out in silence where there is none.
+It is no Python module but a library that is called through `ctypes`, which gives up the lock of the interpreter meanwhile.
+
+Threads are those of the OpenMP library that torch has loaded, entered by the address of its `GOMP_parallel`: a second library
+would have threads of its own, which wait in a loop and take the cores from torch's. Where it is not found, as outside Linux,
+one thread does the work.
+"""
+
+import contextlib
+import ctypes
+import functools
+import importlib.machinery
+import mmap
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from inlay.errors import UnknownNameError, explain
+
+VARIANTS = ("plain", "avx2", "avx512", "neon")
+"""The ways of the library, by the numbers that it knows them by; a later one is faster where there is a choice."""
+
+TORCH = "torch"
+"""What is in use where the library is not: the functions of `inlay.core`."""
+
+FEWEST_WEIGHTS = 1 << 16
+"""Below this one thread does the work: it takes some twenty microseconds, and waking others takes some of that."""
+
+_CHUNKS = 8
+"""Shares of the work for each thread, so that one which is interrupted does not keep the others waiting."""
+
+_forced: str | None = None
+
+
+class Job(ctypes.Structure):
+    """`struct job` of `nf4.c`, where its fields are explained."""
+
+    _fields_ = (
+        *[(name, ctypes.c_void_p) for name in ("code", "code_bytes", "steps", "codes", "absmax", "nested", "map")],
+        *[(name, ctypes.c_void_p) for name in ("values", "x", "y")],
+        *[(name, ctypes.c_int64) for name in ("first", "block", "tokens", "rows", "in")],
+        *[(name, ctypes.c_float) for name in ("offset", "smallest")],
+        *[(name, ctypes.c_int32) for name in ("nested_shift", "dtype")],
+    )
+
+
+def variant() -> str:
+    """Which way is in use: one of `VARIANTS`, or `TORCH`."""
+    if _forced is not None:
+        return _forced
+    known = supported()
+    return known[-1] if known else TORCH
+
+
+@functools.cache
+def supported() -> tuple[str, ...]:
+    """The `VARIANTS` that this processor can run, the fastest last; none where there is no library."""
+    library = _load()
+    if isinstance(library, str):
+        return ()
+    return tuple(name for number, name in enumerate(VARIANTS) if library.inlay_nf4_supports(number))
+
+
+def why_not() -> str | None:
+    """Why the library is not in use; None where it is."""
+    library = _load()
+    return library if isinstance(library, str) else None
+
+
+@contextlib.contextmanager
+def only(name: str) -> Iterator[None]:
+    """Within it, this way is in use in the whole process; for tests and measurements.
+
+    **Raises:**
+
+    - `UnknownNameError`: this processor has no such variant.
+    """
+    global _forced
+    if name not in (*supported(), TORCH):
+        raise UnknownNameError(
+            explain("no such way on this processor", found=repr(name), do=f"one of {', '.join((*supported(), TORCH))}")
+        )
+    before, _forced = _forced, name
+    try:
+        yield
+    finally:
+        _forced = before
+
+
+def run(function: int, job: Job, total: int, num_weights: int) -> None:
+    """Do the units 0 <= i < total of a job, `num_weights` in all, on as many threads as torch uses.
+
+    There must be a library: `variant` is not `TORCH`.
+    """
+    library = _load()
+    assert not isinstance(library, str), library
+    threads = torch.get_num_threads() if num_weights >= FEWEST_WEIGHTS else 1
+    chunk = max(1, -(-total // (_CHUNKS * threads)))
+    number = VARIANTS.index(variant())
+    library.inlay_nf4_run(number, function, ctypes.byref(job), total, chunk, threads, _gomp_parallel())
+
+
+@functools.cache
+def _load() -> ctypes.CDLL | str:
+    """The library, or why there is none."""
+    paths = [Path(__file__).with_name(f"_nf4{suffix}") for suffix in importlib.machinery.EXTENSION_SUFFIXES]
+    path = next((path for path in paths if path.exists()), None)
+    if path is None:
+        return "it was not built when inlay was installed, which takes GCC or Clang"
+    try:
+        library = ctypes.CDLL(str(path))
+        fits = library.inlay_nf4_job_bytes() == ctypes.sizeof(Job)
+    except (OSError, AttributeError) as error:  # of another processor, or of another version
+        return f"{path.name} can't be loaded: {error}"
+    if not fits:
+        return f"{path.name} was built from another version of nf4.c: install inlay again"
+    number, count = ctypes.c_int, ctypes.c_int64
+    library.inlay_nf4_run.argtypes = [number, number, ctypes.POINTER(Job), count, count, number, ctypes.c_void_p]
+    library.inlay_nf4_run.restype = None
+    return library
+
+
+def huge_pages(tensor: torch.Tensor) -> None:
+    """Ask for pages of two megabytes where the data of a new tensor lies; where the system has none, nothing happens.
+
+    The system clears memory when it is first written to: in pages of four kilobytes that takes it several times as long as
+    it takes `nf4.c` to fill them.
+    """
+    if sys.platform == "linux" and hasattr(mmap, "MADV_HUGEPAGE"):
+        start = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+        size = tensor.data_ptr() + tensor.nbytes - start
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(max(0, size)), mmap.MADV_HUGEPAGE)
+
+
+@functools.cache
+def _gomp_parallel() -> int | None:
+    """The address of the function that torch's OpenMP library starts its threads with.
+
+    First among the symbols that every library sees, as torch's own calls are resolved; then among those that torch's sees.
+    """
+    if sys.platform != "linux":
+        return None
+    for name in (None, f"{torch.__path__[0]}/lib/libtorch_cpu.so"):
+        with contextlib.suppress(OSError, AttributeError):
+            return ctypes.cast(ctypes.CDLL(name).GOMP_parallel, ctypes.c_void_p).value
+    return None
