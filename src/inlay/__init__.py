@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from inlay.methods.lora import Lora
     from inlay.model.attach import attach
-    from inlay.model.base import Base, load
+    from inlay.model.base import Base
+    from inlay.model.load import load
     from inlay.model.merge import merge
     from inlay.training.job import train
 
@@ -26,7 +27,7 @@ __all__ = ["Base", "Lora", "__version__", "attach", "load", "merge", "train"]
 _HOMES = {
     "Base": "inlay.model.base",
     "attach": "inlay.model.attach",
-    "load": "inlay.model.base",
+    "load": "inlay.model.load",
     "merge": "inlay.model.merge",
     "train": "inlay.training.job",
 }

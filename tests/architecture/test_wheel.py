@@ -1,8 +1,11 @@
 """The wheel and the sdist: what is in them, and that the wheel works where nothing else is installed."""
 
 import os
+import re
+import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import venv
 import zipfile
@@ -13,9 +16,12 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
+LIBRARY = re.compile(r"inlay/kernels/_nf4\.[\w.-]*(?:so|pyd|dylib)")
+"""What a compiler makes of inlay/kernels/nf4.c."""
+
+
 @pytest.fixture(scope="module")
-def built(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("dist")
+def source(tmp_path_factory):
     source = tmp_path_factory.mktemp("source")
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
     for name in listed:  # what is committed, so that a stray file can't make the build work
@@ -23,11 +29,25 @@ def built(tmp_path_factory):
             target = source / name
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes((ROOT / name).read_bytes())
-    # without --wheel or --sdist, build makes the wheel from the sdist: that proves that the sdist can be built from
-    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(source)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    return source
+
+
+def build(source, folder, *arguments, **environment):
+    command = [sys.executable, "-m", "build", "--no-isolation", *arguments, "--outdir", str(folder), str(source)]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment})
     assert done.returncode == 0, done.stdout + done.stderr
-    return next(folder.glob("*.whl")), next(folder.glob("*.tar.gz"))
+    return next(folder.glob("*.whl"))
+
+
+@pytest.fixture(scope="module")
+def built(source, tmp_path_factory):
+    """The wheel and the sdist. Without --wheel or --sdist, one is made from the other: so the sdist can be built from."""
+    folder = tmp_path_factory.mktemp("dist")
+    return build(source, folder), next(folder.glob("*.tar.gz"))
+
+
+def has_compiler():
+    return shutil.which(sysconfig.get_config_var("CC").split()[0]) is not None
 
 
 def test_the_wheel_holds_the_package_and_nothing_else(built):
@@ -37,14 +57,36 @@ def test_the_wheel_holds_the_package_and_nothing_else(built):
     ).stdout.splitlines()
     package = {name.removeprefix("src/") for name in listed if (ROOT / name).is_file()}
     assert "inlay/cli/demo_base/model.safetensors" in package
-    assert {name for name in names if ".dist-info/" not in name} == package
+    libraries = {name for name in names if LIBRARY.fullmatch(name)}
+    assert {name for name in names if ".dist-info/" not in name} == package | libraries
+    assert len(libraries) == (1 if has_compiler() else 0)
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 
 def test_the_sdist_can_be_built_from(built):
     names = [name.split("/", 1)[-1] for name in tarfile.open(built[1]).getnames()]
-    for wanted in ("pyproject.toml", "LICENSE", "README.md", "src/inlay/cli/demo_base/model.safetensors"):
+    files = ("src/inlay/cli/demo_base/model.safetensors", "src/inlay/kernels/nf4.c")
+    for wanted in ("pyproject.toml", "LICENSE", "README.md", *files):
         assert wanted in names
+    assert not any(LIBRARY.search(name) for name in names)
+
+
+def test_without_a_compiler_there_is_a_wheel_that_says_so(source, tmp_path):
+    wheel = build(source, tmp_path, "--wheel", CC="no-such-compiler")
+    with zipfile.ZipFile(wheel) as packed:
+        assert not any(LIBRARY.fullmatch(name) for name in packed.namelist())
+        packed.extractall(tmp_path / "site")
+    script = """
+import torch
+from inlay.kernels import native, nf4
+codes, absmax = nf4.quantize(torch.ones(2, 64))
+print(native.__file__, len(codes), native.variant(), native.why_not(), sep="|")"""
+    clean = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+    done = subprocess.run([sys.executable, "-c", script], env=clean, capture_output=True, text=True, check=True)
+    file, number, variant, why = done.stdout.strip().split("|")
+    assert tmp_path in Path(file).parents
+    assert (number, variant) == ("64", "torch")
+    assert "not built" in why
 
 
 def test_the_wheel_works_in_an_empty_environment(built, tmp_path):

@@ -144,11 +144,16 @@ def test_an_architecture_that_can_not_be_built(place, capsys, key, value):
     refused(capsys, *train(place, model="other"), says=["no causal language model of this directory", "hint: "])
 
 
-@pytest.mark.parametrize("config", [{"quant_method": "gptq", "bits": 4}, {"quant_method": "bitsandbytes"}, "x"])
-def test_a_quantised_base_is_refused_by_name(place, capsys, config):
+@pytest.mark.parametrize("config", [{"quant_method": "gptq", "bits": 4}, "x"])
+def test_a_base_quantised_in_another_way_is_refused_by_name(place, capsys, config):
     change(place / "other" / "config.json", quantization_config=config)
-    says = ["quantised bases are not supported yet", config["quant_method"] if isinstance(config, dict) else "None"]
+    says = ["can't be read", config["quant_method"] if isinstance(config, dict) else "None", "--quantize nf4"]
     refused(capsys, *train(place, model="other"), says=says)
+
+
+def test_a_base_that_says_it_is_quantised_and_is_not(place, capsys):
+    change(place / "other" / "config.json", quantization_config={"quant_method": "bitsandbytes"})
+    refused(capsys, *train(place, model="other"), says=["has no quantised weight", "config.json", "hint: "])
 
 
 @pytest.mark.parametrize("value", ["x", ["x"], 1.5, {"a": 1}])

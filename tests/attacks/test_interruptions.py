@@ -69,7 +69,7 @@ def test_a_signal_while_a_model_is_merged_leaves_nothing(place, capsys, monkeypa
     from inlay.model import merge
 
     assert run(capsys, *train(place, place / "new"))[0] == 0
-    monkeypatch.setattr(merge, "_copy_rest", lambda source, target: signal.raise_signal(number))
+    monkeypatch.setattr(merge.checkpoint, "copy_rest", lambda source, target: signal.raise_signal(number))
     status, _, err = run(capsys, "merge", place / "base", place / "new", "--output", place / "merged")
     assert status == 130
     assert "interrupted" in err

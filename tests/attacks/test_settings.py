@@ -12,7 +12,7 @@ import inlay
 from inlay import fields, methods
 from inlay.errors import ConfigError, FormatError
 from inlay.io.peft import CONFIG, RECORD
-from inlay.model.base import load
+from inlay.model.load import load
 from inlay.training.settings import Settings, from_dict
 from tests.support.command import run
 from tests.support.refusals import generate, refused, train

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from inlay.model.base import load
+from inlay.model.load import load
 from inlay.training import memory
 from tests.support import bases
 

@@ -10,7 +10,7 @@ import torch
 
 import inlay
 from inlay.errors import ConfigError
-from inlay.model.base import load
+from inlay.model.load import load
 from inlay.training import batch, curve, data, loop, schedule
 from inlay.training.loop import Stepper, evaluate, run
 from inlay.training.settings import Settings, learning_rate, plan

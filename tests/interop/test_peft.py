@@ -16,7 +16,7 @@ from inlay import methods
 from inlay.core.cross_entropy import IGNORE
 from inlay.errors import CompatibilityError
 from inlay.io.peft import CONFIG, TENSORS, read
-from inlay.model.base import load
+from inlay.model.load import load
 from inlay.text.mask import Example
 from inlay.training import batch
 from inlay.training.loop import Stepper

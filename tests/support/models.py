@@ -1,5 +1,7 @@
 """Small random models of several families, and adapters with no special values in them."""
 
+import copy
+
 import torch
 from transformers import (
     AutoModelForCausalLM,
@@ -43,10 +45,19 @@ CONFIGS = {
 """One small configuration per way of building a model: biases, tied heads, fused projections, (in, out) weights."""
 
 
-def model(family, dtype=torch.float32, seed=3):
-    """A random model whose biases and norms are not at their special initial values."""
+def model(family, dtype=torch.float32, seed=3, sizes=None):
+    """A random model whose biases and norms are not at their special initial values, of its family's sizes unless given."""
     torch.manual_seed(seed)
-    built = AutoModelForCausalLM.from_config(CONFIGS[family], attn_implementation="eager")
+    config = copy.deepcopy(CONFIGS[family])
+    known = {
+        **(sizes or {}),
+        "n_embd": (sizes or {}).get("hidden_size"),
+        "n_head": (sizes or {}).get("num_attention_heads"),
+    }
+    for name, value in known.items():
+        if value is not None and hasattr(config, name):
+            setattr(config, name, value)
+    built = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     with torch.no_grad():
         for name, parameter in built.named_parameters():
             if parameter.dim() == 1:

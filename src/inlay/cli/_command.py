@@ -10,13 +10,17 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import tyro
 import yaml
 
 from inlay import fields
+from inlay.cli import _screen
 from inlay.errors import ConfigError, FormatError, UnknownNameError, explain, nearest
+
+if TYPE_CHECKING:
+    from inlay.model.base import Base
 
 Flag = tyro.conf.FlagCreatePairsOff
 _CONFIG = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff, tyro.conf.AvoidSubcommands)
@@ -212,6 +216,50 @@ Verbose = Annotated[bool, tyro.conf.arg(aliases=["-v"])]
 Model = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
 Data = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
 AdapterDirectory = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ADAPTER")]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OnBase(Common):
+    """Flags of the commands that compute with a base."""
+
+    model: Model
+    """The base: a directory, or a name on the hub."""
+
+    quantize: str | None = None
+    """Compute over the base's linear layers in nf4 or int8; made once, and kept in Inlay's cache for the next time."""
+
+    dtype: str | None = None
+    """What the base computes in: bfloat16, float16 or float32; by default bfloat16 where the processor multiplies it."""
+
+    device: str = "cpu"
+    """Where to compute, such as cpu or cuda."""
+
+    device_memory: str | None = None
+    """Memory of the device that a quantised base may take, such as 24GB; layers beyond that travel there as they are used."""
+
+    def load(self) -> "Base":
+        """The base that the flags name."""
+        from inlay.model.load import load
+
+        memory = None if self.device_memory is None else num_bytes("--device-memory", self.device_memory)
+        how: dict[str, Any] = dict(dtype=self.dtype, device=self.device, device_memory=memory)
+        if self.quantize is None:
+            return load(self.model, **how)
+        with _screen.bar("quantizing", _screen.size) as update:
+            return load(self.model, quantize=self.quantize, progress=update, **how)
+
+
+def num_bytes(flag: str, text: str) -> int:
+    """A size such as 24GB or 500MB in bytes.
+
+    **Raises:**
+
+    - `ConfigError`: it is no number with a unit.
+    """
+    match = re.fullmatch(r"(\d+\.?\d*)\s*([kMGT]?B)", text)
+    if not match:
+        raise ConfigError(explain("a size is a number and a unit", found=f"{flag} {text}", do=f"{flag} 24GB"))
+    return int(float(match[1]) * 1000 ** ("B", "kB", "MB", "GB", "TB").index(match[2]))
 
 
 def repeated(help_type: Any) -> Any:

@@ -5,22 +5,19 @@ import io
 import sys
 from typing import Any
 
-from inlay.cli._command import Common, Model, repeated
+from inlay.cli._command import OnBase, repeated
 from inlay.cli._screen import say
 from inlay.cli.generate import attach_all
 from inlay.errors import InlayError
-from inlay.model.base import Base, load
+from inlay.model.base import Base
 
 HELP = "/use NAME, /use none, /new, or Ctrl-D to end"
 """What can be typed beside messages."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Chat(Common):
+class Chat(OnBase):
     """A conversation on stdin and stdout."""
-
-    model: Model
-    """The base: a directory, or a name on the hub."""
 
     adapter: repeated(str) = ()  # type: ignore[valid-type]  # an annotation built by a function
     """An adapter directory; given several times, /use NAME changes between them."""
@@ -31,18 +28,12 @@ class Chat(Common):
     temperature: float = 0.0
     """0 takes the likeliest token; above 0 tokens are drawn."""
 
-    dtype: str | None = None
-    """What the base computes in: bfloat16, float16 or float32."""
-
-    device: str = "cpu"
-    """Where to compute, such as cpu or cuda."""
-
     force: bool = False
     """Use adapters that were trained on another base: answers will be wrong in ways that look right."""
 
     def run(self) -> int:
         """Read lines until the end of the input."""
-        base = load(self.model, dtype=self.dtype, device=self.device)
+        base = self.load()
         attach_all(base, self.adapter, self.force)
         say("base", base.describe())
         say("adapters", f"{', '.join(base.adapters) or 'none'} · active: {base.active or 'none'}")

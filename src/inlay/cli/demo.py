@@ -12,7 +12,8 @@ from inlay.cli._command import Common
 from inlay.cli._screen import say
 from inlay.io import output as output_directory
 from inlay.methods.lora import Lora
-from inlay.model.base import Base, load
+from inlay.model.base import Base
+from inlay.model.load import load
 from inlay.model.merge import merge
 from inlay.training import job as jobs
 from inlay.training import score

@@ -5,10 +5,10 @@ import sys
 from typing import Any, Literal
 
 from inlay.cli import _screen
-from inlay.cli._command import Common, Data, Model
+from inlay.cli._command import Data, OnBase
 from inlay.cli._screen import count, say
 from inlay.errors import DataError, explain
-from inlay.model.base import Base, load
+from inlay.model.base import Base
 from inlay.text.template import prompt_ids
 from inlay.training import data as rows_of
 from inlay.training import job, score
@@ -18,11 +18,8 @@ from inlay.training.settings import require_above_zero
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Eval(Common):
+class Eval(OnBase):
     """The base, and an adapter beside it where one is given, on the same rows."""
-
-    model: Model
-    """The base: a directory, or a name on the hub."""
 
     data: Data
     """The rows: a JSONL, JSON, CSV or Parquet file, a folder of them, or a data set on the hub."""
@@ -45,12 +42,6 @@ class Eval(Common):
     train_on: Literal["completions", "all"] = "completions"
     """Which tokens the loss is taken on."""
 
-    dtype: str | None = None
-    """What the base computes in: bfloat16, float16 or float32."""
-
-    device: str = "cpu"
-    """Where to compute, such as cpu or cuda."""
-
     force: bool = False
     """Use an adapter that was trained on another base: figures will be wrong in ways that look right."""
 
@@ -59,7 +50,7 @@ class Eval(Common):
 
     def run(self) -> int:
         """Measure and print."""
-        base = load(self.model, dtype=self.dtype, device=self.device)
+        base = self.load()
         adapter = base.attach(self.adapter, force=self.force).name if self.adapter else None
         rows = rows_of.read_rows(self.data)
         length = job.longest_row(base, self.max_length)

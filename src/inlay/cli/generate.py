@@ -4,18 +4,15 @@ import dataclasses
 from pathlib import Path
 
 from inlay.cli import _screen
-from inlay.cli._command import Common, Model, repeated
+from inlay.cli._command import OnBase, repeated
 from inlay.errors import ConfigError, explain
-from inlay.model.base import Base, load
+from inlay.model.base import Base
 from inlay.model.checks import check_sampling
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Generate(Common):
+class Generate(OnBase):
     """One batch: every prompt with every adapter, each row naming its own."""
-
-    model: Model
-    """The base: a directory, or a name on the hub."""
 
     prompt: repeated(str)  # type: ignore[valid-type]  # an annotation built by a function
     """What to answer; may be given several times."""
@@ -33,12 +30,6 @@ class Generate(Common):
     seed: int = 0
     """For drawing tokens."""
 
-    dtype: str | None = None
-    """What the base computes in: bfloat16, float16 or float32."""
-
-    device: str = "cpu"
-    """Where to compute, such as cpu or cuda."""
-
     force: bool = False
     """Use adapters that were trained on another base: answers will be wrong in ways that look right."""
 
@@ -51,7 +42,7 @@ class Generate(Common):
             raise ConfigError(
                 explain("there is nothing to answer", found="no --prompt", do="--prompt 'Once upon a time'")
             )
-        base = load(self.model, dtype=self.dtype, device=self.device)
+        base = self.load()
         names = attach_all(base, self.adapter, self.force) or [None]
         rows = [(prompt, name) for prompt in self.prompt for name in names]
         answers = base.generate(

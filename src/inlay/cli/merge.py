@@ -6,7 +6,7 @@ from pathlib import Path
 from inlay.cli import _screen
 from inlay.cli._command import AdapterDirectory, Common, Model
 from inlay.cli._screen import say, size
-from inlay.model.base import load
+from inlay.model.load import load
 from inlay.model.merge import SAMPLE, merge
 from inlay.training import data, job
 from inlay.training.settings import require_above_zero

@@ -7,10 +7,10 @@ from typing import Any
 
 from inlay import methods
 from inlay.cli import _screen
-from inlay.cli._command import Common, Data, Model, Verbose, read_config, value_of
+from inlay.cli._command import Data, OnBase, Verbose, read_config, value_of
 from inlay.cli._screen import count, say, size
 from inlay.io.fingerprint import short
-from inlay.model.base import Base, load
+from inlay.model.base import Base
 from inlay.text.mask import show
 from inlay.training import job as jobs
 from inlay.training.loop import Progress
@@ -19,11 +19,8 @@ from inlay.training.settings import Settings
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Train(Common):
+class Train(OnBase):
     """Everything but the method's own flags."""
-
-    model: Model
-    """The base: a directory, or a name on the hub."""
 
     data: Data
     """The rows: a JSONL, JSON, CSV or Parquet file, a folder of them, or a data set on the hub."""
@@ -36,12 +33,6 @@ class Train(Common):
 
     eval_data: str | None = None
     """Held-out rows; without it, a part of the data is held out."""
-
-    dtype: str | None = None
-    """What the base computes in: bfloat16, float16 or float32; by default bfloat16 where the processor multiplies it."""
-
-    device: str = "cpu"
-    """Where to compute, such as cpu or cuda."""
 
     config: Path | None = None
     """A YAML file with any of these settings; flags win over it."""
@@ -57,7 +48,7 @@ class Train(Common):
 
     def run(self) -> int:
         """Prepare, say what will happen, train, say what happened."""
-        base = load(self.model, dtype=self.dtype, device=self.device)
+        base = self.load()
         say("base", f"{base.describe()} · {base.fingerprint}")
         job = jobs.prepare(
             base,

@@ -8,9 +8,12 @@ many as its shape says; together they cover the data exactly. Nothing is ever un
 
 import json
 import math
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -81,6 +84,45 @@ def read_header(path: Path) -> Header:
     return Header(tensors, metadata if isinstance(metadata, dict) else {})
 
 
+class Writer:
+    """A safetensors file that is filled tensor by tensor, in any order, without holding any of them.
+
+    Tensors of wide elements lie in front, so that each is aligned for its dtype.
+    """
+
+    def __init__(self, path: Path, layout: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]):
+        names = {dtype: name for name, dtype in TORCH_DTYPES.items()}
+        ordered = sorted(layout.items(), key=lambda item: -item[1][0].itemsize)
+        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+        self._starts, end = {}, 0
+        for name, (dtype, shape) in ordered:
+            start, end = end, end + math.prod(shape) * dtype.itemsize
+            header[name] = {"dtype": names[dtype], "shape": list(shape), "data_offsets": [start, end]}
+            self._starts[name] = start
+        text = json.dumps(header).encode()
+        text += b" " * (-len(text) % 8)
+        self.num_bytes = 8 + len(text) + end
+        self._file = path.open("wb")
+        self._file.write(len(text).to_bytes(8, "little") + text)
+        self._data_start = self._file.tell()
+        self._file.truncate(self.num_bytes)
+
+    def put(self, name: str, tensor: Tensor) -> None:
+        """Write the tensor called `name`."""
+        self.put_bytes(name, 0, tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
+
+    def put_bytes(self, name: str, offset: int, data: bytes | memoryview) -> None:
+        """Write some bytes of the tensor called `name`, from its byte `offset` on."""
+        self._file.seek(self._data_start + self._starts[name] + offset)
+        self._file.write(data)
+
+    def close(self) -> None:
+        """Have everything on the disk."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+
+
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file in memory, in one block: for adapters, which are small and come and go.
 
@@ -97,7 +139,33 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     data_start = min((entry.start for entry in entries.values()), default=0)
     mapped = torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8)
     data = mapped[data_start:].clone()
-    return {name: _view(data[e.start - data_start : e.stop - data_start], e) for name, e in entries.items()}
+    return {name: view(data[e.start - data_start : e.stop - data_start], e) for name, e in entries.items()}
+
+
+def read_tensor(entry: TensorEntry) -> Tensor:
+    """One tensor, in memory of its own."""
+    data = torch.empty(entry.stop - entry.start, dtype=torch.uint8)
+    whole = data.numpy()
+    for start, chunk in chunks(entry, 64 << 20):
+        whole[start : start + len(chunk)] = np.frombuffer(chunk, np.uint8)
+    return view(data, entry)
+
+
+def chunks(entry: TensorEntry, size: int) -> Iterator[tuple[int, bytes]]:
+    """The bytes of a tensor in order, `size` at a time, each with its place among them.
+
+    **Raises:**
+
+    - `FormatError`: the file has become shorter.
+    """
+    with entry.file.open("rb") as file:
+        file.seek(entry.start)
+        for start in range(0, entry.stop - entry.start, size):
+            wanted = min(size, entry.stop - entry.start - start)
+            chunk = file.read(wanted)
+            if len(chunk) < wanted:
+                raise FormatError(explain("a weight file became shorter while it was read", found=str(entry.file)))
+            yield start, chunk
 
 
 def refuse_pickles(directory: Path, wanted: str) -> FormatError | UnknownNameError:
@@ -136,7 +204,8 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _view(data: Tensor, entry: TensorEntry) -> Tensor:
+def view(data: Tensor, entry: TensorEntry) -> Tensor:
+    """The bytes `data` as the tensor that `entry` says; a copy where they are not aligned for its dtype."""
     dtype = TORCH_DTYPES[entry.dtype]
     aligned = data if data.storage_offset() % dtype.itemsize == 0 else data.clone()
     return aligned.view(dtype).view(entry.shape)

@@ -9,14 +9,26 @@ tokenizer.json, tokenizer_config.json, chat_template.jinja ...
 import dataclasses
 import os
 import re
+import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from inlay.errors import FormatError, UnknownNameError, explain, nearest
 from inlay.io import _safe
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-_INDEX = "model.safetensors.index.json"
+INDEX = "model.safetensors.index.json"
+"""The file that says which of several weight files holds which tensor."""
+
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
+"""The dtypes that a model can compute in, by name."""
+
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".h5", ".msgpack")
+"""Ends of the names of files that hold weights."""
+
 _MODEL_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
 
 
@@ -35,6 +47,17 @@ class Checkpoint:
     def files(self) -> list[Path]:
         """The safetensors files, each once."""
         return list(dict.fromkeys(entry.file for entry in self.tensors.values()))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of most bytes; what the configuration says where they are quantised; float32 where that is none of ours."""
+        if self.config.get("quantization_config"):
+            return DTYPES.get(str(self.config.get("dtype", self.config.get("torch_dtype"))), torch.float32)
+        bytes_of = Counter[str]()
+        for entry in self.tensors.values():
+            bytes_of[entry.dtype] += entry.stop - entry.start
+        stored = _safe.TORCH_DTYPES.get(bytes_of.most_common(1)[0][0] if bytes_of else "F32")
+        return stored if stored is not None and stored in DTYPES.values() else torch.float32
 
 
 def open_checkpoint(source: str | Path) -> Checkpoint:
@@ -111,6 +134,13 @@ def fetch(source: str | Path, what: str, patterns: list[str]) -> Path:
         ) from None
 
 
+def copy_rest(source: Path, target: Path) -> None:
+    """Copy everything beside the weights: configuration, tokenizer, templates, licence; the card under another name."""
+    for file in source.iterdir():
+        if file.is_file() and file.suffix not in WEIGHTS and not file.name.startswith("."):
+            shutil.copyfile(file, target / ("README.base.md" if file.name == "README.md" else file.name))
+
+
 def _missing(path: Path, what: str) -> UnknownNameError:
     parent = path.parent if os.path.isdir(path.parent) else Path()
     near = nearest(path.name, [child.name for child in parent.iterdir() if child.is_dir()])
@@ -125,7 +155,7 @@ def _missing(path: Path, what: str) -> UnknownNameError:
 
 
 def _weight_files(directory: Path) -> list[Path]:
-    index, single = directory / _INDEX, directory / "model.safetensors"
+    index, single = directory / INDEX, directory / "model.safetensors"
     if single.is_file():  # where both are, it is the one that transformers loads
         return [single]
     if not index.is_file():

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from inlay.errors import FormatError, explain
-from inlay.io import _safe, output
+from inlay.io import _safe, bitsandbytes, output
 from inlay.io.checkpoint import Checkpoint
 
 _CHUNK_BYTES = 8 << 20
@@ -38,13 +38,16 @@ class Fingerprint:
     weights: str
     tokenizer: str | None
     chat_template: str | None
+    quantized_from: str | None = None
+    """The digest of the weights that these were made of, where they are quantised and that is known."""
 
     def __str__(self) -> str:
         return f"sha256 {short(self.weights)}"
 
     def as_dict(self) -> dict[str, str | None]:
-        """The digests by name."""
-        return dataclasses.asdict(self)
+        """The digests by name; `quantized_from` only where it is known."""
+        digests = dataclasses.asdict(self)
+        return digests if self.quantized_from else {k: v for k, v in digests.items() if k != "quantized_from"}
 
 
 def short(digest: str | None) -> str:
@@ -58,6 +61,7 @@ def fingerprint(checkpoint: Checkpoint) -> Fingerprint:
         weights=_weights(checkpoint),
         tokenizer=_tokenizer(checkpoint.directory),
         chat_template=_chat_template(checkpoint.directory),
+        quantized_from=bitsandbytes.source(checkpoint.directory).get("weights"),
     )
 
 
@@ -68,7 +72,7 @@ def cache_directory() -> Path:
 
 
 def _weights(checkpoint: Checkpoint) -> str:
-    identity = hashlib.sha256(json.dumps([_identity(file) for file in checkpoint.files]).encode()).hexdigest()
+    identity = hashlib.sha256(json.dumps(identities(checkpoint)).encode()).hexdigest()
     cached = cache_directory() / "fingerprints" / identity
     with contextlib.suppress(OSError, UnicodeDecodeError):
         kept = cached.read_text("ascii")
@@ -117,6 +121,11 @@ class _Buffers(threading.local):
 
 
 _buffers = _Buffers()
+
+
+def identities(checkpoint: Checkpoint) -> list[list[Any]]:
+    """What the system says of the weight files: path, size, time of change, inode; another answer means another content."""
+    return [_identity(file) for file in checkpoint.files]
 
 
 def _identity(file: Path) -> list[Any]:

@@ -27,7 +27,7 @@ def check_free(path: Path) -> None:
 
     - `OutputError`: there is a file, or a directory with something in it, or no place to make one.
     """
-    with _refusals(path):
+    with refusals(path):
         empty = path.is_dir() and not path.is_symlink() and not path.is_mount() and not any(path.iterdir())
         taken = (path.exists() or path.is_symlink()) and not empty
     if taken:
@@ -64,7 +64,7 @@ def new_directory(path: Path) -> Iterator[Path]:
     - `OutputError`: `path` exists, or the disk is full.
     """
     check_free(path)
-    with _refusals(path):
+    with refusals(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{path.name[:100]}.partial-", dir=path.parent))
         try:
@@ -98,13 +98,14 @@ def write_file(path: Path, content: bytes) -> None:
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
+        Path(name).chmod(0o666 & ~_umask())  # mkstemp's 0600 would hide a shared result
         Path(name).replace(path)
     finally:
         Path(name).unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
-def _refusals(path: Path) -> Iterator[None]:
+def refusals(path: Path) -> Iterator[None]:
     """What the system refuses while `path` is written, as an `OutputError`."""
     try:
         yield
@@ -114,6 +115,33 @@ def _refusals(path: Path) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
             raise _full(path, str(error)) from None
         raise _no_place(path, error.strerror or str(error)) from None
+
+
+@contextlib.contextmanager
+def locked(directory: Path, shared: bool = False) -> Iterator[None]:
+    """Within the block no other process works in `directory`; `shared`: others may, that share it too.
+
+    **Raises:**
+
+    - `OutputError`: one does.
+    """
+    try:
+        import fcntl
+    except ImportError:  # a system without such locks
+        yield
+        return
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise OutputError(
+            explain("another process is writing this", found=str(directory), do="wait for it, or another --output")
+        ) from None
+    try:
+        yield
+    finally:
+        os.close(handle)
 
 
 def _no_place(path: Path, found: str) -> OutputError:

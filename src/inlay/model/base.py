@@ -4,40 +4,29 @@ The weights are mapped from safetensors and shared between processes, in the dty
 where that is faster or asked for (`inlay.model.frozen`). They never change: an adapter is beside them, not in them.
 """
 
-import contextlib
-import logging
 import warnings
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from inlay.core.product import native_bfloat16
 from inlay.errors import CompatibilityError, ConfigError, FormatError, explain
 from inlay.io import peft
-from inlay.io._safe import TORCH_DTYPES
-from inlay.io.checkpoint import Checkpoint, open_checkpoint
+from inlay.io.checkpoint import Checkpoint
 from inlay.io.fingerprint import Fingerprint, fingerprint, short
 from inlay.methods._contract import LinearMethod
 from inlay.model import targets
 from inlay.model.adapter import Adapter
 from inlay.model.attach import Attached, Rows
-from inlay.model.checks import check_device, check_not_quantized, check_sampling, check_special_tokens
-from inlay.model.frozen import freeze_
+from inlay.model.checks import check_sampling
+from inlay.model.frozen import QuantizedLinear
 from inlay.text.template import prompt_ids
-
-DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
-"""The dtypes that a base can compute in, by name."""
 
 DEFAULT_NEW_TOKENS = 256
 """Longest answer, in tokens, where nothing is said."""
-
-MIN_BFLOAT16_WIDTH = 256
-"""Below this hidden size bfloat16 is slower than float32 even where it is native: measured with benchmarks/dtype_width.py."""
 
 
 class Base(Attached):
@@ -50,15 +39,25 @@ class Base(Attached):
     - `checkpoint`: the files it is mapped from.
     - `dtype`: what it computes in.
     - `is_mapped`: the weights are the file's own pages, not a copy.
+    - `scheme`: how its linear maps are quantised, by name; None where they are not.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, checkpoint: Checkpoint, dtype: torch.dtype, is_mapped: bool):
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        checkpoint: Checkpoint,
+        dtype: torch.dtype,
+        is_mapped: bool,
+        scheme: str | None = None,
+    ):
         super().__init__(model)
         self.model = model
         self.tokenizer = tokenizer
         self.checkpoint = checkpoint
         self.dtype = dtype
         self.is_mapped = is_mapped
+        self.scheme = scheme
 
     def __repr__(self) -> str:
         adapters = ", ".join(self.adapters) or "none"
@@ -67,16 +66,20 @@ class Base(Attached):
     def describe(self) -> str:
         """The base in one line: name, weights, dtype, size on disk."""
         size = sum(file.stat().st_size for file in self.checkpoint.files)
-        dtype, stored = (str(d).removeprefix("torch.") for d in (self.dtype, stored_dtype(self.checkpoint)))
-        how = "converted" if not self.is_mapped else "mapped" if stored == dtype else f"over mapped {stored}"
+        dtype, stored = (str(d).removeprefix("torch.") for d in (self.dtype, self.checkpoint.dtype))
+        stored = self.scheme or stored
+        how = f"over mapped {stored}" if stored != dtype else "mapped"
+        how = how if self.is_mapped else "converted" if self.scheme is None else f"over {stored}"
         millions = self.num_weights / 1e6
         weights = f"{millions:,.1f}M weights" if millions >= 1 else f"{1000 * millions:,.0f}k weights"
         return f"{self.checkpoint.name} · {weights} · {dtype} {how} ({size / 1e6:,.1f} MB on disk)"
 
     @property
     def num_weights(self) -> int:
-        """How many weights the base has, tied ones once."""
-        return sum(parameter.numel() for parameter in self.model.parameters())
+        """How many weights the base has, tied ones once, quantised ones as they were before."""
+        layers = (module for module in self.model.modules() if isinstance(module, QuantizedLinear))
+        quantized = sum(layer.in_features * layer.out_features for layer in layers)
+        return quantized + sum(parameter.numel() for parameter in self.model.parameters())
 
     @cached_property
     def fingerprint(self) -> Fingerprint:
@@ -232,9 +235,10 @@ class Base(Attached):
 
     def _check_fingerprint(self, name: str, record: dict[str, Any], force: bool) -> None:
         trained_on = record.get("base", {})
+        akin = self._is_akin(trained_on)
         for part in ("weights", "tokenizer"):
             theirs, ours = trained_on.get(part), getattr(self.fingerprint, part)
-            if theirs is not None and theirs != ours and not force:
+            if theirs is not None and theirs != ours and not force and not (part == "weights" and akin):
                 raise CompatibilityError(
                     explain(
                         f"{name} was trained on another base",
@@ -244,6 +248,12 @@ class Base(Attached):
                         "look right",
                     )
                 )
+        if akin:
+            warnings.warn(
+                f"{name} was trained on the same weights in another precision "
+                f"({trained_on.get('name')}, sha256 {short(trained_on.get('weights'))}): answers will differ a little",
+                stacklevel=4,
+            )
         if "chat_template" in trained_on and trained_on["chat_template"] != self.fingerprint.chat_template:
             warnings.warn(
                 f"{name} was trained with another chat template "
@@ -252,35 +262,12 @@ class Base(Attached):
                 stacklevel=4,
             )
 
-
-def load(source: str | Path, *, dtype: str | None = None, device: str = "cpu") -> Base:
-    """The base at a directory or of a name on the hub: mapped, frozen, in evaluation mode.
-
-    **Arguments:**
-
-    - `dtype`: bfloat16, float16 or float32; 'stored' for the one that the files have, so that nothing is converted; see
-      `default_dtype` unless given.
-    - `device`: where to compute, such as cpu or cuda.
-
-    **Raises:**
-
-    - `UnknownNameError`: there is no such model.
-    - `FormatError`: it is not a model, broken, or only pickled.
-    - `CompatibilityError`: `transformers` has no causal language model of this architecture, or its weights are quantised.
-    - `ConfigError`: there is no such dtype, or no such device here.
-    """
-    check_device(device)
-    checkpoint = open_checkpoint(source)
-    check_not_quantized(checkpoint)
-    chosen = {None: default_dtype(checkpoint, device), "stored": stored_dtype(checkpoint), **DTYPES}.get(dtype)
-    if chosen is None:
-        raise ConfigError(explain("no such dtype", found=f"{dtype!r}", do=f"one of {', '.join(DTYPES)}, stored"))
-    with _quiet_transformers():
-        model, is_mapped = _mapped(checkpoint, chosen, device)
-        tokenizer = _tokenizer(checkpoint)
-    check_special_tokens(model, checkpoint)
-    freeze_(model, chosen)
-    return Base(model.to(device).eval(), tokenizer, checkpoint, chosen, is_mapped)
+    def _is_akin(self, trained_on: dict[str, Any]) -> bool:
+        """An adapter's base is not this one, but both are the same weights, one of them or both quantised."""
+        if trained_on.get("weights") in (None, self.fingerprint.weights):
+            return False
+        theirs = trained_on.get("quantized_from") or trained_on.get("weights")
+        return theirs == (self.fingerprint.quantized_from or self.fingerprint.weights)
 
 
 def _finite(input_ids: Tensor, scores: Tensor) -> Tensor:
@@ -294,105 +281,3 @@ def _finite(input_ids: Tensor, scores: Tensor) -> Tensor:
             )
         )
     return scores
-
-
-def default_dtype(checkpoint: Checkpoint, device: str = "cpu") -> torch.dtype:
-    """bfloat16 where the processor has instructions that multiply it and the model is wide enough to gain, else float32."""
-    width = checkpoint.config.get("hidden_size") or checkpoint.config.get("n_embd") or MIN_BFLOAT16_WIDTH
-    wide = device != "cpu" or (native_bfloat16() and isinstance(width, int) and width >= MIN_BFLOAT16_WIDTH)
-    return torch.bfloat16 if wide else torch.float32
-
-
-def stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
-    """The dtype of most bytes of the checkpoint; float32 where that is none to compute in."""
-    bytes_of = Counter[str]()
-    for entry in checkpoint.tensors.values():
-        bytes_of[entry.dtype] += entry.stop - entry.start
-    most = bytes_of.most_common(1)[0][0] if bytes_of else "F32"
-    stored = TORCH_DTYPES.get(most)
-    return stored if stored is not None and stored in DTYPES.values() else torch.float32
-
-
-def _mapped(checkpoint: Checkpoint, dtype: torch.dtype, device: str) -> tuple[nn.Module, bool]:
-    """The model over the pages of its files where that loses nothing, and whether it is; else with converted weights.
-
-    It can be where all weights are of one dtype, which is `dtype` or narrower, and the model has made no number of its own
-    in the narrower one, as those do that scale their embeddings.
-    """
-    stored = {TORCH_DTYPES.get(entry.dtype) for entry in checkpoint.tensors.values()}
-    if device == "cpu" and len(stored) == 1 and (dtype in stored or dtype == torch.float32):
-        model = _model(checkpoint, stored_dtype(checkpoint))
-        if all(buffer.dtype == dtype for buffer in model.buffers() if buffer.dtype in stored):
-            return model, True
-    return _model(checkpoint, dtype), False
-
-
-def _model(checkpoint: Checkpoint, dtype: torch.dtype) -> nn.Module:
-    from transformers import AutoModelForCausalLM
-
-    try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            checkpoint.directory,
-            dtype=dtype,
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=False,  # unset, transformers asks on the terminal, and takes our input for the answer
-            ignore_mismatched_sizes=True,  # they are reported below, all of them
-            output_loading_info=True,
-        )
-    except (
-        Exception
-    ) as error:  # whatever the code of a thousand architectures raises on numbers that it was not made for
-        raise CompatibilityError(
-            explain(
-                "transformers makes no causal language model of this directory",
-                found=f"{checkpoint.directory}: model_type {checkpoint.config.get('model_type')!r}, "
-                f"{type(error).__name__}: {' '.join(str(error).split())[:200]}",
-                do="a causal language model that transformers knows; pip install --upgrade transformers for a new one",
-            )
-        ) from None
-    model, report = loaded
-    problems = [f"{key}: missing" for key in sorted(report["missing_keys"])]
-    problems += [
-        f"{key[0]}: shape {tuple(key[1])}, expected {tuple(key[2])}" for key in sorted(report["mismatched_keys"])
-    ]
-    if problems:
-        raise FormatError(
-            explain(
-                "this checkpoint does not hold all weights of its model: the rest would be random",
-                found=[f"{checkpoint.directory}: {problem}" for problem in problems[:10]],
-                do="fetch it again",
-            )
-        )
-    return model
-
-
-def _tokenizer(checkpoint: Checkpoint) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(checkpoint.directory, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # likewise
-        raise FormatError(
-            explain(
-                "this model has no tokenizer that transformers can read",
-                found=f"{checkpoint.directory}: {str(error).splitlines()[0] if str(error) else type(error).__name__}",
-                do="put its tokenizer.json and tokenizer_config.json beside config.json",
-            )
-        ) from None
-
-
-@contextlib.contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """Without the loading bars and reports of transformers, whose problems are raised here instead."""
-    from transformers.utils import logging as transformers_logging
-
-    level, bar = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity(logging.ERROR)
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(level)
-        if bar:
-            transformers_logging.enable_progress_bar()

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from inlay.errors import CompatibilityError, ConfigError, FormatError, explain
+from inlay.errors import ConfigError, FormatError, explain
 from inlay.fields import MISFIT, fit, shown
 from inlay.io.checkpoint import Checkpoint
 
@@ -22,20 +22,6 @@ def check_device(name: str) -> None:
     if name not in here:
         raise ConfigError(
             explain("there is no such device here", found=f"{name!r}; here are {', '.join(here)}", do="--device cpu")
-        )
-
-
-def check_not_quantized(checkpoint: Checkpoint) -> None:
-    """Refuse a base whose weights are quantised, by the name of how."""
-    config = checkpoint.config.get("quantization_config")
-    if config:
-        scheme = config.get("quant_method") if isinstance(config, dict) else None
-        raise CompatibilityError(
-            explain(
-                "quantised bases are not supported yet",
-                found=f"{checkpoint.directory / 'config.json'}: quantization_config with quant_method {scheme!r}",
-                do="the same model in bfloat16 or float32",
-            )
         )
 
 

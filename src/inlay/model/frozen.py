@@ -1,6 +1,7 @@
 """Frozen modules over mapped weights: a weight stays as the file has it, whatever dtype the model computes in.
 
     FrozenLinear       y = W x + b, products in the dtype that the processor is fast in (`inlay.core.product`)
+    QuantizedLinear    the same over a quantised weight, of which a tile of rows at a time is made
     FrozenEmbedding    rows of the table, widened as they are read
 
 `freeze_` puts them in the place of a model's own linear maps and embeddings, so that a bfloat16 checkpoint that is computed
@@ -13,8 +14,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from inlay.core.product import product_dtype
+from inlay.core.product import Rows, product_dtype
 from inlay.core.routed import routed
+from inlay.quant._contract import Matrix
 
 
 class FrozenLinear(nn.Module):
@@ -31,10 +33,36 @@ class FrozenLinear(nn.Module):
     def extra_repr(self) -> str:
         return f"{self.in_features} to {self.out_features}, {str(self.weight.dtype).removeprefix('torch.')}"
 
+    @property
+    def matrix(self) -> Float[Tensor, "out in"]:
+        """W; a view."""
+        return self.weight.T if self.transposed else self.weight
+
     def forward(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
-        weight = self.weight.T if self.transposed else self.weight  # (out, in)
-        flat = x.reshape(-1, self.in_features)
-        return routed(flat, weight, self.bias, (), (), dtype=product_dtype(x)).view(*x.shape[:-1], self.out_features)
+        return _linear(x, self.matrix, self.bias)
+
+
+class QuantizedLinear(nn.Module):
+    """A linear map that is never trained, over a quantised weight; `transposed`: in the place of a `Conv1D`."""
+
+    def __init__(self, matrix: Matrix, bias: Tensor | None, transposed: bool):
+        super().__init__()
+        self.matrix = matrix
+        self.bias = bias
+        self.transposed = transposed
+        self.out_features, self.in_features = matrix.shape
+
+    @property
+    def weight(self) -> Float[Tensor, "rows columns"]:
+        """The weight as it was stored before, made anew each time it is read: for models that ask their linear maps for it."""
+        weight = self.matrix.dequantize(self.matrix.dtype)
+        return weight.T if self.transposed else weight
+
+    def extra_repr(self) -> str:
+        return f"{self.in_features} to {self.out_features}, quantised"
+
+    def forward(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
+        return _linear(x, self.matrix, self.bias)
 
 
 class FrozenEmbedding(nn.Module):
@@ -47,6 +75,14 @@ class FrozenEmbedding(nn.Module):
 
     def forward(self, ids: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch width"]:
         return nn.functional.embedding(ids, self.weight).to(self.dtype)
+
+
+def _linear(
+    x: Float[Tensor, "*batch in"], matrix: Float[Tensor, "out in"] | Rows, bias: Float[Tensor, " out"] | None
+) -> Float[Tensor, "*batch out"]:
+    """W x + b, with a gradient for x alone."""
+    y = routed(x.reshape(-1, x.shape[-1]), matrix, bias, (), (), dtype=product_dtype(x))
+    return y.view(*x.shape[:-1], y.shape[-1])
 
 
 def is_transposed(module: nn.Module) -> bool:

@@ -11,7 +11,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from inlay.core.product import product_dtype
-from inlay.model.frozen import FrozenLinear, is_transposed
+from inlay.model.frozen import FrozenLinear, QuantizedLinear, is_transposed
+from inlay.quant._contract import Matrix
 
 
 class Linear:
@@ -21,19 +22,25 @@ class Linear:
         self.module = module
         self.transposed = transposed
         """The module stores its weight as (in, out)."""
-        self.is_plain = type(module) in (nn.Linear, FrozenLinear) or is_transposed(module)
+        self.is_plain = type(module) in (nn.Linear, FrozenLinear, QuantizedLinear) or is_transposed(module)
         """Being called, the module computes W x + b and nothing else."""
-        shape = tuple(self.stored.shape)
-        self.in_features, self.out_features = shape if transposed else (shape[1], shape[0])
+        if isinstance(module, QuantizedLinear):
+            self.in_features, self.out_features = module.in_features, module.out_features
+        else:
+            shape = tuple(self.stored.shape)
+            self.in_features, self.out_features = shape if transposed else (shape[1], shape[0])
 
     @property
     def stored(self) -> Tensor:
-        """The weight as the module holds it."""
-        return self.module.get_parameter("weight")
+        """The weight as the module answers for it; that of a quantised one is made anew."""
+        weight: Tensor = self.module.weight  # type: ignore[assignment]  # a module's attributes have no types
+        return weight
 
     @property
-    def matrix(self) -> Float[Tensor, "out in"]:
-        """The weight as the equation has it, in the dtype that it is stored in; a view."""
+    def matrix(self) -> Float[Tensor, "out in"] | Matrix:
+        """The weight as the equation has it, as it is stored: a view, or a quantised matrix."""
+        if isinstance(self.module, QuantizedLinear):
+            return self.module.matrix
         return self.stored.T if self.transposed else self.stored
 
     @property
@@ -42,10 +49,11 @@ class Linear:
 
     def product_dtype(self, x: Tensor) -> torch.dtype:
         """What the module multiplies an input like `x` in."""
-        return product_dtype(x) if isinstance(self.module, FrozenLinear) else x.dtype
+        return product_dtype(x) if isinstance(self.module, FrozenLinear | QuantizedLinear) else x.dtype
 
     def weight(self, dtype: torch.dtype) -> Float[Tensor, "out in"]:
-        return self.matrix.to(dtype)
+        matrix = self.matrix
+        return matrix.dequantize(dtype) if isinstance(matrix, Matrix) else matrix.to(dtype)
 
     def __call__(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
         call: Callable[[Tensor], Tensor] = self.module
@@ -58,6 +66,6 @@ def as_linear(module: nn.Module) -> Linear | None:
         return None  # torch's MultiheadAttention reads its weight and never calls it: a change would be passed by
     if isinstance(module, nn.Linear):
         return Linear(module, transposed=False)
-    if isinstance(module, FrozenLinear):
+    if isinstance(module, FrozenLinear | QuantizedLinear):
         return Linear(module, transposed=module.transposed)
     return Linear(module, transposed=True) if is_transposed(module) else None

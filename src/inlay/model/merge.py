@@ -1,25 +1,30 @@
 """Writing W + (what the adapter does) as a full checkpoint, tensor by tensor.
 
-The merged checkpoint has the base's files with the base's headers; only the bytes of the adapted weights differ. A weight is
-read, merged in float32 and rounded once in tiles of its rows, so that the memory needed is a tile, whatever the model's
-size. The base's files are not touched. Nothing appears under the output's name before the merged model has been loaded and
-its logits compared with the unmerged ones.
+The merged checkpoint has the base's files and tensors; only the bytes of the adapted weights differ. A weight is read, merged
+in float32 and rounded once in tiles of its rows, so that the memory needed is a tile, whatever the model's size. Quantised
+weights become the numbers that they stand for, in the dtype that they had before. The base's files are not touched. Nothing
+appears under the output's name before the merged model has been loaded and its logits compared with the unmerged ones.
 """
 
-import shutil
-from collections.abc import Callable, Sequence
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from inlay.errors import CompatibilityError, FormatError, explain
+from inlay.errors import CompatibilityError, explain
+from inlay.io import bitsandbytes, checkpoint, peft
 from inlay.io import output as output_directory
-from inlay.io import peft
-from inlay.io._safe import TORCH_DTYPES, TensorEntry
+from inlay.io._safe import TORCH_DTYPES, TensorEntry, Writer, chunks, read_json, read_tensor
+from inlay.io.checkpoint import DTYPES
+from inlay.model import skeleton
 from inlay.model.adapter import Adapter
-from inlay.model.base import DTYPES, Base, load
+from inlay.model.base import Base
+from inlay.model.load import load
+from inlay.quant._contract import Matrix
 
 SAMPLE = (
     "The ferry leaves at nine, and whoever misses it waits for the next one on the quay until noon.",
@@ -33,8 +38,6 @@ _TILE_BYTES = 16 << 20
 _MERGEABLE = ("F32", "BF16", "F16", "F64")
 """The dtypes of files that a change can be rounded to."""
 
-_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".h5", ".msgpack")
-
 
 class Comparison(NamedTuple):
     """The logits of the merged model against those of base and adapter, over the same tokens."""
@@ -46,6 +49,18 @@ class Comparison(NamedTuple):
     """Largest absolute difference of a logit, adapter against plain base: what there is to lose."""
     same_next_token: float
     """Part of the positions, 0 to 1, at which both find the same token likeliest."""
+
+
+class _Tensor(NamedTuple):
+    """A tensor of the merged checkpoint."""
+
+    file: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    path: str | None
+    """The module whose merged weight or bias it is; None: what the base has."""
+    entry: TensorEntry | None
+    """Where the base has it; None: quantised."""
 
 
 def merge(
@@ -72,19 +87,49 @@ def merge(
     """
     merged = base.get(adapter)
     target = Path(output)
-    names = _checkpoint_names(base, merged)
-    total = sum(file.stat().st_size for file in base.checkpoint.files)
     output_directory.check_free(target)
-    output_directory.check_space(target, total)
+    output_directory.check_space(target, num_bytes(base, adapter))
     with output_directory.new_directory(target) as partial:
-        done = 0
-        for file in base.checkpoint.files:
-            for count in _merge_file(base, merged, names, file, partial / file.name):
-                done += count
-                progress(done, total)
-        _copy_rest(base.checkpoint.directory, partial)
-        _write_record(base, merged, partial)
+        write(base, merged, partial, progress)
         return _checked(base, adapter, partial, texts)
+
+
+def num_bytes(base: Base, adapter: str) -> int:
+    """What the merged checkpoint's tensors take."""
+    tensors = _tensors(base, base.get(adapter)).values()
+    return sum(math.prod(tensor.shape) * tensor.dtype.itemsize for tensor in tensors)
+
+
+def write(base: Base, adapter: Adapter, directory: Path, progress: Callable[[int, int], None]) -> None:
+    """Write the merged checkpoint into `directory`, which exists, without comparing it; see `merge`."""
+    tensors, done = _tensors(base, adapter), 0
+    total = sum(math.prod(tensor.shape) * tensor.dtype.itemsize for tensor in tensors.values())
+
+    def wrote(more: int) -> None:
+        nonlocal done
+        done += more
+        progress(done, total)
+
+    for file in base.checkpoint.files:
+        own = {name: tensor for name, tensor in tensors.items() if tensor.file == file.name}
+        _write_file(base, adapter, own, directory / file.name, wrote)
+    checkpoint.copy_rest(base.checkpoint.directory, directory)
+    if base.scheme is not None:
+        _make_plain(directory, tensors)
+    _write_record(base, adapter, directory)
+
+
+def _make_plain(directory: Path, tensors: dict[str, _Tensor]) -> None:
+    """Let configuration and index say what is there after quantised weights have become numbers."""
+    config = {key: value for key, value in read_json(directory / "config.json").items() if key != "quantization_config"}
+    (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+    if (directory / checkpoint.INDEX).exists():
+        size = sum(math.prod(tensor.shape) * tensor.dtype.itemsize for tensor in tensors.values())
+        index = {
+            "metadata": {"total_size": size},
+            "weight_map": {name: tensor.file for name, tensor in tensors.items()},
+        }
+        (directory / checkpoint.INDEX).write_text(json.dumps(index, indent=2) + "\n", "utf-8")
 
 
 def compare(base: Base, adapter: str, directory: Path, texts: Sequence[str]) -> Comparison:
@@ -117,28 +162,35 @@ def _checked(base: Base, adapter: str, directory: Path, texts: Sequence[str]) ->
     return comparison
 
 
-def _checkpoint_names(base: Base, adapter: Adapter) -> dict[str, str]:
-    """Tensor name in the checkpoint -> path of the adapted module whose weight or bias it is."""
-    tensors = base.checkpoint.tensors
-    prefix = getattr(base.model, "base_model_prefix", "") + "."
-    names: dict[str, str] = {}
-    problems: list[str] = []
-    for path in adapter.params:
-        name, bias = (
-            next((n for n in (f"{path}.{kind}", f"{path}.{kind}".removeprefix(prefix)) if n in tensors), None)
-            for kind in ("weight", "bias")
-        )
-        stored = tuple(base.linears[path].stored.shape)
-        if path == base.head and name is None:
-            problems.append(f"{path} shares its weight with the input embedding, which the adapter does not change")
-        elif name is None:
-            problems.append(f"{path}: the checkpoint has no tensor of that name")
-        elif tensors[name].shape != stored or tensors[name].dtype not in _MERGEABLE:
-            problems.append(
-                f"{path}: {tensors[name].dtype} of shape {tensors[name].shape} in the checkpoint, here {stored}"
-            )
-        else:
-            names |= {name: path} | ({bias: path} if bias else {})
+def _tensors(base: Base, adapter: Adapter) -> dict[str, _Tensor]:
+    """The tensors of the merged checkpoint, by name: the base's own, quantised weights as the numbers that they stand for.
+
+    **Raises:**
+
+    - `CompatibilityError`: the checkpoint has an adapted weight under another name, or in another form.
+    """
+    packed = bitsandbytes.quantized_weights(base.checkpoint)
+    quantized = {id(entry) for _, entries in packed.values() for entry in entries.values()}
+    plain = {name: entry for name, entry in base.checkpoint.tensors.items() if id(entry) not in quantized}
+    prefix, names, problems = getattr(base.model, "base_model_prefix", ""), {}, []
+    made: dict[str, _Tensor] = {}
+    for path, linear in base.linears.items():
+        name = skeleton.checkpoint_path(path, prefix, packed)
+        if name is not None:
+            shape = (linear.out_features, linear.in_features)
+            own = path if path in adapter.params else None
+            shape = shape[::-1] if linear.transposed else shape
+            file = packed[name][1][""].file.name
+            dtype = base.checkpoint.dtype if not isinstance(linear.matrix, Matrix) else linear.matrix.dtype
+            made[f"{name}.weight"] = _Tensor(file, dtype, shape, path, None)
+            names |= {} if own is None else {f"{name}.bias": path}
+        elif path in adapter.params:
+            name = skeleton.checkpoint_path(f"{path}.weight", prefix, plain)
+            problem = _problem(base, path, None if name is None else plain[name])
+            if name is None or problem:
+                problems.append(f"{path}{problem}")
+            else:
+                names |= {name: path, f"{name.removesuffix('weight')}bias": path}
     if problems:
         raise CompatibilityError(
             explain(
@@ -147,79 +199,93 @@ def _checkpoint_names(base: Base, adapter: Adapter) -> dict[str, str]:
                 do="keep the adapter apart: --adapter works with every command",
             )
         )
-    return names
+    for name, entry in plain.items():
+        made[name] = _Tensor(entry.file.name, TORCH_DTYPES[entry.dtype], entry.shape, names.get(name), entry)
+    return made
 
 
-def _merge_file(base: Base, adapter: Adapter, names: dict[str, str], source: Path, target: Path) -> Any:
-    """Write one weight file; yields the number of bytes after each tensor."""
-    entries = {name: entry for name, entry in base.checkpoint.tensors.items() if entry.file == source}
-    data_start = min((entry.start for entry in entries.values()), default=source.stat().st_size)
-    with source.open("rb") as read, target.open("wb") as write:
-        _copy(read, write, 0, data_start)
-        yield data_start
-        for name, entry in sorted(entries.items(), key=lambda item: item[1].start):
-            if name in names and name.endswith(".bias"):
-                _merge_bias(base, adapter, names[name], entry, write)
-            elif name in names:
-                _merge_weight(base, adapter, names[name], entry, read, write)
-            else:
-                _copy(read, write, entry.start, entry.stop)
-            yield entry.stop - entry.start
+def _problem(base: Base, path: str, entry: TensorEntry | None) -> str:
+    """Why the weight of an adapted module can't be merged where the checkpoint has it; empty where it can."""
+    stored = tuple(base.linears[path].stored.shape)
+    if entry is None and path == base.head:
+        return " shares its weight with the input embedding, which the adapter does not change"
+    if entry is None:
+        return ": the checkpoint has no tensor of that name"
+    if entry.shape != stored or entry.dtype not in _MERGEABLE:
+        return f": {entry.dtype} of shape {entry.shape} in the checkpoint, here {stored}"
+    return ""
 
 
-def _merge_bias(base: Base, adapter: Adapter, path: str, entry: TensorEntry, write: BinaryIO) -> None:
-    """Write the merged bias of one module; it may depend on the weight, which is merged again for it."""
+def _write_file(
+    base: Base, adapter: Adapter, tensors: dict[str, _Tensor], target: Path, wrote: Callable[[int], None]
+) -> None:
+    """Write one weight file; `wrote` is told the number of bytes after each tensor."""
+    writer = Writer(target, {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()})
+    try:
+        for name, tensor in tensors.items():
+            if tensor.path is not None and name.endswith(".bias"):
+                writer.put(name, _merged_bias(base, adapter, tensor.path).to(tensor.dtype))
+            elif tensor.path is not None:
+                for start, tile in _merged_tiles(base, adapter, tensor, tensor.path):
+                    writer.put_bytes(name, start, tile.contiguous().view(torch.uint8).numpy().data)
+            elif tensor.entry is not None:
+                for start, data in chunks(tensor.entry, _TILE_BYTES):
+                    writer.put_bytes(name, start, data)
+            wrote(math.prod(tensor.shape) * tensor.dtype.itemsize)
+    finally:
+        writer.close()
+
+
+def _merged_bias(base: Base, adapter: Adapter, path: str) -> Tensor:
+    """The merged bias of one module, on the CPU; it may depend on the weight, which is merged again for it."""
     linear = base.linears[path]
     assert linear.bias is not None, "the checkpoint has a bias that the module does not"
     _, new = adapter.methods[path].merge(adapter.params[path], linear.weight(torch.float32), linear.bias.float())
     assert new is not None, "a method takes no bias away"
-    _write_tensor(write, new.to(TORCH_DTYPES[entry.dtype]).cpu())
+    return new.cpu()
 
 
-def _merge_weight(base: Base, adapter: Adapter, path: str, entry: TensorEntry, read: BinaryIO, write: BinaryIO) -> None:
-    """Write the merged weight of one module, a tile of rows at a time."""
-    method, params = adapter.methods[path], {key: t.cpu() for key, t in adapter.params[path].items()}
-    linear, dtype = base.linears[path], TORCH_DTYPES[entry.dtype]
-    rows, columns = entry.shape
-    row_bytes = columns * dtype.itemsize
-    step = rows if linear.transposed else max(1, _TILE_BYTES // row_bytes)
-    read.seek(entry.start)
+def _merged_tiles(base: Base, adapter: Adapter, tensor: _Tensor, path: str) -> Iterator[tuple[int, Tensor]]:
+    """The merged weight of one module, a tile of rows at a time, each with the number of bytes before it."""
+    transposed = base.linears[path].transposed
+    method, params = adapter.methods.get(path), {key: t.cpu() for key, t in adapter.params.get(path, {}).items()}
+    rows, columns = tensor.shape
+    step = rows if transposed else max(1, _TILE_BYTES // (columns * tensor.dtype.itemsize))
     for start in range(0, rows, step):
         stop = min(start + step, rows)
-        tile = torch.frombuffer(bytearray(read.read((stop - start) * row_bytes)), dtype=dtype).view(-1, columns)
-        weight = tile.T if linear.transposed else tile  # (out of the tile, in)
-        part = params if linear.transposed else method.rows(params, start, stop)
-        new, _ = method.merge(part, weight, None)
+        tile = _tile(base, tensor, path, start, stop)
+        new = tile.T if transposed else tile  # (out of the tile, in)
+        if method is not None:
+            new, _ = method.merge(params if transposed else method.rows(params, start, stop), new, None)
+        new = new.to(tensor.dtype)
         if not torch.isfinite(new).all():
             raise CompatibilityError(
                 explain(
                     "a merged weight is not finite",
-                    found=f"{path}: the base's weight is not, or the change is too large for {entry.dtype}",
+                    found=f"{path}: the base's weight is not, or the change is too large for {tensor.dtype}",
                     do="keep the adapter apart, or merge into a checkpoint of a wider dtype",
                 )
             )
-        _write_tensor(write, new.T if linear.transposed else new)
+        yield start * columns * tensor.dtype.itemsize, new.T if transposed else new
 
 
-def _write_tensor(file: BinaryIO, tensor: Tensor) -> None:
-    file.write(tensor.contiguous().view(torch.uint8).numpy().data)
-
-
-def _copy(read: BinaryIO, write: BinaryIO, start: int, stop: int) -> None:
-    read.seek(start)
-    while start < stop:
-        chunk = read.read(min(_TILE_BYTES, stop - start))
-        if not chunk:
-            raise FormatError(explain("a weight file became shorter while it was read", found=read.name))
-        write.write(chunk)
-        start += len(chunk)
-
-
-def _copy_rest(source: Path, target: Path) -> None:
-    """Everything beside the weights: configuration, tokenizer, templates, licence; the base's card under another name."""
-    for file in source.iterdir():
-        if file.is_file() and file.suffix not in _WEIGHTS and not file.name.startswith("."):
-            shutil.copyfile(file, target / ("README.base.md" if file.name == peft.CARD else file.name))
+def _tile(base: Base, tensor: _Tensor, path: str, start: int, stop: int) -> Tensor:
+    """Rows start <= i < stop of a weight, as it is stored; of a quantised one in float32."""
+    columns = tensor.shape[1]
+    if tensor.entry is None:
+        matrix = base.linears[path].matrix
+        assert isinstance(matrix, Matrix), "what has no place in the checkpoint is quantised"
+        if base.linears[path].transposed:
+            return matrix.dequantize(torch.float32).T
+        tile = torch.empty(stop - start, columns, device=matrix.device)
+        matrix.read(start, tile)
+        return tile.cpu()
+    row_bytes = columns * tensor.dtype.itemsize
+    at = tensor.entry.start
+    part = tensor.entry._replace(
+        shape=(stop - start, columns), start=at + start * row_bytes, stop=at + stop * row_bytes
+    )
+    return read_tensor(part)
 
 
 def _write_record(base: Base, adapter: Adapter, directory: Path) -> None:

@@ -168,7 +168,9 @@ def _problem(base: Base) -> str | None:
     asked: list[Any] = []  # (what the head was given, what it said): torch types a hook's arguments as Any
     hook = head.module.register_forward_hook(lambda module, given, out: asked.append((given[0], out)))
     try:
-        logits = base.model(input_ids=batch.collate(examples).input_ids.to(head.stored.device), use_cache=False).logits
+        logits = base.model(
+            input_ids=batch.collate(examples).input_ids.to(targets.device_of(base.model)), use_cache=False
+        ).logits
         packed = batch.pack(examples)
         actual = _hidden(base, packed)
     except Exception as error:  # any model's code may refuse in any way; the padded batch then says what is wrong

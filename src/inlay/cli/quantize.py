@@ -1,0 +1,77 @@
+"""Write a base with its linear layers quantised."""
+
+import dataclasses
+import time
+from pathlib import Path
+
+from inlay.cli import _screen
+from inlay.cli._command import Common, Model
+from inlay.cli._screen import count, say, size
+from inlay.io.checkpoint import open_checkpoint
+from inlay.io.fingerprint import fingerprint, short
+from inlay.model.quantize import quantize
+from inlay.training.job import peak_rss_bytes
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Quantize(Common):
+    """A checkpoint that Inlay maps, and that transformers loads with bitsandbytes."""
+
+    model: Model
+    """The base: a directory, or a name on the hub."""
+
+    output: Path
+    """The directory for the quantised base; it must not exist."""
+
+    scheme: str = "nf4"
+    """How: nf4, of four bits, or int8."""
+
+    keep: str = ""
+    """Linear layers to leave as they are, names with commas between; the output head always is."""
+
+    def run(self) -> int:
+        """Quantise, say what was found."""
+        start = time.perf_counter()
+        source = open_checkpoint(self.model)
+        keep = [name.strip() for name in self.keep.split(",") if name.strip()]
+        say("base", f"{source.name} · {fingerprint(source)}")
+        try:
+            with _screen.bar("quantizing", size) as update:
+                report = quantize(source, self.output, self.scheme, keep=keep, progress=update)
+        except KeyboardInterrupt:
+            say("stopped", "what is finished is kept: the same command goes on from there")
+            return 130
+        worst = max(report.errors, key=lambda path: report.errors[path])
+        mean = sum(report.errors.values()) / len(report.errors)
+        say(
+            "quantised", f"{len(report.errors)} layers, {count(report.num_quantized)} weights of {report.bits:.3f} bits"
+        )
+        say(
+            "error",
+            f"{100 * mean:.1f} % of a layer's weights on average, {100 * report.errors[worst]:.1f} % in {worst}",
+        )
+        say("size", f"{size(report.source_bytes)} → {size(report.num_bytes)}")
+        digests = fingerprint(open_checkpoint(self.output))
+        say("wrote", f"{self.output}/  (base {short(digests.weights)}, made of {short(digests.quantized_from)})")
+        if self.json:
+            _screen.emit(
+                {
+                    "output": str(self.output),
+                    "scheme": self.scheme,
+                    "layers": len(report.errors),
+                    "quantized_weights": report.num_quantized,
+                    "bits_per_weight": report.bits,
+                    "bytes": report.num_bytes,
+                    "source_bytes": report.source_bytes,
+                    "mean_error": mean,
+                    "worst_error": report.errors[worst],
+                    "base_fingerprint": digests.weights,
+                    "source_fingerprint": digests.quantized_from,
+                    "seconds": time.perf_counter() - start,
+                    "peak_rss_bytes": peak_rss_bytes(),
+                }
+            )
+        return 0
+
+
+Command = Quantize

@@ -1,0 +1,144 @@
+"""Quantised checkpoints, as `transformers` writes them with bitsandbytes: which tensors make up which weight.
+
+config.json                 quantization_config: quant_method bitsandbytes, the scheme, the layers that were left alone
+PATH.weight                 the codes
+PATH.weight.absmax ...      the rest, under the names that a scheme's `Packed` has; those without a dot in front
+PATH.SCB ...                stand beside the weight
+inlay.json                  from `inlay quantize`: the source's fingerprint, and each layer's error
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from inlay import quant
+from inlay.errors import CompatibilityError, FormatError, explain
+from inlay.io import _safe
+from inlay.io.checkpoint import Checkpoint
+from inlay.quant._contract import Scheme
+
+METHOD = "bitsandbytes"
+"""What a configuration calls this way to quantise."""
+
+VERSION = 1
+"""Version of what `inlay quantize` writes; a newer one is refused."""
+
+RECORD = "inlay.json"
+"""The file beside the weights that says how they were made."""
+
+_STATE = ".weight.quant_state.bitsandbytes__"
+
+Quantized = dict[str, tuple[str, dict[str, _safe.TensorEntry]]]
+"""The quantised weights of a checkpoint: module path -> the scheme's name, and where each of its tensors lies."""
+
+
+def tensor_name(path: str, key: str) -> str:
+    """What the tensor `key` of the quantised weight at `path` is called in a checkpoint."""
+    return f"{path}.weight{key}" if key == "" or key.startswith(".") else f"{path}.{key}"
+
+
+def quantized_weights(checkpoint: Checkpoint) -> Quantized:
+    """The quantised weights of a checkpoint; none where it has no such configuration.
+
+    **Raises:**
+
+    - `CompatibilityError`: it is quantised in another way, or by a newer Inlay.
+    - `FormatError`: it says that it is quantised and has no such tensors.
+    """
+    config = checkpoint.config.get("quantization_config")
+    if not config:
+        return {}
+    method = config.get("quant_method") if isinstance(config, dict) else None
+    where = checkpoint.directory / "config.json"
+    if method != METHOD:
+        raise CompatibilityError(
+            explain(
+                "weights quantised in this way can't be read",
+                found=f"{where}: quantization_config with quant_method {method!r}; {METHOD} can be",
+                do="the same model in bfloat16 or float32, and --quantize nf4",
+            )
+        )
+    _check_types(checkpoint)
+    check_version(checkpoint.directory)
+    found = {path: name for name in quant.names() for path in _paths(checkpoint, quant.find(name))}
+    if not found:
+        raise FormatError(
+            explain(
+                "this checkpoint says that it is quantised, and has no quantised weight",
+                found=str(where),
+                do="remove quantization_config from it where the weights are plain, or fetch it again",
+            )
+        )
+    tensors: Quantized = {path: (scheme, {}) for path, scheme in found.items()}
+    for name, entry in checkpoint.tensors.items():
+        path, key = _split(name, found)
+        if path is not None:
+            tensors[path][1][key] = entry
+    return tensors
+
+
+def configuration(scheme: Scheme, kept: Sequence[str]) -> dict[str, Any]:
+    """The quantization_config of a checkpoint whose linear layers are quantised, but for those called `kept`."""
+    return {"quant_method": METHOD, **scheme.config, "llm_int8_skip_modules": list(kept)}
+
+
+def record(directory: Path) -> dict[str, Any]:
+    """What `inlay quantize` wrote down; nothing where it was another tool."""
+    path = directory / RECORD
+    made = _safe.read_json(path).get("quantized") if path.is_file() else None
+    return made if isinstance(made, dict) else {}
+
+
+def check_version(directory: Path) -> None:
+    """Refuse what a newer Inlay has quantised.
+
+    **Raises:**
+
+    - `CompatibilityError`: it is of a version that is not known here.
+    """
+    version = record(directory).get("version", VERSION)
+    if type(version) is not int or version > VERSION:
+        raise CompatibilityError(
+            explain(
+                "this base was quantised by a newer Inlay",
+                found=f"{directory / RECORD}: version {version!r}, known here up to {VERSION}",
+                do="pip install --upgrade inlay",
+            )
+        )
+
+
+def source(directory: Path) -> dict[str, Any]:
+    """The name and the digests of what a base was quantised from, as far as they are known."""
+    made = record(directory).get("source")
+    return made if isinstance(made, dict) else {}
+
+
+def _check_types(checkpoint: Checkpoint) -> None:
+    """Refuse four-bit codes that no scheme reads."""
+    known = {
+        name for name in quant.names() if f"{_STATE}{name}" in [f".weight{mark}" for mark in quant.find(name).marks]
+    }
+    types = {name.partition(_STATE)[2] for name in checkpoint.tensors if _STATE in name}
+    if types - known:
+        raise CompatibilityError(
+            explain(
+                "weights in this code can't be read",
+                found=f"{checkpoint.directory}: {', '.join(sorted(types - known))}; {', '.join(sorted(known))} can be",
+                do="the same model in bfloat16 or float32, and --quantize nf4",
+            )
+        )
+
+
+def _paths(checkpoint: Checkpoint, scheme: Scheme) -> list[str]:
+    """The modules whose weights this scheme has quantised."""
+    names = [name.removesuffix(end) for name in checkpoint.tensors for end in scheme.marks if name.endswith(end)]
+    return [name.removesuffix(".weight") for name in names]
+
+
+def _split(name: str, paths: dict[str, str]) -> tuple[str | None, str]:
+    """The quantised module that a tensor belongs to, and its key there; (None, '') where it belongs to none."""
+    path, found, key = name.rpartition(".weight")
+    if found and path in paths and (key == "" or key.startswith(".")):
+        return path, key
+    path, _, key = name.rpartition(".")
+    return (path, key) if path in paths and key != "bias" else (None, "")

@@ -1,0 +1,209 @@
+"""Loading a base: a directory of `transformers`' kind becomes a frozen model over the mapped pages of its files.
+
+A plain checkpoint is loaded by `transformers`, which maps it. Of a quantised one the library makes everything but the quantised
+layers, for which it has its own ways; here they are `QuantizedLinear` over the mapped tensors, whatever the machine.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from inlay import quant
+from inlay.core.product import native_bfloat16
+from inlay.errors import ConfigError, FormatError, explain
+from inlay.io import bitsandbytes
+from inlay.io._safe import TORCH_DTYPES
+from inlay.io.checkpoint import DTYPES, Checkpoint, open_checkpoint
+from inlay.io.mapped import Mapped
+from inlay.model import skeleton, streamed
+from inlay.model.ahead import ReadAhead
+from inlay.model.base import Base
+from inlay.model.checks import check_device, check_special_tokens
+from inlay.model.frozen import QuantizedLinear, freeze_
+from inlay.model.quantized_cache import cached
+
+MIN_BFLOAT16_WIDTH = 256
+"""Below this hidden size bfloat16 is slower than float32 even where it is native: measured with benchmarks/dtype_width.py."""
+
+
+def load(
+    source: str | Path,
+    *,
+    dtype: str | None = None,
+    device: str = "cpu",
+    quantize: str | None = None,
+    device_memory: int | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Base:
+    """The base at a directory or of a name on the hub: mapped, frozen, in evaluation mode.
+
+    **Arguments:**
+
+    - `dtype`: bfloat16, float16 or float32; 'stored' for the one that the files have, so that nothing is converted; see
+      `default_dtype` unless given.
+    - `device`: where to compute, such as cpu or cuda.
+    - `quantize`: a scheme, such as nf4: compute over the base quantised so, which is made once and kept in the cache
+      directory; see `inlay.model.quantized_cache`.
+    - `device_memory`: bytes of the device that a quantised base may take, with room for adapters and activations; its layers
+      beyond that are sent there as they are used; what is free on the device unless given.
+    - `progress`: called with the bytes quantised so far and in all, where that is done.
+
+    **Raises:**
+
+    - `UnknownNameError`: there is no such model.
+    - `FormatError`: it is not a model, broken, or only pickled.
+    - `CompatibilityError`: `transformers` has no causal language model of this architecture, or its weights are quantised in
+      another way than those of `inlay.quant`.
+    - `ConfigError`: there is no such dtype, or no such device here.
+    """
+    check_device(device)
+    if device_memory is not None and device == "cpu":
+        raise ConfigError(
+            explain("only a device has memory of its own", found="device_memory with device cpu", do="--device cuda")
+        )
+    checkpoint = _quantized(open_checkpoint(source), quantize, progress)
+    packed = bitsandbytes.quantized_weights(checkpoint)
+    chosen = {None: default_dtype(checkpoint, device), "stored": checkpoint.dtype, **DTYPES}.get(dtype)
+    if chosen is None:
+        raise ConfigError(explain("no such dtype", found=f"{dtype!r}", do=f"one of {', '.join(DTYPES)}, stored"))
+    with _quiet_transformers():
+        model, is_mapped = _mapped(checkpoint, packed, chosen, device)
+        tokenizer = _tokenizer(checkpoint)
+    check_special_tokens(model, checkpoint)
+    freeze_(model, chosen)
+    model.to(device)
+    _fill_(model, packed, torch.device(device), device_memory)
+    scheme = ", ".join(sorted({name for name, _ in packed.values()})) or None
+    return Base(model.eval(), tokenizer, checkpoint, chosen, is_mapped, scheme)
+
+
+def _quantized(checkpoint: Checkpoint, scheme: str | None, progress: Callable[[int, int], None]) -> Checkpoint:
+    """The checkpoint itself, or that of the same name in the cache, quantised."""
+    if scheme is None:
+        return checkpoint
+    return dataclasses.replace(open_checkpoint(cached(checkpoint, scheme, progress)), name=checkpoint.name)
+
+
+def default_dtype(checkpoint: Checkpoint, device: str = "cpu") -> torch.dtype:
+    """bfloat16 where the processor has instructions that multiply it and the model is wide enough to gain, else float32."""
+    width = checkpoint.config.get("hidden_size") or checkpoint.config.get("n_embd") or MIN_BFLOAT16_WIDTH
+    wide = device != "cpu" or (native_bfloat16() and isinstance(width, int) and width >= MIN_BFLOAT16_WIDTH)
+    return torch.bfloat16 if wide else torch.float32
+
+
+def _mapped(
+    checkpoint: Checkpoint, packed: bitsandbytes.Quantized, dtype: torch.dtype, device: str
+) -> tuple[nn.Module, bool]:
+    """The model over the pages of its files where that loses nothing, and whether it is; else with converted weights.
+
+    It can be where all weights that are not quantised are of one dtype, which is `dtype` or narrower, and the model has made
+    no number of its own in the narrower one, as those do that scale their embeddings.
+    """
+    quantized = {id(entry) for _, entries in packed.values() for entry in entries.values()}
+    stored = {TORCH_DTYPES.get(entry.dtype) for entry in checkpoint.tensors.values() if id(entry) not in quantized}
+    if device == "cpu" and len(stored) == 1 and (dtype in stored or dtype == torch.float32):
+        model = _model(checkpoint, packed, next(iter(stored)))
+        if all(buffer.dtype == dtype for buffer in model.buffers() if buffer.dtype in stored):
+            return model, True
+    return _model(checkpoint, packed, dtype), False
+
+
+def _model(checkpoint: Checkpoint, packed: bitsandbytes.Quantized, dtype: torch.dtype | None) -> nn.Module:
+    from transformers import AutoModelForCausalLM
+
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            checkpoint.directory,
+            **(skeleton.arguments(checkpoint, packed) if packed else {}),
+            dtype=dtype,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,  # unset, transformers asks on the terminal, and takes our input for the answer
+            ignore_mismatched_sizes=True,  # they are reported below, all of them
+            output_loading_info=True,
+        )
+    except (
+        Exception
+    ) as error:  # whatever the code of a thousand architectures raises on numbers that it was not made for
+        raise skeleton.unknown_architecture(checkpoint, error) from None
+    model, report = loaded
+    problems = [f"{key}: missing" for key in sorted(report["missing_keys"])]
+    problems += [
+        f"{key[0]}: shape {tuple(key[1])}, expected {tuple(key[2])}" for key in sorted(report["mismatched_keys"])
+    ]
+    if problems:
+        raise FormatError(
+            explain(
+                "this checkpoint does not hold all weights of its model: the rest would be random",
+                found=[f"{checkpoint.directory}: {problem}" for problem in problems[:10]],
+                do="fetch it again",
+            )
+        )
+    return model
+
+
+def _fill_(model: nn.Module, packed: bitsandbytes.Quantized, device: torch.device, limit: int | None) -> None:
+    """Put a quantised layer into every gap that was left for one."""
+    prefix, mapped, gaps = getattr(model, "base_model_prefix", ""), Mapped(), skeleton.gaps(model)
+    names = {path: skeleton.checkpoint_path(path, prefix, packed) or "" for path in gaps}
+    entries = [packed[names[path]] for path in gaps]
+    matrices = [quant.find(scheme).open(mapped.tensors(tensors)) for scheme, tensors in entries]
+    problems = [
+        f"{path}: shape {matrix.shape}, the model has {gap.shape}"
+        for (path, gap), matrix in zip(gaps.items(), matrices, strict=True)
+        if matrix.shape != gap.shape
+    ]
+    strangers = set(packed) - set(names.values())
+    problems += [f"{name}: this model has no linear map of that name" for name in sorted(strangers)]
+    if problems:
+        raise FormatError(
+            explain("this checkpoint's quantised weights are not its model's", found=problems[:10], do="quantize again")
+        )
+    if device.type == "cpu":
+        ahead = ReadAhead([[mapped.pages(entry) for entry in tensors.values()] for _, tensors in entries])
+        for number, matrix in enumerate(matrices):
+            matrix.before_use = functools.partial(ahead.use, number)
+    elif matrices:
+        others = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+        free = torch.cuda.mem_get_info(device)[0] + others if device.type == "cuda" else None
+        matrices = streamed.place(matrices, others, limit or free, device)
+    for (path, gap), matrix in zip(gaps.items(), matrices, strict=True):
+        skeleton.set_(model, path, QuantizedLinear(matrix, gap.bias, gap.transposed))
+
+
+def _tokenizer(checkpoint: Checkpoint) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(checkpoint.directory, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # likewise
+        raise FormatError(
+            explain(
+                "this model has no tokenizer that transformers can read",
+                found=f"{checkpoint.directory}: {str(error).splitlines()[0] if str(error) else type(error).__name__}",
+                do="put its tokenizer.json and tokenizer_config.json beside config.json",
+            )
+        ) from None
+
+
+@contextlib.contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Without the loading bars and reports of transformers, whose problems are raised here instead."""
+    from transformers.utils import logging as transformers_logging
+
+    level, bar = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity(logging.ERROR)
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bar:
+            transformers_logging.enable_progress_bar()

@@ -1,0 +1,137 @@
+"""A model of `transformers` without some of its linear maps: they are ours, and get their weights afterwards.
+
+`transformers` builds a model on the meta device, lets a quantiser change its modules, and loads what parameters are left. The
+quantiser here only takes modules away, so that the library never reads a quantised weight, nor needs bitsandbytes for it.
+"""
+
+import functools
+from collections.abc import Collection
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from inlay.errors import CompatibilityError, explain
+from inlay.io.checkpoint import Checkpoint
+from inlay.model.frozen import is_transposed
+
+NAME = "inlay"
+"""What the quantiser is called among those of `transformers`."""
+
+
+def arguments(checkpoint: Checkpoint, paths: Collection[str]) -> dict[str, Any]:
+    """What `from_pretrained` is given for a checkpoint whose modules at `paths` are quantised.
+
+    A path may lack the prefix that the model has for its body, as the names in a checkpoint may.
+    """
+    from transformers import AutoConfig
+
+    config: Any = AutoConfig.from_pretrained(checkpoint.directory, local_files_only=True, trust_remote_code=False)
+    del config.quantization_config
+    return {"config": config, "quantization_config": _quantizer()(paths)}
+
+
+class Gap(nn.Module):
+    """In the place of a linear map whose weight is ours to bring."""
+
+    def __init__(self, shape: tuple[int, int], bias: Tensor | None, transposed: bool):
+        super().__init__()
+        self.shape = shape
+        self.bias = bias
+        self.transposed = transposed
+        self.weight = torch.empty(0, device="meta")  # some models fill it with first values, before what is loaded
+
+
+def meta(checkpoint: Checkpoint) -> nn.Module:
+    """The model of a checkpoint without any weights: its modules and their shapes.
+
+    **Raises:**
+
+    - `CompatibilityError`: `transformers` has no causal language model of this architecture.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config = AutoConfig.from_pretrained(checkpoint.directory, local_files_only=True, trust_remote_code=False)
+        with torch.device("meta"):
+            model: nn.Module = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except Exception as error:  # whatever the code of a thousand architectures raises
+        raise unknown_architecture(checkpoint, error) from None
+    return model
+
+
+def unknown_architecture(checkpoint: Checkpoint, error: Exception) -> CompatibilityError:
+    """The error for a model that `transformers` can't make."""
+    return CompatibilityError(
+        explain(
+            "transformers makes no causal language model of this directory",
+            found=f"{checkpoint.directory}: model_type {checkpoint.config.get('model_type')!r}, "
+            f"{type(error).__name__}: {' '.join(str(error).split())[:200]}",
+            do="a causal language model that transformers knows; pip install --upgrade transformers for a new one",
+        )
+    )
+
+
+def gaps(model: nn.Module) -> dict[str, Gap]:
+    """The layers that wait for their weights, by path."""
+    return {path: module for path, module in model.named_modules() if isinstance(module, Gap)}
+
+
+def checkpoint_path(path: str, prefix: str, known: Collection[str]) -> str | None:
+    """The name under which a checkpoint that has `known` holds the module at `path`; None where it does not."""
+    return next((name for name in (path, path.removeprefix(f"{prefix}.")) if name in known), None)
+
+
+@functools.cache
+def _quantizer() -> Any:
+    """The configuration class that makes `transformers` use our quantiser; registered the first time."""
+    from transformers.quantizers import base
+    from transformers.quantizers.auto import register_quantization_config, register_quantizer
+    from transformers.utils import quantization_config
+
+    config_class: Any = quantization_config.QuantizationConfigMixin  # Any: the library annotates its methods with less
+    quantizer_class: Any = base.HfQuantizer
+
+    @register_quantization_config(NAME)
+    class Config(config_class):
+        def __init__(self, paths: Collection[str]):
+            self.quant_method = NAME
+            self.paths = paths
+
+    @register_quantizer(NAME)
+    class Skeleton(quantizer_class):
+        def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
+            _take_away_(model, self.quantization_config.paths)
+            return model
+
+        def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
+            self.remove_quantization_config(model)
+            return model
+
+        @property
+        def is_trainable(self) -> bool:
+            return True
+
+        def is_serializable(self) -> bool:
+            return False
+
+    return Config
+
+
+def _take_away_(model: nn.Module, paths: Collection[str]) -> None:
+    """Put a gap in the place of every linear map at `paths`."""
+    prefix = getattr(model, "base_model_prefix", "")
+    for path, module in list(model.named_modules()):
+        if checkpoint_path(path, prefix, paths) is None:
+            continue
+        if isinstance(module, nn.Linear) or is_transposed(module):
+            transposed = is_transposed(module)
+            rows, columns = module.get_parameter("weight").shape
+            shape = (columns, rows) if transposed else (rows, columns)
+            set_(model, path, Gap(shape, module._parameters["bias"], transposed))
+
+
+def set_(model: nn.Module, path: str, module: nn.Module) -> None:
+    """Put `module` in the place of the one at `path`."""
+    parent, _, leaf = path.rpartition(".")
+    setattr(model.get_submodule(parent), leaf, module)

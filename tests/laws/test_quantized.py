@@ -1,0 +1,83 @@
+"""The laws of quantised bases: for every scheme, method and family a quantised base is the plain base of what its weights stand for."""
+
+import pytest
+import torch
+
+from inlay import quant
+from inlay.model.attach import Attached
+from inlay.model.frozen import QuantizedLinear
+from inlay.model.load import load
+from tests.support import models, quantized
+from tests.support.cases import every_method, other
+from tests.support.tolerances import assert_close
+
+FAMILIES = ("llama", "llama_tied", "qwen3", "phi3", "gpt2", "gpt_neox")
+METHODS = every_method()
+DEPTH = 3 * 7 * 128  # layers x maps per layer x the longest sum
+
+pytestmark = pytest.mark.parametrize("scheme", quant.names())
+families = pytest.mark.parametrize("family", FAMILIES)
+methods = pytest.mark.parametrize(("name", "method"), METHODS, ids=[name for name, _ in METHODS])
+
+
+@pytest.fixture
+def pair(tmp_path, scheme, family):
+    """A quantised base, and the plain model of the same weights."""
+    directory, plain = quantized.directory(tmp_path / "base", family, scheme)
+    return load(directory, dtype="float32"), plain
+
+
+@families
+def test_its_logits_are_those_of_the_dequantised_model(pair, scheme, family):
+    base, plain = pair
+    ids = models.tokens(3, 9)
+    assert any(isinstance(module, QuantizedLinear) for module in base.model.modules())
+    assert base.num_weights == sum(parameter.numel() for parameter in plain.parameters())
+    with torch.no_grad():
+        assert_close(base.logits(ids, None), plain(input_ids=ids).logits, torch.float32, DEPTH)
+
+
+@families
+@methods
+def test_gradients_are_those_of_the_dequantised_model(pair, scheme, family, name, method):
+    base, plain = pair
+    ids, gradients = models.tokens(2, 7), []
+    for held in (base, Attached(plain)):
+        models.randomize(held.create(method, "a", seed=1), seed=11, std=0.05)
+        with held.using("a"):
+            tensors = held.parameters()
+            loss = held.module(input_ids=ids, labels=ids).loss
+            gradients.append(torch.autograd.grad(loss, tensors))
+    for ours, theirs in zip(*gradients, strict=True):
+        assert theirs.abs().max() > 0
+        assert_close(ours, theirs, torch.float32, DEPTH)
+
+
+@families
+@methods
+def test_a_mixed_batch_is_its_rows_one_by_one(pair, scheme, family, name, method):
+    base, _ = pair
+    models.randomize(base.create(method, "a", seed=1), seed=11)
+    models.randomize(base.create(other(method), "b", seed=2), seed=12)
+    ids, rows = models.tokens(4, 7), ["b", None, "a", "b"]
+    mixed = base.logits(ids, rows)
+    for i, row in enumerate(rows):
+        assert_close(mixed[i : i + 1], base.logits(ids[i : i + 1], row), torch.float32, DEPTH)
+
+
+@families
+@methods
+def test_attaching_and_training_leave_every_byte_of_it(pair, scheme, family, name, method):
+    base, _ = pair
+    files = {file: file.read_bytes() for file in base.checkpoint.files}
+    ids = models.tokens(2, 5)
+    before = base.logits(ids, None)
+    models.randomize(base.create(method, "a"), seed=3)
+    with base.using("a"):
+        base.parameters()
+        base.module(input_ids=ids, labels=ids).loss.backward()
+    assert not torch.equal(base.logits(ids, "a"), before)
+    assert torch.equal(base.logits(ids, None), before)
+    base.detach("a")
+    assert torch.equal(base.logits(ids, None), before)
+    assert {file: file.read_bytes() for file in files} == files
