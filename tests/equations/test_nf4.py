@@ -278,7 +278,7 @@ def test_a_product_is_that_of_the_weight(
 
 
 @every_variant
-def test_a_product_is_the_same_on_any_number_of_threads_and_beside_any_tokens(variant, many_threads):
+def test_a_product_is_the_same_on_any_number_of_threads(variant, many_threads):
     if variant == native.TORCH:
         pytest.skip("there is no such product")
     x = torch.randn(8, 256)

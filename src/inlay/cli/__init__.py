@@ -11,11 +11,12 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-ORDER = ("demo", "train", "eval", "generate", "chat", "merge", "inspect")
+ORDER = ("demo", "train", "eval", "generate", "chat", "merge", "quantize", "inspect")
 """The order of the commands in the help: that of an adapter's life. A command that is not here comes last."""
 
 
@@ -52,7 +53,8 @@ def _guarded(command: str, arguments: list[str]) -> int:
         ):  # some libraries swallow a KeyboardInterrupt while they are imported
             runner = importlib.import_module(f"{__name__}._command")
             importlib.import_module(f"{__name__}.{command}")
-        with _signal(signal.SIGTERM, _interrupt):
+        with _signal(signal.SIGTERM, _interrupt), warnings.catch_warnings():
+            warnings.showwarning = _show_warning
             return runner.run(command, arguments)
     except InlayError as error:
         if debug:
@@ -108,6 +110,13 @@ def _summary(command: str) -> str:
     """The first line of a command's file, read without importing it."""
     with (Path(__file__).parent / f"{command}.py").open(encoding="utf-8") as file:
         return file.readline().strip().strip('"').rstrip(".")
+
+
+def _show_warning(message: Warning | str, *args: object) -> None:
+    """A warning as a line like any other."""
+    from inlay.cli._screen import say
+
+    say("note", str(message))
 
 
 def _unknown(name: str) -> int:

@@ -1,13 +1,17 @@
 """Write base and adapter as one full checkpoint."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 from inlay.cli import _screen
 from inlay.cli._command import AdapterDirectory, Common, Model
 from inlay.cli._screen import say, size
+from inlay.errors import ConfigError, explain
+from inlay.model.base import Base
 from inlay.model.load import load
-from inlay.model.merge import SAMPLE, merge
+from inlay.model.merge import SAMPLE, merge, num_bytes
+from inlay.model.requantize import RESIDUAL, merge_quantized
 from inlay.training import data, job
 from inlay.training.settings import require_above_zero
 
@@ -34,23 +38,43 @@ class Merge(Common):
     dtype: str = "stored"
     """What the comparison computes in; 'stored' is the dtype of the base's files, which the merged weights always have."""
 
+    quantize: str | None = None
+    """Write a quantised checkpoint, in nf4 or int8, and say how much of the adapter survives; without it, a quantised base
+    becomes plain."""
+
+    residual_r: int = 0
+    """With --quantize: keep what it loses as a small adapter of this rank, in the output's `residual`."""
+
+    keep: str = ""
+    """With --quantize: linear layers to leave in 16 bits, names with commas between."""
+
     force: bool = False
-    """Merge an adapter that was trained on another base: the result will be wrong in ways that look right."""
+    """Merge an adapter that was trained on another base, or that quantising mostly erases: the result will be wrong in ways
+    that look right."""
 
     def __post_init__(self) -> None:
         require_above_zero(self, "check_rows")
+        if self.quantize is None and (self.residual_r or self.keep):
+            found = f"--residual-r {self.residual_r}" if self.residual_r else f"--keep {self.keep}"
+            raise ConfigError(explain("only a quantised checkpoint loses anything", found=found, do="--quantize nf4"))
+        if self.residual_r < 0:
+            raise ConfigError(
+                explain("a rank is not below 0", found=f"residual_r={self.residual_r}", do="--residual-r 16")
+            )
 
     def run(self) -> int:
         """Merge, compare, say what was found."""
         base = load(self.model, dtype=self.dtype)
         name = base.attach(self.adapter, force=self.force).name
         texts = _texts(base.tokenizer, self.check_data, self.check_rows) if self.check_data else SAMPLE
-        total = sum(file.stat().st_size for file in base.checkpoint.files)
+        if self.quantize is not None:
+            return self._quantized(base, name, texts, self.quantize)
+        total = num_bytes(base, name)
         with _screen.bar("merging", size) as update:
             found = merge(base, name, self.output, texts=texts, progress=update)
         say(
             "merged",
-            f"{len(base.checkpoint.tensors)} tensors, {len(base.get(name).params)} of them changed · {size(total)}",
+            f"{len(base.get(name).params)} layers changed · {size(total)}",
         )
         rows = f"{found.num_rows} {'rows' if self.check_data else 'sentences of our own'}"
         say(
@@ -63,6 +87,39 @@ class Merge(Common):
         if self.json:
             peak = {"peak_rss_bytes": job.peak_rss_bytes(), "base_fingerprint": base.fingerprint.weights}
             _screen.emit(found._asdict() | {"output": str(self.output)} | peak)
+        return 0
+
+    def _quantized(self, base: Base, name: str, texts: Sequence[str], scheme: str) -> int:
+        """Merge into a quantised checkpoint, and say what survived."""
+        keep = [part.strip() for part in self.keep.split(",") if part.strip()]
+        with _screen.bar("merging", size) as update:
+            found = merge_quantized(
+                base,
+                name,
+                self.output,
+                scheme,
+                residual_r=self.residual_r,
+                keep=keep,
+                force=self.force,
+                texts=texts,
+                progress=update,
+            )
+        worst = min(found.layers, key=lambda path: found.layers[path][0])
+        say(
+            "survived",
+            f"the change keeps a cosine of {found.cosine:.3f} with what was learned, and is off by {found.relative_error:.2f} "
+            f"of its size; least in {worst}: {found.layers[worst][0]:.3f}",
+        )
+        say(
+            "checked",
+            f"{found.divergence:.3g} nats a token from base and adapter, which are {found.adapter_divergence:.3g} from "
+            "the base",
+        )
+        rest = f", and {self.output / RESIDUAL}/, an adapter for it" if self.residual_r else ""
+        say("wrote", f"{self.output}/  in {scheme}{rest}")
+        if self.json:
+            peak = {"peak_rss_bytes": job.peak_rss_bytes(), "base_fingerprint": base.fingerprint.weights}
+            _screen.emit(found._asdict() | {"output": str(self.output), "scheme": scheme} | peak)
         return 0
 
 

@@ -67,6 +67,31 @@ def quantize(
     return torch.bucketize(scaled, (code[:-1] + code[1:]) / 2, out_int32=True).to(torch.uint8), absmax
 
 
+def nearest(
+    weight: Float[Tensor, "blocks block"], absmax: Float[Tensor, " blocks"], code: Float[Tensor, " size"]
+) -> UInt8[Tensor, "blocks block"]:
+    """The place of every weight in the code where the constants are given."""
+    scaled = weight.float().contiguous() / absmax.clamp(min=_SMALLEST)[:, None]
+    return torch.bucketize(scaled, (code[:-1] + code[1:]) / 2, out_int32=True).to(torch.uint8)
+
+
+def fit_constants(
+    weight: Float[Tensor, "blocks block"], code: Float[Tensor, " size"], rounds: int = 4
+) -> Float[Tensor, " blocks"]:
+    """Constants that come nearer to the weights than their largest magnitude: least squares, in turn with the places.
+
+    absmax_b = sum_i code[c_i] w_i / sum_i code[c_i]^2
+    """
+    wide = weight.float()
+    places, absmax = quantize(weight, code)
+    for _ in range(rounds):
+        values = code[places.int()]
+        fitted = (values * wide).sum(1) / values.square().sum(1)
+        absmax = torch.where(fitted > 0, fitted, absmax)  # a block of zeros keeps its constant
+        places = nearest(weight, absmax, code)
+    return absmax
+
+
 def dequantize(
     places: UInt8[Tensor, "blocks block"], absmax: Float[Tensor, " blocks"], code: Float[Tensor, " size"]
 ) -> Float[Tensor, "blocks block"]:

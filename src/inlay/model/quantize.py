@@ -58,6 +58,13 @@ class Report(NamedTuple):
     """|W - W'| / |W| of each layer, by path."""
 
 
+class _Make(NamedTuple):
+    """How weights are quantised."""
+
+    scheme: Scheme
+    refine: bool
+
+
 class _Weight(NamedTuple):
     """A linear map that is to be quantised."""
 
@@ -74,6 +81,7 @@ def quantize(
     scheme: str = "nf4",
     *,
     keep: Sequence[str] = (),
+    refine: bool = False,
     progress: Progress = lambda done, total: None,
 ) -> Report:
     """Write `source` with its linear maps quantised, or go on where a run that was killed has stopped.
@@ -82,6 +90,7 @@ def quantize(
 
     - `scheme`: one of `inlay.quant.names()`.
     - `keep`: linear maps to leave as they are, by the end of their path, beside the output head.
+    - `refine`: come nearer to the weights, with more work; see `Scheme.refine`.
     - `progress`: called with the bytes of the source that are done and in all.
 
     **Raises:**
@@ -95,9 +104,11 @@ def quantize(
     output.check_free(target)
     weights, kept = _weights(source, how, keep)
     shards = _shards(source, how, weights)
+    make = _Make(how, refine)
     before = identities(source)
     made_from = {"name": source.name, **fingerprint(source).as_dict()}
-    plan = {"scheme": scheme, "version": bitsandbytes.VERSION, "source": made_from, "shards": [list(s) for s in shards]}
+    how_made = {"scheme": scheme, "version": bitsandbytes.VERSION, "refined": refine, "source": made_from}
+    plan = how_made | {"shards": [list(shard) for shard in shards]}
     total = sum(entry.stop - entry.start for entry in source.tensors.values())
     errors: dict[str, float] = {}
     with _unfinished(target, plan) as partial:
@@ -107,15 +118,14 @@ def quantize(
         done = 0
         for shard, file in zip(shards, files, strict=True):
             if not file.exists():
-                _write_shard(source, how, weights, shard, file, lambda more, done=done: progress(done + more, total))
+                _write_shard(source, make, weights, shard, file, lambda more, done=done: progress(done + more, total))
             errors |= _safe.read_json(file.with_suffix(ERRORS))
             done += sum(source.tensors[name].stop - source.tensors[name].start for name in shard)
             progress(done, total)
         if identities(source) != before:
             found = str(source.directory)
             raise FormatError(explain("the base changed while it was quantised", found=found, do="run it again"))
-        made = {key: plan[key] for key in ("scheme", "version", "source")} | {"errors": errors}
-        _finish(source, partial, shards, files, bitsandbytes.configuration(how, kept), made)
+        _finish(source, partial, shards, files, bitsandbytes.configuration(how, kept), how_made | {"errors": errors})
         with contextlib.suppress(FileNotFoundError):
             target.rmdir()  # an empty directory of that name may stand there
         partial.rename(target)
@@ -228,7 +238,7 @@ def _has_plan(partial: Path, plan: dict[str, Any]) -> bool:
 
 def _write_shard(
     source: Checkpoint,
-    scheme: Scheme,
+    make: _Make,
     weights: dict[str, _Weight],
     shard: dict[str, _Layout],
     file: Path,
@@ -245,7 +255,7 @@ def _write_shard(
                     writer.put_bytes(name, start, data)
             else:
                 stored = _safe.read_tensor(entry)
-                packed, errors[weight.path] = _quantized(scheme, weight.path, stored.T if weight.transposed else stored)
+                packed, errors[weight.path] = _quantized(make, weight.path, stored.T if weight.transposed else stored)
                 for key, tensor in packed.items():
                     writer.put(bitsandbytes.tensor_name(weight.path, key), tensor)
             done += entry.stop - entry.start
@@ -256,7 +266,7 @@ def _write_shard(
     new.rename(file)
 
 
-def _quantized(scheme: Scheme, path: str, weight: Tensor) -> tuple[Packed, float]:
+def _quantized(make: _Make, path: str, weight: Tensor) -> tuple[Packed, float]:
     """A weight's tensors, and how far they are from it: |W - W'| / |W|.
 
     **Raises:**
@@ -272,8 +282,8 @@ def _quantized(scheme: Scheme, path: str, weight: Tensor) -> tuple[Packed, float
                 "a weight that is not finite can't be quantised", found=f"{path}: NaN or infinite", do="fetch it again"
             )
         )
-    packed = scheme.quantize(weight)
-    matrix, off, size = scheme.open(packed), 0.0, 0.0
+    packed = make.scheme.refine(weight) if make.refine else make.scheme.quantize(weight)
+    matrix, off, size = make.scheme.open(packed), 0.0, 0.0
     tile = torch.empty(min(step, len(weight)), weight.shape[1])
     for start in starts:
         true, made = weight[start : start + step].float(), tile[: len(weight) - start]

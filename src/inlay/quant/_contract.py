@@ -104,6 +104,10 @@ class Scheme(abc.ABC):
     def quantize(self, weight: Float[Tensor, "out in"]) -> Packed:
         """The tensors of a finite weight; it is not changed."""
 
+    def refine(self, weight: Float[Tensor, "out in"]) -> Packed:
+        """`quantize` nearer to the weight, where more work can find it: for a change that quantising must not erase."""
+        return self.quantize(weight)
+
     @abc.abstractmethod
     def open(self, packed: Packed) -> Matrix:
         """The matrix of these tensors.

@@ -29,6 +29,9 @@ BLOCK = 64
 STATE = ".quant_state.bitsandbytes__nf4"
 """The tensor whose bytes are JSON: everything that is not a tensor."""
 
+_GROUP = 1 << 14
+"""Blocks that `refine` looks at together: a few megabytes."""
+
 _OFFSET_DIGITS = 24
 """Room for any float in JSON, so that the tensors' sizes depend on the weight's shape alone."""
 
@@ -65,17 +68,16 @@ class Nf4(Scheme):
 
     def quantize(self, weight: Float[Tensor, "out in"]) -> Packed:
         codes, absmax = kernels.quantize(weight.reshape(-1, BLOCK))
+        return _packed(weight, codes, *blocks.quantize_constants(absmax.cpu()))
+
+    def refine(self, weight: Float[Tensor, "out in"]) -> Packed:
+        """Constants by least squares in the place of the largest magnitudes, and places for the constants as they are kept."""
+        groups, code = weight.cpu().reshape(-1, BLOCK).split(_GROUP), blocks.nf4_code()
+        absmax = torch.cat([blocks.fit_constants(group, code) for group in groups])
         places, nested, offset = blocks.quantize_constants(absmax)
-        shape = (weight.shape[0], weight.shape[1])
-        state = _state(shape, weight.dtype, offset.item())
-        return {
-            "": codes,
-            ".absmax": places,
-            ".nested_absmax": nested,
-            ".nested_quant_map": blocks.constants_map().clone(),
-            ".quant_map": blocks.nf4_code().clone(),
-            STATE: torch.frombuffer(bytearray(state), dtype=torch.uint8),
-        }
+        held = blocks.dequantize_constants(places, nested, blocks.constants_map(), offset.item()).split(_GROUP)
+        codes = [blocks.pack(blocks.nearest(group, own, code)) for group, own in zip(groups, held, strict=True)]
+        return _packed(weight, torch.cat(codes), places, nested, offset)
 
     def open(self, packed: Packed) -> Matrix:
         state = _read_state(packed[STATE])
@@ -124,6 +126,19 @@ class Nf4Matrix(Matrix):
 
     def over(self, packed: Packed) -> Matrix:
         return Nf4Matrix(self._state, packed)
+
+
+def _packed(weight: Tensor, codes: Tensor, places: Tensor, nested: Tensor, offset: Tensor) -> Packed:
+    """The tensors of a weight with these codes and constants."""
+    state = _state((weight.shape[0], weight.shape[1]), weight.dtype, offset.item())
+    return {
+        "": codes,
+        ".absmax": places,
+        ".nested_absmax": nested,
+        ".nested_quant_map": blocks.constants_map().clone(),
+        ".quant_map": blocks.nf4_code().clone(),
+        STATE: torch.frombuffer(bytearray(state), dtype=torch.uint8),
+    }
 
 
 def _state(shape: tuple[int, int], dtype: torch.dtype, offset: float) -> bytes:

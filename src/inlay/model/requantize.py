@@ -1,0 +1,211 @@
+"""Merging an adapter into a quantised checkpoint, and saying how much of it survives.
+
+    T = W + delta W,   W' = the quantised weight of T,   W0 = the base's own quantised weight
+    survives: cosine of W' - W0 and delta W, and |W' - W0 - delta W| / |delta W|, layer by layer
+
+A step of four bits is wide: a change of one per cent of the weights moves hardly any of them to another place, and is erased.
+Constants by least squares keep a little more than plain ones, at any size of the change. What is lost can be kept as a small
+adapter beside the checkpoint, the best of its rank: A, B of the singular vectors of T - W' (Eckart and Young 1936).
+"""
+
+import dataclasses
+import math
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from inlay import quant
+from inlay.errors import CompatibilityError, explain
+from inlay.io import output as output_directory
+from inlay.io.checkpoint import open_checkpoint
+from inlay.methods.lora import Lora
+from inlay.model.adapter import Adapter
+from inlay.model.base import Base
+from inlay.model.load import load
+from inlay.model.merge import SAMPLE, num_bytes, write
+from inlay.model.quantize import quantize
+from inlay.quant._contract import Matrix
+
+MIN_COSINE = 0.9
+"""Where the change that survives points further away than this from the one that was learned, merging is refused."""
+
+RESIDUAL = "residual"
+"""The directory in the output, and the name, of the adapter that keeps what quantising loses."""
+
+OVERSAMPLED = 8
+"""Directions that are looked for beyond the rank that is kept, so that those which are kept are the largest."""
+
+
+class Survival(NamedTuple):
+    """What became of a change that was merged into a quantised checkpoint."""
+
+    layers: dict[str, tuple[float, float]]
+    """Cosine and relative error of each layer's change, by path."""
+    cosine: float
+    """Of all layers together."""
+    relative_error: float
+    divergence: float
+    """Kullback-Leibler divergence of the merged model's next tokens from those of base and adapter, in nats a token."""
+    adapter_divergence: float
+    """The same of the plain base's: what there is to lose."""
+
+
+def merge_quantized(
+    base: Base,
+    adapter: str,
+    output: str | Path,
+    scheme: str,
+    *,
+    residual_r: int = 0,
+    keep: Sequence[str] = (),
+    force: bool = False,
+    texts: Sequence[str] = SAMPLE,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Survival:
+    """Write the quantised checkpoint in which `adapter` is part of the weights, and measure what survives of it.
+
+    **Arguments:**
+
+    - `adapter`: the name of an attached adapter.
+    - `scheme`: one of `inlay.quant.names()`.
+    - `residual_r`: rank of an adapter that keeps what is lost, written into the output's `RESIDUAL`; 0: none.
+    - `keep`: linear maps to leave in 16 bits, beside the output head and those that the base has so.
+    - `force`: write it even where less than `MIN_COSINE` survives.
+    - `texts`: what the divergence is measured on.
+
+    **Raises:**
+
+    - `CompatibilityError`: too little survives; nothing is written.
+    - the errors of `inlay.model.merge.merge` and `inlay.model.quantize.quantize`.
+    """
+    target, held = Path(output), base.get(adapter)
+    output_directory.check_free(target)
+    output_directory.check_space(target, 2 * num_bytes(base, adapter))
+    kept = [*keep, *_in_sixteen_bits(base)]
+    with output_directory.new_directory(target) as partial:
+        (partial / "dense").mkdir()
+        write(base, held, partial / "dense", lambda done, total: progress(done // 2, total))
+        dense = dataclasses.replace(open_checkpoint(partial / "dense"), name=target.name)
+        quantize(
+            dense,
+            partial / "made",
+            scheme,
+            keep=kept,
+            refine=True,
+            progress=lambda done, total: progress((done + total) // 2, total),
+        )
+        shutil.rmtree(partial / "dense")
+        made = load(partial / "made", dtype=str(base.dtype).removeprefix("torch."))
+        made.checkpoint = dataclasses.replace(made.checkpoint, name=target.name)
+        rest = _residual(base, held, made, residual_r) if residual_r else None
+        survival = _survival(base, held, made, rest, scheme, texts)
+        if survival.cosine < MIN_COSINE and not force:
+            raise CompatibilityError(_too_little(survival, scheme))
+        if rest is not None:
+            (partial / "made" / RESIDUAL).mkdir()
+            made.save(RESIDUAL, partial / "made" / RESIDUAL, {})
+        for file in (partial / "made").iterdir():
+            file.rename(partial / file.name)
+        (partial / "made").rmdir()
+    return survival
+
+
+def _in_sixteen_bits(base: Base) -> list[str]:
+    """The linear maps of a quantised base that are not quantised, but for its head."""
+    if base.scheme is None:
+        return []
+    return [p for p, linear in base.linears.items() if p != base.head and not isinstance(linear.matrix, Matrix)]
+
+
+def _change(base: Base, adapter: Adapter, path: str) -> tuple[Tensor, Tensor]:
+    """(W, T) of one layer, in float32."""
+    weight = base.linears[path].weight(torch.float32)
+    merged, _ = adapter.methods[path].merge(adapter.params[path], weight, None)
+    return weight, merged
+
+
+def _residual(base: Base, adapter: Adapter, made: Base, r: int) -> Adapter:
+    """The best adapter of rank `r` for what quantising takes from the merged weights, attached to `made`."""
+    params = {}
+    for path in adapter.params:
+        _, merged = _change(base, adapter, path)
+        left = merged - made.linears[path].weight(torch.float32)
+        rank = min(r, *left.shape)
+        torch.manual_seed(0)  # the first directions of the search are drawn
+        U, S, V = torch.svd_lowrank(left, q=min(rank + OVERSAMPLED, *left.shape), niter=4)
+        root = S[:rank].sqrt()
+        params[path] = {"lora_A": (V[:, :rank] * root).T.contiguous(), "lora_B": (U[:, :rank] * root).contiguous()}
+    ranks = {path: tensors["lora_A"].shape[0] for path, tensors in params.items()}
+    smaller = {path: rank for path, rank in ranks.items() if rank != r}
+    method = Lora(r=r, lora_alpha=r, target_modules=tuple(params), rank_pattern=smaller, alpha_pattern=smaller)
+    return made.put(Adapter(RESIDUAL, method, params))
+
+
+def _survival(
+    base: Base, adapter: Adapter, made: Base, rest: Adapter | None, scheme: str, texts: Sequence[str]
+) -> Survival:
+    layers, sums = {}, torch.zeros(4, dtype=torch.float64)
+    for path in adapter.params:
+        weight, merged = _change(base, adapter, path)
+        before = weight if base.scheme is not None else _rounded(weight, made, path, scheme)
+        after = made.linears[path].weight(torch.float32)
+        if rest is not None:
+            after, _ = rest.methods[path].merge(rest.params[path], after, None)
+        wanted, got = merged - weight, after - before
+        parts = torch.stack(
+            [(got * wanted).sum(), got.square().sum(), wanted.square().sum(), (got - wanted).square().sum()]
+        ).double()
+        layers[path] = _measures(parts)
+        sums += parts
+    divergence, adapter_divergence = _divergences(base, adapter, made, rest, texts)
+    return Survival(layers, *_measures(sums), divergence, adapter_divergence)
+
+
+def _rounded(weight: Tensor, made: Base, path: str, scheme: str) -> Tensor:
+    """What the base's own weight becomes where it is quantised without the change."""
+    if not isinstance(made.linears[path].matrix, Matrix):
+        return weight
+    how = quant.find(scheme)
+    return how.open(how.refine(weight)).dequantize(torch.float32)
+
+
+def _measures(parts: Tensor) -> tuple[float, float]:
+    """Cosine and relative error from <got, wanted>, |got|^2, |wanted|^2 and |got - wanted|^2."""
+    product, got, wanted, off = parts.tolist()
+    if not wanted:
+        return (1.0, 0.0) if not got else (0.0, math.inf)
+    return (product / math.sqrt(got * wanted) if got else 0.0), math.sqrt(off / wanted)
+
+
+def _divergences(
+    base: Base, adapter: Adapter, made: Base, rest: Adapter | None, texts: Sequence[str]
+) -> tuple[float, float]:
+    """The mean divergence from base and adapter of the merged model, and of the plain base."""
+    sums, count = torch.zeros(2, dtype=torch.float64), 0
+    for text in texts:
+        ids = torch.tensor([base.tokenizer(text)["input_ids"][: base.max_length]])
+        true = base.logits(ids, adapter.name).float().log_softmax(-1)
+        others = (made.logits(ids, None if rest is None else RESIDUAL), base.logits(ids, None))
+        for i, logits in enumerate(others):
+            sums[i] += (true.exp() * (true - logits.float().log_softmax(-1))).sum()
+        count += ids.numel()
+    divergence, adapter_divergence = (sums / count).tolist()
+    return divergence, adapter_divergence
+
+
+def _too_little(survival: Survival, scheme: str) -> str:
+    worst = min(survival.layers, key=lambda path: survival.layers[path][0])
+    return explain(
+        f"{scheme} would erase too much of this adapter",
+        found=[
+            f"what survives has a cosine of {survival.cosine:.2f} with what was learned, at least {MIN_COSINE} is asked for; "
+            f"{worst}: {survival.layers[worst][0]:.2f}",
+            f"divergence from base and adapter {survival.divergence:.3g} nats a token, of {survival.adapter_divergence:.3g} "
+            "that the adapter makes",
+        ],
+        do="--residual-r 16, which keeps what is lost as a small adapter; or merge without --quantize; or --force",
+    )
