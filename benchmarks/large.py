@@ -2,7 +2,8 @@
 
 The base has random weights and is made straight into a quantised directory in FOLDER (kept where it stands there already, and
 removed at the end where it was made). One process of two threads maps it and makes one optimiser step of one row: LoRA r=16 on
-all linear layers, every token trained on. Printed are the seconds from the process's start and of the step, the bytes that the
+all linear layers, every token trained on. Printed are the seconds from the process's start to the end of loading, of the trial whether rows can be packed, and of the
+step; the bytes that the
 system read for it and their rate, the most resident memory that is not the mapped file (sampled twenty times a second), and
 the step as a multiple of its floor: 4 N T operations at the rate of a large float32 product here.
 """
@@ -42,7 +43,8 @@ def main(shape: str, tokens: str = "64", folder: str | None = None) -> None:
 
 def _show(shape: str, tokens: str, r: dict[str, float]) -> None:
     print(
-        f"{shape}, 1 x {tokens} tokens: loaded after {r['loaded']:.1f} s, one step {r['seconds']:.1f} s, "
+        f"{shape}, 1 x {tokens} tokens: loaded after {r['loaded']:.1f} s, tried in {r['tried']:.1f} s, "
+        f"one step {r['seconds']:.1f} s, "
         f"{r['read'] / 1e9:.1f} GB read ({r['read'] / r['seconds'] / 1e9:.2f} GB/s), file {r['file'] / 1e9:.1f} GB, "
         f"at most {r['own'] / 1e9:.2f} GB that are not the file, {r['floors']:.2f} times the floor at "
         f"{r['rate'] / 1e9:.0f} GFLOP/s, loss {r['loss']:.3f}",
@@ -55,6 +57,7 @@ def worker(directory: str, tokens: int, started: float) -> None:
     import inlay
     from inlay.text.mask import Example
     from inlay.training.loop import Stepper
+    from inlay.training.loss import is_packed
     from inlay.training.settings import Settings
 
     torch.set_num_threads(2)
@@ -63,6 +66,8 @@ def worker(directory: str, tokens: int, started: float) -> None:
     base.attach(inlay.Lora(r=16), "it")
     stepper = Stepper(base, "it", Settings(), 1e-4)
     loaded = time.time() - started
+    is_packed(base)  # a base is tried once, with two passes forward over eight tokens
+    tried = time.time() - started - loaded
     row = torch.randint(3, 500, (tokens,), generator=torch.Generator().manual_seed(0)).tolist()
     read, start = _bytes_read(), time.perf_counter()
     loss = stepper.step([Example(tuple(row), (True,) * tokens, "row")])
@@ -73,7 +78,16 @@ def worker(directory: str, tokens: int, started: float) -> None:
     size = sum(file.stat().st_size for file in base.checkpoint.files)
     print(
         json.dumps(
-            dict(loaded=loaded, seconds=seconds, read=read, own=own, floors=seconds / least, rate=rate, file=size)
+            dict(
+                loaded=loaded,
+                tried=tried,
+                seconds=seconds,
+                read=read,
+                own=own,
+                floors=seconds / least,
+                rate=rate,
+                file=size,
+            )
             | dict(loss=loss)
         )
     )

@@ -12,21 +12,24 @@ from pathlib import Path
 import griffe
 
 import inlay
-from inlay import cli, methods
+from inlay import cli, methods, quant
 
 SOURCE = Path(__file__).parent.parent / "src"
 OUTPUT = SOURCE.parent / "docs" / "reference"
 PAGES = {
     "modules": [
         "inlay.model.base",
+        "inlay.model.load",
         "inlay.model.attach",
         "inlay.model.merge",
+        "inlay.model.quantize",
+        "inlay.model.requantize",
         "inlay.training.job",
         "inlay.training.settings",
     ],
-    "contract": ["inlay.methods._contract"],
+    "contract": ["inlay.methods._contract", "inlay.quant._contract"],
     "errors": ["inlay.errors"],
-    "exchange-format": ["inlay.io.peft", "inlay.io.fingerprint"],
+    "exchange-format": ["inlay.io.peft", "inlay.io.fingerprint", "inlay.io.bitsandbytes"],
     "routed": ["inlay.core.routed"],
 }
 
@@ -38,6 +41,7 @@ def main() -> None:
         sys.exit(f"error: public names of inlay without a docstring: {', '.join(missing)}")
     OUTPUT.mkdir(exist_ok=True)
     pages = PAGES | {f"method-{name}": [f"inlay.methods.{name}"] for name in methods.names()}
+    pages |= {f"scheme-{name}": [f"inlay.quant.{name}"] for name in quant.names()}
     for page, modules in pages.items():
         body = "\n\n".join(f"::: {module}" for module in modules)
         (OUTPUT / f"{page}.md").write_text(f"# {page.replace('-', ' ').capitalize()}\n\n{body}\n", "utf-8")

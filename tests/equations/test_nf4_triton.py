@@ -186,7 +186,7 @@ def instructions(kernel, capability, types, **changes):
     from inlay.kernels import nf4_triton
 
     sizes = {"PER_BLOCK": 1, "PER_NESTED": 256, "RUN": 32, "RUNS": 32, "BLOCK": 64, "BLOCKS": 32, "MIDPOINTS": 15}
-    sizes |= {"ROWS": 64, "TOKENS": 16, "SMALLEST": blocks._SMALLEST}
+    sizes |= {"ROWS": 64, "TOKENS": 16, "SMALLEST": blocks.SMALLEST}
     names = getattr(nf4_triton, kernel).arg_names
     sizes = {name: sizes[name] for name in names if name.isupper()}
     signature = dict(zip(names, types, strict=False)) | dict.fromkeys(sizes, "constexpr")

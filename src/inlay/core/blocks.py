@@ -29,7 +29,7 @@ NF4 = (
 CONSTANTS_BLOCK = 256
 """How many constants share one of their own."""
 
-_SMALLEST = 1e-38
+SMALLEST = 1e-38
 """What a block of zeros is divided by."""
 
 _GRID = 65535
@@ -63,7 +63,7 @@ def quantize(
     """The place of every weight in an ascending `code` from -1 to 1, and the constant of each block, in float32."""
     wide = weight.float().contiguous()
     absmax = wide.abs().amax(1)
-    scaled = wide * (1 / absmax.clamp(min=_SMALLEST))[:, None]
+    scaled = wide * (1 / absmax.clamp(min=SMALLEST))[:, None]
     return torch.bucketize(scaled, (code[:-1] + code[1:]) / 2, out_int32=True).to(torch.uint8), absmax
 
 
@@ -71,7 +71,7 @@ def nearest(
     weight: Float[Tensor, "blocks block"], absmax: Float[Tensor, " blocks"], code: Float[Tensor, " size"]
 ) -> UInt8[Tensor, "blocks block"]:
     """The place of every weight in the code where the constants are given."""
-    scaled = weight.float().contiguous() / absmax.clamp(min=_SMALLEST)[:, None]
+    scaled = weight.float().contiguous() / absmax.clamp(min=SMALLEST)[:, None]
     return torch.bucketize(scaled, (code[:-1] + code[1:]) / 2, out_int32=True).to(torch.uint8)
 
 

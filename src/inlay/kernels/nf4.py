@@ -1,10 +1,13 @@
-"""NF4 weights read, written and multiplied on a processor.
+"""NF4 weights read, written and multiplied: each time by the fastest way that is there.
 
-The work is done by `nf4.c` where that was built and suits the tensors (`native`), else in torch by the equations of
-`inlay.core.blocks`, which give the same bits. `product` has no second way: without `nf4.c`, rows are made first.
+On a processor that is `nf4.c`, where it was built and suits the tensors (`native`); on a CUDA device `nf4_triton`, where Triton
+is installed and does on that device what it should; else torch, by the equations of `inlay.core.blocks`. All give the same
+bits. `product` has no way in torch: rows are made first.
 """
 
 import functools
+import importlib.util
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
@@ -56,6 +59,9 @@ def quantize(
 ) -> tuple[UInt8[Tensor, "bytes 1"], Float[Tensor, " blocks"]]:
     """The packed places of all weights in NF4, and the constant of each block in float32."""
     num_blocks, block_size = weight.shape
+    on_device = _on_device(weight.device, block_size)
+    if on_device is not None:
+        return on_device.quantize(weight)
     if not _suits(block_size, weight):
         places, absmax = blocks.quantize(weight, blocks.nf4_code().to(weight.device))
         return blocks.pack(places), absmax
@@ -74,7 +80,12 @@ def dequantize(
     """Fill `out` with the weights of some rows, whose first block is number `first` of the weight."""
     num_blocks = out.numel() // block_size
     fits = out.is_contiguous() and codes.numel() * 2 == out.numel() == num_blocks * block_size
-    if not (fits and _suits(block_size, out, codes) and _reaches(constants, first + num_blocks)):
+    fits = fits and _reaches(constants, first + num_blocks, codes.device)
+    on_device = _on_device(out.device, block_size)
+    if fits and on_device is not None:
+        on_device.dequantize(codes, constants, first, block_size, out)
+        return
+    if not (fits and _suits(block_size, out, codes)):
         absmax = constants.read(first, first + num_blocks)
         wide = blocks.dequantize(blocks.unpack(codes, block_size), absmax, blocks.nf4_code().to(codes.device))
         out.copy_(wide.view(out.shape))
@@ -91,8 +102,11 @@ def product(
     """x W^T for few tokens, W read once and never written; None where rows are better made first."""
     (tokens, width), rows = x.shape, len(codes)
     fits = 0 < tokens <= MOST_TOKENS and codes.shape[1] * 2 == width and width % block_size == 0
-    fits = fits and block_size % SMALLEST_PRODUCT_BLOCK == 0
-    if not (fits and _suits(block_size, x, codes) and _reaches(constants, rows * width // block_size)):
+    fits = fits and _reaches(constants, rows * width // block_size, codes.device)
+    on_device = _on_device(x.device, block_size)
+    if fits and on_device is not None:
+        return on_device.product(x, codes, constants, block_size)
+    if not (fits and block_size % SMALLEST_PRODUCT_BLOCK == 0 and _suits(block_size, x, codes)):
         return None
     wide = x.to(torch.float32, copy=True, memory_format=torch.contiguous_format)  # its own: the job may reorder it
     y = torch.empty(tokens, rows)
@@ -111,8 +125,19 @@ def _suits(block_size: int, *tensors: Tensor) -> bool:
     )
 
 
-def _reaches(constants: Constants, num_blocks: int) -> bool:
-    """The constants are there for so many blocks, and `nf4.c` takes them as they are."""
+@functools.cache
+def _on_device(device: torch.device, block_size: int) -> ModuleType | None:
+    """`nf4_triton` where Triton is installed, takes such blocks, and does on this device what it should."""
+    power_of_two = block_size & (block_size - 1) == 0
+    if device.type != "cuda" or not power_of_two or importlib.util.find_spec("triton") is None:
+        return None
+    from inlay.kernels import nf4_triton  # it imports Triton, which is not everywhere and takes a while
+
+    return nf4_triton if nf4_triton.available(device) else None
+
+
+def _reaches(constants: Constants, num_blocks: int, device: torch.device) -> bool:
+    """The constants are there for so many blocks, on `device`, in the form that kernels take."""
     absmax, nested, map, _ = constants
     if nested is None or map is None:
         expected = ((absmax, torch.float32, num_blocks),)
@@ -120,8 +145,7 @@ def _reaches(constants: Constants, num_blocks: int) -> bool:
         num_nested = -(-num_blocks // blocks.CONSTANTS_BLOCK)
         expected = ((absmax, torch.uint8, num_blocks), (nested, torch.float32, num_nested), (map, torch.float32, 256))
     return all(
-        t.dtype == dtype and t.device.type == "cpu" and len(t) >= size and t.is_contiguous()
-        for t, dtype, size in expected
+        t.dtype == dtype and t.device == device and len(t) >= size and t.is_contiguous() for t, dtype, size in expected
     )
 
 
@@ -152,5 +176,5 @@ def _run(
             tensors |= {"nested": constants.nested, "map": constants.map}
     addresses = {name: tensor.data_ptr() for name, tensor in tensors.items()}
     shift = blocks.CONSTANTS_BLOCK.bit_length() - 1
-    job = native.Job(offset=offset, smallest=blocks._SMALLEST, nested_shift=shift, **addresses, **sizes)
+    job = native.Job(offset=offset, smallest=blocks.SMALLEST, nested_shift=shift, **addresses, **sizes)
     native.run(function, job, total, num_weights)

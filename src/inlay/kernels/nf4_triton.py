@@ -130,7 +130,7 @@ def quantize(
     num_together = max(1, 2 * _BYTES // block_size)
     operands = (weight, _midpoints(weight.device), codes, absmax, num_blocks)
     sizes = {"BLOCK": block_size, "BLOCKS": num_together, "MIDPOINTS": len(blocks.NF4) - 1}
-    _launch(_quantize_kernel, (-(-num_blocks // num_together),), *operands, **sizes, SMALLEST=blocks._SMALLEST)
+    _launch(_quantize_kernel, (-(-num_blocks // num_together),), *operands, **sizes, SMALLEST=blocks.SMALLEST)
     return codes, absmax
 
 

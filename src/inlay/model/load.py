@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from torch import nn
 
@@ -167,7 +168,8 @@ def _fill_(model: nn.Module, packed: bitsandbytes.Quantized, device: torch.devic
             explain("this checkpoint's quantised weights are not its model's", found=problems[:10], do="quantize again")
         )
     if device.type == "cpu":
-        ahead = ReadAhead([[mapped.pages(entry) for entry in tensors.values()] for _, tensors in entries])
+        pages = [[mapped.pages(entry) for entry in tensors.values()] for _, tensors in entries]
+        ahead = ReadAhead(pages, psutil.virtual_memory().available)
         for number, matrix in enumerate(matrices):
             matrix.before_use = functools.partial(ahead.use, number)
     elif matrices:

@@ -9,6 +9,7 @@
 Source: QLoRA (Dettmers et al. 2023, arXiv 2305.14314), section 3; the maths is in `inlay.core.blocks`.
 """
 
+import contextlib
 import json
 import math
 from collections.abc import Mapping
@@ -68,7 +69,7 @@ class Nf4(Scheme):
 
     def quantize(self, weight: Float[Tensor, "out in"]) -> Packed:
         codes, absmax = kernels.quantize(weight.reshape(-1, BLOCK))
-        return _packed(weight, codes, *blocks.quantize_constants(absmax.cpu()))
+        return _packed(weight, codes.cpu(), *blocks.quantize_constants(absmax.cpu()))
 
     def refine(self, weight: Float[Tensor, "out in"]) -> Packed:
         """Constants by least squares in the place of the largest magnitudes, and places for the constants as they are kept."""
@@ -80,7 +81,7 @@ class Nf4(Scheme):
         return _packed(weight, torch.cat(codes), places, nested, offset)
 
     def open(self, packed: Packed) -> Matrix:
-        state = _read_state(packed[STATE])
+        state = _read_state(packed.get(STATE))
         problems = _problems(state, packed)
         if problems:
             raise FormatError(
@@ -98,6 +99,7 @@ class Nf4(Scheme):
         widest = (code[1:] - code[:-1]).max() / 2
         rounding = 4 * torch.finfo(torch.float32).eps * absmax
         bound = widest * absmax + (held - absmax).abs() + rounding
+        bound[absmax < blocks.SMALLEST] *= 8  # they are divided by more than their largest
         return bound.repeat_interleave(BLOCK).view(weight.shape)
 
 
@@ -154,11 +156,11 @@ def _state(shape: tuple[int, int], dtype: torch.dtype, offset: float) -> bytes:
     return f'{json.dumps(state)[:-1]}, "nested_offset": {offset!r:<{_OFFSET_DIGITS}}}}'.encode()
 
 
-def _read_state(tensor: Tensor) -> dict[str, Any]:
-    try:
-        state = json.loads(bytes(tensor.cpu().tolist()))
-    except (ValueError, RecursionError):
-        state = None
+def _read_state(tensor: Tensor | None) -> dict[str, Any]:
+    state = None
+    if tensor is not None and tensor.dtype == torch.uint8 and tensor.dim() == 1:
+        with contextlib.suppress(ValueError, RecursionError):
+            state = json.loads(bytes(tensor.cpu().tolist()))
     if not isinstance(state, dict):
         raise FormatError(explain("the state of a quantised weight is not a JSON object", do="quantize again"))
     return state
@@ -194,6 +196,7 @@ def _problems(state: Mapping[str, Any], packed: Packed) -> list[str]:
     if not torch.equal(packed[".quant_map"].cpu(), blocks.nf4_code()):
         problems.append("quant_map is not the code of NF4")
     offset = state.get("nested_offset")
-    if nested and (state.get("nested_blocksize") != blocks.CONSTANTS_BLOCK or not isinstance(offset, float | int)):
+    finite = isinstance(offset, float) and math.isfinite(offset)
+    if nested and (state.get("nested_blocksize") != blocks.CONSTANTS_BLOCK or not finite):
         problems.append(f"nested_blocksize {state.get('nested_blocksize')}, nested_offset {offset!r}")
     return problems
