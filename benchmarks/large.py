@@ -2,10 +2,10 @@
 
 The base has random weights and is made straight into a quantised directory in FOLDER (kept where it stands there already, and
 removed at the end where it was made). One process of two threads maps it and makes one optimiser step of one row: LoRA r=16 on
-all linear layers, every token trained on. Printed are the seconds from the process's start to the end of loading, of the trial whether rows can be packed, and of the
-step; the bytes that the
-system read for it and their rate, the most resident memory that is not the mapped file (sampled twenty times a second), and
-the step as a multiple of its floor: 4 N T operations at the rate of a large float32 product here.
+all linear layers, every token trained on. Printed are the seconds from the process's start to the end of loading, of the trial
+whether rows can be packed, and of the step; the bytes that the system read for the step and their rate; the most resident
+memory that is not the mapped file (sampled twenty times a second); and the step as a multiple of its floor, 4 N T operations
+at the rate of a large float32 product here.
 """
 
 import json

@@ -111,7 +111,14 @@ def test_a_state_that_is_no_json(broken, capsys):
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("shape", [64, 96]), ("shape", "x"), ("blocksize", 48), ("dtype", "int8"), ("nested_offset", "x"), ("nested_offset", 10**400)],
+    [
+        ("shape", [64, 96]),
+        ("shape", "x"),
+        ("blocksize", 48),
+        ("dtype", "int8"),
+        ("nested_offset", "x"),
+        ("nested_offset", 10**400),
+    ],
 )
 def test_a_state_that_is_not_its_weight_s(broken, capsys, key, value):
     def change(tensor):

@@ -32,7 +32,7 @@ MUTANTS = {
     "the gradient of B misses the scaling": ("core/routed.py", "(g[rows].T @ h).mul_(scaling)", "(g[rows].T @ h)", ROUTED),
     "the gradient of x misses the adapter": ("core/routed.py", "into[rows].addmm_(grad_hidden, A[k])", "pass", ROUTED),
     "a merged weight is rounded twice": ("core/lowrank.py", "return torch.addmm(weight.to(wide), B.to(wide), A.to(wide), alpha=scaling).to(weight.dtype)", "return weight + (scaling * (B.to(wide) @ A.to(wide))).to(weight.dtype)", ROUTED),
-    "the bias is forgotten": ("model/merge.py", "new.to(TORCH_DTYPES[entry.dtype]).cpu()", "torch.zeros_like(new)", "tests/cli/test_commands.py -k merge_writes"),
+    "the bias is forgotten": ("model/merge.py", "return new.cpu()", "return torch.zeros_like(new)", "tests/cli/test_commands.py -k merge_writes"),
     "rslora scales as lora": ("methods/lora.py", "self.r**0.5 if self.use_rslora else self.r", "self.r", "tests/interop/test_peft.py -k rslora"),
     "a row takes its neighbour's adapter": ("core/routed.py", "row * num_tokens, (row + 1) * num_tokens", "row * num_tokens + 1, (row + 1) * num_tokens + 1", ROUTED),
     "B does not start at zero": ("methods/lora.py", "torch.zeros(base.out_features, self.r)", "torch.ones(base.out_features, self.r)", f"{LAWS} -k fresh"),

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -102,7 +103,7 @@ class Writer:
         text = json.dumps(header).encode()
         text += b" " * (-len(text) % 8)
         self.num_bytes = 8 + len(text) + end
-        self._path, self._file = path, path.open("wb")
+        self._file = path.open("wb")
         self._file.write(len(text).to_bytes(8, "little") + text)
         self._data_start = self._file.tell()
         self._file.truncate(self.num_bytes)
@@ -118,15 +119,12 @@ class Writer:
 
     def close(self) -> None:
         """Have everything on the disk."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-
-    def discard(self) -> None:
-        """Remove the file."""
-        with contextlib.suppress(OSError):  # what can't be written any more, as on a full disk
-            self._file.close()
-        self._path.unlink(missing_ok=True)
+        try:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        finally:
+            with contextlib.suppress(OSError):  # said already, where the disk is full
+                self._file.close()
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -149,29 +147,12 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def read_tensor(entry: TensorEntry) -> Tensor:
-    """One tensor, in memory of its own.
-
-    **Raises:**
-
-    - `FormatError`: the file has become shorter.
-    """
+    """One tensor, in memory of its own."""
     data = torch.empty(entry.stop - entry.start, dtype=torch.uint8)
-    left = memoryview(data.numpy())
-    with entry.file.open("rb", buffering=0) as file:
-        file.seek(entry.start)
-        while left:
-            count = file.readinto(left)
-            if not count:
-                raise _shorter(entry)
-            left = left[count:]
+    whole = data.numpy()
+    for start, chunk in chunks(entry, 64 << 20):
+        whole[start : start + len(chunk)] = np.frombuffer(chunk, np.uint8)
     return view(data, entry)
-
-
-def read_ahead(entry: TensorEntry) -> None:
-    """Ask the system to read a tensor into its cache soon; returns at once."""
-    if hasattr(os, "posix_fadvise"):
-        with entry.file.open("rb") as file:
-            os.posix_fadvise(file.fileno(), entry.start, entry.stop - entry.start, os.POSIX_FADV_WILLNEED)
 
 
 def chunks(entry: TensorEntry, size: int) -> Iterator[tuple[int, bytes]]:
@@ -187,7 +168,7 @@ def chunks(entry: TensorEntry, size: int) -> Iterator[tuple[int, bytes]]:
             wanted = min(size, entry.stop - entry.start - start)
             chunk = file.read(wanted)
             if len(chunk) < wanted:
-                raise _shorter(entry)
+                raise FormatError(explain("a weight file became shorter while it was read", found=str(entry.file)))
             yield start, chunk
 
 
@@ -263,10 +244,6 @@ def _check_cover(tensors: dict[str, TensorEntry], data_start: int, size: int, pr
         problems.append(
             f"the tensors end at byte {end:,}, the file has {size:,}: it is {'truncated' if size < end else 'longer'}"
         )
-
-
-def _shorter(entry: TensorEntry) -> FormatError:
-    return FormatError(explain("a weight file became shorter while it was read", found=str(entry.file)))
 
 
 def _broken(path: Path, *problems: str) -> FormatError:

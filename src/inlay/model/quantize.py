@@ -4,31 +4,28 @@
     shards     each is written under a temporary name, brought to the disk, renamed; so one that is there is whole
     the end    index, configuration and record; the directory gets its name
 
-The work lies in a hidden directory beside the output until it is done (`inlay.io.unfinished`): a run that was killed leaves there
-what it had finished, and the next one with the same plan, which names the source, scheme and version, goes on from it.
+The work lies in a hidden directory beside the output until it is done. A run that was killed leaves there what it had finished,
+and the next one with the same plan (the same source, scheme and version) goes on from it; with another plan it begins anew.
 
-Quantised are all linear maps that bitsandbytes would quantise, but the output head. A weight is read once, quantised, compared
-with what it became, and let go, so that the memory needed is that of the largest one and its codes. Meanwhile the system reads
-the next one, and brings the file before to the disk.
+Quantised are all linear maps but the output head. A weight is read once, quantised, compared with what it became, and let go,
+so that the memory needed is that of the largest one and its codes.
 """
 
-import concurrent.futures
 import contextlib
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from inlay import __version__, quant
+from inlay import quant
 from inlay.errors import CompatibilityError, ConfigError, FormatError, explain
-from inlay.io import _safe, bitsandbytes, checkpoint, output, peft
+from inlay.io import _safe, bitsandbytes, checkpoint, output
 from inlay.io.checkpoint import Checkpoint
 from inlay.io.fingerprint import fingerprint, identities
-from inlay.io.unfinished import Unfinished, to_disk, unfinished
 from inlay.model import skeleton, targets
 from inlay.quant._contract import Packed, Scheme
 
@@ -38,8 +35,8 @@ SHARD_BYTES = 256 << 20
 TILE_BYTES = 8 << 20
 """How much of a weight is compared at a time with what it became."""
 
-ERRORS = ".errors"
-"""The end of the name of the file with the errors of a shard's layers, as long as the work is unfinished."""
+PLAN, ERRORS = "plan", ".errors"
+"""In the directory of unfinished work: what is being made, and the end of the name of each shard's errors."""
 
 _WEIGHTS = ("F32", "BF16", "F16")
 """Dtypes of weights that can be quantised."""
