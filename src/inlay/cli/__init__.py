@@ -53,8 +53,7 @@ def _guarded(command: str, arguments: list[str]) -> int:
         ):  # some libraries swallow a KeyboardInterrupt while they are imported
             runner = importlib.import_module(f"{__name__}._command")
             importlib.import_module(f"{__name__}.{command}")
-        with _signal(signal.SIGTERM, _interrupt), warnings.catch_warnings():
-            warnings.showwarning = _show_warning
+        with _signal(signal.SIGTERM, _interrupt), _short_warnings():
             return runner.run(command, arguments)
     except InlayError as error:
         if debug:
@@ -112,11 +111,15 @@ def _summary(command: str) -> str:
         return file.readline().strip().strip('"').rstrip(".")
 
 
-def _show_warning(message: Warning | str, *args: object) -> None:
-    """A warning as a line like any other."""
-    from inlay.cli._screen import say
-
-    say("note", str(message))
+@contextlib.contextmanager
+def _short_warnings() -> Iterator[None]:
+    """Within the block a warning is a line like any other, without the place in our code that it comes from."""
+    before = warnings.formatwarning
+    warnings.formatwarning = lambda message, *args, **kwargs: f"{'note':<9} {message}\n"
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
 
 
 def _unknown(name: str) -> int:
