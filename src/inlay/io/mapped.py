@@ -9,7 +9,7 @@ import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,11 +17,21 @@ from torch import Tensor
 from inlay.io import _safe
 
 
+class _Descriptor:
+    """An open file that is closed when nobody holds it any more."""
+
+    def __init__(self, path: Path):
+        self.number = os.open(path, os.O_RDONLY)
+
+    def __del__(self) -> None:
+        os.close(self.number)
+
+
 class Pages(NamedTuple):
     """A range of a mapped file."""
 
     mapped: mmap.mmap
-    file: BinaryIO
+    file: _Descriptor
     start: int
     stop: int
 
@@ -37,14 +47,14 @@ class Pages(NamedTuple):
         size = self.stop // mmap.PAGESIZE * mmap.PAGESIZE - start
         if size > 0 and hasattr(os, "posix_fadvise"):  # only where there is more than a page, and on Linux
             self.mapped.madvise(mmap.MADV_DONTNEED, start, size)
-            os.posix_fadvise(self.file.fileno(), start, size, os.POSIX_FADV_DONTNEED)
+            os.posix_fadvise(self.file.number, start, size, os.POSIX_FADV_DONTNEED)
 
 
 class Mapped:
     """Safetensors files, each mapped when a tensor of it is first asked for."""
 
     def __init__(self) -> None:
-        self._files: dict[Path, tuple[mmap.mmap, BinaryIO, Tensor]] = {}
+        self._files: dict[Path, tuple[mmap.mmap, _Descriptor, Tensor]] = {}
 
     def tensor(self, entry: _safe.TensorEntry) -> Tensor:
         """The tensor at `entry`, which must not be written to; a copy where its bytes are not aligned for its dtype."""
@@ -60,10 +70,10 @@ class Mapped:
         """`tensor` of several entries, by the same names."""
         return {name: self.tensor(entry) for name, entry in entries.items()}
 
-    def _open(self, path: Path) -> tuple[mmap.mmap, BinaryIO, Tensor]:
+    def _open(self, path: Path) -> tuple[mmap.mmap, _Descriptor, Tensor]:
         if path not in self._files:
-            file = path.open("rb")
-            pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            file = _Descriptor(path)
+            pages = mmap.mmap(file.number, 0, access=mmap.ACCESS_READ)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # torch warns that the bytes can't be written to
                 self._files[path] = (pages, file, torch.frombuffer(pages, dtype=torch.uint8))
