@@ -18,7 +18,7 @@ LAYERS = [
     {"text", "methods", "quant"},
     {"kernels"},
     {"core"},
-    {"fields"},
+    {"fields", "plugins"},
     {"errors"},
 ]
 """Top to bottom. A module imports its own folder or a lower layer: never up, never sideways."""

@@ -1,15 +1,12 @@
 """Adapter methods, one file each: the file's name is the method's name, and nothing else lists them."""
 
-import importlib
-import pkgutil
-
-from inlay.errors import UnknownNameError, explain, nearest
+from inlay import plugins
 from inlay.methods._contract import LinearMethod
 
 
 def names() -> list[str]:
     """The methods that exist, by name: the files of this folder."""
-    return sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
+    return plugins.names(__path__)
 
 
 def find(name: str) -> type[LinearMethod]:
@@ -19,22 +16,7 @@ def find(name: str) -> type[LinearMethod]:
 
     - `UnknownNameError`: there is no file of that name.
     """
-    if name not in names():
-        near = nearest(name, names())
-        raise UnknownNameError(
-            explain(
-                "no adapter method of that name",
-                found=f"{name!r}; the methods are {', '.join(names())}",
-                do=f"--method {near or names()[0]}",
-            )
-        )
-    module = importlib.import_module(f"{__name__}.{name}")
-    return next(
-        value
-        for value in vars(module).values()
-        # type(value), because Python 3.10 takes `dict[str, int]` for an instance of type
-        if issubclass(type(value), type) and issubclass(value, LinearMethod) and value.__module__ == module.__name__
-    )
+    return plugins.find(__name__, names(), name, LinearMethod, "adapter method", "--method")
 
 
 def name_of(method: LinearMethod) -> str:

@@ -1,15 +1,14 @@
 """Quantisation schemes, one file each: the file's name is the scheme's name, and nothing else lists them."""
 
-import importlib
-import pkgutil
+from typing import Any
 
-from inlay.errors import UnknownNameError, explain, nearest
+from inlay import plugins
 from inlay.quant._contract import Scheme
 
 
 def names() -> list[str]:
     """The schemes that exist, by name: the files of this folder."""
-    return sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
+    return plugins.names(__path__)
 
 
 def find(name: str) -> Scheme:
@@ -19,15 +18,7 @@ def find(name: str) -> Scheme:
 
     - `UnknownNameError`: there is no file of that name.
     """
-    if name not in names():
-        near = nearest(name, names())
-        raise UnknownNameError(
-            explain(
-                "no quantisation scheme of that name",
-                found=f"{name!r}; the schemes are {', '.join(names())}",
-                do=f"--scheme {near or names()[0]}",
-            )
-        )
-    module = importlib.import_module(f"{__name__}.{name}")
-    found = [value for value in vars(module).values() if type(value) is type(Scheme) and issubclass(value, Scheme)]
-    return next(scheme for scheme in found if scheme.__module__ == module.__name__)()
+    scheme: Any = plugins.find(
+        __name__, names(), name, Scheme, "quantisation scheme", "--scheme"
+    )  # not abstract, as typed
+    return scheme()

@@ -1,0 +1,46 @@
+"""Things that are found by the name of their file: adapter methods, quantisation schemes. Nothing else lists them."""
+
+import importlib
+import pkgutil
+from collections.abc import Iterable
+from typing import TypeVar
+
+from inlay.errors import UnknownNameError, explain, nearest
+
+Kind = TypeVar("Kind")
+
+
+def names(folder: Iterable[str]) -> list[str]:
+    """The files of a package's `__path__` that do not begin with an underscore, by name."""
+    return sorted(module.name for module in pkgutil.iter_modules(folder) if not module.name.startswith("_"))
+
+
+def find(package: str, known: list[str], name: str, kind: type[Kind], what: str, flag: str) -> type[Kind]:
+    """The one class of `kind` that the file `name` of `package` defines.
+
+    **Arguments:**
+
+    - `known`: the names that exist, as `names` gives them.
+    - `what`: what such a thing is called in a message: its kind, such as 'adapter method'; the last word stands alone.
+    - `flag`: what chooses one on the command line.
+
+    **Raises:**
+
+    - `UnknownNameError`: there is no file of that name.
+    """
+    if name not in known:
+        near = nearest(name, known)
+        raise UnknownNameError(
+            explain(
+                f"no {what} of that name",
+                found=f"{name!r}; the {what.split()[-1]}s are {', '.join(known)}",
+                do=f"{flag} {near or known[0]}",
+            )
+        )
+    module = importlib.import_module(f"{package}.{name}")
+    return next(
+        value
+        for value in vars(module).values()
+        # type(value), because Python 3.10 takes `dict[str, int]` for an instance of type
+        if issubclass(type(value), type) and issubclass(value, kind) and value.__module__ == module.__name__
+    )
