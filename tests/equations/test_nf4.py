@@ -12,7 +12,7 @@ import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from inlay.core import blocks
+from inlay.core import blocks, product
 from inlay.errors import UnknownNameError
 from inlay.kernels import native, nf4
 from inlay.quant.nf4 import BLOCK, Nf4
@@ -249,7 +249,7 @@ def test_constants_from_a_file_may_be_anything(variant, dtype, constant):
 
 @every_variant
 @given(
-    tokens=st.integers(1, nf4.MOST_TOKENS + 1),
+    tokens=st.integers(1, product.FEW_TOKENS + 1),
     rows=st.integers(1, 40),
     per_row=st.integers(1, 5),
     block_size=st.sampled_from((16, 32, 64, 256)),
@@ -269,7 +269,7 @@ def test_a_product_is_that_of_the_weight(
     nf4.dequantize(codes.view(rows, -1), constants, 0, block_size, weight)
     with native.only(variant), many_threads(threads):
         y = nf4.product(x, codes.view(rows, -1), constants, block_size)
-    if variant == native.TORCH or tokens > nf4.MOST_TOKENS or block_size < nf4.SMALLEST_PRODUCT_BLOCK:
+    if variant == native.TORCH or tokens > product.FEW_TOKENS or block_size < nf4.SMALLEST_PRODUCT_BLOCK:
         assert y is None
     else:
         assert y is not None

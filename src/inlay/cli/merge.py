@@ -8,6 +8,7 @@ from inlay.cli import _screen
 from inlay.cli._command import AdapterDirectory, Common, Model
 from inlay.cli._screen import say, size
 from inlay.errors import ConfigError, explain
+from inlay.model import targets
 from inlay.model.base import Base
 from inlay.model.load import load
 from inlay.model.merge import SAMPLE, merge, num_bytes
@@ -91,7 +92,6 @@ class Merge(Common):
 
     def _quantized(self, base: Base, name: str, texts: Sequence[str], scheme: str) -> int:
         """Merge into a quantised checkpoint, and say what survived."""
-        keep = [part.strip() for part in self.keep.split(",") if part.strip()]
         with _screen.bar("merging", size) as update:
             found = merge_quantized(
                 base,
@@ -99,7 +99,7 @@ class Merge(Common):
                 self.output,
                 scheme,
                 residual_r=self.residual_r,
-                keep=keep,
+                keep=[part for part in targets.split(self.keep) if part],
                 force=self.force,
                 texts=texts,
                 progress=update,

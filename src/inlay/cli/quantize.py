@@ -9,6 +9,7 @@ from inlay.cli._command import Common, Model
 from inlay.cli._screen import count, say, size
 from inlay.io.checkpoint import open_checkpoint
 from inlay.io.fingerprint import fingerprint, short
+from inlay.model import targets
 from inlay.model.quantize import quantize
 from inlay.training.job import peak_rss_bytes
 
@@ -33,7 +34,7 @@ class Quantize(Common):
         """Quantise, say what was found."""
         start = time.perf_counter()
         source = open_checkpoint(self.model)
-        keep = [name.strip() for name in self.keep.split(",") if name.strip()]
+        keep = [name for name in targets.split(self.keep) if name]
         say("base", f"{source.name} · {fingerprint(source)}")
         try:
             with _screen.bar("quantizing", size) as update:

@@ -23,6 +23,9 @@ from torch import Tensor
 TILE_BYTES = 8 << 20
 """Size of the widened tile: measured on 512 to 1,024 tokens against 1 to 16 MiB, with benchmarks/product_tile.py."""
 
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
+"""The dtypes that a model can compute in, by name."""
+
 FEW_TOKENS = 16
 """Up to here a weight that is not held as numbers is asked for the product itself, which need not make its rows first."""
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from inlay import quant
 from inlay.errors import CompatibilityError, FormatError, explain
-from inlay.io import _safe
+from inlay.io import _safe, peft
 from inlay.io.checkpoint import Checkpoint
 from inlay.quant._contract import Scheme
 
@@ -22,9 +22,6 @@ METHOD = "bitsandbytes"
 
 VERSION = 1
 """Version of what `inlay quantize` writes; a newer one is refused."""
-
-RECORD = "inlay.json"
-"""The file beside the weights that says how they were made."""
 
 _STATE = ".weight.quant_state.bitsandbytes__"
 
@@ -77,6 +74,12 @@ def quantized_weights(checkpoint: Checkpoint) -> Quantized:
     return tensors
 
 
+def plain_tensors(checkpoint: Checkpoint, quantized: Quantized) -> dict[str, _safe.TensorEntry]:
+    """The tensors of a checkpoint that belong to no quantised weight, by name."""
+    taken = {tensor_name(path, key) for path, (_, entries) in quantized.items() for key in entries}
+    return {name: entry for name, entry in checkpoint.tensors.items() if name not in taken}
+
+
 def configuration(scheme: Scheme, kept: Sequence[str]) -> dict[str, Any]:
     """The quantization_config of a checkpoint whose linear layers are quantised, but for those called `kept`."""
     return {"quant_method": METHOD, **scheme.config, "llm_int8_skip_modules": list(kept)}
@@ -84,7 +87,7 @@ def configuration(scheme: Scheme, kept: Sequence[str]) -> dict[str, Any]:
 
 def record(directory: Path) -> dict[str, Any]:
     """What `inlay quantize` wrote down; nothing where it was another tool."""
-    path = directory / RECORD
+    path = directory / peft.RECORD
     made = _safe.read_json(path).get("quantized") if path.is_file() else None
     return made if isinstance(made, dict) else {}
 
@@ -101,7 +104,7 @@ def check_version(directory: Path) -> None:
         raise CompatibilityError(
             explain(
                 "this base was quantised by a newer Inlay",
-                found=f"{directory / RECORD}: version {version!r}, known here up to {VERSION}",
+                found=f"{directory / peft.RECORD}: version {version!r}, known here up to {VERSION}",
                 do="pip install --upgrade inlay",
             )
         )

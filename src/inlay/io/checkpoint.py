@@ -16,15 +16,13 @@ from typing import Any
 
 import torch
 
+from inlay.core.product import DTYPES
 from inlay.errors import FormatError, UnknownNameError, explain, nearest
 from inlay.io import _safe
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 INDEX = "model.safetensors.index.json"
 """The file that says which of several weight files holds which tensor."""
-
-DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
-"""The dtypes that a model can compute in, by name."""
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".h5", ".msgpack")
 """Ends of the names of files that hold weights."""

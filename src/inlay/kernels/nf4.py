@@ -15,10 +15,8 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from inlay.core import blocks
+from inlay.core.product import FEW_TOKENS
 from inlay.kernels import native
-
-MOST_TOKENS = 16
-"""Rows of x up to which a product makes no rows of W: beyond them torch's product of a tile is faster."""
 
 SMALLEST_BLOCK = 32
 """What a block of `nf4.c` is a multiple of."""
@@ -101,7 +99,7 @@ def product(
 ) -> Float[Tensor, "tokens out"] | None:
     """x W^T for few tokens, W read once and never written; None where rows are better made first."""
     (tokens, width), rows = x.shape, len(codes)
-    fits = 0 < tokens <= MOST_TOKENS and codes.shape[1] * 2 == width and width % block_size == 0
+    fits = 0 < tokens <= FEW_TOKENS and codes.shape[1] * 2 == width and width % block_size == 0
     fits = fits and _reaches(constants, rows * width // block_size, codes.device)
     on_device = _on_device(x.device, block_size)
     if fits and on_device is not None:

@@ -227,8 +227,7 @@ class Attached:
     def _set_(self, path: str, module: nn.Module) -> None:
         """Put a module wherever the model holds the one that it calls `path`: some hold one module under several names."""
         for place in self._places[id(self.linears[path].module)]:
-            parent, _, leaf = place.rpartition(".")
-            setattr(self.module.get_submodule(parent), leaf, module)
+            self.module.set_submodule(place, module)
 
 
 def attach(module: nn.Module, method: LinearMethod, name: str = "default", seed: int = 0) -> Attached:

@@ -17,11 +17,11 @@ import torch
 from torch import nn
 
 from inlay import quant
-from inlay.core.product import native_bfloat16
+from inlay.core.product import DTYPES, native_bfloat16
 from inlay.errors import ConfigError, FormatError, explain
 from inlay.io import bitsandbytes
 from inlay.io._safe import TORCH_DTYPES
-from inlay.io.checkpoint import DTYPES, Checkpoint, open_checkpoint
+from inlay.io.checkpoint import Checkpoint, open_checkpoint
 from inlay.io.mapped import Mapped
 from inlay.model import skeleton, streamed
 from inlay.model.ahead import ReadAhead
@@ -107,8 +107,7 @@ def _mapped(
     It can be where all weights that are not quantised are of one dtype, which is `dtype` or narrower, and the model has made
     no number of its own in the narrower one, as those do that scale their embeddings.
     """
-    quantized = {id(entry) for _, entries in packed.values() for entry in entries.values()}
-    stored = {TORCH_DTYPES.get(entry.dtype) for entry in checkpoint.tensors.values() if id(entry) not in quantized}
+    stored = {TORCH_DTYPES.get(entry.dtype) for entry in bitsandbytes.plain_tensors(checkpoint, packed).values()}
     if device == "cpu" and len(stored) == 1 and (dtype in stored or dtype == torch.float32):
         model = _model(checkpoint, packed, next(iter(stored)))
         if all(buffer.dtype == dtype for buffer in model.buffers() if buffer.dtype in stored):
@@ -177,7 +176,7 @@ def _fill_(model: nn.Module, packed: bitsandbytes.Quantized, device: torch.devic
         free = torch.cuda.mem_get_info(device)[0] + others if device.type == "cuda" else None
         matrices = streamed.place(matrices, others, limit or free, device)
     for (path, gap), matrix in zip(gaps.items(), matrices, strict=True):
-        skeleton.set_(model, path, QuantizedLinear(matrix, gap.bias, gap.transposed))
+        model.set_submodule(path, QuantizedLinear(matrix, gap.bias, gap.transposed))
 
 
 def _tokenizer(checkpoint: Checkpoint) -> Any:

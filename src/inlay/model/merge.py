@@ -15,11 +15,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from inlay.core.product import DTYPES
 from inlay.errors import CompatibilityError, explain
 from inlay.io import bitsandbytes, checkpoint, peft
 from inlay.io import output as output_directory
 from inlay.io._safe import TORCH_DTYPES, TensorEntry, Writer, chunks, read_json, read_tensor
-from inlay.io.checkpoint import DTYPES
 from inlay.model import skeleton
 from inlay.model.adapter import Adapter
 from inlay.model.base import Base
@@ -170,20 +170,17 @@ def _tensors(base: Base, adapter: Adapter) -> dict[str, _Tensor]:
     - `CompatibilityError`: the checkpoint has an adapted weight under another name, or in another form.
     """
     packed = bitsandbytes.quantized_weights(base.checkpoint)
-    quantized = {id(entry) for _, entries in packed.values() for entry in entries.values()}
-    plain = {name: entry for name, entry in base.checkpoint.tensors.items() if id(entry) not in quantized}
+    plain = bitsandbytes.plain_tensors(base.checkpoint, packed)
     prefix, names, problems = getattr(base.model, "base_model_prefix", ""), {}, []
     made: dict[str, _Tensor] = {}
     for path, linear in base.linears.items():
         name = skeleton.checkpoint_path(path, prefix, packed)
         if name is not None:
-            shape = (linear.out_features, linear.in_features)
-            own = path if path in adapter.params else None
-            shape = shape[::-1] if linear.transposed else shape
-            file = packed[name][1][""].file.name
-            dtype = base.checkpoint.dtype if not isinstance(linear.matrix, Matrix) else linear.matrix.dtype
-            made[f"{name}.weight"] = _Tensor(file, dtype, shape, path, None)
-            names |= {} if own is None else {f"{name}.bias": path}
+            matrix = _matrix(base, path)
+            shape = matrix.shape[::-1] if linear.transposed else matrix.shape
+            made[f"{name}.weight"] = _Tensor(packed[name][1][""].file.name, matrix.dtype, shape, path, None)
+            if path in adapter.params:
+                names[f"{name}.bias"] = path
         elif path in adapter.params:
             name = skeleton.checkpoint_path(f"{path}.weight", prefix, plain)
             problem = _problem(base, path, None if name is None else plain[name])
@@ -202,6 +199,13 @@ def _tensors(base: Base, adapter: Adapter) -> dict[str, _Tensor]:
     for name, entry in plain.items():
         made[name] = _Tensor(entry.file.name, TORCH_DTYPES[entry.dtype], entry.shape, names.get(name), entry)
     return made
+
+
+def _matrix(base: Base, path: str) -> Matrix:
+    """The quantised weight of a module."""
+    matrix = base.linears[path].matrix
+    assert isinstance(matrix, Matrix), "what has no plain tensor in the checkpoint is quantised"
+    return matrix
 
 
 def _problem(base: Base, path: str, entry: TensorEntry | None) -> str:
@@ -273,8 +277,7 @@ def _tile(base: Base, tensor: _Tensor, path: str, start: int, stop: int) -> Tens
     """Rows start <= i < stop of a weight, as it is stored; of a quantised one in float32."""
     columns = tensor.shape[1]
     if tensor.entry is None:
-        matrix = base.linears[path].matrix
-        assert isinstance(matrix, Matrix), "what has no place in the checkpoint is quantised"
+        matrix = _matrix(base, path)
         if base.linears[path].transposed:
             return matrix.dequantize(torch.float32).T
         tile = torch.empty(stop - start, columns, device=matrix.device)

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from inlay import quant
 from inlay.errors import CompatibilityError, ConfigError, FormatError, explain
-from inlay.io import _safe, bitsandbytes, checkpoint, output
+from inlay.io import _safe, bitsandbytes, checkpoint, output, peft
 from inlay.io.checkpoint import Checkpoint
 from inlay.io.fingerprint import fingerprint, identities
 from inlay.model import skeleton, targets
@@ -143,8 +143,8 @@ def _weights(source: Checkpoint, scheme: Scheme, keep: Sequence[str]) -> tuple[d
     model = skeleton.meta(source)
     prefix = getattr(model, "base_model_prefix", "")
     head, linears = targets.output_head(model), targets.linear_modules(model)
-    kept = [path for path in linears if path == head or any(path == k or path.endswith(f".{k}") for k in keep)]
-    unknown = [name for name in keep if not any(path == name or path.endswith(f".{name}") for path in kept)]
+    kept = [path for path in linears if path == head or any(targets.is_named(name, path) for name in keep)]
+    unknown = [name for name in keep if not any(targets.is_named(name, path) for path in kept)]
     if unknown:
         known = targets.summary(linears)
         raise ConfigError(explain("no linear layer of that name", found=f"{', '.join(unknown)}; there are {known}"))
@@ -313,8 +313,8 @@ def _finish(
     for name, value in {
         checkpoint.INDEX: content,
         "config.json": _safe.read_json(source.directory / "config.json") | {"quantization_config": config},
-        bitsandbytes.RECORD: {"format": 1, "quantized": made},
     }.items():
         output.write_file(partial / name, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+    peft.write_record(partial, {"quantized": made})
     for file in (partial / PLAN, *partial.glob(f"*{ERRORS}")):
         file.unlink()

@@ -37,7 +37,7 @@ def cached(source: Checkpoint, scheme: str, progress: Callable[[int, int], None]
         return source.directory
     folder = cache_directory() / "quantized"
     entry = folder / _key(source, scheme)
-    keep = max(0, limit_bytes())
+    limit = limit_bytes()
     if entry.exists() and not _is_whole(entry):
         shutil.rmtree(entry)
     if not entry.exists():
@@ -46,7 +46,7 @@ def cached(source: Checkpoint, scheme: str, progress: Callable[[int, int], None]
     stack.enter_context(output.locked(entry, shared=True))
     _in_use.append(stack)
     os.utime(entry)
-    _make_room(folder, entry, keep)
+    _make_room(folder, entry, limit)
     return entry
 
 

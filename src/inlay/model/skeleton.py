@@ -128,10 +128,4 @@ def _take_away_(model: nn.Module, paths: Collection[str]) -> None:
             transposed = is_transposed(module)
             rows, columns = module.get_parameter("weight").shape
             shape = (columns, rows) if transposed else (rows, columns)
-            set_(model, path, Gap(shape, module._parameters["bias"], transposed))
-
-
-def set_(model: nn.Module, path: str, module: nn.Module) -> None:
-    """Put `module` in the place of the one at `path`."""
-    parent, _, leaf = path.rpartition(".")
-    setattr(model.get_submodule(parent), leaf, module)
+            model.set_submodule(path, Gap(shape, module._parameters["bias"], transposed))

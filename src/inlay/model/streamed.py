@@ -136,12 +136,17 @@ def _offsets(packed: Packed) -> dict[str, int]:
     offsets, end = {}, 0
     for key, tensor in packed.items():
         offsets[key] = end
-        end += -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT
+        end += _aligned(tensor)
     return offsets
 
 
+def _aligned(tensor: Tensor) -> int:
+    """The bytes that a tensor takes in a slot."""
+    return -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT
+
+
 def _slot_bytes(matrix: Matrix) -> int:
-    return sum(-(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT for tensor in matrix.packed.values())
+    return sum(map(_aligned, matrix.packed.values()))
 
 
 def _views(slot: Tensor, packed: Packed) -> Packed:

@@ -100,8 +100,8 @@ def _select(field: str, names: Names, paths: list[str], head: str | None, proble
             problems.setdefault(field, []).append(f"the regular expression {names!r} of {field}")
         return chosen
     chosen = set()
-    for name in _split(names):
-        matched = {path for path in paths if _names(name, path)}
+    for name in split(names):
+        matched = {path for path in paths if is_named(name, path)}
         if not matched:
             problems.setdefault(field, []).append(f"{name!r} of {field}")
         chosen |= matched
@@ -112,11 +112,13 @@ def _is_regex(names: Names) -> TypeGuard[str]:
     return isinstance(names, str) and not _REGEX_CHARACTERS.isdisjoint(names)
 
 
-def _split(names: Names) -> list[str]:
+def split(names: Names) -> list[str]:
+    """Names with commas between them, or a tuple of names, as a list."""
     return [name.strip() for name in (names.split(",") if isinstance(names, str) else names)]
 
 
-def _names(name: str, path: str) -> bool:
+def is_named(name: str, path: str) -> bool:
+    """`name` is the whole path of a module, or its end."""
     return path == name or path.endswith(f".{name}")
 
 
@@ -157,8 +159,8 @@ def _mended(names: Names, paths: list[str]) -> str | None:
         return f"'{loose}'" if any(matches(loose, path) for path in paths) else None
     known = list(dict.fromkeys(path.rpartition(".")[2] for path in paths))
     mended = [
-        name if any(_names(name, path) for path in paths) else nearest(name.rpartition(".")[2], known)
-        for name in _split(names)
+        name if any(is_named(name, path) for path in paths) else nearest(name.rpartition(".")[2], known)
+        for name in split(names)
     ]
     return ",".join(name for name in mended if name) if all(mended) else None
 

@@ -20,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from inlay.core import blocks
+from inlay.core.product import DTYPES
 from inlay.errors import FormatError, explain
 from inlay.kernels import nf4 as kernels
 from inlay.quant._contract import Matrix, Packed, Scheme
@@ -35,8 +36,6 @@ _GROUP = 1 << 14
 
 _OFFSET_DIGITS = 24
 """Room for any float in JSON, so that the tensors' sizes depend on the weight's shape alone."""
-
-_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 class Nf4(Scheme):
@@ -108,7 +107,7 @@ class Nf4Matrix(Matrix):
 
     def __init__(self, state: Mapping[str, Any], packed: Packed):
         rows, columns = state["shape"]
-        super().__init__((rows, columns), _DTYPES[state["dtype"]], packed)
+        super().__init__((rows, columns), DTYPES[state["dtype"]], packed)
         self._state = state
         self.block_size: int = state["blocksize"]
         self.constants = kernels.Constants(
@@ -171,7 +170,7 @@ def _problems(state: Mapping[str, Any], packed: Packed) -> list[str]:
     shape: Any = state.get("shape")
     block: Any = state.get("blocksize")
     whole = isinstance(shape, list) and len(shape) == 2 and all(type(n) is int and n > 0 for n in shape)
-    if not whole or state.get("dtype") not in _DTYPES or type(block) is not int or block < 2 or block & (block - 1):
+    if not whole or state.get("dtype") not in DTYPES or type(block) is not int or block < 2 or block & (block - 1):
         return [f"quant_state says shape {shape}, dtype {state.get('dtype')}, blocksize {block}"]
     if shape[1] % block:
         return [f"blocks of {block} do not divide rows of {shape[1]} weights"]
