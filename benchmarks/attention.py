@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from inlay.core.attention import document_attention
+from inlay.kernels.attention import document_attention
 
 HEADS, KV_HEADS, DIM, NUM_TOKENS = 9, 3, 64, 2048
 

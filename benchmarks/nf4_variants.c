@@ -230,7 +230,7 @@ static void one_job(int variant) {
 int main(int count, char **arguments) {
     int jobs = count > 1 ? atoi(arguments[1]) : 1000;
     for (int variant = 0; variant < VARIANTS; variant++) {
-        int runs = inlay_nf4_supports(variant);
+        int runs = inlay_supports(variant);
 #ifdef INLAY_SIMDE
         runs = runs || variant == AVX512_F_BW_VL;
 #endif

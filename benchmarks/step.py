@@ -1,9 +1,9 @@
 """Our LoRA step against peft's at a shape: python -m benchmarks.step [SHAPE] [DTYPE] [ROWS] [TOKENS]
 
 r=16 on all linear layers, AdamW, every token supervised. Each way is a process of its own that keeps its model; they step in
-turn, the others waiting, on one thread and in processor time, so that a busy machine disturbs them little. Ours runs with and
-without `training.memory`. Printed are medians of seconds, how they compare with peft's, the peak of resident memory, and the
-floor: 4 N T operations (forward, and back to the input) at the rate of one large float32 product here.
+turn, the others waiting, on two threads. Ours runs with and without `training.memory`. Printed are medians of seconds, how they
+compare with peft's and with the floor, and the peak of resident memory. The floor: 4 N T operations (forward, and back to the
+input) at the rate of one large product in the dtype that ours multiplies in, measured before each round and after it.
 """
 
 import json
@@ -18,8 +18,9 @@ from statistics import median
 import torch
 
 from benchmarks import floor, shapes
+from inlay.core.product import product_dtype
 
-NUM_STEPS = 2
+NUM_STEPS = 5
 WAYS = ("peft", "inlay", "inlay, malloc as it is")
 
 
@@ -29,8 +30,12 @@ def main(shape: str = "135m", dtype: str = "float32", rows: int = 4, tokens: int
         directory = shapes.directory(shape, Path(folder) / shape, getattr(torch, dtype))
         given = [str(directory), dtype, str(rows), str(tokens)]
         workers = [_worker(way, given) for way in WAYS]
-        turns = [[_turn(worker) for worker in workers] for _ in range(NUM_STEPS + 1)][1:]  # the first one warms up
-        rate = floor.rate(time.process_time)
+        multiplied = product_dtype(torch.empty(0, dtype=getattr(torch, dtype)))
+        rates, turns = [floor.rate(dtype=multiplied)], []
+        for _ in range(NUM_STEPS + 1):
+            turns.append([_turn(worker) for worker in workers])
+            rates.append(floor.rate(dtype=multiplied))
+        turns, rate = turns[1:], median(rates)  # the first one warms up
         for worker in workers:
             worker.communicate()
     num_weights = turns[0][0]["num_weights"]
@@ -38,8 +43,11 @@ def main(shape: str = "135m", dtype: str = "float32", rows: int = 4, tokens: int
     print(f"{shape}, {rows} x {tokens} tokens, {dtype}; floor {least:.2f} s at {rate / 1e9:.0f} GFLOP/s")
     theirs = median(turn[0]["seconds"] for turn in turns)
     for i, way in enumerate(WAYS):
-        seconds, peak = median(turn[i]["seconds"] for turn in turns), turns[-1][i]["peak_bytes"]
-        print(f"{way:24} {seconds:6.2f} s, {theirs / seconds:.2f} times peft's speed, peak {peak / 1e9:.2f} GB")
+        times, peak = [turn[i]["seconds"] for turn in turns], turns[-1][i]["peak_bytes"]
+        print(
+            f"{way:24} {median(times):6.2f} s ({min(times):.2f} to {max(times):.2f}), {theirs / median(times):.2f} times "
+            f"peft's speed, {median(times) / least:.2f} times the floor, peak {peak / 1e9:.2f} GB"
+        )
 
 
 def _worker(way: str, given: list[str]) -> "subprocess.Popen[str]":
@@ -65,9 +73,9 @@ def worker(way: str, directory: str, dtype: str, rows: str, tokens: str) -> None
     draws = _draws(int(rows), int(tokens))
     for _ in sys.stdin:
         ids = next(draws)
-        start = time.process_time()
+        start = time.perf_counter()
         step(ids)
-        seconds = time.process_time() - start
+        seconds = time.perf_counter() - start
         print(f"{way}: {seconds:.2f} s", file=sys.stderr)
         print(json.dumps(dict(seconds=seconds, peak_bytes=peak_rss_bytes(), num_weights=num_weights)), flush=True)
 
@@ -116,7 +124,7 @@ def _inlay(way: str, directory: str, dtype: str) -> tuple[Callable[[torch.Tensor
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
+    torch.set_num_threads(2)
     if sys.argv[1:2] == ["worker"]:
         worker(*sys.argv[2:])
     else:

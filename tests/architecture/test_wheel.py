@@ -16,8 +16,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-LIBRARY = re.compile(r"inlay/kernels/_nf4\.[\w.-]*(?:so|pyd|dylib)")
-"""What a compiler makes of inlay/kernels/nf4.c."""
+LIBRARY = re.compile(r"inlay/kernels/_kernels\.[\w.-]*(?:so|pyd|dylib)")
+"""What a compiler makes of the C files in inlay/kernels."""
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(built):
 
 def test_the_sdist_can_be_built_from(built):
     names = [name.split("/", 1)[-1] for name in tarfile.open(built[1]).getnames()]
-    files = ("src/inlay/cli/demo_base/model.safetensors", "src/inlay/kernels/nf4.c")
+    files = ("src/inlay/cli/demo_base/model.safetensors", "src/inlay/kernels/nf4.c", "src/inlay/kernels/team.h")
     for wanted in ("pyproject.toml", "LICENSE", "README.md", *files):
         assert wanted in names
     assert not any(LIBRARY.search(name) for name in names)

@@ -5,16 +5,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inlay.core.attention import document_attention
+from inlay.core import attention as in_torch
+from inlay.kernels import native
+from inlay.kernels.attention import SMALLEST_DIM, document_attention
 from tests.support import oracle
 from tests.support.tolerances import assert_close
 
 DIM = 7
 
 
-def _inputs(heads, kv_heads, t, dtype=torch.float32, seed=5):
+def _inputs(heads, kv_heads, t, dtype=torch.float32, seed=5, dim=DIM):
     generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(h, t, DIM, generator=generator).to(dtype).requires_grad_() for h in (heads, kv_heads, kv_heads)]
+    return [torch.randn(h, t, dim, generator=generator).to(dtype).requires_grad_() for h in (heads, kv_heads, kv_heads)]
 
 
 @settings(max_examples=40, deadline=None)
@@ -55,3 +57,91 @@ def test_a_later_token_changes_nothing_before_it():
     after = document_attention(q, k, v, (5, 6), 0.3)
     assert torch.equal(before[:8], after[:8])
     assert not torch.allclose(before[8:], after[8:])
+
+
+# The compiled way, for bfloat16
+
+compiled = pytest.mark.skipif(not native.has_attention(), reason="this processor does not multiply bfloat16")
+
+
+@compiled
+@settings(max_examples=60, deadline=None)
+@given(
+    lengths=st.lists(st.one_of(st.integers(1, 13), st.integers(40, 130)), min_size=1, max_size=5),
+    kv_heads=st.integers(1, 3),
+    group=st.integers(1, 3),
+    dim=st.sampled_from([SMALLEST_DIM, 3 * SMALLEST_DIM, 64, 80]),
+    tokens_first=st.booleans(),
+    scaling=st.sampled_from([0.3, 1.0]),
+)
+def test_the_compiled_result_and_gradients_are_those_of_float64(lengths, kv_heads, group, dim, tokens_first, scaling):
+    inputs = _inputs(kv_heads * group, kv_heads, sum(lengths), torch.bfloat16, dim=dim)
+    if tokens_first:  # as projections lay them
+        inputs = [x.detach().transpose(0, 1).contiguous().transpose(0, 1).requires_grad_() for x in inputs]
+    out, g, gradients = _run(document_attention, inputs, lengths, scaling)
+    exact = [x.detach().double().requires_grad_() for x in inputs]
+    expected, _, exact_gradients = _run(in_torch.document_attention, exact, lengths, scaling, g.double())
+    assert out.grad_fn.name() == "_AttentionBackward"
+    terms = max(lengths) * dim * group
+    assert_close(out, expected, torch.bfloat16, terms)
+    for gradient, exact_gradient in zip(gradients, exact_gradients, strict=True):
+        assert_close(gradient, exact_gradient, torch.bfloat16, terms)
+
+
+def _run(attention, inputs, lengths, scaling, g=None):
+    out = attention(*inputs, lengths, scaling)
+    if g is None:
+        g = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out.dtype)
+    return out, g, torch.autograd.grad(out, inputs, g)
+
+
+@compiled
+@pytest.mark.parametrize("size", [0.3, 1.0, 8.0])
+def test_the_compiled_way_is_no_less_exact_than_torchs(size):
+    """Norm of the error against float64, of the result and of each gradient: torch's own kernel on the same bfloat16."""
+    length, scaling = 200, 0.125
+    q, k, v = _inputs(6, 2, length, torch.bfloat16, dim=64)
+    inputs = [(size * q.detach()).requires_grad_(), k, v]
+    exact = [x.detach().double().requires_grad_() for x in inputs]
+
+    def torchs(*qkv):
+        fused = torch.nn.functional.scaled_dot_product_attention
+        return fused(*(x[None] for x in qkv[:3]), is_causal=True, scale=scaling, enable_gqa=True)[0].transpose(0, 1)
+
+    out, g, gradients = _run(document_attention, inputs, (length,), scaling)
+    results = [(out, *gradients)]
+    for attention, qkv in ((torchs, inputs), (in_torch.document_attention, exact)):
+        found, _, grads = _run(attention, qkv, (length,), scaling, g.to(qkv[0].dtype))
+        results.append((found, *grads))
+    for ours, theirs, true in zip(*results, strict=True):
+        assert (ours.double() - true).norm() <= 1.05 * (theirs.double() - true).norm()
+
+
+@compiled
+def test_scores_that_exp_can_not_hold_are_computed():
+    q, k, v = (x.detach() for x in _inputs(2, 1, 50, torch.bfloat16, dim=16))
+    out = document_attention(1e4 * q, k, v, (20, 30), 1.0)
+    expected = in_torch.document_attention((1e4 * q).double(), k.double(), v.double(), (20, 30), 1.0)
+    assert_close(out, expected, torch.bfloat16, 50)
+
+
+@compiled
+def test_every_number_of_threads_gives_the_same_bits(monkeypatch):
+    monkeypatch.setattr(native, "FEWEST_NUMBERS", 0)
+    before, lengths = torch.get_num_threads(), (70, 3, 49, 48)
+    inputs = _inputs(4, 2, sum(lengths), torch.bfloat16, dim=32)
+    results = []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            out, _, gradients = _run(document_attention, inputs, lengths, 0.2)
+            results.append((out, *gradients))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(one, three) for one, three in zip(*results, strict=True))
+
+
+def test_other_widths_and_dtypes_take_torchs_way():
+    for dtype, dim in ((torch.bfloat16, 8), (torch.float32, 16)):
+        q, k, v = _inputs(2, 1, 9, dtype, dim=dim)
+        assert "_Attention" not in document_attention(q, k, v, (9,), 0.3).grad_fn.name()

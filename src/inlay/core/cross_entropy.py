@@ -27,6 +27,12 @@ IGNORE = -100
 CHUNK_BYTES = 64 << 20
 """Size of the logits that are held at a time; chunks much smaller would read the head's weight too often."""
 
+CHUNK_ROWS = 512
+"""The most rows in a chunk: products of more rows with a head's many take up to twice the time of these."""
+
+WIDE_BYTES = 4 << 20
+"""Size of those that are widened at a time, which then stay in the cache while they are passed over."""
+
 
 def cross_entropy_sum(logits: Float[Tensor, "*batch t vocab"], labels: Int[Tensor, "*batch t"]) -> Float[Tensor, ""]:
     """The summed loss of the labelled positions in nats; zero where there is none.
@@ -66,21 +72,23 @@ class _HeadCrossEntropy(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor | Rows, bias: Tensor | None, labels: Tensor, dtype: torch.dtype
     ) -> Tensor:
-        wide = torch.promote_types(dtype, torch.float32)
-        loss = torch.zeros((), dtype=wide, device=hidden.device)
+        vocabulary, device = weight.shape[0], hidden.device
+        loss = torch.zeros((), dtype=torch.promote_types(dtype, torch.float32), device=device)
         grad = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        step = min(len(hidden), max(1, CHUNK_BYTES // (weight.shape[0] * wide.itemsize)))
-        buffer = torch.empty(step, weight.shape[0], dtype=dtype, device=hidden.device)  # one for all chunks
+        most = max(1, min(CHUNK_ROWS, CHUNK_BYTES // (vocabulary * dtype.itemsize)))
+        step = -(-len(hidden) // max(1, -(-len(hidden) // most)))  # chunks of one size
+        buffer = torch.empty(step, vocabulary, dtype=dtype, device=device)  # one for all chunks
+        wide = torch.empty(
+            min(step, max(1, WIDE_BYTES // (4 * vocabulary))), vocabulary, dtype=loss.dtype, device=device
+        )
         for start in range(0, len(hidden), max(1, step)):
             rows = slice(start, start + step)
             part = hidden[rows].to(dtype)
-            logits = linear(part, weight, bias, out=buffer[: len(part)]).to(wide)
-            torch.log_softmax(logits, -1, out=logits)
-            chosen = labels[rows, None]
-            loss -= logits.gather(1, chosen).sum()
+            logits = linear(part, weight, bias, out=buffer[: len(part)])
+            for few, chosen in zip(logits.split(len(wide)), labels[rows, None].split(len(wide)), strict=True):
+                loss += _loss_(few, chosen, wide[: len(few)], grad is not None)
             if grad is not None:
-                logits.exp_().scatter_add_(1, chosen, logits.new_full(chosen.shape, -1))
-                grad[rows] = linear_backward(logits.to(dtype), weight)
+                grad[rows] = linear_backward(logits, weight)
         ctx.save_for_backward(*([] if grad is None else [grad]))
         return loss
 
@@ -89,3 +97,15 @@ class _HeadCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> Any:  # type: ignore[override]  # torch names its first argument by keyword
         (grad,) = ctx.saved_tensors
         return grad * grad_outputs[0].to(grad.dtype), None, None, None, None
+
+
+def _loss_(
+    logits: Float[Tensor, "t vocab"], labels: Int[Tensor, "t 1"], wide: Float[Tensor, "t vocab"], needs_grad: bool
+) -> Float[Tensor, ""]:
+    """The summed loss of a few positions, whose logits become its gradient where one is needed; `wide` is overwritten."""
+    torch.log_softmax(wide.copy_(logits), -1, out=wide)
+    loss = -wide.gather(1, labels).sum()
+    if needs_grad:
+        torch.softmax(wide, -1, out=wide)  # their exponentials: torch's softmax is five times as fast as its exp
+        logits.copy_(wide.scatter_add_(1, labels, wide.new_full(labels.shape, -1)))
+    return loss

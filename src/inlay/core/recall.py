@@ -10,6 +10,8 @@ Within `recalling()` such a tensor is packed as the node of the graph that made 
 operation on the same numbers makes it again, bit for bit. The node's own operands are still there: it runs backward only
 after everything that its output went into. At the widths of SmolLM2-135M this is half of what a layer keeps.
 
+A `torch.autograd.Function` of ours says so itself, by a static method `again` that makes its output from its context.
+
 A tensor that was widened (bfloat16 to float32, as norms do) is kept as narrow as it came. Everything else, and every
 operation that is not in the table below, is kept as autograd would keep it.
 
@@ -61,7 +63,10 @@ def _unpack(made: Made) -> Tensor:
 def _made(node: Node) -> Made | None:
     """How the output of `node` is made again from what the graph keeps; None where it can't be, or not cheaply."""
     rule = _RULES.get(node.name())
-    return None if rule is None else rule(node)
+    if rule is not None:
+        return rule(node)
+    again: Callable[[Node], Tensor] | None = getattr(getattr(node, "_forward_cls", None), "again", None)
+    return None if again is None else lambda: again(node)
 
 
 def _silu(node: Any) -> Made:
@@ -112,7 +117,9 @@ _RULES: dict[str, Callable[[Node], Made | None]] = {
 
 
 def _narrow(node: Node, tensor: Tensor) -> Made | None:
-    """A tensor that was widened from a narrower dtype, kept in that one, once however many gradients need it."""
+    """A `torch.autograd.Function` of ours says so itself, by a static method `again` that makes its output from its context.
+
+    A tensor that was widened from a narrower dtype, kept in that one, once however many gradients need it."""
     source = node.next_functions[0][0] if node.name() == "ToCopyBackward0" else None
     if source is None:
         return None

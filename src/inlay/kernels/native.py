@@ -1,7 +1,8 @@
 """The compiled part of the kernels, where it is there: found, loaded, and run on torch's own threads.
 
-`nf4.c` is an optional extension of the package: built where there is GCC or Clang, and left out in silence where there is none.
-It is no Python module but a library that is called through `ctypes`, which gives up the lock of the interpreter meanwhile.
+The C files of this folder are an optional extension of the package: built where there is GCC or Clang, and left out in silence
+where there is none. It is no Python module but a library that is called through `ctypes`, which gives up the lock of the
+interpreter meanwhile. Each file is a kernel with functions of its own, which work on a job.
 
 Threads are those of the OpenMP library that torch has loaded, entered by the address of its `GOMP_parallel`: a second library
 would have threads of its own, which wait in a loop and take the cores from torch's. Where it is not found, as outside Linux,
@@ -14,7 +15,7 @@ import functools
 import importlib.machinery
 import mmap
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -27,7 +28,7 @@ VARIANTS = ("plain", "avx2", "avx512", "neon")
 TORCH = "torch"
 """What is in use where the library is not: the functions of `inlay.core`."""
 
-FEWEST_WEIGHTS = 1 << 16
+FEWEST_NUMBERS = 1 << 16
 """Below this one thread does the work: it takes some twenty microseconds, and waking others takes some of that."""
 
 _CHUNKS = 8
@@ -36,7 +37,7 @@ _CHUNKS = 8
 _forced: str | None = None
 
 
-class Job(ctypes.Structure):
+class Nf4Job(ctypes.Structure):
     """`struct job` of `nf4.c`, where its fields are explained."""
 
     _fields_ = (
@@ -46,6 +47,35 @@ class Job(ctypes.Structure):
         *[(name, ctypes.c_float) for name in ("offset", "smallest")],
         *[(name, ctypes.c_int32) for name in ("nested_shift", "dtype")],
     )
+
+
+class PointwiseJob(ctypes.Structure):
+    """`struct job` of `pointwise.c`, where its fields are explained."""
+
+    _fields_ = (
+        *[(name, ctypes.c_void_p) for name in ("x", "w", "g", "y", "z", "s")],
+        ("width", ctypes.c_int64),
+        ("eps", ctypes.c_float),
+        ("dtype", ctypes.c_int32),
+    )
+
+
+class AttentionJob(ctypes.Structure):
+    """`struct job` of `attention.c`, where its fields are explained."""
+
+    _fields_ = (
+        *[
+            (name, ctypes.c_void_p)
+            for name in ("q", "k", "v", "g", "out", "dq", "dk", "dv", "failed", "logs", "starts")
+        ],
+        *[(name, ctypes.c_int64) for name in ("q_token", "q_head", "k_token", "k_head", "v_token", "v_head")],
+        *[(name, ctypes.c_int64) for name in ("heads", "kv_heads", "dim", "tokens")],
+        ("scaling", ctypes.c_float),
+    )
+
+
+KERNELS = {"nf4": Nf4Job, "pointwise": PointwiseJob, "attention": AttentionJob}
+"""The kernels of the library and their jobs."""
 
 
 def variant() -> str:
@@ -62,7 +92,15 @@ def supported() -> tuple[str, ...]:
     library = _load()
     if isinstance(library, str):
         return ()
-    return tuple(name for number, name in enumerate(VARIANTS) if library.inlay_nf4_supports(number))
+    return tuple(name for number, name in enumerate(VARIANTS) if library.inlay_supports(number))
+
+
+def has_attention() -> bool:
+    """The library is in use, and this processor has the instructions that its attention is written in."""
+    library = _load()
+    return (
+        variant() not in (TORCH, "plain") and not isinstance(library, str) and bool(library.inlay_attention_supported())
+    )
 
 
 def why_not() -> str | None:
@@ -91,36 +129,43 @@ def only(name: str) -> Iterator[None]:
         _forced = before
 
 
-def run(function: int, job: Job, total: int, num_weights: int) -> None:
-    """Do the units 0 <= i < total of a job, `num_weights` in all, on as many threads as torch uses.
+def run(kernel: str, function: int, job: ctypes.Structure, total: int, num_numbers: int) -> None:
+    """Do the units 0 <= i < total of a job for a function of a kernel, on as many threads as torch uses.
 
     There must be a library: `variant` is not `TORCH`.
     """
-    library = _load()
-    assert not isinstance(library, str), library
-    threads = torch.get_num_threads() if num_weights >= FEWEST_WEIGHTS else 1
+    threads = torch.get_num_threads() if num_numbers >= FEWEST_NUMBERS else 1
     chunk = max(1, -(-total // (_CHUNKS * threads)))
     number = VARIANTS.index(variant())
-    library.inlay_nf4_run(number, function, ctypes.byref(job), total, chunk, threads, _gomp_parallel())
+    _function(kernel)(number, function, ctypes.byref(job), total, chunk, threads, _gomp_parallel())
+
+
+@functools.cache
+def _function(kernel: str) -> Callable[..., None]:
+    """What runs the jobs of a kernel."""
+    library = _load()
+    assert not isinstance(library, str), library
+    run = library[f"inlay_{kernel}_run"]
+    number, count = ctypes.c_int, ctypes.c_int64
+    run.argtypes = [number, number, ctypes.c_void_p, count, count, number, ctypes.c_void_p]
+    run.restype = None
+    return run
 
 
 @functools.cache
 def _load() -> ctypes.CDLL | str:
     """The library, or why there is none."""
-    paths = [Path(__file__).with_name(f"_nf4{suffix}") for suffix in importlib.machinery.EXTENSION_SUFFIXES]
+    paths = [Path(__file__).with_name(f"_kernels{suffix}") for suffix in importlib.machinery.EXTENSION_SUFFIXES]
     path = next((path for path in paths if path.exists()), None)
     if path is None:
         return "it was not built when inlay was installed, which takes GCC or Clang"
     try:
         library = ctypes.CDLL(str(path))
-        fits = library.inlay_nf4_job_bytes() == ctypes.sizeof(Job)
+        fits = all(library[f"inlay_{name}_job_bytes"]() == ctypes.sizeof(job) for name, job in KERNELS.items())
     except (OSError, AttributeError) as error:  # of another processor, or of another version
         return f"{path.name} can't be loaded: {error}"
     if not fits:
-        return f"{path.name} was built from another version of nf4.c: install inlay again"
-    number, count = ctypes.c_int, ctypes.c_int64
-    library.inlay_nf4_run.argtypes = [number, number, ctypes.POINTER(Job), count, count, number, ctypes.c_void_p]
-    library.inlay_nf4_run.restype = None
+        return f"{path.name} was built from another version of its files: install inlay again"
     return library
 
 
@@ -128,7 +173,7 @@ def huge_pages(tensor: torch.Tensor) -> None:
     """Ask for pages of two megabytes where the data of a new tensor lies; where the system has none, nothing happens.
 
     The system clears memory when it is first written to: in pages of four kilobytes that takes it several times as long as
-    it takes `nf4.c` to fill them.
+    it takes a kernel to fill them.
     """
     if sys.platform == "linux" and hasattr(mmap, "MADV_HUGEPAGE"):
         start = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE

@@ -24,23 +24,13 @@
    everywhere: three operations that move bytes for eight weights in the place of five that move words. The weights come in
    another order, so x is put into it first, and a block must be a multiple of 64 weights.
 
-   Bits depend on no product and sum being fused elsewhere: compile with -ffp-contract=off, and never with -ffast-math. No load
-   goes beyond the last byte of the codes, and none has to be aligned beyond its element.
-
-   The processor is asked when the library is used: AVX-512 means F, BW and VL; AVX2 means FMA and F16C too. Threads are those
-   of the OpenMP library that the caller has: it hands over the address of GOMP_parallel, and nothing is linked.
+   No load goes beyond the last byte of the codes, and none has to be aligned beyond its element.
 
    What was not done: sums in bfloat16 or 8-bit integers, for which newer processors have instructions: x and W would be
    rounded. Stores around the caches: a tile of rows is read again at once. */
 
-#include <stdint.h>
-#include <string.h>
+#include "team.h"
 
-#ifdef __FAST_MATH__
-#error "rounding is promised to the bit: not with -ffast-math"
-#endif
-
-enum dtype { FLOAT32, BFLOAT16, FLOAT16 };
 enum { TOKENS = 4 };  /* rows of x that one pass over a row of W takes */
 
 struct job {
@@ -63,7 +53,6 @@ struct job {
     int32_t dtype;
 };
 
-#define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 8")
 
 /* Each step is rounded by itself. */
@@ -76,18 +65,6 @@ INLINE float constant(const struct job *job, int64_t b) {
 
 INLINE float inverse(const struct job *job, float absmax) {
     return 1 / (absmax < job->smallest ? job->smallest : absmax);
-}
-
-INLINE float float_of(uint32_t bits) {
-    float value;
-    memcpy(&value, &bits, 4);
-    return value;
-}
-
-INLINE uint32_t bits_of(float value) {
-    uint32_t bits;
-    memcpy(&bits, &value, 4);
-    return bits;
 }
 
 INLINE uint32_t word_at(const uint8_t *bytes) {
@@ -133,11 +110,6 @@ INLINE uint32_t word_at(const uint8_t *bytes) {
     }
 
 /* ---- Plain C ---- */
-
-INLINE uint16_t to_bfloat16(float value) {
-    uint32_t bits = bits_of(value);
-    return value != value ? 0x7fc0 : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-}
 
 /* To nearest even: below the smallest normal number by a sum whose last bit is that of the result, above it by a carry. */
 INLINE uint16_t to_float16(float value) {
@@ -595,60 +567,38 @@ VARIANT(neon, )
 
 /* ---- What is called from outside ---- */
 
-enum variant { PLAIN, AVX2_FMA_F16C, AVX512_F_BW_VL, NEON, VARIANTS };
-typedef void range(const struct job *, int64_t start, int64_t stop);
-typedef void parallel(void (*)(void *), void *, unsigned num_threads, unsigned flags);
-
 static range *const RANGES[VARIANTS][3] = {
     [PLAIN] = {dequantize_plain, quantize_plain, product_plain},
 #ifdef __x86_64__
     [AVX2_FMA_F16C] = {dequantize_avx2, quantize_avx2, product_avx2},
-    [AVX512_F_BW_VL] = {dequantize_avx512, quantize_avx512, product_avx512},
+    [AVX512_F_BW_DQ_VL] = {dequantize_avx512, quantize_avx512, product_avx512},
 #endif
 #if defined(__aarch64__) && defined(__ARM_NEON)
     [NEON] = {dequantize_neon, quantize_neon, product_neon},
 #endif
 };
 
-struct team {
-    range *work;
-    const struct job *job;
-    int64_t total, chunk, next;
-};
-
-/* What each thread does: it takes the next chunk until there is none. */
-static void member(void *shared) {
-    struct team *team = shared;
-    for (;;) {
-        int64_t start = __atomic_fetch_add(&team->next, team->chunk, __ATOMIC_RELAXED);
-        if (start >= team->total) return;
-        team->work(team->job, start, team->total - start < team->chunk ? team->total : start + team->chunk);
-    }
-}
-
 /* The caller's idea of a job has to be of this size. */
 int inlay_nf4_job_bytes(void) { return sizeof(struct job); }
 
-int inlay_nf4_supports(int variant) {
+int inlay_supports(int variant) {
     if (variant < 0 || variant >= VARIANTS || RANGES[variant][0] == NULL) return 0;
 #ifdef __x86_64__
     __builtin_cpu_init();
     if (variant == AVX2_FMA_F16C) /* every processor with AVX2 has F16C, which not every compiler lets one ask for */
         return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    if (variant == AVX512_F_BW_VL)
-        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
+    if (variant == AVX512_F_BW_DQ_VL)
+        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 #endif
     return 1;
 }
 
 /* Units 0 <= i < total of a job: blocks, or rows of a product. `omp` is GOMP_parallel, or NULL for one thread. */
 void inlay_nf4_run(int variant, int function, const struct job *job, int64_t total, int64_t chunk, int threads, parallel *omp) {
-    struct team team = {RANGES[variant][function], job, total, chunk, 0};
+    range *work = RANGES[variant][function];
 #ifdef __x86_64__
-    if (team.work == product_avx2) reorder_avx2(job->x, job->tokens * job->in);
+    if (work == product_avx2) reorder_avx2(job->x, job->tokens * job->in);
 #endif
-    if (omp != NULL && threads > 1)
-        omp(member, &team, threads, 0);
-    else
-        team.work(job, 0, total);
+    share(work, job, total, chunk, threads, omp);
 }

@@ -174,5 +174,5 @@ def _run(
             tensors |= {"nested": constants.nested, "map": constants.map}
     addresses = {name: tensor.data_ptr() for name, tensor in tensors.items()}
     shift = blocks.CONSTANTS_BLOCK.bit_length() - 1
-    job = native.Job(offset=offset, smallest=blocks.SMALLEST, nested_shift=shift, **addresses, **sizes)
-    native.run(function, job, total, num_weights)
+    job = native.Nf4Job(offset=offset, smallest=blocks.SMALLEST, nested_shift=shift, **addresses, **sizes)
+    native.run("nf4", function, job, total, num_weights)

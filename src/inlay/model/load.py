@@ -28,6 +28,7 @@ from inlay.model.ahead import ReadAhead
 from inlay.model.base import Base
 from inlay.model.checks import check_device, check_special_tokens
 from inlay.model.frozen import QuantizedLinear, freeze_
+from inlay.model.fused import fuse_
 from inlay.model.quantized_cache import cached
 
 MIN_BFLOAT16_WIDTH = 256
@@ -78,11 +79,14 @@ def load(
         model, is_mapped = _mapped(checkpoint, packed, chosen, device)
         tokenizer = _tokenizer(checkpoint)
     check_special_tokens(model, checkpoint)
+    model.eval()
     freeze_(model, chosen)
     model.to(device)
     _fill_(model, packed, torch.device(device), device_memory)
+    if device == "cpu":
+        fuse_(model, chosen)
     scheme = ", ".join(sorted({name for name, _ in packed.values()})) or None
-    return Base(model.eval(), tokenizer, checkpoint, chosen, is_mapped, scheme)
+    return Base(model, tokenizer, checkpoint, chosen, is_mapped, scheme)
 
 
 def _quantized(checkpoint: Checkpoint, scheme: str | None, progress: Callable[[int, int], None]) -> Checkpoint:

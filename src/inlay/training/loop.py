@@ -60,7 +60,9 @@ class Stepper:
         self.learning_rate = learning_rate
         memory.keep_freed_blocks()
         self.tensors = base.get(adapter).train_()
-        self.optimizer = torch.optim.AdamW(self.tensors, lr=learning_rate, weight_decay=settings.weight_decay)
+        self.optimizer = torch.optim.AdamW(
+            self.tensors, lr=learning_rate, weight_decay=settings.weight_decay, fused=True
+        )
 
     def step(self, examples: Sequence[Example], rate_factor: float = 1.0) -> float:
         """Learn from these rows; returns their loss per supervised token, before the step, in nats.

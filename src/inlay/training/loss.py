@@ -21,9 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inlay.core.attention import document_attention
 from inlay.core.cross_entropy import cross_entropy_sum, head_cross_entropy_sum
 from inlay.core.recall import recalling
+from inlay.kernels.attention import document_attention
 from inlay.model import targets
 from inlay.model.adapted import Adapted
 from inlay.model.base import Base

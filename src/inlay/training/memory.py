@@ -19,20 +19,24 @@ from inlay.model.base import Base
 FEWEST_TOKENS, MOST_TOKENS = 512, 2048
 """How many tokens go through a model at a time, unless a row alone is longer."""
 
-ACTIVATION_BYTES = 256 << 20
+ACTIVATION_BYTES = 384 << 20
 """What their activations may take between these bounds."""
 
-RECALL_BYTES = 128 << 20
-"""From here on activations that are cheap to make again are not kept: it costs 3 % of a wide model's step, 5 to 10 of a small
-one's, which has memory to spare."""
+RECALL_BYTES = ACTIVATION_BYTES
+"""From here on, where a model is wide or a row is long, activations that are cheap to make again are not kept: it costs 3 % of
+a step."""
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 """The numbers of `mallopt`'s parameters in glibc's malloc.h."""
 
 
 def activation_bytes(base: Base, num_tokens: int) -> int:
-    """About what the activations of a training step take: the outputs of all linear maps but the head, in float32."""
-    return 4 * num_tokens * sum(linear.out_features for path, linear in base.linears.items() if path != base.head)
+    """About what the activations of a training step take: the outputs of all linear maps but the head."""
+    return (
+        base.dtype.itemsize
+        * num_tokens
+        * sum(linear.out_features for path, linear in base.linears.items() if path != base.head)
+    )
 
 
 def micro_batch_tokens(base: Base) -> int:

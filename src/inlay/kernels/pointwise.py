@@ -1,0 +1,70 @@
+"""What a layer does between its matrix products, in one pass over the memory: `pointwise.c`, which has the equations.
+
+Tensors are (*batch, width), in float32 or bfloat16, and contiguous or made so. There is no other way here: where `available`
+says no, models do these things themselves.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from inlay.kernels import native
+
+_NORM, _NORM_BACKWARD, _GATE, _GATE_BACKWARD = range(4)
+"""The functions of `pointwise.c`."""
+
+_DTYPES = (torch.float32, torch.bfloat16)
+"""The dtypes that it knows, by their numbers there."""
+
+
+def available(*tensors: Tensor) -> bool:
+    """The library is there, and takes these tensors: all of one dtype that it knows, on the processor."""
+    first = tensors[0]
+    suits = native.variant() not in (native.TORCH, "plain") and first.dtype in _DTYPES and first.shape[-1] % 2 == 0
+    return suits and all(t.device.type == "cpu" and t.dtype == first.dtype for t in tensors)
+
+
+def rms_norm(
+    x: Float[Tensor, "*batch width"], weight: Float[Tensor, " width"], eps: float
+) -> tuple[Float[Tensor, "*batch width"], Float[Tensor, "*batch"]]:
+    """w x s, and s = 1 / sqrt(mean(x^2) + eps) in float32."""
+    y, s = torch.empty(x.shape, dtype=x.dtype), torch.empty(x.shape[:-1])
+    _run(_NORM, x, {"w": weight, "y": y, "s": s}, eps)
+    return y, s
+
+
+def rms_norm_backward(
+    g: Float[Tensor, "*batch width"],
+    x: Float[Tensor, "*batch width"],
+    weight: Float[Tensor, " width"],
+    s: Float[Tensor, "*batch"],
+) -> Float[Tensor, "*batch width"]:
+    """The gradient with respect to x, from that of the result."""
+    dx = torch.empty(x.shape, dtype=x.dtype)
+    _run(_NORM_BACKWARD, x, {"w": weight, "g": g, "y": dx, "s": s})
+    return dx
+
+
+def silu_gate(a: Float[Tensor, "*batch width"], b: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
+    """silu(a) b."""
+    y = torch.empty(a.shape, dtype=a.dtype)
+    _run(_GATE, a, {"w": b, "y": y})
+    return y
+
+
+def silu_gate_backward(
+    g: Float[Tensor, "*batch width"], a: Float[Tensor, "*batch width"], b: Float[Tensor, "*batch width"]
+) -> tuple[Float[Tensor, "*batch width"], Float[Tensor, "*batch width"]]:
+    """The gradients with respect to a and b."""
+    da, db = torch.empty(a.shape, dtype=a.dtype), torch.empty(a.shape, dtype=a.dtype)
+    _run(_GATE_BACKWARD, a, {"w": b, "g": g, "y": da, "z": db})
+    return da, db
+
+
+def _run(function: int, x: Tensor, others: dict[str, Tensor], eps: float = 0.0) -> None:
+    """Do a job of as many rows as x has."""
+    tensors = {name: tensor.contiguous() for name, tensor in {"x": x, **others}.items()}
+    addresses = {name: tensor.data_ptr() for name, tensor in tensors.items()}
+    width = x.shape[-1]
+    job = native.PointwiseJob(width=width, eps=eps, dtype=_DTYPES.index(x.dtype), **addresses)
+    native.run("pointwise", function, job, x.numel() // max(1, width), x.numel())
