@@ -86,10 +86,16 @@ def linear_backward(
     """g W in the dtype of g: the gradient of `linear` with respect to x."""
     if isinstance(weight, Tensor) and weight.dtype == g.dtype:
         return g @ weight
-    grad = g.new_zeros(len(g), weight.shape[1])
+    if g.dtype.itemsize >= torch.float32.itemsize:
+        grad = g.new_zeros(len(g), weight.shape[1])
+        for start, stop, tile in _tiles(weight, g.dtype, g.device):
+            grad.addmm_(g[:, start:stop], tile)
+        return grad
+    # a narrow sum would be rounded with every tile: each product is rounded once, as one product would be
+    wide = g.new_zeros(len(g), weight.shape[1], dtype=torch.float32)
     for start, stop, tile in _tiles(weight, g.dtype, g.device):
-        grad.addmm_(g[:, start:stop], tile)
-    return grad
+        wide.add_(g[:, start:stop] @ tile)
+    return wide.to(g.dtype)
 
 
 def _tiles(weight: Tensor | Rows, dtype: torch.dtype, device: torch.device) -> Iterator[tuple[int, int, Tensor]]:

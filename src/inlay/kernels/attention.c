@@ -87,6 +87,27 @@ TARGET static void product(int64_t rows, int64_t columns, int64_t depth, const v
     }
 }
 
+/* Vectors that hold the keys which rows of queries up to `last`, the first of a tile among them, can see. */
+INLINE int64_t seen_vectors(int64_t first, int64_t m, int64_t count) {
+    int64_t last = (m / ROWS + 1) * ROWS < count ? (m / ROWS + 1) * ROWS : count;
+    return (first + last + LANES - 1) / LANES;
+}
+
+/* Queries times the columns that they can see, tile of rows by tile. */
+TARGET static void scores(int64_t first, int64_t count, int64_t depth, const uint16_t *A, int64_t a_row, const uint32_t *B,
+                          int64_t padded, float *C) {
+    for (int64_t m = 0; m < count; m += ROWS)
+        product(count - m < ROWS ? count - m : ROWS, seen_vectors(first, m, count), depth, A + 2 * m * a_row, a_row, 1, B,
+                padded, C + m * padded, padded, 0);
+}
+
+/* What the rows of queries hold of the keys that they can see, times the rows of those. */
+TARGET static void mixed(int64_t first, int64_t count, int64_t dim, const uint16_t *A, int64_t padded, const uint32_t *B, float *C) {
+    for (int64_t m = 0; m < count; m += ROWS)
+        product(count - m < ROWS ? count - m : ROWS, dim / LANES, seen_vectors(first, m, count) * LANES / 2, A + m * padded,
+                padded / 2, 1, B, dim, C + m * dim, dim, 0);
+}
+
 /* Words of a row's neighbours, for products over the columns: to[c / 2, row]. Rows up to `padded` are zeros. */
 TARGET static void columns_first(const uint16_t *from, int64_t row, int64_t rows, int64_t padded, int64_t dim, uint32_t *to) {
     for (int64_t c = 0; c < dim / 2; c++) {
@@ -156,9 +177,9 @@ struct unit {
 
 TARGET static void forward_block(const struct unit *u, int64_t head, int64_t first, int64_t count) {
     const struct job *job = u->job;
-    int64_t dim = job->dim, token = u->start + first, vectors = (first + count + LANES - 1) / LANES;
-    product(count, vectors, dim / 2, job->q + token * job->q_token + head * job->q_head, job->q_token / 2, 1, u->k_columns,
-            u->padded, u->S, u->padded, 0);
+    int64_t dim = job->dim, token = u->start + first;
+    const uint16_t *q = job->q + token * job->q_token + head * job->q_head;
+    scores(first, count, dim / 2, q, job->q_token / 2, u->k_columns, u->padded, u->S);
     __m512 scaling = _mm512_set1_ps(job->scaling);
     float inverses[QUERIES];
     for (int64_t m = 0; m < count; m++) {
@@ -169,7 +190,7 @@ TARGET static void forward_block(const struct unit *u, int64_t head, int64_t fir
             top = _mm512_mask_max_ps(top, before(seen, n), top, _mm512_loadu_ps(S + n));
         float largest = _mm512_reduce_max_ps(top) * job->scaling;
         __m512 shift = _mm512_set1_ps(-largest);
-        for (int64_t n = 0; n < vectors * LANES; n += LANES) {
+        for (int64_t n = 0; n < seen_vectors(first, m, count) * LANES; n += LANES) {
             __m512 p = exponential(_mm512_fmadd_ps(_mm512_loadu_ps(S + n), scaling, shift));
             p = _mm512_maskz_mov_ps(before(seen, n), p);
             sum = _mm512_add_ps(sum, p);
@@ -179,7 +200,7 @@ TARGET static void forward_block(const struct unit *u, int64_t head, int64_t fir
         inverses[m] = 1 / total;
         job->logs[head * job->tokens + token + m] = largest + logf(total);
     }
-    product(count, dim / LANES, vectors * LANES / 2, u->rows, u->padded / 2, 1, u->v_rows, dim, u->made, dim, 0);
+    mixed(first, count, dim, u->rows, u->padded, u->v_rows, u->made);
     for (int64_t m = 0; m < count; m++)
         for (int64_t c = 0; c < dim; c += LANES)
             store_rounded(job->out + ((token + m) * job->heads + head) * dim + c,
@@ -192,16 +213,16 @@ TARGET static void backward_block(const struct unit *u, int64_t head, int64_t fi
     const uint16_t *q = job->q + token * job->q_token + head * job->q_head;
     const uint16_t *g = job->g + (token * job->heads + head) * dim;
     int64_t even = (count + 1) / 2 * 2;
-    product(count, vectors, dim / 2, q, job->q_token / 2, 1, u->k_columns, padded, u->S, padded, 0);
-    product(count, vectors, dim / 2, g, job->heads * dim / 2, 1, u->v_columns, padded, u->dP, padded, 0);
+    scores(first, count, dim / 2, q, job->q_token / 2, u->k_columns, padded, u->S);
+    scores(first, count, dim / 2, g, job->heads * dim / 2, u->v_columns, padded, u->dP);
     rows_paired(q, job->q_token, count, even, dim, u->q_pairs);
     rows_paired(g, job->heads * dim, count, even, dim, u->g_pairs);
     __m512 scaling = _mm512_set1_ps(job->scaling);
     for (int64_t m = 0; m < even; m++) {
         float *S = u->S + m * padded, *dP = u->dP + m * padded;
-        int64_t seen = m < count ? first + m + 1 : 0;
+        int64_t seen = m < count ? first + m + 1 : 0, end = m < count ? seen_vectors(first, m, count) * LANES : 0;
         __m512 shift = _mm512_set1_ps(m < count ? -job->logs[head * job->tokens + token + m] : 0), sum = _mm512_setzero_ps();
-        for (int64_t n = 0; n < vectors * LANES; n += LANES) {
+        for (int64_t n = 0; n < end; n += LANES) {
             __mmask16 mask = before(seen, n);
             __m512 P = _mm512_maskz_mov_ps(mask, exponential(_mm512_fmadd_ps(_mm512_loadu_ps(S + n), scaling, shift)));
             sum = _mm512_add_ps(sum, _mm512_maskz_mul_ps(mask, P, _mm512_loadu_ps(dP + n)));
@@ -209,7 +230,7 @@ TARGET static void backward_block(const struct unit *u, int64_t head, int64_t fi
         }
         __m512 mean = _mm512_set1_ps(_mm512_reduce_add_ps(sum));
         uint32_t *P_pairs = u->P_pairs + m / 2 * padded, *dS_pairs = u->dS_pairs + m / 2 * padded;
-        for (int64_t n = 0; n < vectors * LANES; n += LANES) {
+        for (int64_t n = 0; n < end; n += LANES) {
             __m512 P = _mm512_loadu_ps(S + n);
             __m512 dS = _mm512_mul_ps(_mm512_mul_ps(P, scaling), _mm512_sub_ps(_mm512_loadu_ps(dP + n), mean));
             dS = _mm512_maskz_mov_ps(before(seen, n), dS);
@@ -222,8 +243,12 @@ TARGET static void backward_block(const struct unit *u, int64_t head, int64_t fi
             _mm512_storeu_si512(P_pairs + n, p);
             _mm512_storeu_si512(dS_pairs + n, s);
         }
+        for (int64_t n = end; m % 2 == 0 && n < vectors * LANES; n += LANES) { /* which the row below may see */
+            _mm512_storeu_si512(P_pairs + n, _mm512_setzero_si512());
+            _mm512_storeu_si512(dS_pairs + n, _mm512_setzero_si512());
+        }
     }
-    product(count, dim / LANES, vectors * LANES / 2, u->rows, padded / 2, 1, u->k_rows, dim, u->made, dim, 0);
+    mixed(first, count, dim, u->rows, padded, u->k_rows, u->made);
     for (int64_t m = 0; m < count; m++)
         for (int64_t c = 0; c < dim; c += LANES)
             store_rounded(job->dq + ((token + m) * job->heads + head) * dim + c, _mm512_loadu_ps(u->made + m * dim + c));
