@@ -61,7 +61,7 @@ def test_a_later_token_changes_nothing_before_it():
 
 # The compiled way, for bfloat16
 
-compiled = pytest.mark.skipif(not native.has_attention(), reason="this processor does not multiply bfloat16")
+compiled = pytest.mark.skipif(not native.multiplies_bfloat16(), reason="this processor does not multiply bfloat16")
 
 
 @compiled

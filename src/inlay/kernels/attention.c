@@ -325,12 +325,6 @@ INLINE void units(const struct job *job, int64_t begin, int64_t end, int is_back
 static void forward(const struct job *job, int64_t begin, int64_t end) { units(job, begin, end, 0); }
 static void backward(const struct job *job, int64_t begin, int64_t end) { units(job, begin, end, 1); }
 
-int inlay_attention_supported(void) {
-    __builtin_cpu_init();
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bf16");
-}
-
 /* Units 0 <= i < total: heads of keys of the first document, then of the next. */
 void inlay_attention_run(int variant, int function, const struct job *job, int64_t total, int64_t chunk, int threads,
                          parallel *omp) {
@@ -338,7 +332,6 @@ void inlay_attention_run(int variant, int function, const struct job *job, int64
     share(function ? backward : forward, job, total, chunk, threads, omp);
 }
 #else
-int inlay_attention_supported(void) { return 0; }
 void inlay_attention_run(int variant, int function, const struct job *job, int64_t total, int64_t chunk, int threads,
                          parallel *omp) {
     (void)variant, (void)function, (void)job, (void)total, (void)chunk, (void)threads, (void)omp, (void)share;

@@ -35,7 +35,7 @@ def document_attention(
     suits = (
         all(x.device.type == "cpu" and x.dtype == torch.bfloat16 for x in tensors) and q.shape[-1] % SMALLEST_DIM == 0
     )
-    if not (suits and scaling > 0 and native.has_attention()):
+    if not (suits and scaling > 0 and native.multiplies_bfloat16()):
         return in_torch.document_attention(q, k, v, lengths, scaling)
     out: Tensor = _Attention.apply(q, k, v, tuple(lengths), scaling)  # type: ignore[assignment]  # torch types apply as Any
     return out

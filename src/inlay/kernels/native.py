@@ -95,12 +95,10 @@ def supported() -> tuple[str, ...]:
     return tuple(name for number, name in enumerate(VARIANTS) if library.inlay_supports(number))
 
 
-def has_attention() -> bool:
-    """The library is in use, and this processor has the instructions that its attention is written in."""
+def multiplies_bfloat16() -> bool:
+    """The library is in use with instructions that multiply bfloat16: its attention is, and its product with bfloat16 inputs."""
     library = _load()
-    return (
-        variant() not in (TORCH, "plain") and not isinstance(library, str) and bool(library.inlay_attention_supported())
-    )
+    return variant() == "avx512" and not isinstance(library, str) and bool(library.inlay_nf4_multiplies_bfloat16())
 
 
 def why_not() -> str | None:

@@ -26,8 +26,10 @@
 
    No load goes beyond the last byte of the codes, and none has to be aligned beyond its element.
 
-   What was not done: sums in bfloat16 or 8-bit integers, for which newer processors have instructions: x and W would be
-   rounded. Stores around the caches: a tile of rows is read again at once. */
+   Where x is bfloat16 and the processor multiplies it, so are the weights, as they are for many rows of x.
+
+   What was not done: sums in 8-bit integers, for which newer processors have instructions: x and W would be rounded. Stores
+   around the caches: a tile of rows is read again at once. */
 
 #include "team.h"
 
@@ -42,7 +44,7 @@ struct job {
     const float *nested;       /* NULL where absmax is float32 */
     const float *map;
     void *values;              /* the weights in `dtype`: `dequantize` writes them, `quantize` reads them */
-    float *x;                  /* (tokens, in), which `product` may put in another order */
+    void *x;                   /* (tokens, in) in float32, or bfloat16; `product` may put it in another order */
     float *y;                  /* (tokens, rows) */
     int64_t first;             /* number of the job's first block in the weight */
     int64_t block;             /* weights in a block */
@@ -80,6 +82,18 @@ INLINE uint32_t word_at(const uint8_t *bytes) {
        block_quantize  one block of weights to codes; returns its absmax
        row_product     the products of one row of W with T tokens from `token` on */
 
+#define PRODUCT(name, target)                                                                                                 \
+    target static void product_##name(const struct job *job, int64_t start, int64_t stop) {                                   \
+        for (int64_t row = start; row < stop; row++)                                                                          \
+            for (int64_t token = 0; token < job->tokens; token += TOKENS)                                                     \
+                switch (job->tokens - token) {                                                                                \
+                    case 1: row_product_##name(job, row, token, 1); break;                                                    \
+                    case 2: row_product_##name(job, row, token, 2); break;                                                    \
+                    case 3: row_product_##name(job, row, token, 3); break;                                                    \
+                    default: row_product_##name(job, row, token, TOKENS);                                                     \
+                }                                                                                                             \
+    }
+
 #define VARIANT(name, target)                                                                                                 \
     target static void dequantize_##name(const struct job *job, int64_t start, int64_t stop) {                                \
         for (int64_t b = start; b < stop; b++) {                                                                              \
@@ -98,16 +112,7 @@ INLINE uint32_t word_at(const uint8_t *bytes) {
             ((float *)job->absmax)[job->first + b] = block_quantize_##name(job, values, codes);                               \
         }                                                                                                                     \
     }                                                                                                                         \
-    target static void product_##name(const struct job *job, int64_t start, int64_t stop) {                                   \
-        for (int64_t row = start; row < stop; row++)                                                                          \
-            for (int64_t token = 0; token < job->tokens; token += TOKENS)                                                     \
-                switch (job->tokens - token) {                                                                                \
-                    case 1: row_product_##name(job, row, token, 1); break;                                                    \
-                    case 2: row_product_##name(job, row, token, 2); break;                                                    \
-                    case 3: row_product_##name(job, row, token, 3); break;                                                    \
-                    default: row_product_##name(job, row, token, TOKENS);                                                     \
-                }                                                                                                             \
-    }
+    PRODUCT(name, target)
 
 /* ---- Plain C ---- */
 
@@ -179,7 +184,7 @@ INLINE void row_product_plain(const struct job *job, int64_t row, int64_t token,
     int64_t per_row = job->in / job->block;
     for (int64_t b = 0; b < per_row; b++) {
         const uint8_t *codes = job->codes + (row * job->in + b * job->block) / 2;
-        const float *x = job->x + token * job->in + b * job->block;
+        const float *x = (const float *)job->x + token * job->in + b * job->block;
         float absmax = constant(job, row * per_row + b), table[16];
         for (int i = 0; i < 16; i++) table[i] = job->code[i] * absmax;
         for (int64_t i = 0; i < job->block; i += 8)
@@ -325,7 +330,7 @@ AVX2 INLINE void row_product_avx2(const struct job *job, int64_t row, int64_t to
     int64_t per_row = job->in / job->block;
     for (int64_t b = 0; b < per_row; b++) {
         const uint8_t *codes = job->codes + (row * job->in + b * job->block) / 2;
-        const float *x = job->x + token * job->in + b * job->block;
+        const float *x = (const float *)job->x + token * job->in + b * job->block;
         __m256 absmax = _mm256_set1_ps(constant(job, row * per_row + b));
         for (int64_t i = 0; i < job->block; i += 64) {
             __m256i packed = _mm256_loadu_si256((const __m256i *)(codes + i / 2));
@@ -435,7 +440,7 @@ AVX512 INLINE void row_product_avx512(const struct job *job, int64_t row, int64_
     int64_t per_row = job->in / job->block;
     for (int64_t b = 0; b < per_row; b++) {
         const uint8_t *codes = job->codes + (row * job->in + b * job->block) / 2;
-        const float *x = job->x + token * job->in + b * job->block;
+        const float *x = (const float *)job->x + token * job->in + b * job->block;
         __m512 table = table_avx512(job, constant(job, row * per_row + b));
         for (int64_t i = 0; i < job->block; i += 32)
             UNROLL for (int j = 0; j < 2; j++) {
@@ -451,6 +456,117 @@ AVX512 INLINE void row_product_avx512(const struct job *job, int64_t row, int64_
 }
 
 VARIANT(avx512, AVX512)
+
+#ifndef INLAY_SIMDE
+#define HAS_BFLOAT16
+#define AVX512_BF16 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")))
+
+enum { CONSTANTS = 64 }; /* of as many blocks of a row, at a time */
+
+/* Sixteen of 256 numbers: five bits choose in two registers, three more among the eight that come out. A gather takes longer. */
+AVX512_BF16 INLINE __m512 of_256_bf16(const float *map, __m512i places) {
+    __m512 found[8];
+    UNROLL for (int k = 0; k < 8; k++)
+        found[k] = _mm512_permutex2var_ps(_mm512_loadu_ps(map + 32 * k), places, _mm512_loadu_ps(map + 32 * k + 16));
+    UNROLL for (int bit = 0; bit < 3; bit++) {
+        __mmask16 upper = _mm512_test_epi32_mask(places, _mm512_set1_epi32(32 << bit));
+        UNROLL for (int k = 0; k < 4 >> bit; k++) found[k] = _mm512_mask_mov_ps(found[2 * k], upper, found[2 * k + 1]);
+    }
+    return found[0];
+}
+
+/* The constants of some blocks, each step rounded by itself. */
+AVX512_BF16 INLINE void constants_bf16(const struct job *job, int64_t b, int64_t count, float *out) {
+    for (int64_t i = 0; i < count; i += 16) {
+        int64_t first = job->first + b + i, group = first >> job->nested_shift;
+        __mmask16 mask = count - i >= 16 ? 0xffff : (1u << (count - i)) - 1;
+        if (job->nested == NULL) {
+            _mm512_storeu_ps(out + i, _mm512_maskz_loadu_ps(mask, (const float *)job->absmax + first));
+            continue;
+        }
+        __m512i places = _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(mask, (const uint8_t *)job->absmax + first));
+        __m512 value = of_256_bf16(job->map, places);
+        __m512 scale = _mm512_set1_ps(job->nested[group]);
+        int64_t left = ((group + 1) << job->nested_shift) - first; /* of those that share it */
+        if (left < 16 && left < count - i)
+            scale = _mm512_mask_mov_ps(_mm512_set1_ps(job->nested[group + 1]), (1u << left) - 1, scale);
+        _mm512_storeu_ps(out + i, _mm512_add_ps(_mm512_mul_ps(value, scale), _mm512_set1_ps(job->offset)));
+    }
+}
+
+/* Of 128 numbers, first each fourth from number 1 on, then from 0, 3 and 2: so 32 words of 16 bits hold their places, four bits of
+   each word at a time. */
+static void reorder_bf16(uint16_t *x, int64_t size) {
+    static const int from_number[4] = {1, 0, 3, 2};
+    for (uint16_t *to = x; to < x + size; to += 128) {
+        uint16_t from[128];
+        memcpy(from, to, sizeof from);
+        for (int k = 0; k < 4; k++)
+            for (int i = 0; i < 32; i++) to[32 * k + i] = from[4 * i + from_number[k]];
+    }
+}
+
+/* R rows of W with T tokens, two blocks of 64 weights at a time: their tables lie side by side in one register, and a fifth bit of
+   each look-up chooses between them. The weights are those of `dequantize` to bfloat16, but that numbers below the smallest
+   normal one are nought; pairs of products are added in float32. */
+AVX512_BF16 INLINE void rows_product_bf16(const struct job *job, int64_t row, int64_t token, const int R, const int T) {
+    const __m512i four_bits = _mm512_set1_epi16(15), second = _mm512_inserti64x4(_mm512_setzero_si512(), _mm256_set1_epi16(16), 1);
+    const int parts = R * T < 4 ? 4 : R * T < 8 ? 2 : 1; /* sums that do not wait for each other */
+    __m512 code = _mm512_loadu_ps(job->code), sums[4][TOKENS][4];
+    UNROLL for (int r = 0; r < R; r++)
+        UNROLL for (int t = 0; t < T; t++)
+            UNROLL for (int j = 0; j < parts; j++) sums[r][t][j] = _mm512_setzero_ps();
+    int64_t per_row = job->in / 64, bytes = job->in / 2;
+    const uint8_t *codes = job->codes + row * bytes;
+    const uint16_t *x = (const uint16_t *)job->x + token * job->in;
+    for (int64_t start = 0; start < per_row; start += CONSTANTS) {
+        float constants[4][CONSTANTS];
+        int64_t count = per_row - start < CONSTANTS ? per_row - start : CONSTANTS;
+        for (int r = 0; r < R; r++) constants_bf16(job, (row + r) * per_row + start, count, constants[r]);
+        for (int64_t b = 0; b < count; b += 2, codes += 64, x += 128)
+            UNROLL for (int r = 0; r < R; r++) {
+                __m512 first_table = _mm512_mul_ps(code, _mm512_set1_ps(constants[r][b]));
+                __m512 second_table = _mm512_mul_ps(code, _mm512_set1_ps(constants[r][b + 1]));
+                __m512i table = (__m512i)_mm512_cvtne2ps_pbh(second_table, first_table);
+                __m512i words = _mm512_loadu_si512(codes + r * bytes);
+                _mm_prefetch((const char *)(codes + (r + 3 * R) * bytes), _MM_HINT_T0); /* of the rows that come next */
+                UNROLL for (int k = 0; k < 4; k++) {
+                    __m512i places = k == 0 ? words : _mm512_srli_epi16(words, 4 * k);
+                    places = _mm512_ternarylogic_epi32(places, four_bits, second, 0xea); /* (places & 15) | second */
+                    __m512bh weights = (__m512bh)_mm512_permutexvar_epi16(places, table);
+                    UNROLL for (int t = 0; t < T; t++) {
+                        __m512 *sum = &sums[r][t][k % parts];
+                        *sum = _mm512_dpbf16_ps(*sum, weights, (__m512bh)_mm512_loadu_si512(x + t * job->in + 32 * k));
+                    }
+                }
+            }
+    }
+    UNROLL for (int r = 0; r < R; r++)
+        UNROLL for (int t = 0; t < T; t++) {
+            __m512 sum = sums[r][t][0];
+            UNROLL for (int j = 1; j < parts; j++) sum = _mm512_add_ps(sum, sums[r][t][j]);
+            job->y[(token + t) * job->rows + row + r] = _mm512_reduce_add_ps(sum);
+        }
+}
+
+/* A thread's rows, four at a time, so that x is loaded once for all of them. */
+AVX512_BF16 static void product_bf16(const struct job *job, int64_t start, int64_t stop) {
+    for (int64_t row = start, step; row < stop; row += step) {
+        step = stop - row >= 4 ? 4 : 1;
+        for (int64_t token = 0; token < job->tokens; token += TOKENS)
+            switch ((job->tokens - token < TOKENS ? job->tokens - token : TOKENS) * 4 + (step == 4)) {
+                case 4: rows_product_bf16(job, row, token, 1, 1); break;
+                case 5: rows_product_bf16(job, row, token, 4, 1); break;
+                case 8: rows_product_bf16(job, row, token, 1, 2); break;
+                case 9: rows_product_bf16(job, row, token, 4, 2); break;
+                case 12: rows_product_bf16(job, row, token, 1, 3); break;
+                case 13: rows_product_bf16(job, row, token, 4, 3); break;
+                case 16: rows_product_bf16(job, row, token, 1, TOKENS); break;
+                default: rows_product_bf16(job, row, token, 4, TOKENS);
+            }
+    }
+}
+#endif
 #endif
 
 #if defined(__aarch64__) && defined(__ARM_NEON)
@@ -539,7 +655,7 @@ INLINE void row_product_neon(const struct job *job, int64_t row, int64_t token, 
     int64_t per_row = job->in / job->block;
     for (int64_t b = 0; b < per_row; b++) {
         const uint8_t *codes = job->codes + (row * job->in + b * job->block) / 2;
-        const float *x = job->x + token * job->in + b * job->block;
+        const float *x = (const float *)job->x + token * job->in + b * job->block;
         uint8x16x4_t table = table_neon(job, constant(job, row * per_row + b));
         for (int64_t i = 0; i < job->block; i += 32) {
             uint8x16x2_t places = places_neon(codes + i / 2);
@@ -578,9 +694,6 @@ static range *const RANGES[VARIANTS][3] = {
 #endif
 };
 
-/* The caller's idea of a job has to be of this size. */
-int inlay_nf4_job_bytes(void) { return sizeof(struct job); }
-
 int inlay_supports(int variant) {
     if (variant < 0 || variant >= VARIANTS || RANGES[variant][0] == NULL) return 0;
 #ifdef __x86_64__
@@ -594,8 +707,28 @@ int inlay_supports(int variant) {
     return 1;
 }
 
+/* The product with x in bfloat16 has a function of its own, where the processor has instructions for it. */
+int inlay_nf4_multiplies_bfloat16(void) {
+#ifdef HAS_BFLOAT16
+    __builtin_cpu_init();
+    return inlay_supports(AVX512_F_BW_DQ_VL) && __builtin_cpu_supports("avx512bf16");
+#else
+    return 0;
+#endif
+}
+
+/* The caller's idea of a job has to be of this size. */
+int inlay_nf4_job_bytes(void) { return sizeof(struct job); }
+
 /* Units 0 <= i < total of a job: blocks, or rows of a product. `omp` is GOMP_parallel, or NULL for one thread. */
 void inlay_nf4_run(int variant, int function, const struct job *job, int64_t total, int64_t chunk, int threads, parallel *omp) {
+#ifdef HAS_BFLOAT16
+    if (function == 3) {
+        reorder_bf16(job->x, job->tokens * job->in);
+        share(product_bf16, job, total, chunk, threads, omp);
+        return;
+    }
+#endif
     range *work = RANGES[variant][function];
 #ifdef __x86_64__
     if (work == product_avx2) reorder_avx2(job->x, job->tokens * job->in);

@@ -24,10 +24,13 @@ SMALLEST_BLOCK = 32
 SMALLEST_PRODUCT_BLOCK = 64
 """The same for its product."""
 
+NARROW_BLOCK = 64
+"""What a block is for the product of bfloat16, which takes two at a time."""
+
 LARGE_BYTES = 32 << 20
 """From here on memory comes from the system each time, in pages that `native.huge_pages` makes larger."""
 
-_DEQUANTIZE, _QUANTIZE, _PRODUCT = range(3)
+_DEQUANTIZE, _QUANTIZE, _PRODUCT, _PRODUCT_BFLOAT16 = range(4)
 """The functions of `nf4.c`."""
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -106,10 +109,14 @@ def product(
         return on_device.product(x, codes, constants, block_size)
     if not (fits and block_size % SMALLEST_PRODUCT_BLOCK == 0 and _suits(block_size, x, codes)):
         return None
-    wide = x.to(torch.float32, copy=True, memory_format=torch.contiguous_format)  # its own: the job may reorder it
+    narrow = x.dtype == torch.bfloat16 and block_size == NARROW_BLOCK and width % (2 * NARROW_BLOCK) == 0
+    narrow = narrow and native.multiplies_bfloat16()
+    dtype = torch.bfloat16 if narrow else torch.float32
+    own = x.to(dtype, copy=True, memory_format=torch.contiguous_format)  # the job may reorder it
     y = torch.empty(tokens, rows)
     sizes = {"block": block_size, "tokens": tokens, "rows": rows, "in": width}
-    _run(_PRODUCT, rows, rows * width, constants, {"codes": codes.contiguous(), "x": wide, "y": y}, **sizes)
+    function = _PRODUCT_BFLOAT16 if narrow else _PRODUCT
+    _run(function, rows, rows * width, constants, {"codes": codes.contiguous(), "x": own, "y": y}, **sizes)
     return y.to(x.dtype)
 
 
