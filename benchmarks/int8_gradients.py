@@ -2,8 +2,8 @@
 
 Frozen weights in int8 by rows, what they are multiplied with in int8 by tokens as it comes: both ways, or in the backward pass
 alone. Products are exact, so that nothing but the rounding to int8 is measured; the output head stays as it is. Printed are the
-loss against float32's, and the cosine of every adapter tensor's gradient with float32's: the least, the median, and how many are
-below 0.999. bfloat16's is beside it.
+loss against float32's, and the cosine of every adapter tensor's gradient with float32's: the least, the median, and how many
+are below 0.999. bfloat16's is beside it.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""Gradients over a mapped base that is let go of, against resident ones: python -m benchmarks.large_gradients [SHAPE] [LAYERS] [TOKENS]
+"""Gradients over a mapped base, against resident ones: python -m benchmarks.large_gradients [SHAPE] [LAYERS] [TOKENS]
 
 A few layers of a large shape with random weights in NF4, LoRA r=16 on all linear layers with a B that is not zero. The loss
 and every gradient are computed three times: over the mapped file, of which HELD_BYTES are held at a time, as of a base larger

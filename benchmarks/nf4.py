@@ -2,9 +2,9 @@
 
 One weight of a 7b model: dequantised to bfloat16 and float32, quantised, and multiplied by 1 and by 4 rows. Ours and theirs
 take turns in one process, on as many threads as torch takes; medians. Freed memory is kept, as in training
-(`inlay.training.memory`), for both: else the system clears it anew each time, which takes longer than the work. Ours is also written to
-memory that is given ("again"), as a product's tiles are. bitsandbytes' product is that of its layer for inference, whose
-weights it lays out for that. torch's is with the bfloat16 weight itself.
+(`inlay.training.memory`), for both: else the system clears it anew each time, which takes longer than the work. Ours is also
+written to memory that is given ("again"), as a product's tiles are. bitsandbytes' product is that of its layer for inference,
+whose weights it lays out for that. torch's is with the bfloat16 weight itself.
 """
 
 import statistics

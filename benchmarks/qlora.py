@@ -1,9 +1,9 @@
-"""Our QLoRA step against our own bfloat16 step and against peft with bitsandbytes: python -m benchmarks.qlora [SHAPE] [ROWS] [TOKENS]
+"""Our QLoRA step against our bfloat16 step and peft with bitsandbytes: python -m benchmarks.qlora [SHAPE] [ROWS] [TOKENS]
 
-r=16 on all linear layers, AdamW, every token supervised, two threads, as `benchmarks.step` does it: processes that keep their models
-and step in turn. Ours find the base in NF4 on disk, made by `inlay quantize` beforehand; bitsandbytes quantises it as it loads,
-which is all it can do with a plain checkpoint. Printed are medians of seconds, the peak of resident memory, and the seconds of
-loading: from the imported libraries to a model that can make its first step.
+r=16 on all linear layers, AdamW, every token supervised, two threads, as `benchmarks.step` does it: processes that keep their
+models and step in turn. Ours finds the base in NF4 on disk, made by `inlay quantize` beforehand; bitsandbytes quantises it
+as it loads, which is all it can do with a plain checkpoint. Printed are medians of seconds, the peak of resident memory, and the
+seconds of loading: from the imported libraries to a model that can make its first step.
 """
 
 import sys
@@ -39,7 +39,7 @@ def main(shape: str = "1b", rows: str = "2", tokens: str = "256") -> None:
     for i, way in enumerate(WAYS):
         times, last = [turn[i]["seconds"] for turn in turns], turns[-1][i]
         print(
-            f"{way:22} {median(times):6.2f} s ({min(times):.2f} to {max(times):.2f}), {median(times) / ours:.2f} times the first, "
+            f"{way:22} {median(times):6.2f} s ({min(times):.2f} to {max(times):.2f}), {median(times) / ours:.2f} times ours, "
             f"peak {last['peak_bytes'] / 1e9:.2f} GB ({turns[-1][0]['peak_bytes'] / last['peak_bytes']:.2f}), "
             f"loaded in {last['loaded']:.2f} s"
         )

@@ -1,7 +1,7 @@
 """Our LoRA step against peft's at a shape: python -m benchmarks.step [SHAPE] [DTYPE] [ROWS] [TOKENS]
 
-r=16 on all linear layers, AdamW, every token supervised, two threads. Each way is a process of its own that keeps its model; they
-step in turn, the others waiting. Ours runs with and without `training.memory`. Printed are medians of seconds, how they
+r=16 on all linear layers, AdamW, every token supervised, two threads. Each way is a process of its own that keeps its model;
+they step in turn, the others waiting. Ours runs with and without `training.memory`. Printed are medians of seconds, how they
 compare with peft's and with the floor, and the peak of resident memory. The floor: 4 N T operations (forward, and back to the
 input) at the rate of one large product in the dtype that ours multiplies in, measured before each round and after it.
 """

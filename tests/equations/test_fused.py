@@ -76,6 +76,23 @@ def test_gate_and_its_gradients_are_those_of_the_equation(variant, rows, half, d
         assert_close(gradient, exact_gradient, dtype, 4)
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+@settings(max_examples=40, deadline=None)
+@given(tokens=st.integers(1, 5), heads=st.integers(1, 3), quarter=st.integers(1, 40), dtype=st.sampled_from(DTYPES))
+def test_a_rotation_and_its_gradient_are_those_of_the_equation(variant, tokens, heads, quarter, dtype):
+    dim = 4 * quarter
+    x, g = (_draw(tokens, heads, dim, dtype=dtype, seed=seed) for seed in (0, 1))
+    cos, sin = (_draw(tokens, dim, dtype=dtype, seed=seed) for seed in (2, 3))
+    exact = x.double().requires_grad_()
+    first, second = exact.split(2 * quarter, -1)
+    expected = exact * cos.double()[:, None] + torch.cat([-second, first], -1) * sin.double()[:, None]
+    (gradient,) = torch.autograd.grad(expected, exact, g.double())
+    with native.only(variant):
+        y, dx = pointwise.rotate(x, cos, sin), pointwise.rotate(g, cos, sin, backward=True)
+    assert_close(y, expected, dtype, 2)
+    assert_close(dx, gradient, dtype, 2)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_variant_gives_the_same_bits(dtype):
     x, g, b = (_draw(7, 202, dtype=dtype, seed=seed, size=5) for seed in range(3))
@@ -193,3 +210,32 @@ def test_a_norm_that_is_trained_does_itself():
     norm.weight.requires_grad_(True)
     norm(torch.randn(2, 8)).sum().backward()
     assert norm.weight.grad is not None
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_models_own_rotation_is_replaced_while_it_is_called_and_no_longer(dtype):
+    from transformers.models.llama import modeling_llama
+
+    own = modeling_llama.apply_rotary_pos_emb
+    q, k = (_draw(1, 7, heads, 16, dtype=dtype, seed=heads).transpose(1, 2).requires_grad_() for heads in (4, 2))
+    angles = torch.arange(7.0)[:, None] * torch.rand(8, generator=torch.Generator().manual_seed(0)).repeat(2)
+    cos, sin = angles.cos()[None].to(dtype), angles.sin()[None].to(dtype)
+    expected = own(q, k, cos, sin)
+    g = [torch.ones_like(x).cumsum(-1) / 16 for x in expected]
+    gradients = torch.autograd.grad(expected, (q, k), g)
+    with fused.rotation_of(modeling_llama.LlamaModel.__new__(modeling_llama.LlamaModel)):
+        turned = modeling_llama.apply_rotary_pos_emb(q, k, cos, sin)
+        assert modeling_llama.apply_rotary_pos_emb is not own
+    assert modeling_llama.apply_rotary_pos_emb is own
+    assert turned[0].grad_fn.next_functions[0][0].next_functions[0][0].name() == "_RotateBackward"
+    for one, other in zip((*turned, *torch.autograd.grad(turned, (q, k), g)), (*expected, *gradients), strict=True):
+        assert_close(one, other, dtype, 4)
+
+
+def test_a_rotation_of_another_kind_is_left_alone():
+    def interleaved(q, k, cos, sin):
+        return tuple(
+            x * cos[:, None] + torch.stack([-x[..., 1::2], x[..., ::2]], -1).flatten(-2) * sin[:, None] for x in (q, k)
+        )
+
+    assert not fused._is_usual(interleaved)

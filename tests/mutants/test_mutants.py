@@ -26,7 +26,7 @@ MUTANTS = {
     "A is transposed": ("core/routed.py", "wide_seen[s.start : s.stop] @ A[s.adapter].T", "wide_seen[s.start : s.stop] @ A[s.adapter].reshape(A[s.adapter].shape[::-1])", ROUTED),
     "B is transposed in a merge": ("core/lowrank.py", "B.to(wide)", "B.reshape(B.shape[::-1]).T.contiguous().reshape(B.shape).to(wide)", ROUTED),
     "the gradient of x misses the base": ("core/routed.py", "linear_backward(g, weight) if needs_x", "torch.zeros(len(g), weight.shape[1], dtype=dtype) if needs_x", ROUTED),
-    "a tile of the weight is passed over": ("core/product.py", "grad.addmm_(g[:, start:stop], tile)", "grad.addmm_(g[:, start:stop], tile) if start else None", ROUTED),
+    "a tile of the weight is passed over": ("core/product.py", "grad.addmm_(part, tile)", "pass", ROUTED),
     "two adapters are swapped": ("core/routed.py", "segments.append(Segment(start, stop, adapter))", "segments.append(Segment(start, stop, 1 - adapter if adapter < 2 else adapter))", ROUTED),
     "the gradient of A misses the scaling": ("core/routed.py", "(g[rows] @ B[k]).mul_(scaling)", "(g[rows] @ B[k])", ROUTED),
     "the gradient of B misses the scaling": ("core/routed.py", "transposed.mul_(scaling).T", "transposed.T", ROUTED),

@@ -55,6 +55,7 @@ class PointwiseJob(ctypes.Structure):
     _fields_ = (
         *[(name, ctypes.c_void_p) for name in ("x", "w", "g", "y", "z", "s")],
         ("width", ctypes.c_int64),
+        ("heads", ctypes.c_int64),
         ("eps", ctypes.c_float),
         ("dtype", ctypes.c_int32),
     )
@@ -96,7 +97,7 @@ def supported() -> tuple[str, ...]:
 
 
 def multiplies_bfloat16() -> bool:
-    """The library is in use with instructions that multiply bfloat16: its attention is, and its product with bfloat16 inputs."""
+    """The library is in use with instructions that multiply bfloat16, which its attention and one of its products need."""
     library = _load()
     return variant() == "avx512" and not isinstance(library, str) and bool(library.inlay_nf4_multiplies_bfloat16())
 

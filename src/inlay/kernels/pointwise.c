@@ -5,7 +5,10 @@
        gate             y = a f(a) b,             f(a) = 1 / (1 + exp(-a))
        gate_backward    da = g b f(a) (1 + a (1 - f(a))),   db = g a f(a)
 
-   A row has an even number of numbers. In float32 within, whatever the dtype in memory, and rounded once. There are no instructions by name: loops over LANES numbers
+       rotate           y1 = x1 c1 - x2 s1,   y2 = x2 c2 + x1 s2        the halves of a head, by the cosines and sines of its token
+       rotate_backward  the transpose: y1 = x1 c1 + x2 s2,   y2 = x2 c2 - x1 s1
+
+   A row has an even number of numbers, one that is rotated a multiple of four. In float32 within, whatever the dtype in memory, and rounded once. There are no instructions by name: loops over LANES numbers
    side by side, which a compiler turns into those of the variant. Sums have LANES parts, in the same order everywhere, so that
    all variants give the same bits.
 
@@ -26,12 +29,12 @@ enum { LANES = 16 };
 
 struct job {
     const void *x;    /* (rows, width): x, or a */
-    const void *w;    /* (width,): w; or (rows, width): b */
-    const void *g;    /* (rows, width): the gradient of y */
+    const void *w;    /* (width,): w; or (rows, width): b; or (rows / heads, width): cosines */
+    const void *g;    /* (rows, width): the gradient of y; or (rows / heads, width): sines */
     void *y;          /* (rows, width): y, dx, or da */
     void *z;          /* (rows, width): db */
     float *s;         /* (rows,) */
-    int64_t width;
+    int64_t width, heads;
     float eps;
     int32_t dtype;    /* of all but s */
 };
@@ -155,6 +158,26 @@ INLINE void gate_backward(const struct job *job, int64_t row, int dtype) {
     }
 }
 
+INLINE void turned(const struct job *job, int64_t row, int dtype, float way) {
+    int64_t width = job->width, half = width / 2, quarter = width / 4, token = row / job->heads;
+    const void *x = row_of(job->x, dtype, row * width), *others = row_of(x, dtype, half);
+    const void *c = row_of(job->w, dtype, token * width), *s = row_of(job->g, dtype, token * width);
+    const void *c2 = row_of(c, dtype, half), *s2 = row_of(s, dtype, half);
+    const void *forth = way > 0 ? s : s2, *back = way > 0 ? s2 : s;
+    void *y = row_of(job->y, dtype, row * width), *rest = row_of(y, dtype, half);
+    APART for (int64_t i = 0; i < quarter; i++) {
+        struct pair p = get(x, dtype, i, quarter), q = get(others, dtype, i, quarter);
+        struct pair k = get(c, dtype, i, quarter), m = get(forth, dtype, i, quarter);
+        struct pair l = get(c2, dtype, i, quarter), n = get(back, dtype, i, quarter);
+        put(y, dtype, i, quarter, p.first * k.first - way * (q.first * m.first), p.second * k.second - way * (q.second * m.second));
+        put(rest, dtype, i, quarter, q.first * l.first + way * (p.first * n.first),
+            q.second * l.second + way * (p.second * n.second));
+    }
+}
+
+INLINE void rotate(const struct job *job, int64_t row, int dtype) { turned(job, row, dtype, 1); }
+INLINE void rotate_backward(const struct job *job, int64_t row, int dtype) { turned(job, row, dtype, -1); }
+
 /* The ranges of a function for one variant, its dtype known to the compiler. */
 #define RANGE(function, variant, target)                                                                  \
     target static void function##_##variant(const struct job *job, int64_t start, int64_t stop) {         \
@@ -167,8 +190,12 @@ INLINE void gate_backward(const struct job *job, int64_t row, int dtype) {
     RANGE(norm, variant, target)           \
     RANGE(norm_backward, variant, target)  \
     RANGE(gate, variant, target)           \
-    RANGE(gate_backward, variant, target)
-#define ROW(variant) {norm_##variant, norm_backward_##variant, gate_##variant, gate_backward_##variant}
+    RANGE(gate_backward, variant, target)  \
+    RANGE(rotate, variant, target)         \
+    RANGE(rotate_backward, variant, target)
+#define ROW(variant)                                                                                 \
+    {norm_##variant, norm_backward_##variant, gate_##variant, gate_backward_##variant, rotate_##variant, \
+     rotate_backward_##variant}
 
 VARIANT(plain, )
 #ifdef __x86_64__
@@ -176,7 +203,7 @@ VARIANT(avx2, __attribute__((target("avx2,fma,f16c"))))
 VARIANT(avx512, __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512"))))
 #endif
 
-static range *const RANGES[VARIANTS][4] = {
+static range *const RANGES[VARIANTS][6] = {
     [PLAIN] = ROW(plain),
 #ifdef __x86_64__
     [AVX2_FMA_F16C] = ROW(avx2),

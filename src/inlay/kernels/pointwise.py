@@ -10,7 +10,7 @@ from torch import Tensor
 
 from inlay.kernels import native
 
-_NORM, _NORM_BACKWARD, _GATE, _GATE_BACKWARD = range(4)
+_NORM, _NORM_BACKWARD, _GATE, _GATE_BACKWARD, _ROTATE, _ROTATE_BACKWARD = range(6)
 """The functions of `pointwise.c`."""
 
 _DTYPES = (torch.float32, torch.bfloat16)
@@ -61,10 +61,22 @@ def silu_gate_backward(
     return da, db
 
 
-def _run(function: int, x: Tensor, others: dict[str, Tensor], eps: float = 0.0) -> None:
+def rotate(
+    x: Float[Tensor, "tokens heads dim"],
+    cos: Float[Tensor, "tokens dim"],
+    sin: Float[Tensor, "tokens dim"],
+    backward: bool = False,
+) -> Float[Tensor, "tokens heads dim"]:
+    """x cos + (-x2, x1) sin, where x1 and x2 are the halves of x; or the transpose of that. `dim` is a multiple of four."""
+    y = torch.empty(x.shape, dtype=x.dtype)
+    _run(_ROTATE_BACKWARD if backward else _ROTATE, x, {"w": cos, "g": sin, "y": y}, heads=x.shape[1])
+    return y
+
+
+def _run(function: int, x: Tensor, others: dict[str, Tensor], eps: float = 0.0, heads: int = 1) -> None:
     """Do a job of as many rows as x has."""
     tensors = {name: tensor.contiguous() for name, tensor in {"x": x, **others}.items()}
     addresses = {name: tensor.data_ptr() for name, tensor in tensors.items()}
     width = x.shape[-1]
-    job = native.PointwiseJob(width=width, eps=eps, dtype=_DTYPES.index(x.dtype), **addresses)
+    job = native.PointwiseJob(width=width, heads=heads, eps=eps, dtype=_DTYPES.index(x.dtype), **addresses)
     native.run("pointwise", function, job, x.numel() // max(1, width), x.numel())

@@ -2,17 +2,22 @@
 
     RMS norm     y = w x / sqrt(mean(x^2) + eps)
     gated MLP    y = down(silu(gate(x)) up(x))
+    rotation     y = x cos + (-x2, x1) sin, of queries and keys by their positions; x1 and x2 are the halves of x
 
-torch takes seven passes over the memory for the first and three for the second, and keeps what is in between. `fuse_` gives a
-model's modules a `forward` of their own; modules, names and weights stay. Models write these things in many ways and under many
-names, so a module is recognised by what it does: it is asked once, of each class the first, on a few random tokens, and left
-alone where its answer is another.
+torch takes seven passes over the memory for the first, three for the second and six for the third, and keeps what is in
+between. `fuse_` gives a model's modules a `forward` of their own; modules, names and weights stay. `rotation_of` replaces a
+function of a model's file for as long as the model is called. Models write these things in many ways and under many names, so
+each is recognised by what it does: it is asked once, of each class the first, on a few random tokens, and left alone where its
+answer is another.
 
 What these functions give is not kept for the backward pass where `inlay.core.recall` is at work: `again` makes it anew.
 """
 
+import contextlib
+import functools
+import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -20,6 +25,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from inlay.kernels import pointwise
+
+ROTATION = "apply_rotary_pos_emb"
+"""What the files of `transformers` call the function that rotates queries and keys."""
 
 PROBE_TOKENS = 3
 """Random tokens that a module is asked about."""
@@ -76,6 +84,59 @@ def _gated_mlp(self: Any, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*b
     gate, up = self.gate_proj(x), self.up_proj(x)
     inner = _SiluGate.apply(gate, up) if pointwise.available(gate, up) else self.act_fn(gate) * up
     return self.down_proj(inner)
+
+
+class _Rotate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return pointwise.rotate(x, cos, sin)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Any:  # type: ignore[override]  # torch names its first argument by keyword
+        return pointwise.rotate(grad_outputs[0], *ctx.saved_tensors, backward=True), None, None
+
+
+Rotation = Callable[..., tuple[Tensor, Tensor]]
+"""(q, k, cos, sin) to q and k; q and k are (1, heads, t, dim), cos and sin (1, t, dim)."""
+
+
+@contextlib.contextmanager
+def rotation_of(body: nn.Module) -> Iterator[None]:
+    """Within the block the model of this body rotates in one pass, where its file has the usual function for that."""
+    file: Any = sys.modules.get(type(body).__module__)
+    own: Rotation | None = getattr(file, ROTATION, None)
+    if own is None or not pointwise.available(torch.empty(0, 4)) or not _is_usual(own):
+        yield
+        return
+    setattr(file, ROTATION, functools.partial(_rotated, own))
+    try:
+        yield
+    finally:
+        setattr(file, ROTATION, own)
+
+
+def _rotated(own: Rotation, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, **others: Any) -> tuple[Tensor, Tensor]:
+    """What `own` does, for one row of tokens."""
+    plain = not others and len(q) == 1 and cos.shape == sin.shape == (1, q.shape[2], q.shape[3]) == (1, *k.shape[2:])
+    if not (plain and q.shape[-1] % 4 == 0 and pointwise.available(q, k, cos, sin)):
+        return own(q, k, cos, sin, **others)
+    turned = (_Rotate.apply(x[0].transpose(0, 1), cos[0], sin[0]) for x in (q, k))
+    turned_q, turned_k = (x.transpose(0, 1)[None] for x in turned)  # type: ignore[union-attr]  # torch types apply as Any
+    return turned_q, turned_k
+
+
+@functools.cache
+def _is_usual(own: Rotation) -> bool:
+    """It answers a few random tokens as `_rotated` does."""
+    generator = torch.Generator().manual_seed(0)
+    q, k, cos, sin = (torch.randn(1, *shape, 8, generator=generator) for shape in ((4, 3), (2, 3), (3,), (3,)))
+    try:
+        expected, actual = own(q, k, cos, sin), _rotated(own, q, k, cos, sin)
+    except Exception:  # any model's code may refuse in any way; it then does not do the same
+        return False
+    return all(torch.allclose(a, b, atol=1e-5) for a, b in zip(actual, expected, strict=True))
 
 
 _PARTS: tuple[tuple[Callable[[Any, Tensor], Tensor], tuple[str, ...], str], ...] = (

@@ -27,6 +27,7 @@ from inlay.kernels.attention import document_attention
 from inlay.model import targets
 from inlay.model.adapted import Adapted
 from inlay.model.base import Base
+from inlay.model.fused import rotation_of
 from inlay.text.mask import Example
 from inlay.training import batch, memory
 
@@ -76,7 +77,7 @@ def _hidden(base: Base, packed: batch.Packed) -> Tensor:
     """The last hidden states (t, width) of documents in one row."""
     body, device = base.model.base_model, targets.device_of(base.model)
     is_large = memory.activation_bytes(base, len(packed.input_ids)) >= memory.RECALL_BYTES
-    with _attention_of(body.config), recalling() if is_large else contextlib.nullcontext():
+    with _attention_of(body.config), rotation_of(body), recalling() if is_large else contextlib.nullcontext():
         out = body(
             input_ids=packed.input_ids[None].to(device),
             position_ids=packed.position_ids[None].to(device),
