@@ -2,8 +2,8 @@
 
 r=16 on all linear layers, AdamW, every token supervised, two threads, as `benchmarks.step` does it: processes that keep their
 models and step in turn. Ours finds the base in NF4 on disk, made by `inlay quantize` beforehand; bitsandbytes quantises it
-as it loads, which is all it can do with a plain checkpoint. Printed are medians of seconds, the peak of resident memory, and the
-seconds of loading: from the imported libraries to a model that can make its first step.
+as it loads, which is all it can do with a plain checkpoint. Printed are medians of seconds, the peak of resident memory, and
+the seconds of loading: from the imported libraries to a model that can make its first step.
 """
 
 import sys
