@@ -62,13 +62,13 @@ def _write(path: Path, rows: list[dict[str, Any]]) -> None:
 
 def worker(way: str, model: str, data: str, dtype: str, start: str) -> None:
     """One way: its figures as a line of JSON."""
-    import resource
-
     import torch
+
+    from inlay.training.job import peak_rss_bytes
 
     torch.set_num_threads(2)
     result = (_inlay if way == "inlay" else _trl)(way, model, data, dtype, float(start))
-    result["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    result["peak_bytes"] = peak_rss_bytes()
     print(json.dumps(result))
 
 

@@ -18,7 +18,7 @@ import torch
 
 from benchmarks import floor, shapes
 
-NUM_STEPS = 5
+NUM_STEPS = 3
 SIZES = ("1x256", "1x1024", "1x2048")
 
 

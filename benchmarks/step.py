@@ -59,14 +59,14 @@ def turns(
     """What each worker says of each of NUM_STEPS steps, after one that warms up; `after` is called after every round."""
     rounds = []
     for _ in range(NUM_STEPS + 1):
-        rounds.append([_turn(worker) for worker in workers])
+        rounds.append([turn(worker) for worker in workers])
         after()
     for worker in workers:
         worker.communicate()
     return rounds[1:]
 
 
-def _turn(worker: "subprocess.Popen[str]") -> dict[str, float]:
+def turn(worker: "subprocess.Popen[str]") -> dict[str, float]:
     """One step of one worker."""
     assert worker.stdin is not None, "it is a pipe"
     assert worker.stdout is not None, "it is a pipe"

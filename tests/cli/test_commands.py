@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 import inlay
 from inlay.cli import commands
 from inlay.io.peft import CONFIG, TENSORS
+from inlay.kernels import native
 from inlay.training import loss
 from tests.support import bases, models
 from tests.support.command import run, run_json
@@ -72,6 +73,10 @@ def test_the_screen_says_what_happens(home, tmp_path, capsys):
 def test_verbose_says_which_way_the_rows_take(home, tmp_path, capsys, monkeypatch):
     status, _, err = run(capsys, *train_arguments(home, tmp_path / "a", "-v"))
     assert status == 0
+    kernels = next(line for line in err.splitlines() if line.startswith("kernels "))
+    assert (
+        "torch's own: it was not built" in kernels if native.why_not() else f"compiled, {native.variant()}" in kernels
+    )
     assert any(line.startswith("path ") and "rows packed" in line for line in err.splitlines())
     monkeypatch.setattr(loss, "_problem", lambda base: "planted")
     status, _, err = run(capsys, *train_arguments(home, tmp_path / "b", "--verbose"))

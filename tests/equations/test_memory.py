@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from inlay.model.load import load
-from inlay.training import memory
+from inlay.training import job, memory
 from tests.support import bases
 
 FAULTS = """
@@ -46,3 +46,13 @@ def test_a_model_takes_as_many_tokens_at_a_time_as_its_width_allows(tmp_path, mo
     assert memory.micro_batch_tokens(base) == 997
     monkeypatch.setattr(memory, "ACTIVATION_BYTES", one)
     assert memory.micro_batch_tokens(base) == memory.FEWEST_TOKENS
+
+
+def test_the_peak_is_that_of_this_process_and_not_of_the_one_that_started_it():
+    """A process of a few megabytes, started by one that has held far more."""
+    held = bytearray(b"1") * (600 << 20)  # touched, so that it is resident
+    script = "import psutil; from inlay.training.job import peak_rss_bytes as peak; print(peak(), psutil.Process().memory_info().rss)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    peak, now = map(int, done.stdout.split())
+    assert now * 0.9 <= peak <= now + (300 << 20)
+    assert len(held) < job.peak_rss_bytes()

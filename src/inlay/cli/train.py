@@ -10,6 +10,7 @@ from inlay.cli import _screen
 from inlay.cli._command import Data, OnBase, Verbose, read_config, value_of
 from inlay.cli._screen import count, say, size
 from inlay.io.fingerprint import short
+from inlay.kernels import native
 from inlay.model.base import Base
 from inlay.text.mask import show
 from inlay.training import job as jobs
@@ -67,6 +68,7 @@ class Train(OnBase):
         announce(job)
         if self.verbose:
             say("path", path(base))
+            say("kernels", kernels())
         with _screen.bar("step") as update:
             report = job.run(_listener(update))
         _conclude(job, report, self.model)
@@ -114,6 +116,15 @@ def path(base: Base) -> str:
     if reason is None:
         return "rows packed, each attending to itself alone; only trained tokens reach the output head"
     return f"rows padded, all through the whole model: {reason}"
+
+
+def kernels() -> str:
+    """What does the work between the matrix products, and with quantised weights."""
+    reason = native.why_not()
+    if reason is not None:
+        return f"torch's own: {reason}"
+    attention = "compiled" if native.multiplies_bfloat16() else "torch's: this processor does not multiply bfloat16"
+    return f"compiled, {native.variant()} · attention in bfloat16 {attention}"
 
 
 def describe(job: jobs.Job) -> str:
