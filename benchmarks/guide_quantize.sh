@@ -16,7 +16,7 @@ show() {
     echo
 }
 
-show "inlay quantize demo_base --output demo-nf4"
+show "inlay quantize demo_base --keep down_proj --output demo-nf4"
 show "inlay train demo-nf4 demo/tell-train.jsonl --max-steps 60 --output tell-nf4"
 show "inlay merge demo-nf4 tell-nf4 --output tell-16"
 show "inlay merge demo-nf4 tell-nf4 --output tell-4 --quantize nf4 --check-data demo/tell-train.jsonl"
