@@ -232,7 +232,7 @@ int main(int count, char **arguments) {
     for (int variant = 0; variant < VARIANTS; variant++) {
         int runs = inlay_supports(variant);
 #ifdef INLAY_SIMDE
-        runs = runs || variant == AVX512_F_BW_VL;
+        runs = runs || variant == AVX512_F_BW_DQ_VL;
 #endif
         for (int i = 0; runs && i < jobs; i++) one_job(variant);
         printf("%-8s %s\n", NAMES[variant], !runs ? "not on this processor" : failures ? "DIFFERS" : "the same");

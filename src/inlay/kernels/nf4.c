@@ -470,7 +470,7 @@ AVX512_BF16 INLINE __m512 of_256_bf16(const float *map, __m512i places) {
         found[k] = _mm512_permutex2var_ps(_mm512_loadu_ps(map + 32 * k), places, _mm512_loadu_ps(map + 32 * k + 16));
     UNROLL for (int bit = 0; bit < 3; bit++) {
         __mmask16 upper = _mm512_test_epi32_mask(places, _mm512_set1_epi32(32 << bit));
-        UNROLL for (int k = 0; k < 4 >> bit; k++) found[k] = _mm512_mask_mov_ps(found[2 * k], upper, found[2 * k + 1]);
+        for (int k = 0; k < 4 >> bit; k++) found[k] = _mm512_mask_mov_ps(found[2 * k], upper, found[2 * k + 1]);
     }
     return found[0];
 }
