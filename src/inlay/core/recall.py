@@ -117,9 +117,7 @@ _RULES: dict[str, Callable[[Node], Made | None]] = {
 
 
 def _narrow(node: Node, tensor: Tensor) -> Made | None:
-    """A `torch.autograd.Function` of ours says so itself, by a static method `again` that makes its output from its context.
-
-    A tensor that was widened from a narrower dtype, kept in that one, once however many gradients need it."""
+    """A tensor that was widened from a narrower dtype, kept in that one, once however many gradients need it."""
     source = node.next_functions[0][0] if node.name() == "ToCopyBackward0" else None
     if source is None:
         return None

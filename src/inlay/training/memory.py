@@ -1,8 +1,8 @@
 """The memory of a training step: how much is asked for at a time, and that freed blocks stay.
 
-A layer's activations wait for the backward pass, and grow with the tokens that go through the model together. A step is as
-fast with 512 of them at a time as with more (benchmarks/micro_batch.py), so a wide model takes no more than that; a small one
-takes more, so that the time between its products stays small beside them.
+A layer's activations wait for the backward pass, and grow with the tokens that go through the model together. A wide
+model's step is about as fast with 512 of them at a time as with more (benchmarks/micro_batch.py), so it takes no more than
+that; a small one, whose products are short beside what lies between them, takes as many as fit.
 
 glibc takes large blocks from the kernel and hands them back when they are freed, so that each is zeroed page by page once more
 at every step. Told not to map blocks apart (M_MMAP_MAX = 0) and never to trim its heap (M_TRIM_THRESHOLD = -1), it reuses
@@ -32,11 +32,8 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
 def activation_bytes(base: Base, num_tokens: int) -> int:
     """About what the activations of a training step take: the outputs of all linear maps but the head."""
-    return (
-        base.dtype.itemsize
-        * num_tokens
-        * sum(linear.out_features for path, linear in base.linears.items() if path != base.head)
-    )
+    numbers = sum(linear.out_features for path, linear in base.linears.items() if path != base.head)
+    return base.dtype.itemsize * num_tokens * numbers
 
 
 def micro_batch_tokens(base: Base) -> int:
