@@ -20,6 +20,13 @@ pytestmark = pytest.mark.skipif(
 VARIANTS = [name for name in native.supported() if name != "plain"]
 DTYPES = [torch.float32, torch.bfloat16]
 
+any_rows = given(
+    rows=st.integers(1, 9),
+    half=st.integers(1, 90),
+    dtype=st.sampled_from(DTYPES),
+    size=st.sampled_from([1e-3, 1.0, 30.0]),
+)
+
 
 def _draw(*shape, dtype, seed=0, size=1.0):
     return (size * torch.randn(*shape, generator=torch.Generator().manual_seed(seed))).to(dtype)
@@ -35,12 +42,7 @@ def _gate(a, b):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @settings(max_examples=40, deadline=None)
-@given(
-    rows=st.integers(1, 9),
-    half=st.integers(1, 90),
-    dtype=st.sampled_from(DTYPES),
-    size=st.sampled_from([1e-3, 1.0, 30.0]),
-)
+@any_rows
 def test_norm_and_its_gradient_are_those_of_the_equation(variant, rows, half, dtype, size):
     x, weight = _draw(rows, 2 * half, dtype=dtype, size=size), _draw(2 * half, dtype=dtype, seed=1)
     g = _draw(rows, 2 * half, dtype=dtype, seed=2)
@@ -58,12 +60,7 @@ def test_norm_and_its_gradient_are_those_of_the_equation(variant, rows, half, dt
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @settings(max_examples=40, deadline=None)
-@given(
-    rows=st.integers(1, 9),
-    half=st.integers(1, 90),
-    dtype=st.sampled_from(DTYPES),
-    size=st.sampled_from([1e-3, 1.0, 30.0]),
-)
+@any_rows
 def test_gate_and_its_gradients_are_those_of_the_equation(variant, rows, half, dtype, size):
     a, b, g = (_draw(rows, 2 * half, dtype=dtype, seed=seed, size=size if not seed else 1.0) for seed in range(3))
     exact = [x.double().requires_grad_() for x in (a, b)]

@@ -39,12 +39,6 @@ int inlay_attention_job_bytes(void) { return sizeof(struct job); }
 
 enum { QUERIES = 48, ROWS = 6, COLUMNS = 4, LANES = 16 };
 
-INLINE uint32_t word_at(const void *address) {
-    uint32_t word;
-    memcpy(&word, address, 4);
-    return word;
-}
-
 /* A tile of C, `rows` x `columns` vectors, over `depth` words. Row m of A is `a_row` words after the one before it, k `a_word`. */
 PART void tile(const int rows, const int columns, int64_t depth, const void *A, int64_t a_row, int64_t a_word, const uint32_t *B,
                int64_t b_row, float *C, int64_t c_row, int adds) {
@@ -164,7 +158,7 @@ PART void store_rounded(uint16_t *to, __m512 x) {
 
 struct unit {
     const struct job *job;
-    int64_t start, length, padded, kv_head;
+    int64_t start, padded;
     float *S, *dP;             /* (QUERIES, padded) */
     float *made;               /* (QUERIES, dim) */
     uint16_t *rows;            /* (QUERIES, padded): P, or dS */
@@ -263,7 +257,7 @@ TARGET static void backward_block(const struct unit *u, int64_t head, int64_t fi
 TARGET static void unit(const struct job *job, int64_t document, int64_t kv_head, int is_backward, char *memory) {
     int64_t dim = job->dim, start = job->starts[document], length = job->starts[document + 1] - start, size = 0;
     int64_t padded = (length + LANES - 1) / LANES * LANES;
-    struct unit u = {.job = job, .start = start, .length = length, .padded = padded, .kv_head = kv_head};
+    struct unit u = {.job = job, .start = start, .padded = padded};
     u.S = TAKE(float, QUERIES * padded);
     u.made = TAKE(float, QUERIES * dim);
     u.rows = TAKE(uint16_t, QUERIES * padded);

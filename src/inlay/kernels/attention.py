@@ -80,11 +80,9 @@ def _run(
         for name, x in zip("qkv", (q, k, v), strict=True)
         for i, axis in enumerate(("head", "token"))
     }
-    addresses = {name: tensor.data_ptr() for name, tensor in tensors.items()}
-    job = native.AttentionJob(
-        heads=heads, kv_heads=kv_heads, dim=dim, tokens=tokens, scaling=scaling, **strides, **addresses
-    )
-    native.run("attention", function, job, len(lengths) * kv_heads, tokens * heads * dim)
+    sizes = {"heads": heads, "kv_heads": kv_heads, "dim": dim, "tokens": tokens}
+    fields = {**sizes, **strides, "scaling": scaling}
+    native.run("attention", function, tensors, fields, len(lengths) * kv_heads, tokens * heads * dim)
     if failed.item():
         raise CapacityError(
             explain(

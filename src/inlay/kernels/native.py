@@ -15,7 +15,7 @@ import functools
 import importlib.machinery
 import mmap
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -99,7 +99,7 @@ def supported() -> tuple[str, ...]:
 def multiplies_bfloat16() -> bool:
     """The library is in use with instructions that multiply bfloat16, which its attention and one of its products need."""
     library = _load()
-    return variant() == "avx512" and not isinstance(library, str) and bool(library.inlay_nf4_multiplies_bfloat16())
+    return variant() == "avx512" and not isinstance(library, str) and bool(library.inlay_multiplies_bfloat16())
 
 
 def why_not() -> str | None:
@@ -128,12 +128,17 @@ def only(name: str) -> Iterator[None]:
         _forced = before
 
 
-def run(kernel: str, function: int, job: ctypes.Structure, total: int, num_numbers: int) -> None:
-    """Do the units 0 <= i < total of a job for a function of a kernel, on as many threads as torch uses.
+def run(
+    kernel: str, function: int, tensors: Mapping[str, torch.Tensor], fields: Mapping[str, float], total: int, size: int
+) -> None:
+    """Do the units 0 <= i < total of a job, `size` numbers in all, on as many threads as torch uses.
+
+    The job of a kernel's function has these fields, and of these tensors the addresses of their data.
 
     There must be a library: `variant` is not `TORCH`.
     """
-    threads = torch.get_num_threads() if num_numbers >= FEWEST_NUMBERS else 1
+    job = KERNELS[kernel](**fields, **{name: tensor.data_ptr() for name, tensor in tensors.items()})
+    threads = torch.get_num_threads() if size >= FEWEST_NUMBERS else 1
     chunk = max(1, -(-total // (_CHUNKS * threads)))
     number = VARIANTS.index(variant())
     _function(kernel)(number, function, ctypes.byref(job), total, chunk, threads, _gomp_parallel())

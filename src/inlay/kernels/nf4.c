@@ -69,12 +69,6 @@ INLINE float inverse(const struct job *job, float absmax) {
     return 1 / (absmax < job->smallest ? job->smallest : absmax);
 }
 
-INLINE uint32_t word_at(const uint8_t *bytes) {
-    uint32_t word;
-    memcpy(&word, bytes, 4);
-    return word;
-}
-
 /* ---- The ranges of a job, for one variant: what threads are given. A variant defines
 
        block_float32   16-entry table and look-ups of one block, to float
@@ -707,8 +701,8 @@ int inlay_supports(int variant) {
     return 1;
 }
 
-/* The product with x in bfloat16 has a function of its own, where the processor has instructions for it. */
-int inlay_nf4_multiplies_bfloat16(void) {
+/* What the product with x in bfloat16 needs, and attention. */
+int inlay_multiplies_bfloat16(void) {
 #ifdef HAS_BFLOAT16
     __builtin_cpu_init();
     return inlay_supports(AVX512_F_BW_DQ_VL) && __builtin_cpu_supports("avx512bf16");

@@ -179,7 +179,6 @@ def _run(
         tensors["absmax"] = constants.absmax
         if constants.nested is not None and constants.map is not None:
             tensors |= {"nested": constants.nested, "map": constants.map}
-    addresses = {name: tensor.data_ptr() for name, tensor in tensors.items()}
     shift = blocks.CONSTANTS_BLOCK.bit_length() - 1
-    job = native.Nf4Job(offset=offset, smallest=blocks.SMALLEST, nested_shift=shift, **addresses, **sizes)
-    native.run("nf4", function, job, total, num_weights)
+    fields = {"offset": offset, "smallest": blocks.SMALLEST, "nested_shift": shift, **sizes}
+    native.run("nf4", function, tensors, fields, total, num_weights)

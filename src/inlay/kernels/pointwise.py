@@ -76,7 +76,6 @@ def rotate(
 def _run(function: int, x: Tensor, others: dict[str, Tensor], eps: float = 0.0, heads: int = 1) -> None:
     """Do a job of as many rows as x has."""
     tensors = {name: tensor.contiguous() for name, tensor in {"x": x, **others}.items()}
-    addresses = {name: tensor.data_ptr() for name, tensor in tensors.items()}
     width = x.shape[-1]
-    job = native.PointwiseJob(width=width, heads=heads, eps=eps, dtype=_DTYPES.index(x.dtype), **addresses)
-    native.run("pointwise", function, job, x.numel() // max(1, width), x.numel())
+    fields = {"width": width, "heads": heads, "eps": eps, "dtype": _DTYPES.index(x.dtype)}
+    native.run("pointwise", function, tensors, fields, x.numel() // max(1, width), x.numel())

@@ -30,6 +30,12 @@ INLINE uint32_t bits_of(float value) {
     return bits;
 }
 
+INLINE uint32_t word_at(const void *address) {
+    uint32_t word;
+    memcpy(&word, address, 4);
+    return word;
+}
+
 INLINE uint16_t to_bfloat16(float value) {
     uint32_t bits = bits_of(value);
     return value != value ? 0x7fc0 : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
