@@ -57,7 +57,7 @@ def model(family, dtype=torch.float32, seed=3, sizes=None):
     for name, value in known.items():
         if value is not None and hasattr(config, name):
             setattr(config, name, value)
-    built = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    built = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
     with torch.no_grad():
         for name, parameter in built.named_parameters():
             if parameter.dim() == 1:

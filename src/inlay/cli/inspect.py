@@ -22,7 +22,8 @@ class Inspect(Common):
 
     def run(self) -> int:
         """Print what the files say."""
-        method, params, base_name, record = peft.read(self.adapter)
+        file = peft.read(self.adapter)
+        method, params, base_name, record = file.method, file.params, file.base_name, file.record
         tensors = [tensor for module in params.values() for tensor in module.values()]
         num_weights = sum(tensor.numel() for tensor in tensors)
         num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors)

@@ -1,13 +1,14 @@
-"""What the low-rank methods share: the initial factors and the change of the weight.
+"""What the low-rank methods share: the initial factors, the change of an output and of the weight, and its norms.
 
     delta W = scaling B A,   A ~ U(-1/sqrt(in), 1/sqrt(in)),   B = 0
+    |W + scaling B A|^2 = |W|^2 + 2 scaling <W A^T, B> + scaling^2 <B A A^T, B>,   row by row
 
 Source: LoRA (Hu et al. 2021, arXiv 2106.09685), section 4.1. The uniform A is what its authors' code and `peft` draw
 (Kaiming-uniform with a = sqrt(5)); the paper's text says Gaussian.
 """
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 
@@ -15,6 +16,35 @@ def kaiming_uniform(r: int, in_features: int, generator: torch.Generator) -> Flo
     """A fresh A: float32 on the CPU, uniform in +-1/sqrt(in_features)."""
     bound = in_features**-0.5
     return torch.empty(r, in_features).uniform_(-bound, bound, generator=generator)
+
+
+def project(x: Shaped[Tensor, "tokens *in"], A: Float[Tensor, "r in"]) -> Float[Tensor, "tokens r"]:
+    """A x for every token; whole numbers x are one-hot inputs, given as the places of their ones."""
+    return x @ A.to(x.dtype).T if x.is_floating_point() else A.T[x]
+
+
+def change(
+    x: Shaped[Tensor, "tokens *in"],
+    A: Float[Tensor, "r in"],
+    B: Float[Tensor, "out r"],
+    scaling: float,
+    dtype: torch.dtype,
+) -> Float[Tensor, "tokens out"]:
+    """scaling B A x for every token, in `dtype`."""
+    return scaling * (project(x, A).to(dtype) @ B.to(dtype).T)
+
+
+def square_norms(
+    square_norms: Float[Tensor, " out"],
+    projected: Float[Tensor, "out r"],
+    A: Float[Tensor, "r in"],
+    B: Float[Tensor, "out r"],
+    scaling: float,
+) -> Float[Tensor, " out"]:
+    """|W + scaling B A|^2 by rows, from `square_norms` |W|^2 and `projected` W A^T: the sum itself is never formed."""
+    cross = (projected * B).sum(1)
+    own = ((B @ (A @ A.T)) * B).sum(1)
+    return square_norms + 2 * scaling * cross + scaling**2 * own
 
 
 def merged(

@@ -14,7 +14,7 @@ import contextlib
 import dataclasses
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 
@@ -25,14 +25,20 @@ from inlay import fields, methods
 from inlay.errors import CompatibilityError, ConfigError, FormatError, explain
 from inlay.io import _safe
 from inlay.io.checkpoint import fetch
-from inlay.methods._contract import LinearMethod, Params
+from inlay.methods._contract import LinearMethod, Method, Own, Params, selects
 
 CONFIG, TENSORS, CARD, RECORD = "adapter_config.json", "adapter_model.safetensors", "README.md", "inlay.json"
 FILES = (CONFIG, TENSORS, CARD, RECORD)
 RECORD_FORMAT = 1
 """The version of `inlay.json` that is written, and the newest that is read."""
 
+OWN = ("weight", "bias")
+"""What modules call their own tensors."""
+
 _PREFIX = "base_model.model."
+_SHARED_PREFIX = "base_model."
+_INNER = ".base_layer"
+_COPY = "copy of the base's weight"
 _ABOUT_THE_FILE = frozenset(
     [
         "auto_mapping",
@@ -68,9 +74,13 @@ class _Training(TypedDict, total=False):
 class PeftAdapter(NamedTuple):
     """An adapter as a file holds it: no model is needed to read one."""
 
-    method: LinearMethod
+    method: Method
     params: dict[str, Params]
-    """Module path -> tensor name -> tensor."""
+    """Module path -> tensor name -> tensor; '' is the path of the model itself."""
+    shared: Params
+    """Frozen tensors that all modules share."""
+    copies: Params
+    """Weights of the base that the file holds beside the adapter, by module path: PEFT adds those of adapted embeddings."""
     base_name: str | None
     """What the file calls the base that it belongs to."""
     record: dict[str, Any]
@@ -99,10 +109,11 @@ def read(source: str | Path) -> PeftAdapter:
     method = _method(directory / CONFIG, config)
     if not (directory / TENSORS).is_file():
         raise _safe.refuse_pickles(directory, TENSORS)
-    params = _params(directory / TENSORS, _safe.read_tensors(directory / TENSORS), type(method))
-    if config.get("target_modules") is None:  # files of old versions name none: the tensors do
+    params, shared, copies = _params(directory / TENSORS, _safe.read_tensors(directory / TENSORS), method)
+    if isinstance(method, LinearMethod) and config.get("target_modules") is None:  # as in files of old versions
         method = dataclasses.replace(method, target_modules=tuple(params))
-    return PeftAdapter(method, params, config.get("base_model_name_or_path"), read_record(directory))
+    record = read_record(directory)
+    return PeftAdapter(method, params, shared, copies, config.get("base_model_name_or_path"), record)
 
 
 def read_record(directory: Path) -> dict[str, Any]:
@@ -126,38 +137,42 @@ def read_record(directory: Path) -> dict[str, Any]:
 
 def write(
     directory: Path,
-    method: LinearMethod,
+    method: Method,
     params: Mapping[str, Params],
     *,
+    shared: Params,
     base_name: str,
     target_modules: Sequence[str],
     fan_in_fan_out: bool,
     record: Mapping[str, Any],
+    modules_to_save: Sequence[str] = (),
+    embeddings: Collection[str] = (),
+    task_type: str = "CAUSAL_LM",
 ) -> None:
     """Write the four files into `directory`, which exists.
 
     **Arguments:**
 
+    - `shared`: frozen tensors that all modules share.
     - `target_modules`: the adapted modules, as the format names them: last components or whole paths.
     - `fan_in_fan_out`: the base stores these weights as (in, out).
     - `record`: the content of `inlay.json`, without its format number.
+    - `modules_to_save`: the modules that are kept whole, likewise.
+    - `embeddings`: the modules that are embeddings, by path: their tensors have names of their own.
+    - `task_type`: what PEFT calls the kind of model.
     """
-    config = _config(method) | {
-        "base_model_name_or_path": base_name,
-        "bias": "none",
-        "fan_in_fan_out": fan_in_fan_out,
-        "inference_mode": True,
-        "target_modules": list(target_modules),
-        "task_type": "CAUSAL_LM",
-    }
-    names = method.peft_tensors
-    tensors = {
-        f"{_PREFIX}{path}.{names.get(key, key)}": tensor.detach().cpu().contiguous()
-        for path, module in params.items()
-        for key, tensor in module.items()
-    }
+    about = {"base_model_name_or_path": base_name, "inference_mode": True, "task_type": task_type}
+    about["modules_to_save"] = list(modules_to_save) or None
+    config = _config(method) | about
+    known = set(method.peft_accepts) | {field.name for field in dataclasses.fields(method)}
+    optional = {"fan_in_fan_out": fan_in_fan_out, "target_modules": list(target_modules)}
+    config |= {key: value for key, value in optional.items() if key in known}
+    tensors = {f"{_SHARED_PREFIX}{name}": tensor for name, tensor in shared.items()}
+    for path, module in params.items():
+        tensors |= _keys(method, path, module, path in embeddings)
+    stored = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
     (directory / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True), "utf-8")
-    (directory / TENSORS).write_bytes(save(tensors, metadata={"format": "pt"}))
+    (directory / TENSORS).write_bytes(save(stored, metadata={"format": "pt"}))
     (directory / CARD).write_text(_card(method, base_name), "utf-8")
     write_record(directory, record)
 
@@ -173,7 +188,7 @@ def num_bytes(directory: Path) -> int:
     return (directory / TENSORS).stat().st_size
 
 
-def _method(path: Path, config: Mapping[str, Any]) -> LinearMethod:
+def _method(path: Path, config: Mapping[str, Any]) -> Method:
     peft_type = config.get("peft_type")
     candidates = [cls for cls in map(methods.find, methods.names()) if _type_name(cls) == peft_type]
     if not candidates:
@@ -186,7 +201,7 @@ def _method(path: Path, config: Mapping[str, Any]) -> LinearMethod:
             )
         )
     problems = {cls: _unsupported(cls, config) for cls in candidates}
-    chosen = min(candidates, key=lambda cls: len(problems[cls]))
+    chosen = min(candidates, key=lambda cls: (len(problems[cls]), len(set(cls.peft_writes) - set(config))))
     if problems[chosen]:
         raise CompatibilityError(
             explain(
@@ -219,7 +234,7 @@ def _about(path: Path) -> Iterator[None]:
         ) from None
 
 
-def _unsupported(cls: type[LinearMethod], config: Mapping[str, Any]) -> list[str]:
+def _unsupported(cls: type[Method], config: Mapping[str, Any]) -> list[str]:
     """The keys whose values this method can't honour: those with no field, unless the value changes nothing."""
     fields = {field.name for field in dataclasses.fields(cls)}
     inert = {key: value for key, value in config.items() if key not in fields | _ABOUT_THE_FILE}
@@ -231,18 +246,27 @@ def _unsupported(cls: type[LinearMethod], config: Mapping[str, Any]) -> list[str
     ]
 
 
-def _params(path: Path, tensors: Mapping[str, Tensor], cls: type[LinearMethod]) -> dict[str, Params]:
-    names = {written: key for key, written in cls.peft_tensors.items()}
+def _params(path: Path, tensors: Mapping[str, Tensor], method: Method) -> tuple[dict[str, Params], Params, Params]:
+    """The tensors of the modules, those that all share, and the copies of the base's weights."""
     params: dict[str, Params] = {}
+    shared: Params = {}
+    copies: Params = {}
     problems: list[str] = []
     for key in sorted(tensors):
-        found = _split(key, names, cls)
+        found = _split(key, method)
         if found is None:
-            problems.append(f"{key}: no tensor of {_type_name(cls)} has that name")
+            problems.append(f"{key}: no tensor of {_type_name(type(method))} has that name")
             continue
         if not _is_finite(tensors[key]):
             problems.append(f"{key}: holds NaN or infinite values")
-        params.setdefault(found[0], {})[found[1]] = tensors[key]
+        module, name = found
+        if key.startswith(_SHARED_PREFIX) and not key.startswith(_PREFIX):
+            shared[name] = tensors[key]
+        elif name == _COPY:
+            copies[module] = tensors[key]
+        else:
+            tensor = tensors[key]  # a kernel as the matrix that it is, flattened
+            params.setdefault(module, {})[name] = tensor.flatten(1) if tensor.dim() > 2 else tensor
     if not tensors:
         problems.append("no tensor at all")
     if problems:
@@ -254,7 +278,7 @@ def _params(path: Path, tensors: Mapping[str, Tensor], cls: type[LinearMethod]) 
                 do="ask its author for a whole file; a training that diverged has to be run again",
             )
         )
-    return params
+    return params, shared, copies
 
 
 def _is_finite(tensor: Tensor) -> bool:
@@ -262,27 +286,63 @@ def _is_finite(tensor: Tensor) -> bool:
     return not tensor.numel() or all(math.isfinite(value) for value in tensor.float().aminmax())
 
 
-def _split(key: str, names: Mapping[str, str], cls: type[LinearMethod]) -> tuple[str, str] | None:
+def _split(key: str, method: Method) -> tuple[str, str] | None:
     """Module path and tensor name of a key of the file; None where it has no such form."""
+    if method.peft_tensors.get(key) == key:
+        return "", key
     if not key.startswith(_PREFIX):
-        return None
+        name = key.removeprefix(_SHARED_PREFIX)
+        return ("", name) if name in method.peft_shared else None
     rest = key.removeprefix(_PREFIX)
-    for written, name in names.items():
-        if rest.endswith(f".{written}"):
-            return rest.removesuffix(f".{written}"), name
-    if cls.peft_tensors:
-        return None
+    for names in (method.peft_tensors, method.peft_embedding_tensors):
+        for name, written in names.items():
+            if rest.endswith(f".{written}"):
+                return rest.removesuffix(f".{written}"), name
     module, _, name = rest.rpartition(".")
-    return module, name
+    inner = module.removesuffix(_INNER)
+    if name == "weight" and inner != module:
+        return inner, _COPY
+    if _may_be_own(method, inner, name):
+        return inner, name
+    return None if method.peft_tensors or name in OWN else (module, name)
 
 
-def _config(method: LinearMethod) -> dict[str, Any]:
+def _may_be_own(method: Method, path: str, name: str) -> bool:
+    """The method may train this tensor of the model itself."""
+    kinds = ("linear", "embedding", "conv2d", "norm", "other")
+    owns = (Own(path, name, kind, is_adapted) for kind in kinds for is_adapted in (False, True))
+    saved = method.modules_to_save
+    return any(map(method.trains, owns)) or (bool(saved) and any(selects(saved, part) for part in _parents(path)))
+
+
+def _parents(path: str) -> list[str]:
+    """`path` and the paths of the modules that hold it."""
+    parts = path.split(".")
+    return [".".join(parts[: i + 1]) for i in range(len(parts))]
+
+
+def _keys(method: Method, path: str, module: Params, is_embedding: bool) -> dict[str, Tensor]:
+    """The tensors of one module by what the file calls them."""
+    names = {**method.peft_tensors, **(method.peft_embedding_tensors if is_embedding else {})}
+    if not path:
+        return {names.get(name, name): tensor for name, tensor in module.items()}
+    own = {name for name in module if name in OWN and name not in names}
+    inner = _INNER if len(own) < len(module) else ""  # beside what the method adds, PEFT has the module one deeper
+    return {
+        f"{_PREFIX}{path}{inner if name in own else ''}.{names.get(name, name)}": tensor
+        for name, tensor in module.items()
+    }
+
+
+def _config(method: Method) -> dict[str, Any]:
+    """The method's fields as the format has them; what `target_modules` says already is left out."""
     values = {field.name: getattr(method, field.name) for field in dataclasses.fields(method)}
-    values |= {"exclude_modules": None, "layers_to_transform": None}  # target_modules is exact already
+    left_out = {"exclude_modules", "layers_to_transform", *method.peft_omits}
+    values = {key: value for key, value in values.items() if key not in left_out} | dict(method.peft_writes)
     return {"peft_type": _type_name(type(method))} | {key: _whole(value) for key, value in values.items()}
 
 
-def _type_name(cls: type[LinearMethod]) -> str:
+def _type_name(cls: type[Method]) -> str:
     return cls.peft_type or cls.__name__.upper()
 
 
@@ -293,7 +353,7 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() and value else value
 
 
-def _card(method: LinearMethod, base_name: str) -> str:
+def _card(method: Method, base_name: str) -> str:
     name = methods.name_of(method)
     return (
         f"---\nbase_model: {json.dumps(base_name)}\nlibrary_name: peft\npipeline_tag: text-generation\n"

@@ -1,25 +1,36 @@
 """What a method is: a small change of a frozen map, as a configuration and pure functions.
 
+    Method
+    |-- LinearMethod      a change beside linear maps: LoRA, DoRA, (IA)^3 ...
+    |-- BlockMethod       a change of what a block says: bottleneck adapters
+    |-- PromptMethod      tokens or keys and values in front of the rows: prompt tuning, prefix tuning ...
+    `-- (Method itself)   no new tensors: some of the model's own are trained: BitFit, norms, everything
+
 A method is a frozen dataclass. Its fields are its configuration: the docstring under each is its command-line help and its
 reference page. Its functions are pure: the tensors of one module are passed in as a plain dict by the field's usual names
 (`Params`). So saving an adapter is writing dicts, swapping is exchanging them, and batching is handing over several; none
 of it needs anything from the method's author.
 
-Its `__post_init__` begins with `inlay.fields.settle_`, so that whatever gives the configuration, a file, a flag or a program,
-the fields hold values of their types.
+A tensor of an adapter that is called as one of the module's own (`weight`, `bias`) stands in its place: that is how
+every method can train biases or whole modules beside what it adds, and what `Method.trains` chooses.
 
-A method never learns what the base is made of: it sees the four members of `LinearBase`.
+`Method.__post_init__` brings every field into its type, so that it may come from a file, a flag or a program; a method that
+checks more calls it first.
+
+A method never learns what the base is made of: it sees the members of `LinearBase`, `Own`, `Block` or `Decoder`.
 """
 
 import abc
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeGuard, TypeVar, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
+from inlay import fields
+from inlay.core import lowrank
 from inlay.core.routed import Factors
 from inlay.errors import ConfigError, explain
 
@@ -40,12 +51,20 @@ Layers = tuple[int, ...]
 MATCH_SECONDS = 0.2
 """A regular expression that is longer than this over one module's path is refused."""
 
-Self = TypeVar("Self", bound="LinearMethod")
+_REGEX_CHARACTERS = frozenset("*+?()[]|\\^$")
+
+Self = TypeVar("Self", bound="Method")
 
 
 @runtime_checkable  # the tests check it where they check shapes
 class LinearBase(Protocol):
-    """A frozen linear map y = W x + b, however it is stored."""
+    """A frozen linear map y = W x + b, however it is stored.
+
+    `product(x)` is W x; `square_norms` are the |W|^2 of the rows, found once.
+
+    An embedding is one too: its inputs are one-hot, handed over as the numbers of their ones (`inlay.core.lowrank.project`).
+    So is a convolution, whose inputs are patches of the image.
+    """
 
     in_features: int
     out_features: int
@@ -53,13 +72,133 @@ class LinearBase(Protocol):
     @property
     def bias(self) -> Float[Tensor, " out"] | None: ...
 
+    @property
+    def square_norms(self) -> Float[Tensor, " out"]: ...
+
     def weight(self, dtype: torch.dtype) -> Float[Tensor, "out in"]: ...
 
-    def __call__(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]: ...
+    def product(self, x: Float[Tensor, "tokens in"]) -> Float[Tensor, "tokens out"]: ...
+
+
+class Own(NamedTuple):
+    """One of the model's own tensors, as `Method.trains` sees it."""
+
+    path: str
+    """The module that holds it."""
+    name: str
+    """What the module calls it: weight, bias."""
+    kind: str
+    """What the module is: linear, embedding, conv2d, norm, or other."""
+    is_adapted: bool
+    """The method adds something to this module."""
+
+
+class Block(NamedTuple):
+    """A place where a block of the model says something of the model's width: the last map of an attention, or of an MLP."""
+
+    path: str
+    role: str
+    """attention or mlp."""
+    width: int
+
+
+class Decoder(NamedTuple):
+    """What prompts need to know of a model."""
+
+    num_layers: int
+    width: int
+    """Numbers in an embedding."""
+    num_heads: int
+    """Heads of the keys and values, which several heads of the queries may share."""
+    head_dim: int
+    embed: Callable[[Tensor], Tensor]
+    """The embeddings of token ids."""
+    tokenize: Callable[[str], Sequence[int]]
+    num_tokens: int
+    """Size of the vocabulary."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LinearMethod(abc.ABC):
+class Method(abc.ABC):
+    """What every method has. By itself it adds nothing: it trains tensors that the model has."""
+
+    modules_to_save: Names = ()
+    """Modules to train whole and keep with the adapter, such as score or lm_head: names, or a regular expression."""
+
+    peft_type: ClassVar[str] = ""
+    """The method's name in the exchange format; empty where PEFT has no such method."""
+
+    peft_tensors: ClassVar[Mapping[str, str]] = {}
+    """What the exchange format calls each tensor after the module's path, where that is not the tensor's own name."""
+
+    peft_embedding_tensors: ClassVar[Mapping[str, str]] = {}
+    """Likewise, for modules that are embeddings."""
+
+    peft_shared: ClassVar[tuple[str, ...]] = ()
+    """The tensors that all modules share."""
+
+    peft_defaults: ClassVar[Mapping[str, Any]] = {}
+    """What the exchange format means by leaving a field out, where that is not the field's own default."""
+
+    peft_accepts: ClassVar[Mapping[str, Callable[[Any], bool]]] = {}
+    """Keys of the exchange format that this method has no field for, and the test that a value changes nothing here."""
+
+    peft_writes: ClassVar[Mapping[str, Any]] = {}
+    """Keys of the exchange format that this method has no field for and that always have this value."""
+
+    peft_omits: ClassVar[frozenset[str]] = frozenset()
+    """Fields that only training reads: the exchange format has no place for them, `inlay.json` keeps them."""
+
+    unmergeable_because: ClassVar[str] = ""
+    """Why base and change can't become one model without an adapter; empty where they can."""
+
+    changes_at_start: ClassVar[bool] = False
+    """Fresh tensors already change what the model says."""
+
+    def __post_init__(self) -> None:
+        fields.settle_(self)
+
+    def trains(self, own: Own) -> bool:
+        """This tensor of the model is trained, and kept with the adapter."""
+        return False
+
+    def rate(self, tensor: str) -> float:
+        """What the learning rate of the tensors of this name is multiplied by; 0: they are not trained."""
+        return 1.0
+
+    def for_module(self: Self, path: str) -> Self:
+        """This method as it applies to the module at `path`: itself, unless it has settings by module."""
+        return self
+
+    @property
+    def patterns(self) -> Sequence[str]:
+        """The module patterns that `for_module` looks for; one that matches nothing is an error."""
+        return ()
+
+    def penalty(self, params: Mapping[str, Params]) -> Tensor | None:
+        """What is added to the loss of a step, from the tensors of all modules."""
+        return None
+
+    def finish(self, params: Mapping[str, Params]) -> Mapping[str, Params]:
+        """The tensors of all modules that are kept once training is over."""
+        return params
+
+    def after_step(self, params: Mapping[str, Params], step: int, num_steps: int, state: dict[str, Any]) -> None:  # noqa: B027  # most do nothing
+        """What is done once `step` of `num_steps` is over, gradients still there; `state` lasts for the run."""
+
+    @abc.abstractmethod
+    def describe(self) -> str:
+        """The settings that matter most, for one line on the screen: 'r=16 lora_alpha=32 (scaling 2)'."""
+
+    @property
+    def learning_rate_scale(self) -> float:
+        """What the default learning rate of the base is multiplied by, so that the change moves as fast as with LoRA's
+        defaults."""
+        return 1.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LinearMethod(Method):
     """A change to linear maps. What every such method has: which maps it changes."""
 
     target_modules: Names = "all-linear"
@@ -71,17 +210,16 @@ class LinearMethod(abc.ABC):
     layers_to_transform: Layers | None = None
     """Adapt only these layers of the stack, such as 0-5,11; none given: all of them."""
 
-    peft_type: ClassVar[str] = ""
-    """The method's name in the exchange format; empty where PEFT has no such method."""
+    kinds: ClassVar[tuple[str, ...]] = ("linear",)
+    """What it can adapt, of linear, embedding, conv2d and experts."""
 
-    peft_tensors: ClassVar[Mapping[str, str]] = {}
-    """What the exchange format calls each tensor after the module's path, where that is not the tensor's own name."""
+    def shared(self, bases: Sequence[LinearBase]) -> Params:
+        """Frozen tensors that all adapted modules share; they are saved once."""
+        return {}
 
-    peft_defaults: ClassVar[Mapping[str, Any]] = {}
-    """What the exchange format means by leaving a field out, where that is not the field's own default."""
-
-    peft_accepts: ClassVar[Mapping[str, Callable[[Any], bool]]] = {}
-    """Keys of the exchange format that this method has no field for, and the test that a value changes nothing here."""
+    def share(self, shared: Params, base: LinearBase) -> Params:
+        """What one module sees of the shared tensors, beside its own."""
+        return shared
 
     @abc.abstractmethod
     def shapes(self, base: LinearBase) -> dict[str, tuple[int, ...]]:
@@ -91,53 +229,123 @@ class LinearMethod(abc.ABC):
     def init(self, base: LinearBase, generator: torch.Generator) -> Params:
         """New tensors for one module: float32, on the CPU, drawn from `generator` alone."""
 
-    @abc.abstractmethod
     def delta(
         self,
         params: Params,
-        x: Float[Tensor, "tokens in"],
+        x: Shaped[Tensor, "tokens *in"],
         y: Float[Tensor, "tokens out"],
         base: LinearBase,
     ) -> Float[Tensor, "tokens out"]:
-        """What is added to y = base(x); zero for fresh tensors."""
+        """What is added to y = base(x); zero for fresh tensors. That of the factors, unless a method has none."""
+        factors = self._own_factors(params)
+        return lowrank.change(x, factors.A, factors.B, factors.scaling, y.dtype)
 
-    @abc.abstractmethod
     def merge(
-        self, params: Params, weight: Float[Tensor, "out in"], bias: Float[Tensor, " out"] | None
-    ) -> tuple[Float[Tensor, "out in"], Float[Tensor, " out"] | None]:
-        """The weight and bias of one map that does what base and change do together; the arguments are not changed."""
+        self, params: Params, weight: Float[Tensor, "rows in"], bias: Float[Tensor, " rows"] | None, start: int = 0
+    ) -> tuple[Float[Tensor, "rows in"], Float[Tensor, " rows"] | None]:
+        """The weight and bias of one map that does what base and change do together; the arguments are not changed.
 
-    @abc.abstractmethod
-    def rows(self, params: Params, start: int, stop: int) -> Params:
-        """The tensors that change the outputs start <= i < stop alone, so that a weight can be merged piece by piece."""
+        `weight` may be some rows of W, from `start` on, so that a large one is merged piece by piece. The factors are added,
+        unless a method has none.
+        """
+        factors = self._own_factors(params)
+        return lowrank.merged(weight, factors.A, factors.B[start : start + len(weight)], factors.scaling), bias
 
-    @abc.abstractmethod
     def factors(self, params: Params) -> Factors | None:
         """The change as low-rank factors, or None where it has none: with them, mixed batches take the fast path."""
+        return None
 
-    @abc.abstractmethod
-    def for_module(self: Self, path: str) -> Self:
-        """This method as it applies to the module at `path`: itself, unless it has settings by module."""
-
-    @property
-    @abc.abstractmethod
-    def patterns(self) -> Sequence[str]:
-        """The module patterns that `for_module` looks for; one that matches nothing is an error."""
-
-    @abc.abstractmethod
-    def describe(self) -> str:
-        """The settings that matter most, for one line on the screen: 'r=16 lora_alpha=32 (scaling 2)'."""
+    def _own_factors(self, params: Params) -> Factors:
+        factors = self.factors(params)
+        assert factors is not None, "a method has factors, or a delta and a merge of its own"
+        return factors
 
     @property
-    @abc.abstractmethod
-    def learning_rate_scale(self) -> float:
-        """What the default learning rate of the base is multiplied by, so that the change moves as fast as with LoRA's
-        defaults."""
-
-    @property
-    @abc.abstractmethod
     def input_dropout(self) -> float:
         """The part of the inputs that the change does not see while it is trained, 0 <= p < 1."""
+        return 0.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BlockMethod(Method):
+    """A change of what blocks say. Which blocks: those whose role the method adapts."""
+
+    unmergeable_because: ClassVar[str] = "its network adds depth to every layer, which no weight of the base can hold"
+
+    @property
+    @abc.abstractmethod
+    def roles(self) -> tuple[str, ...]:
+        """The blocks that it changes: attention, mlp, or both."""
+
+    @property
+    def is_parallel(self) -> bool:
+        """The change sees what goes into the block; otherwise, what comes out of it."""
+        return False
+
+    @abc.abstractmethod
+    def shapes(self, block: Block) -> dict[str, tuple[int, ...]]:
+        """The shape of each tensor for one block."""
+
+    @abc.abstractmethod
+    def init(self, block: Block, generator: torch.Generator) -> Params:
+        """New tensors for one block: float32, on the CPU, drawn from `generator` alone."""
+
+    @abc.abstractmethod
+    def transform(self, params: Params, h: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
+        """What is added to the block's output; near zero for fresh tensors."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PromptMethod(Method):
+    """Virtual tokens in front of every row, whose embeddings, or keys and values, are trained.
+
+    What is kept is one tensor, `prompt_embeddings` (virtual tokens, numbers). A method that learns it through a network has the
+    network's tensors in its place while it is trained; `finish` drops them. Either can be trained on.
+    """
+
+    num_virtual_tokens: int = 20
+    """How many stand in front of a row."""
+
+    peft_tensors: ClassVar[Mapping[str, str]] = {"prompt_embeddings": "prompt_embeddings"}
+    peft_accepts: ClassVar[Mapping[str, Callable[[Any], bool]]] = {
+        "num_attention_heads": lambda value: True,  # these three are the model's, and the tensor has them
+        "num_layers": lambda value: True,
+        "token_dim": lambda value: True,
+        "num_transformer_submodules": lambda value: value in (None, 1),
+    }
+    unmergeable_because: ClassVar[str] = "its virtual tokens stand in the rows, not in the weights"
+    changes_at_start: ClassVar[bool] = True
+
+    is_prefix: ClassVar[bool] = False
+    """The virtual tokens are keys and values for every layer, K V K V ... from layer 0 on; otherwise, embeddings."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        found = f"num_virtual_tokens={self.num_virtual_tokens}"
+        require(self.num_virtual_tokens >= 1, "num_virtual_tokens is at least 1", found, "--num-virtual-tokens 20")
+
+    def numbers(self, model: Decoder) -> int:
+        """How many numbers a virtual token has."""
+        return model.width
+
+    @abc.abstractmethod
+    def init(self, model: Decoder, generator: torch.Generator) -> Params:
+        """New tensors: float32, on the CPU, drawn from `generator` alone."""
+
+    def virtual(self, params: Params) -> Float[Tensor, "virtual numbers"]:
+        """What the virtual tokens are."""
+        return params["prompt_embeddings"] if "prompt_embeddings" in params else self.encode(params)
+
+    def encode(self, params: Params) -> Float[Tensor, "virtual numbers"]:
+        """What the network makes of its tensors, where the method has one."""
+        raise AssertionError("a method without a network keeps what it trains")
+
+    def finish(self, params: Mapping[str, Params]) -> dict[str, Params]:
+        rest = {path: tensors for path, tensors in params.items() if path}
+        return {"": {"prompt_embeddings": self.virtual(params[""]).detach()}, **rest}
+
+    def describe(self) -> str:
+        return f"{self.num_virtual_tokens} virtual tokens"
 
 
 def matches(pattern: str, path: str) -> bool:
@@ -162,6 +370,27 @@ def matches(pattern: str, path: str) -> bool:
                 do="names with commas between, or an expression without a repeat within a repeat",
             )
         ) from None
+
+
+def selects(names: Names, path: str) -> bool:
+    """`names` means the module at `path`: by a regular expression for the whole path, or by a name at its end."""
+    if is_regex(names):
+        return matches(names, path)
+    return any(is_named(name, path) for name in split(names))
+
+
+def is_regex(names: Names) -> TypeGuard[str]:
+    return isinstance(names, str) and not _REGEX_CHARACTERS.isdisjoint(names)
+
+
+def split(names: Names) -> list[str]:
+    """Names with commas between them, or a tuple of names, as a list."""
+    return [name.strip() for name in (names.split(",") if isinstance(names, str) else names)]
+
+
+def is_named(name: str, path: str) -> bool:
+    """`name` is the whole path of a module, or its end."""
+    return path == name or path.endswith(f".{name}")
 
 
 def matches_end(key: str, path: str) -> bool:

@@ -1,6 +1,7 @@
-"""A frozen linear map with adapters beside it, and the route that says which row takes which.
+"""A frozen module with adapters beside it, and the route that says which row takes which.
 
-    y = base(x), then for every run of rows with one adapter: y + what that adapter adds
+    y = base(x), then for every run of rows with one adapter: y + what that adapter adds, or what the module says with
+    tensors of the adapter in the place of its own
 
 One `Router` is shared by all adapted modules of a model: switching adapters sets one reference, whatever the number of
 layers. With no route, or no row that names an adapter, y is returned as the base computed it, bit for bit.
@@ -8,15 +9,17 @@ layers. With no route, or no row that names an adapter, y is returned as the bas
 
 import math
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from inlay.core.routed import Factors, Segment, routed, row_segments
 from inlay.errors import ShapeError, explain
-from inlay.methods._contract import Params
+from inlay.methods._contract import BlockMethod, LinearMethod, Params
 from inlay.model.adapter import Adapter
-from inlay.model.linear import Linear
+from inlay.model.frozen import FrozenEmbedding
+from inlay.model.linear import Embedding, Linear
 
 
 class Route:
@@ -28,27 +31,41 @@ class Route:
         self.adapters = list(dict.fromkeys(entry for entry in entries if entry is not None))
         """The adapters that occur, each once."""
         numbers = {adapter: number for number, adapter in enumerate(self.adapters)}
-        self._entries = [None if entry is None else numbers[entry] for entry in entries]
+        self.entries = [None if entry is None else numbers[entry] for entry in entries]
+        """The number of each row's adapter among them."""
         self._segments: dict[tuple[int, ...], tuple[Segment, ...]] = {}
 
     def segments(self, path: str, shape: Sequence[int]) -> tuple[Segment, ...]:
-        """The segments of an input of `shape` (*batch, in), flattened to one row per token."""
-        key = tuple(shape[:-1])
+        """The segments of an input whose tokens are of `shape` (rows, ...), flattened to one row per token."""
+        key = tuple(shape)
         if key not in self._segments:
             num_tokens = math.prod(key)
             if self.num_rows is None:
-                self._segments[key] = row_segments(self._entries, num_tokens)
+                self._segments[key] = row_segments(self.entries, num_tokens)
             elif len(key) >= 2 and key[0] == self.num_rows:
-                self._segments[key] = row_segments(self._entries, num_tokens // self.num_rows)
+                self._segments[key] = row_segments(self.entries, num_tokens // self.num_rows)
             else:
-                raise ShapeError(
-                    explain(
-                        "the rows of this input are not the rows that name their adapters",
-                        found=f"{path} got an input of shape {tuple(shape)}; {self.num_rows} rows name an adapter",
-                        do="pass one adapter for each row of the batch, or one adapter for all of them",
-                    )
-                )
+                raise self.other_rows(path, shape)
         return self._segments[key]
+
+    def other_rows(self, path: str, shape: Sequence[int]) -> ShapeError:
+        """The error for an input whose rows are others."""
+        return ShapeError(
+            explain(
+                "the rows of this input are not the rows that name their adapters",
+                found=f"{path} got an input of shape {tuple(shape)}; {self.num_rows} rows name an adapter",
+                do="pass one adapter for each row of the batch, or one adapter for all of them",
+            )
+        )
+
+
+class Places(NamedTuple):
+    """Where virtual tokens of one adapter stand in the rows of a pass, and which each is."""
+
+    adapter: Adapter
+    rows: Tensor
+    columns: Tensor
+    numbers: Tensor
 
 
 class Router:
@@ -56,50 +73,68 @@ class Router:
 
     def __init__(self) -> None:
         self.route: Route | None = None
+        self.prefixes: list[Places] = []
+        """The virtual tokens of the pass under way that have keys and values of their own."""
 
 
 class Adapted(nn.Module):
-    """In the place of a linear module: the module itself, and what the routed adapters add to it."""
+    """In the place of a module: the module itself, and what the routed adapters make of it."""
 
-    def __init__(self, path: str, linear: Linear, router: Router):
+    def __init__(self, path: str, module: nn.Module, linear: Linear | None, router: Router):
         super().__init__()
         self.path = path
-        self.base = linear.module
+        self.base = module
         self.linear = linear
+        """The module as a linear map, where it is one."""
         self.router = router
 
-    @property
-    def weight(self) -> Tensor:
-        """The base's weight, for models that read it from their linear modules."""
-        return self.linear.stored
+    def __getattr__(self, name: str) -> Any:
+        """What the module itself would answer, for models that read weights and sizes from their modules."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("base"), name)
 
-    @property
-    def bias(self) -> Tensor | None:
-        return self.linear.bias
-
-    @property
-    def in_features(self) -> int:
-        return self.linear.in_features
-
-    @property
-    def out_features(self) -> int:
-        return self.linear.out_features
-
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         route = self.router.route
-        present = [] if route is None else [adapter for adapter in route.adapters if self.path in adapter.params]
+        present = [] if route is None else [number for number, a in enumerate(route.adapters) if self.path in a]
         if route is None or not present:
-            y: Tensor = self.base(x)
-            return y
-        segments = route.segments(self.path, x.shape)
+            return self.base(*args, **kwargs)
+        if self.linear is None or kwargs or len(args) != 1 or _replaces_table(self, route):
+            return _called(self, route, args, kwargs)
+        (x,) = args
+        segments = route.segments(self.path, self.linear.batch_shape(x))
         if len(present) < len(route.adapters):
-            segments = tuple(s for s in segments if self.path in route.adapters[s.adapter].params)
-        flat = _changed(x.reshape(-1, x.shape[-1]), self.path, self.linear, route.adapters, segments)
-        return flat.view(*x.shape[:-1], self.out_features)
+            segments = tuple(s for s in segments if s.adapter in present)
+        if self.linear.is_plain:
+            flat = _mapped(x.reshape(-1, x.shape[-1]), None, self.path, self.linear, route.adapters, segments)
+            return flat.view(*x.shape[:-1], self.linear.out_features)
+        y = self.linear(x)
+        y_flat = self.linear.flat(y)
+        flat = _mapped(self.linear.tokens(x), y_flat, self.path, self.linear, route.adapters, segments)
+        return self.linear.shaped(flat, y)
 
 
-def _changed(x: Tensor, path: str, linear: Linear, adapters: Sequence[Adapter], segments: Sequence[Segment]) -> Tensor:
-    """The base's output with every segment's change: low-rank changes in one product with the base's, the rest one by one."""
+def _replaces_table(adapted: Adapted, route: Route) -> bool:
+    """The module is an embedding, and some adapter has a table of its own: rows are then read from that one."""
+    return isinstance(adapted.linear, Embedding) and any(adapter.own_at(adapted.path) for adapter in route.adapters)
+
+
+def _mapped(
+    x: Tensor,
+    y: Tensor | None,
+    path: str,
+    linear: Linear,
+    adapters: Sequence[Adapter],
+    segments: Sequence[Segment],
+) -> Tensor:
+    """The map's output with every segment's change: low-rank changes in one product with the map's, the rest one by one.
+
+    `x` and the result have a row per token; `y` is the output where it is known already.
+    """
+    only = segments[0] if len(segments) == 1 and segments[0][:2] == (0, len(x)) else None
+    if only is not None and "weight" in adapters[only.adapter].own_at(path):
+        return _with_own(x, adapters[only.adapter].own_at(path), linear, linear.product_dtype(x))
     seen = _dropped(x, path, adapters, segments)
     factors: list[Factors] = []
     numbers: dict[int, int] = {}  # number of the adapter in the route -> number among the low-rank ones
@@ -112,23 +147,91 @@ def _changed(x: Tensor, path: str, linear: Linear, adapters: Sequence[Adapter], 
         low_rank = [Segment(s.start, s.stop, numbers[s.adapter]) for s in segments if s.adapter in numbers]
         dtype = linear.product_dtype(x)
         y = routed(x, linear.matrix, linear.bias, factors, low_rank, seen=None if seen is x else seen, dtype=dtype)
-    else:
+    elif y is None:
         y = linear(x)
-    others = [s for s in segments if s.adapter not in numbers]
+    others = [s for s in segments if s.adapter not in numbers or adapters[s.adapter].own_at(path)]
     if not others:
         return y
     out = y.clone()
     for s in others:
         adapter, rows = adapters[s.adapter], slice(s.start, s.stop)
-        params: Params = adapter.params[path]
-        out[rows] += adapter.methods[path].delta(params, seen[rows], y[rows], linear)
+        own, method = adapter.own_at(path), adapter.methods.get(path)
+        if "weight" in own:
+            out[rows] = _with_own(x[rows], own, linear, linear.product_dtype(x)).to(out.dtype)
+        elif "bias" in own:
+            out[rows] += (own["bias"] - linear.bias).to(out.dtype)  # type: ignore[operator]  # it has a bias of its own
+        if s.adapter in numbers or not adapter.adds(path):
+            continue
+        if isinstance(method, LinearMethod):
+            out[rows] += method.delta(adapter.at(path), seen[rows], y[rows], linear)
+        elif isinstance(method, BlockMethod):
+            out[rows] += method.transform(adapter.at(path), y[rows])
     return out
+
+
+def _with_own(x: Tensor, own: Params, linear: Linear, dtype: torch.dtype) -> Tensor:
+    """The map with another weight, and another bias where there is one."""
+    weight, bias = own["weight"].to(dtype), own.get("bias", linear.bias)
+    matrix = weight.T if linear.transposed else weight.flatten(1)
+    return nn.functional.linear(x.to(dtype), matrix, None if bias is None else bias.to(dtype)).to(x.dtype)
+
+
+def _called(adapted: Adapted, route: Route, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The output of any module: row by row with tensors of the adapter in the place of its own, or with what it adds."""
+    path = adapted.path
+    if route.num_rows is None:
+        (adapter,) = route.adapters
+        return _added(adapter, path, args, _with_tensors(adapted, adapter, args, kwargs))
+    num_rows, given = route.num_rows, next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+    if given.shape[0] == 1 and num_rows > 1:  # positions, which all rows share
+        args, kwargs = _rows_of(args, kwargs, 1, lambda value: value.expand(num_rows, *value.shape[1:]))
+    elif given.shape[0] != num_rows:
+        raise route.other_rows(path, given.shape)
+    y = adapted.base(*args, **kwargs)
+    out = y.clone()
+    for start, stop, number in row_segments(route.entries, 1):
+        adapter, rows = route.adapters[number], slice(start, stop)
+        if path not in adapter:
+            continue
+        some, more = _rows_of(args, kwargs, num_rows, lambda value, rows=rows: value[rows])
+        own = _with_tensors(adapted, adapter, some, more) if adapter.own_at(path) else y[rows]
+        out[rows] = _added(adapter, path, some, own)
+    return out
+
+
+def _with_tensors(adapted: Adapted, adapter: Adapter, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The output of the module with the adapter's tensors in the place of its own."""
+    module = adapted.base
+    own = {name: tensor.to(_own_dtype(module, name)) for name, tensor in adapter.own_at(adapted.path).items()}
+    return torch.func.functional_call(module, own, args, kwargs) if own else module(*args, **kwargs)
+
+
+def _added(adapter: Adapter, path: str, args: tuple[Any, ...], y: Tensor) -> Tensor:
+    """The output of a block with what the adapter adds to it."""
+    method = adapter.methods.get(path)
+    if not isinstance(method, BlockMethod) or not adapter.adds(path):
+        return y
+    return y + method.transform(adapter.at(path), args[0] if method.is_parallel else y)
+
+
+def _own_dtype(module: nn.Module, name: str) -> torch.dtype:
+    """What a module computes with where it holds the tensor `name`."""
+    return module.dtype if isinstance(module, FrozenEmbedding) else getattr(module, name).dtype
+
+
+def _rows_of(args: tuple[Any, ...], kwargs: dict[str, Any], num_rows: int, take: Any) -> tuple[Any, dict[str, Any]]:
+    """The arguments of a call with `take` done to each tensor of so many rows."""
+
+    def taken(value: Any) -> Any:
+        return take(value) if isinstance(value, Tensor) and value.dim() and value.shape[0] == num_rows else value
+
+    return tuple(map(taken, args)), {key: taken(value) for key, value in kwargs.items()}
 
 
 def _dropped(x: Tensor, path: str, adapters: Sequence[Adapter], segments: Sequence[Segment]) -> Tensor:
     """x with the adapters' input dropout, for those that are being trained."""
     rates = {s: adapters[s.adapter].dropout(path) for s in segments}
-    if not any(rates.values()):
+    if not any(rates.values()) or not x.is_floating_point():
         return x
     x = x.clone()
     for s, rate in rates.items():

@@ -5,16 +5,21 @@ module itself, its weight and its name in the model never change.
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from inlay.errors import CompatibilityError, ConfigError, TargetError, UnknownNameError, explain, nearest
-from inlay.methods._contract import LinearMethod, Params
-from inlay.model import targets
+from inlay.io import peft
+from inlay.methods._contract import LinearMethod, Method, Params, selects
+from inlay.model import prompts, targets
 from inlay.model.adapted import Adapted, Route, Router
 from inlay.model.adapter import Adapter
+from inlay.model.layout import Layout
+from inlay.model.prompts import PromptedEmbedding
 
 Rows = str | Sequence[str | None] | None
 """Who takes which adapter: a name for every row, one name or None per row, or None for the plain base."""
@@ -32,11 +37,18 @@ class Attached:
     def __init__(self, module: nn.Module):
         self.module = module
         self.adapters: dict[str, Adapter] = {}
-        self.linears = targets.linear_modules(module)
-        """The linear maps that can be adapted, by path."""
-        self.head = targets.output_head(module)
+        self.layout = Layout(module, lambda: prompts.decoder_of(module, self._tokenize))
+        """What the model is made of, as it is without adapters."""
+        self.maps = self.layout.maps
+        """The maps that can be adapted, by path: linear layers, embeddings, convolutions."""
+        self.linears = {path: linear for path, linear in self.maps.items() if linear.kind == "linear"}
+        """The linear layers among them."""
+        self.head = self.layout.head
         """The path of the output head, where the model has one."""
-        self._router = Router()
+        self.table = prompts.input_embedding(self.layout.modules)
+        """The path of the input embedding, where the model has one."""
+        self._tokenize: Callable[[str], Sequence[int]] | None = None
+        self.router = Router()
         self._active: Rows = None
         self._routes: dict[str, Route] = {}
         self._places = _places(module)
@@ -63,7 +75,7 @@ class Attached:
 
     @active.setter
     def active(self, rows: Rows) -> None:
-        self._router.route = self._route(rows)
+        self.router.route = self._route(rows)
         self._active = rows
 
     @contextlib.contextmanager
@@ -76,21 +88,80 @@ class Attached:
         finally:
             self.active = before if all(name in self.adapters for name in _names(before)) else None
 
-    def create(self, method: LinearMethod, name: str = "default", seed: int = 0) -> Adapter:
+    @property
+    def title(self) -> str:
+        """What the model is called."""
+        return type(self.module).__name__
+
+    def attach(
+        self, source: str | Path | Method, name: str | None = None, *, force: bool = False, seed: int = 0
+    ) -> Adapter:
+        """Attach an adapter and make it active: one on disk or on the hub, or a new one of a method.
+
+        **Arguments:**
+
+        - `source`: a directory or hub name; or a method such as `inlay.Lora(r=16)`.
+        - `name`: what to call it; the directory's name, or 'default', unless given.
+        - `force`: attach it even though it was trained on another base.
+        - `seed`: for the tensors of a new adapter.
+
+        **Raises:**
+
+        - `UnknownNameError`, `FormatError`: see `inlay.io.peft.read`.
+        - `CompatibilityError`: it was trained on other weights or another tokenizer, or does not fit this model.
+        - `ConfigError`: the name is taken.
+        """
+        if isinstance(source, Method):
+            return self.create(source, name or "default", seed)
+        name = name or Path(source).resolve().name
+        self._check_name(name)
+        return self._place_(self.read(source, name, force=force))
+
+    def read(self, source: str | Path, name: str, *, force: bool = False) -> Adapter:
+        """An adapter from disk or the hub, checked against this model and not attached; see `attach`."""
+        file = peft.read(source)
+        self._check_origin(name, file.record, force)
+        problems = self.layout.problems(file.method, file.params) + self._other_weights(file.copies)
+        if problems:
+            more = [f"and {len(problems) - 10} more"] if len(problems) > 10 else []
+            raise CompatibilityError(
+                explain(
+                    f"{name} does not fit {self.title}",
+                    found=problems[:10] + more,
+                    do="use the base it was trained on: inlay inspect names it",
+                )
+            )
+        return Adapter(name, file.method, file.params, file.record, file.shared)
+
+    def save(self, name: str, directory: Path, record: dict[str, Any]) -> None:
+        """Write an attached adapter into `directory`, which exists, as `inlay.io.peft.write` says."""
+        adapter = self.get(name)
+        trained = [path for path in adapter.params if path]
+        adapted = [path for path in trained if adapter.adds(path) and path in self.maps]
+        peft.write(
+            directory,
+            adapter.method,
+            adapter.params,
+            shared=adapter.shared,
+            base_name=self.title,
+            modules_to_save=targets.short_names(self.layout.saved(adapter.method), self.layout.modules),
+            target_modules=targets.short_names(adapted or trained, self.layout.modules),
+            embeddings=[path for path in adapted if self.maps[path].kind == "embedding"],
+            fan_in_fan_out=bool(adapted) and all(self.maps[path].transposed for path in adapted),
+            record={"base": self._origin(), **record},
+        )
+
+    def create(self, method: Method, name: str = "default", seed: int = 0) -> Adapter:
         """Attach a new adapter, its tensors drawn from `seed`, and make it active.
 
         **Raises:**
 
-        - `TargetError`: the method names modules that the model does not have.
+        - `TargetError`: the method names modules that the model does not have, or finds nothing to change in it.
         - `ConfigError`: the name is taken, or the method does not fit a layer.
         """
-        generator = torch.Generator().manual_seed(seed)
-        device = targets.device_of(self.module)
-        params = {
-            path: _to(method.for_module(path).init(self.linears[path], generator), device)
-            for path in targets.resolve(method, self.linears, self.head)
-        }
-        return self.put(Adapter(name, method, params))
+        self._check_name(name)
+        params, shared = self.layout.fresh(method, torch.Generator().manual_seed(seed))
+        return self._place_(Adapter(name, method, params, shared=shared))
 
     def put(self, adapter: Adapter) -> Adapter:
         """Attach an adapter whose tensors exist, and make it active.
@@ -98,10 +169,10 @@ class Attached:
         **Raises:**
 
         - `ConfigError`: the name is taken.
-        - `CompatibilityError`: its tensors are not those that its method has for these modules; the message lists all.
+        - `CompatibilityError`: its tensors are not those that its method has for this model; the message lists all.
         """
         self._check_name(adapter.name)
-        problems = self.problems(adapter)
+        problems = self.layout.problems(adapter.method, adapter.params)
         if problems:
             raise CompatibilityError(
                 explain(f"adapter {adapter.name} does not fit this model", found=problems, do="use the base it names")
@@ -112,32 +183,39 @@ class Attached:
         """Attach an adapter that is known to fit, and make it active."""
         device = targets.device_of(self.module)
         adapter.params = {path: _to(params, device) for path, params in adapter.params.items()}
-        for path in adapter.params:
+        adapter.shared = _to(adapter.shared, device)
+        for path, params in adapter.params.items():
+            method = adapter.methods[path]
+            if isinstance(method, LinearMethod) and path in self.layout.maps:
+                adapter.share_(path, method.share(adapter.shared, self.layout.maps[path]))
+            own = self.layout.modules[path]._parameters
+            adapter.own[path] = frozenset(name for name in params if own.get(name) is not None)
+            if "weight" in adapter.own[path] and not selects(adapter.method.modules_to_save, path):
+                adapter.aliases |= {tied: path for tied in self.layout.tied.get(path, ()) if tied not in adapter.params}
+        for path in self._changed_by(adapter):
             if not self._is_adapted(path):
-                self._set_(path, Adapted(path, self.linears[path], self._router))
+                wrapper = PromptedEmbedding if path == self.table else Adapted
+                self._set_(path, wrapper(path, self.layout.modules[path], self.layout.maps.get(path), self.router))
+        if adapter.num_virtual and not any(held.num_virtual for held in self.adapters.values()):
+            self.module.forward = prompts.prompted(self.module, self.router)
         self.adapters[adapter.name] = adapter
         self.active = adapter.name
         return adapter
 
-    def problems(self, adapter: Adapter) -> list[str]:
-        """How its tensors differ from those that its method has for the modules of this model; empty where they fit."""
-        problems = [
-            f"{path}: this model has no linear layer of that name"
-            for path in adapter.params
-            if path not in self.linears
+    def _origin(self) -> dict[str, Any]:
+        """What an adapter's record says of its base."""
+        return {"name": self.title}
+
+    def _check_origin(self, name: str, record: dict[str, Any], force: bool) -> None:
+        """Refuse an adapter that was trained on another base, where that is known."""
+
+    def _other_weights(self, copies: Params) -> list[str]:
+        """The weights of the base that an adapter brings with it, where they are others than those here."""
+        return [
+            f"{path}: the file brings a weight of its own, and it is not this base's"
+            for path, weight in copies.items()
+            if path not in self.maps or not torch.equal(weight.float(), self.maps[path].stored.float())
         ]
-        for path, tensors in adapter.params.items():
-            if path not in self.linears:
-                continue
-            expected = adapter.methods[path].shapes(self.linears[path])
-            problems += [f"{path}.{key}: missing" for key in expected if key not in tensors]
-            problems += [f"{path}.{key}: not a tensor of this method" for key in tensors if key not in expected]
-            problems += [
-                f"{path}.{key}: shape {tuple(tensor.shape)}, here {expected[key]}"
-                for key, tensor in tensors.items()
-                if key in expected and tuple(tensor.shape) != expected[key]
-            ]
-        return problems
 
     def detach(self, name: str) -> Adapter:
         """Take an adapter out, and return it; layers that no other adapter needs become the base's own again."""
@@ -146,9 +224,11 @@ class Attached:
         self._routes.pop(name, None)
         if name in _names(self._active):
             self.active = None
-        for path in adapter.params:
+        for path in self._changed_by(adapter):
             if not self._is_adapted(path):
-                self._set_(path, self.linears[path].module)
+                self._set_(path, self.layout.modules[path])
+        if adapter.num_virtual and not any(held.num_virtual for held in self.adapters.values()):
+            del self.module.forward
         return adapter
 
     def swap(self, name: str, adapter: Adapter) -> Adapter:
@@ -220,28 +300,38 @@ class Attached:
                 )
             )
 
+    def _changed_by(self, adapter: Adapter) -> list[str]:
+        """The modules that stand under a wrapper for this adapter."""
+        table = [self.table] if adapter.num_virtual and self.table else []
+        return list(dict.fromkeys(path for path in (*adapter.params, *adapter.aliases, *table) if path))
+
     def _is_adapted(self, path: str) -> bool:
         """An attached adapter changes the module at `path`."""
-        return any(path in adapter.params for adapter in self.adapters.values())
+        return any(path in self._changed_by(adapter) for adapter in self.adapters.values())
 
     def _set_(self, path: str, module: nn.Module) -> None:
         """Put a module wherever the model holds the one that it calls `path`: some hold one module under several names."""
-        for place in self._places[id(self.linears[path].module)]:
-            self.module.set_submodule(place, module)
+        for parent, name in self._places[id(self.layout.modules[path])]:
+            parent._modules[name] = module
 
 
-def attach(module: nn.Module, method: LinearMethod, name: str = "default", seed: int = 0) -> Attached:
-    """Freeze any torch module and attach a new adapter to its linear layers; `Attached.parameters()` are to be trained."""
+def attach(module: nn.Module, source: str | Path | Method, name: str | None = None, seed: int = 0) -> Attached:
+    """Freeze any torch module and attach an adapter to it: a new one of a method, or one from disk; see `Attached.attach`.
+
+    `Attached.parameters()` are to be trained, `Attached.save` writes them.
+    """
     attached = Attached(module)
-    attached.create(method, name, seed)
+    attached.attach(source, name, seed=seed)
     return attached
 
 
-def _places(module: nn.Module) -> dict[int, list[str]]:
-    """Every path of every module, by the module's identity."""
-    places: dict[int, list[str]] = {}
-    for path, part in module.named_modules(remove_duplicate=False):
-        places.setdefault(id(part), []).append(path)
+def _places(module: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
+    """Every place of every module, as the module that holds it and its name there, by the module's identity."""
+    places: dict[int, list[tuple[nn.Module, str]]] = {}
+    for parent in module.modules():
+        for name, part in parent._modules.items():
+            if part is not None:
+                places.setdefault(id(part), []).append((parent, name))
     return places
 
 

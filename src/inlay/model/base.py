@@ -7,22 +7,19 @@ where that is faster or asked for (`inlay.model.frozen`). They never change: an 
 import warnings
 from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from inlay.errors import CompatibilityError, ConfigError, FormatError, explain
-from inlay.io import peft
 from inlay.io.checkpoint import Checkpoint
 from inlay.io.fingerprint import Fingerprint, fingerprint, short
-from inlay.methods._contract import LinearMethod
 from inlay.model import targets
-from inlay.model.adapter import Adapter
 from inlay.model.attach import Attached, Rows
 from inlay.model.checks import check_sampling
 from inlay.model.frozen import QuantizedLinear
+from inlay.model.prompts import virtual_ids
 from inlay.text.template import prompt_ids
 
 DEFAULT_NEW_TOKENS = 256
@@ -54,6 +51,7 @@ class Base(Attached):
         super().__init__(model)
         self.model = model
         self.tokenizer = tokenizer
+        self._tokenize = lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]
         self.checkpoint = checkpoint
         self.dtype = dtype
         self.is_mapped = is_mapped
@@ -75,6 +73,10 @@ class Base(Attached):
         return f"{self.checkpoint.name} · {weights} · {dtype} {how} ({size / 1e6:,.1f} MB on disk)"
 
     @property
+    def title(self) -> str:
+        return self.checkpoint.name
+
+    @property
     def num_weights(self) -> int:
         """How many weights the base has, tied ones once, quantised ones as they were before."""
         layers = (module for module in self.model.modules() if isinstance(module, QuantizedLinear))
@@ -86,67 +88,8 @@ class Base(Attached):
         """What the base is: digests of its weights, tokenizer and chat template."""
         return fingerprint(self.checkpoint)
 
-    def attach(
-        self, source: str | Path | LinearMethod, name: str | None = None, *, force: bool = False, seed: int = 0
-    ) -> Adapter:
-        """Attach an adapter and make it active: one on disk or on the hub, or a new one of a method.
-
-        **Arguments:**
-
-        - `source`: a directory or hub name; or a method such as `inlay.Lora(r=16)`.
-        - `name`: what to call it; the directory's name, or 'default', unless given.
-        - `force`: attach it even though it was trained on another base.
-        - `seed`: for the tensors of a new adapter.
-
-        **Raises:**
-
-        - `UnknownNameError`, `FormatError`: see `inlay.io.peft.read`.
-        - `CompatibilityError`: it was trained on other weights or another tokenizer, or does not fit this model.
-        - `ConfigError`: the name is taken.
-        """
-        if isinstance(source, LinearMethod):
-            return self.create(source, name or "default", seed)
-        name = name or Path(source).resolve().name
-        self._check_name(name)
-        return self._place_(self.read(source, name, force=force))
-
-    def read(self, source: str | Path, name: str, *, force: bool = False) -> Adapter:
-        """An adapter from disk or the hub, checked against this base and not attached; see `attach`."""
-        method, params, _, record = peft.read(source)
-        self._check_fingerprint(name, record, force)
-        adapter = Adapter(name, method, params, record)
-        problems = self.problems(adapter)
-        expected = set(targets.resolve(method, self.linears, self.head, strict=False))
-        problems += [f"{path}: no tensors, though target_modules names it" for path in sorted(expected - set(params))]
-        problems += [
-            f"{path}: tensors, though target_modules does not name it"
-            for path in sorted(set(params) - expected)
-            if path in self.linears
-        ]
-        if problems:
-            more = [f"and {len(problems) - 10} more"] if len(problems) > 10 else []
-            raise CompatibilityError(
-                explain(
-                    f"{name} does not fit {self.checkpoint.name}",
-                    found=problems[:10] + more,
-                    do="use the base it was trained on: inlay inspect names it",
-                )
-            )
-        return adapter
-
-    def save(self, name: str, directory: Path, record: dict[str, Any]) -> None:
-        """Write an attached adapter into `directory`, which exists, as `inlay.io.peft.write` says."""
-        adapter = self.get(name)
-        base = {"name": self.checkpoint.name, **self.fingerprint.as_dict()}
-        peft.write(
-            directory,
-            adapter.method,
-            adapter.params,
-            base_name=self.checkpoint.name,
-            target_modules=targets.short_names(list(adapter.params), dict(self.model.named_modules())),
-            fan_in_fan_out=all(self.linears[path].transposed for path in adapter.params),
-            record={"base": base, **record},
-        )
+    def _origin(self) -> dict[str, Any]:
+        return {"name": self.checkpoint.name, **self.fingerprint.as_dict()}
 
     @torch.no_grad()
     def logits(self, input_ids: Tensor, rows: Rows, attention_mask: Tensor | None = None) -> Tensor:
@@ -187,6 +130,9 @@ class Base(Attached):
         if not prompts:
             return []
         rows = [prompt_ids(self.tokenizer, prompt) for prompt in prompts]
+        names = [adapters] * len(rows) if isinstance(adapters, str | None) else adapters
+        entries = [None if name is None else self.get(name) for name in names]
+        rows = [virtual_ids(entry) + row for entry, row in zip(entries, rows, strict=True)]
         longest = max(map(len, rows), default=0)
         new_tokens = self._new_tokens(longest, max_new_tokens)
         pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id
@@ -233,7 +179,7 @@ class Base(Attached):
             )
         return wanted or min(DEFAULT_NEW_TOKENS, room)
 
-    def _check_fingerprint(self, name: str, record: dict[str, Any], force: bool) -> None:
+    def _check_origin(self, name: str, record: dict[str, Any], force: bool) -> None:
         trained_on = record.get("base", {})
         akin = self._is_akin(trained_on)
         for part in ("weights", "tokenizer"):

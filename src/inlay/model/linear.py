@@ -1,24 +1,36 @@
 """One face for the linear maps that models are made of: what a method sees of its base.
 
-`torch.nn.Linear` stores W as (out, in); the `Conv1D` of transformers' GPT-2 family stores it as (in, out). Methods are
-written once, for y = W x + b with W (out, in).
+    linear      y = W x + b       torch.nn.Linear stores W as (out, in), the Conv1D of GPT-2 as (in, out); or it is quantised
+    embedding   y = W onehot(x)   the table is W^T (vocabulary, width)
+    conv2d      y = W patch + b   a patch is what the kernel lies on; W is the kernel, flattened
+
+Methods are written once, for W (out, in) and one row of inputs per token.
 """
 
+import math
 from collections.abc import Callable
+from functools import cached_property
+from typing import ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from inlay.core.product import product_dtype
-from inlay.model.frozen import FrozenLinear, QuantizedLinear, is_transposed
+from inlay.core.routed import routed
+from inlay.model.frozen import FrozenEmbedding, FrozenLinear, QuantizedLinear, is_transposed
 from inlay.quant._contract import Matrix
+
+KINDS = ("linear", "embedding", "conv2d")
+"""What `as_linear` knows."""
 
 
 class Linear:
     """The `LinearBase` of a module: see `inlay.methods._contract`."""
 
-    def __init__(self, module: nn.Module, transposed: bool):
+    kind: ClassVar[str] = "linear"
+
+    def __init__(self, module: nn.Module, transposed: bool = False):
         self.module = module
         self.transposed = transposed
         """The module stores its weight as (in, out)."""
@@ -47,6 +59,20 @@ class Linear:
     def bias(self) -> Float[Tensor, " out"] | None:
         return self.module._parameters.get("bias")
 
+    @property
+    def square_norms(self) -> Float[Tensor, " out"]:
+        """|W|^2 by rows, in float32 or wider; found once."""
+        return self._square_norms
+
+    @cached_property
+    def _square_norms(self) -> Tensor:
+        with torch.no_grad():
+            return self.weight(torch.promote_types(self._dtype, torch.float32)).square().sum(1)
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return torch.float32 if isinstance(self.module, QuantizedLinear) else self.stored.dtype
+
     def product_dtype(self, x: Tensor) -> torch.dtype:
         """What the module multiplies an input like `x` in."""
         return product_dtype(x) if isinstance(self.module, FrozenLinear | QuantizedLinear) else x.dtype
@@ -55,9 +81,94 @@ class Linear:
         matrix = self.matrix
         return matrix.dequantize(dtype) if isinstance(matrix, Matrix) else matrix.to(dtype)
 
-    def __call__(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
+    def product(self, x: Float[Tensor, "tokens in"]) -> Float[Tensor, "tokens out"]:
+        """W x, with a gradient for x alone."""
+        if self.is_plain:
+            return routed(x, self.matrix, None, (), (), dtype=self.product_dtype(x))
+        y = self(x)
+        return y if self.bias is None else y - self.bias
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """What the module answers."""
         call: Callable[[Tensor], Tensor] = self.module
         return call(x)
+
+    def batch_shape(self, x: Tensor) -> tuple[int, ...]:
+        """The shape of the inputs without the numbers of each token: rows first."""
+        return tuple(x.shape[:-1])
+
+    def tokens(self, x: Tensor) -> Shaped[Tensor, "tokens *in"]:
+        """The inputs as the equation has them, one row per token."""
+        return x.reshape(-1, x.shape[-1])
+
+    def flat(self, y: Tensor) -> Float[Tensor, "tokens out"]:
+        """The outputs of the module, one row per token."""
+        return y.reshape(-1, y.shape[-1])
+
+    def shaped(self, flat: Float[Tensor, "tokens out"], like: Tensor) -> Tensor:
+        """`flat` in the shape of the module's output `like`."""
+        return flat.view(like.shape)
+
+
+class Embedding(Linear):
+    """A table whose rows are read."""
+
+    kind = "embedding"
+
+    def __init__(self, module: nn.Module):
+        super().__init__(module, transposed=True)
+        self.is_plain = False
+
+    def product(self, x: Float[Tensor, "tokens in"]) -> Float[Tensor, "tokens out"]:
+        return x @ self.stored.to(x.dtype)
+
+    def batch_shape(self, x: Tensor) -> tuple[int, ...]:
+        return tuple(x.shape)
+
+    def tokens(self, x: Tensor) -> Shaped[Tensor, "tokens *in"]:
+        return x.reshape(-1)
+
+
+class Convolution(Linear):
+    """A convolution over images, (rows, channels, height, width), in one group."""
+
+    kind = "conv2d"
+
+    def __init__(self, module: nn.Conv2d):
+        self.module: nn.Conv2d = module
+        self.transposed = False
+        self.is_plain = False
+        self.in_features, self.out_features = math.prod(module.weight.shape[1:]), module.weight.shape[0]
+
+    @property
+    def matrix(self) -> Float[Tensor, "out in"]:
+        return self.stored.flatten(1)
+
+    def product(self, x: Float[Tensor, "tokens in"]) -> Float[Tensor, "tokens out"]:
+        return x @ self.matrix.to(x.dtype).T
+
+    def batch_shape(self, x: Tensor) -> tuple[int, ...]:
+        module = self.module
+        size = [
+            (length + 2 * int(pad) - dilation * (kernel - 1) - 1) // stride + 1
+            for length, pad, dilation, kernel, stride in zip(
+                x.shape[-2:], module.padding, module.dilation, module.kernel_size, module.stride, strict=True
+            )
+        ]
+        return (x.shape[0], *size)
+
+    def tokens(self, x: Tensor) -> Shaped[Tensor, "tokens *in"]:
+        module = self.module
+        padding = tuple(int(pad) for pad in module.padding)
+        patches = nn.functional.unfold(x, module.kernel_size, module.dilation, padding, module.stride)
+        return patches.transpose(1, 2).flatten(0, 1)
+
+    def flat(self, y: Tensor) -> Float[Tensor, "tokens out"]:
+        return y.flatten(2).transpose(1, 2).flatten(0, 1)
+
+    def shaped(self, flat: Float[Tensor, "tokens out"], like: Tensor) -> Tensor:
+        rows, channels, height, width = like.shape
+        return flat.view(rows, height * width, channels).transpose(1, 2).reshape(like.shape)
 
 
 def as_linear(module: nn.Module) -> Linear | None:
@@ -65,7 +176,11 @@ def as_linear(module: nn.Module) -> Linear | None:
     if isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear):
         return None  # torch's MultiheadAttention reads its weight and never calls it: a change would be passed by
     if isinstance(module, nn.Linear):
-        return Linear(module, transposed=False)
+        return Linear(module)
     if isinstance(module, FrozenLinear | QuantizedLinear):
         return Linear(module, transposed=module.transposed)
+    if isinstance(module, FrozenEmbedding) or type(module) is nn.Embedding:
+        return Embedding(module)
+    if type(module) is nn.Conv2d and module.groups == 1 and module.padding_mode == "zeros":
+        return None if isinstance(module.padding, str) else Convolution(module)
     return Linear(module, transposed=True) if is_transposed(module) else None

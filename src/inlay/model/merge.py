@@ -20,6 +20,7 @@ from inlay.errors import CompatibilityError, explain
 from inlay.io import bitsandbytes, checkpoint, peft
 from inlay.io import output as output_directory
 from inlay.io._safe import TORCH_DTYPES, TensorEntry, Writer, chunks, read_json, read_tensor
+from inlay.methods import name_of
 from inlay.model import skeleton
 from inlay.model.adapter import Adapter
 from inlay.model.base import Base
@@ -86,6 +87,7 @@ def merge(
       what base and adapter do, because its dtype is too coarse for the change.
     """
     merged = base.get(adapter)
+    check_mergeable(merged)
     target = Path(output)
     output_directory.check_free(target)
     output_directory.check_space(target, num_bytes(base, adapter))
@@ -114,14 +116,33 @@ def write(base: Base, adapter: Adapter, directory: Path, progress: Callable[[int
         own = {name: tensor for name, tensor in tensors.items() if tensor.file == file.name}
         _write_file(base, adapter, own, directory / file.name, wrote)
     checkpoint.copy_rest(base.checkpoint.directory, directory)
-    if base.scheme is not None:
-        _make_plain(directory, tensors)
+    unties = _unties(base, adapter)
+    if base.scheme is not None or unties:
+        _describe_anew(directory, tensors, unties)
     _write_record(base, adapter, directory)
 
 
-def _make_plain(directory: Path, tensors: dict[str, _Tensor]) -> None:
-    """Let configuration and index say what is there after quantised weights have become numbers."""
+def check_mergeable(adapter: Adapter) -> None:
+    """Refuse a change that is not one of the base's tensors.
+
+    **Raises:**
+
+    - `CompatibilityError`: the method adds what no weight can hold; the message says what.
+    """
+    if adapter.method.unmergeable_because:
+        raise CompatibilityError(
+            explain(
+                f"a {name_of(adapter.method)} adapter can't be merged: {adapter.method.unmergeable_because}",
+                found=adapter.name,
+                do="keep the adapter apart: --adapter works with every command",
+            )
+        )
+
+
+def _describe_anew(directory: Path, tensors: dict[str, _Tensor], unties: bool) -> None:
+    """Let configuration and index say what is there: no quantised weights any more, or a head of its own."""
     config = {key: value for key, value in read_json(directory / "config.json").items() if key != "quantization_config"}
+    config |= {"tie_word_embeddings": False} if unties else {}
     (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
     if (directory / checkpoint.INDEX).exists():
         size = sum(math.prod(tensor.shape) * tensor.dtype.itemsize for tensor in tensors.values())
@@ -179,15 +200,17 @@ def _tensors(base: Base, adapter: Adapter) -> dict[str, _Tensor]:
             matrix = _matrix(base, path)
             shape = matrix.shape[::-1] if linear.transposed else matrix.shape
             made[f"{name}.weight"] = _Tensor(packed[name][1][""].file.name, matrix.dtype, shape, path, None)
-            if path in adapter.params:
+            if path in adapter:
                 names[f"{name}.bias"] = path
-        elif path in adapter.params:
-            name = skeleton.checkpoint_path(f"{path}.weight", prefix, plain)
-            problem = _problem(base, path, None if name is None else plain[name])
-            if name is None or problem:
-                problems.append(f"{path}{problem}")
-            else:
-                names |= {name: path, f"{name.removesuffix('weight')}bias": path}
+    for path, tensor in _changed(base, adapter):
+        if skeleton.checkpoint_path(path, prefix, packed) is not None:
+            continue
+        name = skeleton.checkpoint_path(f"{path}.{tensor}", prefix, plain)
+        problem = _problem(base, path, tensor, None if name is None else plain[name])
+        if problem:
+            problems.append(f"{path}.{tensor}{problem}")
+        elif name is not None:
+            names[name] = path
     if problems:
         raise CompatibilityError(
             explain(
@@ -198,7 +221,40 @@ def _tensors(base: Base, adapter: Adapter) -> dict[str, _Tensor]:
         )
     for name, entry in plain.items():
         made[name] = _Tensor(entry.file.name, TORCH_DTYPES[entry.dtype], entry.shape, names.get(name), entry)
+    if _unties(base, adapter):
+        source = made[next(name for name, path in _table_names(base, prefix, plain).items() if name in made)]
+        head = base.head if base.head and base.head in adapter else None
+        made[f"{base.head}.weight"] = source._replace(path=head)
     return made
+
+
+def _changed(base: Base, adapter: Adapter) -> list[tuple[str, str]]:
+    """The tensors of the model that the adapter changes, as (module path, name)."""
+    found = []
+    for path in (*adapter.params, *adapter.aliases):
+        names = set(adapter.own_at(path)) | ({"weight", "bias"} if adapter.adds(path) else set())
+        own = base.layout.modules[path]._parameters
+        found += [(path, name) for name in names if own.get(name) is not None or name == "weight"]
+    return found
+
+
+def _unties(base: Base, adapter: Adapter) -> bool:
+    """The head and the embeddings are one weight, and the adapter changes one of them alone."""
+    table, head = _table(base), base.head
+    return table is not None and head is not None and (table in adapter) != (head in adapter)
+
+
+def _table(base: Base) -> str | None:
+    """The embeddings that share their weight with the head, where they do."""
+    return next((path for path, tied in base.layout.tied.items() if base.head in tied), None)
+
+
+def _table_names(base: Base, prefix: str, plain: dict[str, TensorEntry]) -> dict[str, str]:
+    """What the checkpoint may call the weight that head and embeddings share -> the module's path."""
+    found = (
+        (path, skeleton.checkpoint_path(f"{path}.weight", prefix, plain)) for path in (_table(base), base.head) if path
+    )
+    return {name: path for path, name in found if name is not None}
 
 
 def _matrix(base: Base, path: str) -> Matrix:
@@ -208,11 +264,11 @@ def _matrix(base: Base, path: str) -> Matrix:
     return matrix
 
 
-def _problem(base: Base, path: str, entry: TensorEntry | None) -> str:
-    """Why the weight of an adapted module can't be merged where the checkpoint has it; empty where it can."""
-    stored = tuple(base.linears[path].stored.shape)
-    if entry is None and path == base.head:
-        return " shares its weight with the input embedding, which the adapter does not change"
+def _problem(base: Base, path: str, tensor: str, entry: TensorEntry | None) -> str:
+    """Why a tensor of an adapted module can't be merged where the checkpoint has it; empty where it can."""
+    stored = tuple(getattr(base.layout.modules[path], tensor).shape)
+    if entry is None and path == base.head and _table(base) is not None and tensor == "weight":
+        return ""  # it is written apart from the embeddings
     if entry is None:
         return ": the checkpoint has no tensor of that name"
     if entry.shape != stored or entry.dtype not in _MERGEABLE:
@@ -227,8 +283,9 @@ def _write_file(
     writer = Writer(target, {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()})
     try:
         for name, tensor in tensors.items():
-            if tensor.path is not None and name.endswith(".bias"):
-                writer.put(name, _merged_bias(base, adapter, tensor.path).to(tensor.dtype))
+            if tensor.path is not None and (name.endswith(".bias") or tensor.path not in base.maps):
+                kind = name.rpartition(".")[2]
+                writer.put(name, _merged_vector(base, adapter, tensor.path, kind).to(tensor.dtype))
             elif tensor.path is not None:
                 for start, tile in _merged_tiles(base, adapter, tensor, tensor.path):
                     writer.put_bytes(name, start, tile.contiguous().view(torch.uint8).numpy().data)
@@ -240,28 +297,30 @@ def _write_file(
         writer.close()
 
 
-def _merged_bias(base: Base, adapter: Adapter, path: str) -> Tensor:
-    """The merged bias of one module, on the CPU; it may depend on the weight, which is merged again for it."""
-    linear = base.linears[path]
+def _merged_vector(base: Base, adapter: Adapter, path: str, name: str) -> Tensor:
+    """A merged bias, which may depend on the weight, which is merged again for it; or a tensor of what is no map."""
+    own = adapter.own_at(path)
+    if path not in base.maps or not adapter.adds(path):
+        return own[name].cpu()
+    linear = base.maps[path]
     assert linear.bias is not None, "the checkpoint has a bias that the module does not"
-    _, new = adapter.methods[path].merge(adapter.params[path], linear.weight(torch.float32), linear.bias.float())
+    _, new = adapter.merged(path, linear.weight(torch.float32), linear.bias.float(), transposed=linear.transposed)
     assert new is not None, "a method takes no bias away"
     return new.cpu()
 
 
 def _merged_tiles(base: Base, adapter: Adapter, tensor: _Tensor, path: str) -> Iterator[tuple[int, Tensor]]:
     """The merged weight of one module, a tile of rows at a time, each with the number of bytes before it."""
-    transposed = base.linears[path].transposed
-    method, params = adapter.methods.get(path), {key: t.cpu() for key, t in adapter.params.get(path, {}).items()}
+    transposed = base.maps[path].transposed
     rows, columns = tensor.shape
     step = rows if transposed else max(1, _TILE_BYTES // (columns * tensor.dtype.itemsize))
     for start in range(0, rows, step):
         stop = min(start + step, rows)
         tile = _tile(base, tensor, path, start, stop)
         new = tile.T if transposed else tile  # (out of the tile, in)
-        if method is not None:
-            new, _ = method.merge(params if transposed else method.rows(params, start, stop), new, None)
-        new = new.to(tensor.dtype)
+        if path in adapter:
+            new, _ = adapter.merged(path, new, None, 0 if transposed else start, transposed)
+        new = new.to(tensor.dtype).cpu()
         if not torch.isfinite(new).all():
             raise CompatibilityError(
                 explain(
@@ -278,7 +337,7 @@ def _tile(base: Base, tensor: _Tensor, path: str, start: int, stop: int) -> Tens
     columns = tensor.shape[1]
     if tensor.entry is None:
         matrix = _matrix(base, path)
-        if base.linears[path].transposed:
+        if base.maps[path].transposed:
             return matrix.dequantize(torch.float32).T
         tile = torch.empty(stop - start, columns, device=matrix.device)
         matrix.read(start, tile)

@@ -26,7 +26,7 @@ from inlay.methods.lora import Lora
 from inlay.model.adapter import Adapter
 from inlay.model.base import Base
 from inlay.model.load import load
-from inlay.model.merge import SAMPLE, num_bytes, write
+from inlay.model.merge import SAMPLE, check_mergeable, num_bytes, write
 from inlay.model.quantize import quantize
 from inlay.quant._contract import Matrix
 
@@ -83,6 +83,7 @@ def merge_quantized(
     - the errors of `inlay.model.merge.merge` and `inlay.model.quantize.quantize`.
     """
     target, held = Path(output), base.get(adapter)
+    check_mergeable(held)
     output_directory.check_free(target)
     output_directory.check_space(target, 2 * num_bytes(base, adapter))
     kept = [*keep, *_in_sixteen_bits(base)]
@@ -121,17 +122,23 @@ def _in_sixteen_bits(base: Base) -> list[str]:
     return [p for p, linear in base.linears.items() if p != base.head and not isinstance(linear.matrix, Matrix)]
 
 
+def _changed(base: Base, adapter: Adapter) -> list[str]:
+    """The linear maps whose weight the adapter changes."""
+    paths = (path for path in adapter.params if path in base.linears)
+    return [path for path in paths if adapter.adds(path) or "weight" in adapter.own_at(path)]
+
+
 def _change(base: Base, adapter: Adapter, path: str) -> tuple[Tensor, Tensor]:
     """(W, T) of one layer, in float32."""
     weight = base.linears[path].weight(torch.float32)
-    merged, _ = adapter.methods[path].merge(adapter.params[path], weight, None)
+    merged, _ = adapter.merged(path, weight, None, transposed=base.linears[path].transposed)
     return weight, merged
 
 
 def _residual(base: Base, adapter: Adapter, made: Base, r: int) -> Adapter:
     """The best adapter of rank `r` for what quantising takes from the merged weights, attached to `made`."""
     params = {}
-    for path in adapter.params:
+    for path in _changed(base, adapter):
         _, merged = _change(base, adapter, path)
         left = merged - made.linears[path].weight(torch.float32)
         rank = min(r, *left.shape)
@@ -149,12 +156,12 @@ def _survival(
     base: Base, adapter: Adapter, made: Base, rest: Adapter | None, scheme: str, texts: Sequence[str]
 ) -> Survival:
     layers, sums = {}, torch.zeros(4, dtype=torch.float64)
-    for path in adapter.params:
+    for path in _changed(base, adapter):
         weight, merged = _change(base, adapter, path)
         before = weight if base.scheme is not None else _rounded(weight, made, path, scheme)
         after = made.linears[path].weight(torch.float32)
         if rest is not None:
-            after, _ = rest.methods[path].merge(rest.params[path], after, None)
+            after, _ = rest.merged(path, after, None)
         wanted, got = merged - weight, after - before
         parts = torch.stack(
             [(got * wanted).sum(), got.square().sum(), wanted.square().sum(), (got - wanted).square().sum()]

@@ -1,31 +1,102 @@
-"""Which linear maps of a model an adapter changes.
+"""Which parts of a model an adapter changes: its linear maps, its blocks, its own tensors.
 
 `resolve` turns `target_modules`, `exclude_modules` and `layers_to_transform` into module paths, and refuses whatever
 matches nothing, even where the rest matches: a name that is silently ignored is an adapter that silently learns less.
+
+`blocks` finds where the attention and the MLP of each layer say what they have to say: the last linear map as wide as the model
+in each child of a layer, a layer being a member of a `torch.nn.ModuleList`. `own_tensors` are what the modules hold.
 """
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from typing import TypeGuard
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import torch
 from torch import nn
 
+from inlay import methods
 from inlay.errors import TargetError, explain, nearest
-from inlay.methods._contract import LinearMethod, Names, matches, matches_end
-from inlay.model.linear import Linear, as_linear
-
-_REGEX_CHARACTERS = frozenset("*+?()[]|\\^$")
+from inlay.methods import name_of
+from inlay.methods._contract import (
+    Block,
+    LinearMethod,
+    Method,
+    Names,
+    Own,
+    is_named,
+    is_regex,
+    matches,
+    matches_end,
+    split,
+)
+from inlay.model.linear import KINDS, Linear, as_linear
 
 Problems = dict[str, list[str]]
 """What matches nothing, by the field that asked for it."""
 
 
 def linear_modules(model: nn.Module) -> dict[str, Linear]:
-    """Every linear map of `model`, by path, in the model's own order."""
+    """Every map of `model` that a method can know, by path, in the model's own order: linear, embedding, conv2d."""
     found = ((path, as_linear(module)) for path, module in model.named_modules())
     return {path: linear for path, linear in found if linear is not None}
+
+
+def blocks(model: nn.Module, linears: dict[str, Linear]) -> dict[str, Block]:
+    """The blocks of every layer, by the path of the map that speaks for them."""
+    width = _width(model)
+    layers = [
+        f"{path}.{name}"
+        for path, module in model.named_modules()
+        if isinstance(module, nn.ModuleList)
+        for name in module._modules
+    ]
+    found: dict[str, Block] = {}
+    for layer in layers:
+        if any(other.startswith(f"{layer}.") for other in layers):
+            continue  # it holds layers of its own
+        for child, module in model.get_submodule(layer).named_children():
+            place = f"{layer}.{child}"
+            maps = [path for path in linears if path.startswith(f"{place}.") and linears[path].kind == "linear"]
+            wide = [path for path in maps if linears[path].out_features == width]
+            if wide:
+                found[wide[-1]] = Block(
+                    place, "attention" if _attends(module) else "mlp", linears[wide[-1]].out_features
+                )
+    return found
+
+
+def own_tensors(
+    modules: Mapping[str, nn.Module], linears: Mapping[str, Linear], adapted: Collection[str]
+) -> list[tuple[Own, nn.Parameter]]:
+    """Every tensor that these modules hold, each once: where two modules share one, with the first of them."""
+    seen: set[int] = set()
+    found = []
+    for path, module in modules.items():
+        for name, parameter in module._parameters.items():
+            if not path or parameter is None or id(parameter) in seen or not parameter.is_floating_point():
+                continue
+            seen.add(id(parameter))
+            kind = linears[path].kind if path in linears else "norm" if _is_norm(module) else "other"
+            found.append((Own(path, name, kind, path in adapted), parameter))
+    return found
+
+
+def _is_norm(module: nn.Module) -> bool:
+    """It has no parts, and its tensors are a factor, and perhaps an offset, for each number."""
+    names = {name for name, parameter in module._parameters.items() if parameter is not None}
+    shapes = [parameter.dim() for parameter in module._parameters.values() if parameter is not None]
+    return names in ({"weight"}, {"weight", "bias"}) and set(shapes) == {1} and not any(module.children())
+
+
+def _width(model: nn.Module) -> int | None:
+    """The width of the stream that the layers add to: that of the embeddings."""
+    config = getattr(model, "config", None)
+    return getattr(config.get_text_config(), "hidden_size", None) if config is not None else None
+
+
+def _attends(module: nn.Module) -> bool:
+    """The module, or a part of it, is an attention, going by what `transformers` and torch call all such classes."""
+    return any("Attention" in type(part).__name__ for part in module.modules())
 
 
 def output_head(model: nn.Module) -> str | None:
@@ -35,7 +106,7 @@ def output_head(model: nn.Module) -> str | None:
     return next((path for path, module in model.named_modules() if module is head), None) if head is not None else None
 
 
-def resolve(method: LinearMethod, linears: dict[str, Linear], head: str | None, strict: bool = True) -> list[str]:
+def resolve(method: Method, linears: dict[str, Linear], head: str | None, strict: bool = True) -> list[str]:
     """The paths that `method` adapts, in the model's order.
 
     **Arguments:**
@@ -48,10 +119,16 @@ def resolve(method: LinearMethod, linears: dict[str, Linear], head: str | None, 
 
     - `TargetError`: a name, pattern or layer number matches nothing, or nothing is left; the message lists all of them.
     """
-    paths = list(linears)
+    if not isinstance(method, LinearMethod):
+        return []
+    paths = [path for path, linear in linears.items() if linear.kind in method.kinds]
+    plain = [path for path in paths if linears[path].kind == "linear"]
     problems: Problems = {}
-    chosen = _select("target_modules", method.target_modules, paths, head, problems)
-    excluded = _select("exclude_modules", method.exclude_modules, paths, None, problems)
+    if method.target_modules == "all-linear":
+        chosen = {path for path in plain if path != head}
+    else:
+        chosen = _select("target_modules", method.target_modules, paths, problems)
+    excluded = _select("exclude_modules", method.exclude_modules, paths, problems)
     chosen = [path for path in paths if path in chosen and path not in excluded]
     if method.layers_to_transform is not None:
         numbers = {layer_number(path) for path in paths} - {None}
@@ -63,8 +140,28 @@ def resolve(method: LinearMethod, linears: dict[str, Linear], head: str | None, 
         if not any(matches_end(key, path) for path in chosen):
             problems.setdefault("patterns", []).append(f"{key!r} of rank_pattern or alpha_pattern")
     if strict and (problems or not chosen):
-        _refuse(problems, method, paths)
+        _check_kinds(method, linears)
+        _refuse(problems, method, plain)
     return chosen
+
+
+def _check_kinds(method: LinearMethod, linears: dict[str, Linear]) -> None:
+    """Refuse names of layers that the model has and the method can't adapt."""
+    names = [] if is_regex(method.target_modules) else split(method.target_modules)
+    wrong = [
+        f"{path} is {linear.kind}"
+        for path, linear in linears.items()
+        if linear.kind not in method.kinds and any(is_named(name, path) for name in names)
+    ]
+    if wrong:
+        able = [other for other in methods.names() if set(KINDS) <= set(getattr(methods.find(other), "kinds", ()))]
+        raise TargetError(
+            explain(
+                f"{name_of(method)} adapts {', '.join(method.kinds)} layers",
+                found=wrong[:10],
+                do=f"other --target-modules, or --method {able[0] if able else 'lora'}",
+            )
+        )
 
 
 def layer_number(path: str) -> int | None:
@@ -90,10 +187,8 @@ def summary(paths: Iterable[str]) -> str:
     return ", ".join(f"{name} ({count})" for name, count in counts.items())
 
 
-def _select(field: str, names: Names, paths: list[str], head: str | None, problems: Problems) -> set[str]:
-    if names == "all-linear":
-        return {path for path in paths if path != head}
-    if _is_regex(names):
+def _select(field: str, names: Names, paths: list[str], problems: Problems) -> set[str]:
+    if is_regex(names):
         _check_regex(field, names)
         chosen = {path for path in paths if matches(names, path)}
         if not chosen:
@@ -106,20 +201,6 @@ def _select(field: str, names: Names, paths: list[str], head: str | None, proble
             problems.setdefault(field, []).append(f"{name!r} of {field}")
         chosen |= matched
     return chosen
-
-
-def _is_regex(names: Names) -> TypeGuard[str]:
-    return isinstance(names, str) and not _REGEX_CHARACTERS.isdisjoint(names)
-
-
-def split(names: Names) -> list[str]:
-    """Names with commas between them, or a tuple of names, as a list."""
-    return [name.strip() for name in (names.split(",") if isinstance(names, str) else names)]
-
-
-def is_named(name: str, path: str) -> bool:
-    """`name` is the whole path of a module, or its end."""
-    return path == name or path.endswith(f".{name}")
 
 
 def _check_regex(field: str, pattern: str) -> None:
@@ -154,7 +235,7 @@ def _refuse(problems: Problems, method: LinearMethod, paths: list[str]) -> None:
 
 def _mended(names: Names, paths: list[str]) -> str | None:
     """`names` with the nearest name in the place of each that matches nothing; None where one has no such name."""
-    if _is_regex(names):
+    if is_regex(names):
         loose = f".*({names})"
         return f"'{loose}'" if any(matches(loose, path) for path in paths) else None
     known = list(dict.fromkeys(path.rpartition(".")[2] for path in paths))

@@ -60,16 +60,17 @@ def collate(examples: Sequence[Example]) -> Batch:
     return Batch(input_ids, labels)
 
 
-def pack(examples: Sequence[Example]) -> Packed:
-    """The rows as one."""
-    lengths = tuple(max([t for t, trained in enumerate(e.trained) if trained and t] or [1]) for e in examples)
+def pack(examples: Sequence[Example], front: Sequence[int] = ()) -> Packed:
+    """The rows as one, each with the virtual tokens `front` before it."""
+    lengths = [max([t for t, trained in enumerate(e.trained) if trained and t] or [1]) for e in examples]
     input_ids, positions, labels = [], [], []
     for example, length in zip(examples, lengths, strict=True):
         ids, trained = example.input_ids, example.trained
-        input_ids += ids[:length]
-        positions += range(length)
-        labels += [ids[t + 1] if any(trained[t + 1 : t + 2]) else IGNORE for t in range(length)]
-    return Packed(torch.tensor(input_ids), torch.tensor(positions), torch.tensor(labels), lengths)
+        input_ids += [*front, *ids[:length]]
+        positions += range(len(front) + length)
+        labels += [IGNORE] * len(front) + [ids[t + 1] if any(trained[t + 1 : t + 2]) else IGNORE for t in range(length)]
+    whole = tuple(len(front) + length for length in lengths)
+    return Packed(torch.tensor(input_ids), torch.tensor(positions), torch.tensor(labels), whole)
 
 
 def parts(examples: Sequence[Example], max_tokens: int, *, padded: bool) -> Iterator[list[Example]]:

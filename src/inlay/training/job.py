@@ -24,7 +24,7 @@ from inlay import __version__, methods
 from inlay.errors import DataError, InlayError, OutputError, explain
 from inlay.io import output as output_directory
 from inlay.io import peft
-from inlay.methods._contract import LinearMethod
+from inlay.methods._contract import Method
 from inlay.model.adapter import Adapter
 from inlay.model.base import Base
 from inlay.text.mask import Example
@@ -173,7 +173,7 @@ def prepare(
     base: Base,
     source: str | Path,
     *,
-    method: LinearMethod,
+    method: Method,
     output: str | Path,
     eval_data: str | Path | None = None,
     settings: Settings | None = None,
@@ -215,7 +215,7 @@ def train(
     base: Base,
     source: str | Path,
     *,
-    method: LinearMethod,
+    method: Method,
     output: str | Path,
     eval_data: str | Path | None = None,
     **settings: Any,

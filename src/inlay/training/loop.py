@@ -15,12 +15,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from inlay.errors import DivergedError, explain
 from inlay.io.output import STOPPING
+from inlay.model.adapter import Adapter
 from inlay.model.attach import Rows
 from inlay.model.base import Base
 from inlay.text.mask import Example
@@ -53,16 +55,21 @@ class Progress:
 class Stepper:
     """The optimiser and the adapter that it moves: one call, one step."""
 
-    def __init__(self, base: Base, adapter: str, settings: Settings, learning_rate: float):
+    def __init__(self, base: Base, adapter: str, settings: Settings, learning_rate: float, num_steps: int = 1):
         self.base = base
         self.adapter = adapter
         self.settings = settings
         self.learning_rate = learning_rate
         memory.keep_freed_blocks()
-        self.tensors = base.get(adapter).train_()
+        held = base.get(adapter)
+        self.tensors = held.train_()
+        self.params = held.params
+        self.method = held.method
         self.optimizer = torch.optim.AdamW(
-            self.tensors, lr=learning_rate, weight_decay=settings.weight_decay, fused=True
+            _groups(held), lr=learning_rate, weight_decay=settings.weight_decay, fused=True
         )
+        self.num_steps, self._done = num_steps, 0
+        self._state: dict[str, Any] = {}
 
     def step(self, examples: Sequence[Example], rate_factor: float = 1.0) -> float:
         """Learn from these rows; returns their loss per supervised token, before the step, in nats.
@@ -78,12 +85,17 @@ class Stepper:
                 loss = loss_of(self.base, part)
                 (loss / total).backward()
                 loss_sum += loss.item()
+            penalty = self.method.penalty(self.params)
+            if penalty is not None:
+                penalty.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.tensors, self.settings.max_grad_norm)
         if not torch.isfinite(norm) or loss_sum != loss_sum:
             raise self._diverged(f"loss {loss_sum / total:.4g}, norm of the gradient {norm.item():.4g}")
         for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate * rate_factor
+            group["lr"] = self.learning_rate * rate_factor * group["rate"]
         self.optimizer.step()
+        self.method.after_step(self.params, self._done, self.num_steps, self._state)
+        self._done += 1
         self.optimizer.zero_grad(set_to_none=True)
         return loss_sum / total
 
@@ -143,9 +155,9 @@ def run(
     - `DivergedError`: the loss is not finite any more, and no evaluation had been better than the start.
     """
     torch.manual_seed(settings.seed)
-    stepper = Stepper(base, adapter, settings, plan.learning_rate)
+    stepper = Stepper(base, adapter, settings, plan.learning_rate, plan.num_steps)
     progress = Progress(plan.num_steps)
-    best = _Best(stepper.tensors)
+    best = _Best(stepper.tensors, not stepper.method.changes_at_start)
     order = batch.order(len(examples), plan.batch_size, plan.num_steps, settings.seed)
     with _interruptible(progress):
         try:
@@ -158,7 +170,7 @@ def run(
                 listener(progress)
                 if progress.step % plan.eval_every == 0 or progress.step == plan.num_steps:
                     stepper.check_finite()
-                    _evaluate(base, adapter, held_out, settings, progress, best, listener)
+                    _evaluate(stepper, held_out, progress, best, listener)
         except DivergedError:
             if not progress.step:  # it may be the base that is at fault, which then says so
                 _measure_start(base, held_out, settings, progress, best)
@@ -170,16 +182,26 @@ def run(
         progress.best_step = best.step
     else:
         progress.best_step = progress.step
-    base.get(adapter).train_(False)
+    base.get(adapter).finish_()
     return progress
+
+
+def _groups(adapter: Adapter) -> list[dict[str, Any]]:
+    """What is trained, by what the method multiplies its learning rate by."""
+    groups: dict[float, list[Tensor]] = {}
+    for params in adapter.params.values():
+        for name, tensor in params.items():
+            groups.setdefault(adapter.method.rate(name), []).append(tensor)
+    return [{"params": tensors, "rate": rate} for rate, tensors in groups.items() if rate]
 
 
 class _Best:
     """The tensors of the lowest held-out loss so far; at first those of the start."""
 
-    def __init__(self, tensors: Sequence[Tensor]):
+    def __init__(self, tensors: Sequence[Tensor], starts_as_base: bool):
         self.loss = float("inf")
         self.step = 0
+        self.starts_as_base = starts_as_base
         self._tensors = [tensor.detach().clone() for tensor in tensors]
 
     def offer(self, loss: float, step: int, tensors: Sequence[Tensor]) -> None:
@@ -207,26 +229,25 @@ def _step(stepper: Stepper, examples: Sequence[Example], progress: Progress) -> 
 def _measure_start(
     base: Base, held_out: Sequence[Example], settings: Settings, progress: Progress, best: _Best
 ) -> None:
-    """The held-out loss of the base, where every adapter starts: known after the first step, it delays nothing."""
+    """The held-out loss of the base, where most adapters start: known after the first step, it delays nothing."""
     if held_out:
-        best.loss = evaluate(base, None, held_out, settings.micro_batch_tokens)
-        progress.eval_losses.append((0, best.loss))
+        loss = evaluate(base, None, held_out, settings.micro_batch_tokens)
+        progress.eval_losses.append((0, loss))
+        best.loss = loss if best.starts_as_base else best.loss
 
 
 def _evaluate(
-    base: Base,
-    adapter: str,
+    stepper: Stepper,
     held_out: Sequence[Example],
-    settings: Settings,
     progress: Progress,
     best: _Best,
     listener: Callable[[Progress], None],
 ) -> None:
     if not held_out:
         return
-    loss = evaluate(base, adapter, held_out, settings.micro_batch_tokens)
+    loss = evaluate(stepper.base, stepper.adapter, held_out, stepper.settings.micro_batch_tokens)
     progress.eval_losses.append((progress.step, loss))
-    best.offer(loss, progress.step, list(base.get(adapter).tensors()))
+    best.offer(loss, progress.step, stepper.tensors)
     listener(progress)
 
 

@@ -28,6 +28,7 @@ from inlay.model import targets
 from inlay.model.adapted import Adapted
 from inlay.model.base import Base
 from inlay.model.fused import rotation_of
+from inlay.model.prompts import prefixes_of, virtual_ids
 from inlay.text.mask import Example
 from inlay.training import batch, memory
 
@@ -49,7 +50,7 @@ def loss_of(base: Base, examples: Sequence[Example]) -> Tensor:
         made, device = batch.collate(examples), targets.device_of(base.model)
         logits = base.model(input_ids=made.input_ids.to(device), use_cache=False).logits
         return cross_entropy_sum(logits, made.labels.to(device))
-    packed = batch.pack(examples)
+    packed = batch.pack(examples, virtual_ids(base.get(base.active) if isinstance(base.active, str) else None))
     (places,) = torch.where(packed.labels != batch.IGNORE)
     hidden = _hidden(base, packed)
     return _head_loss(base, hidden[places.to(hidden.device)], packed.labels[places].to(hidden.device))
@@ -77,7 +78,12 @@ def _hidden(base: Base, packed: batch.Packed) -> Tensor:
     """The last hidden states (t, width) of documents in one row."""
     body, device = base.model.base_model, targets.device_of(base.model)
     is_large = memory.activation_bytes(base, len(packed.input_ids)) >= memory.RECALL_BYTES
-    with _attention_of(body.config), rotation_of(body), recalling() if is_large else contextlib.nullcontext():
+    with (
+        _attention_of(body.config),
+        prefixes_of(base.router, body.config),
+        rotation_of(body),
+        recalling() if is_large else contextlib.nullcontext(),
+    ):
         out = body(
             input_ids=packed.input_ids[None].to(device),
             position_ids=packed.position_ids[None].to(device),

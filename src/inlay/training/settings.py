@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from inlay import fields
 from inlay.errors import ConfigError, explain, nearest
-from inlay.methods._contract import LinearMethod
+from inlay.methods._contract import Method
 from inlay.training.schedule import warmup_steps
 
 MIN_STEPS = 100
@@ -93,7 +93,7 @@ class Plan:
         )
 
 
-def plan(settings: Settings, num_rows: int, model_config: Any, method: LinearMethod) -> Plan:
+def plan(settings: Settings, num_rows: int, model_config: Any, method: Method) -> Plan:
     """What the run will do with `num_rows` rows."""
     wanted = settings.epochs * num_rows
     batch_size = settings.batch_size or (

@@ -1,0 +1,153 @@
+"""What the methods with factors lora_A (r, in) and lora_B (out, r) have in common: their settings, and how they are checked."""
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+import torch
+
+from inlay.core import lowrank
+from inlay.methods._contract import LinearBase, LinearMethod, Own, Params, Self, matches_end, require
+
+REFERENCE_ALPHA = 32
+"""The lora_alpha, with scaling lora_alpha / r, that learning-rate rules are stated for: at it the best rate hardly depends
+on the rank. Source: LoRA Without Regret (Thinking Machines 2025)."""
+
+
+def equals(*values: object) -> Callable[[Any], bool]:
+    """The test that a value is one of these."""
+    return lambda value: value in values
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LowRank(LinearMethod):
+    """The settings of LoRA."""
+
+    r: int = 16
+    """Rank of the change, at most the smaller side of each adapted layer."""
+
+    lora_alpha: float = 32
+    """Numerator of the scaling lora_alpha / r."""
+
+    lora_dropout: float = 0.0
+    """Part of the adapter's input that is zeroed while training, 0 <= p < 1."""
+
+    use_rslora: bool = False
+    """Scale by lora_alpha / sqrt(r) instead; the default learning rate assumes lora_alpha / r."""
+
+    bias: Literal["none", "lora_only", "all"] = "none"
+    """Biases to train too: of the adapted layers alone, or all that the model has."""
+
+    rank_pattern: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    """Another r for some modules: a name or regular expression, matched against the end of the path, and its r."""
+
+    alpha_pattern: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """Another lora_alpha for some modules, likewise."""
+
+    peft_type: ClassVar[str] = "LORA"
+    peft_tensors: ClassVar[Mapping[str, str]] = {"lora_A": "lora_A.weight", "lora_B": "lora_B.weight"}
+    peft_embedding_tensors: ClassVar[Mapping[str, str]] = {"lora_A": "lora_embedding_A", "lora_B": "lora_embedding_B"}
+    peft_defaults: ClassVar[Mapping[str, Any]] = {"r": 8, "lora_alpha": 8}
+    peft_accepts: ClassVar[Mapping[str, Callable[[Any], bool]]] = {
+        "alora_invocation_tokens": equals(None),
+        "arrow_config": equals(None),
+        "corda_config": equals(None),
+        "enable_lora": equals(None),
+        "ensure_weight_tying": equals(False),
+        "eva_config": lambda value: True,  # how A was started; the forward pass is LoRA's
+        "fan_in_fan_out": lambda value: True,  # how the base stores its weight: read from the base itself
+        "init_lora_weights": equals(True, False, "gaussian", "eva", "orthogonal", "mica"),  # the others change the base
+        "kasa_config": equals(None),
+        "layer_replication": equals(None, []),
+        "loftq_config": equals(None, {}),
+        "lora_bias": equals(False),
+        "lora_ga_config": equals(None),
+        "megatron_config": equals(None),
+        "megatron_core": lambda value: True,  # read only with megatron_config
+        "merge_weights": equals(False),
+        "monteclora_config": equals(None),
+        "qalora_group_size": lambda value: True,  # read only with use_qalora
+        "runtime_config": lambda value: True,  # where to compute, not what
+        "target_parameters": equals(None, []),
+        "trainable_token_indices": equals(None, []),
+        "use_bdlora": equals(None, False),
+        "use_dora": equals(False),
+        "use_qalora": equals(False),
+        "velora_config": equals(None),
+    }
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for r in (self.r, *self.rank_pattern.values()):
+            require(r >= 1, "the rank r is at least 1", f"r={r}", "--r 16")
+        smallest, largest = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
+        for alpha in (self.lora_alpha, *self.alpha_pattern.values()):
+            wrong = "lora_alpha is above 0 and a number of float32"
+            require(smallest <= alpha <= largest, wrong, f"lora_alpha={alpha}", "--lora-alpha 32")
+        for field in ("rank_pattern", "alpha_pattern"):
+            for key in getattr(self, field):
+                wrong = f"a key of {field} is not a regular expression"
+                require(_compiles(key), wrong, f"{key!r}", "a module's name, or an expression with all brackets closed")
+        require(
+            0 <= self.lora_dropout < 1,
+            "lora_dropout is a probability below 1",
+            f"lora_dropout={self.lora_dropout}",
+            "--lora-dropout 0.05",
+        )
+
+    @property
+    def scaling(self) -> float:
+        """What multiplies B A."""
+        return self.lora_alpha / (self.r**0.5 if self.use_rslora else self.r)
+
+    def shapes(self, base: LinearBase) -> dict[str, tuple[int, ...]]:
+        return {"lora_A": (self.r, base.in_features), "lora_B": (base.out_features, self.r)}
+
+    def init(self, base: LinearBase, generator: torch.Generator) -> Params:
+        smaller = min(base.in_features, base.out_features)
+        require(
+            self.r <= smaller,
+            "the rank r is at most the smaller side of the layer",
+            f"r={self.r} for a layer of {base.in_features} inputs and {base.out_features} outputs",
+            f"--r {smaller}, or a rank_pattern for this layer",
+        )
+        A = lowrank.kaiming_uniform(self.r, base.in_features, generator)
+        return {"lora_A": A, "lora_B": torch.zeros(base.out_features, self.r)}
+
+    def trains(self, own: Own) -> bool:
+        return own.name == "bias" and (self.bias == "all" or (self.bias == "lora_only" and own.is_adapted))
+
+    def for_module(self: Self, path: str) -> Self:
+        if not self.patterns:
+            return self
+        changed: dict[str, Any] = {"rank_pattern": {}, "alpha_pattern": {}}
+        for field, pattern in (("r", "rank_pattern"), ("lora_alpha", "alpha_pattern")):
+            found = (value for key, value in getattr(self, pattern).items() if matches_end(key, path))
+            changed[field] = next(found, getattr(self, field))  # the first that fits, as the exchange format has it
+        return dataclasses.replace(self, **changed)
+
+    @property
+    def patterns(self) -> Sequence[str]:
+        return (*self.rank_pattern, *self.alpha_pattern)
+
+    def describe(self) -> str:
+        dropout = f" lora_dropout={self.lora_dropout:g}" if self.lora_dropout else ""
+        bias = "" if self.bias == "none" else f" bias={self.bias}"
+        return f"r={self.r} lora_alpha={self.lora_alpha:g} (scaling {self.scaling:g}){dropout}{bias}"
+
+    @property
+    def learning_rate_scale(self) -> float:
+        return (REFERENCE_ALPHA / self.r) / self.scaling
+
+    @property
+    def input_dropout(self) -> float:
+        return self.lora_dropout
+
+
+def _compiles(key: str) -> bool:
+    try:
+        re.compile(rf"^(.*\.)?({key})$")
+    except re.error:
+        return False
+    return True

@@ -1,0 +1,28 @@
+"""BitFit: the biases that the model has are trained, and nothing else.
+
+    y = W x + b',   b' starts as b
+
+Source: BitFit (Ben-Zaken et al. 2021, arXiv 2106.10199), section 3.
+
+When not to use it: on the Llama family and its likes, whose layers have no biases: there is then nothing to train, and Inlay
+says so. Use (IA)^3 or LoRA there.
+"""
+
+import dataclasses
+
+from inlay.methods._contract import Method, Own
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Bitfit(Method):
+    """y = W x + b', the biases of linear maps and norms alike"""
+
+    def trains(self, own: Own) -> bool:
+        return own.name == "bias"
+
+    def describe(self) -> str:
+        return "every bias"
+
+    @property
+    def learning_rate_scale(self) -> float:
+        return 3.0  # the paper's rates are 1e-4 to 9e-4 where full fine-tuning takes 1e-5 to 5e-5

@@ -1,0 +1,69 @@
+"""DoRA: LoRA on the direction of each row of the weight, and its length trained apart.
+
+    y = m / |W + scaling B A| (W + scaling B A) x + b,   |.| by rows, m starts as |W|
+
+The norm comes from the low-rank terms (`inlay.core.lowrank.square_norms`), so that W + scaling B A is never formed: beside
+LoRA's products there is one of the base with the r rows of A. Its gradient is exact; the authors' code takes the norm for a
+constant in the backward pass, to save the memory that forming the sum costs there.
+
+Source: DoRA (Liu et al. 2024, arXiv 2402.09353), equations 5 and 6.
+
+When not to use it: as a first choice. It takes longer than LoRA, and in PEFT's own comparison it is no better (MetaMathQA,
+46.9 % against 47.8 %); it may help at very small ranks. It can't be written as a plain LoRA, so that few servers load it:
+merge it for them.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor
+
+from inlay.core import lowrank
+from inlay.methods._contract import LinearBase, Params
+from inlay.methods._low_rank import LowRank, equals
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Dora(LowRank):
+    """y = m / |W + scaling B A| (W + scaling B A) x + b"""
+
+    kinds: ClassVar[tuple[str, ...]] = ("linear", "embedding", "conv2d")
+    peft_tensors: ClassVar[Mapping[str, str]] = {
+        **LowRank.peft_tensors,
+        "lora_magnitude_vector": "lora_magnitude_vector",
+    }
+    peft_accepts: ClassVar[Mapping[str, Callable[[Any], bool]]] = {**LowRank.peft_accepts, "use_dora": equals(True)}
+    peft_writes: ClassVar[Mapping[str, Any]] = {"use_dora": True}
+
+    def shapes(self, base: LinearBase) -> dict[str, tuple[int, ...]]:
+        return super().shapes(base) | {"lora_magnitude_vector": (base.out_features,)}
+
+    def init(self, base: LinearBase, generator: torch.Generator) -> Params:
+        return super().init(base, generator) | {"lora_magnitude_vector": base.square_norms.sqrt().float().cpu()}
+
+    def delta(
+        self,
+        params: Params,
+        x: Shaped[Tensor, "tokens *in"],
+        y: Float[Tensor, "tokens out"],
+        base: LinearBase,
+    ) -> Float[Tensor, "tokens out"]:
+        A, B = params["lora_A"], params["lora_B"]
+        wide = base.square_norms.dtype
+        projected = base.product(A.to(wide)).T  # (out, r)
+        squares = lowrank.square_norms(base.square_norms, projected, A.to(wide), B.to(wide), self.scaling)
+        gain = (params["lora_magnitude_vector"].to(wide) * squares.rsqrt()).to(y.dtype)
+        plain = y if base.bias is None else y - base.bias.to(y.dtype)
+        return (gain - 1) * plain + gain * lowrank.change(x, A, B, self.scaling, y.dtype)
+
+    def merge(
+        self, params: Params, weight: Float[Tensor, "rows in"], bias: Float[Tensor, " rows"] | None, start: int = 0
+    ) -> tuple[Float[Tensor, "rows in"], Float[Tensor, " rows"] | None]:
+        rows = slice(start, start + len(weight))
+        wide = torch.promote_types(weight.dtype, torch.float32)
+        direction = lowrank.merged(weight.to(wide), params["lora_A"], params["lora_B"][rows], self.scaling)
+        gain = params["lora_magnitude_vector"][rows].to(wide) / torch.linalg.vector_norm(direction, dim=1)
+        return (gain[:, None] * direction).to(weight.dtype), bias

@@ -1,0 +1,29 @@
+"""Full fine-tuning: every weight of the model is trained. The reference that the other methods are compared with.
+
+    y = W' x + b',   W' and b' start as W and b
+
+The adapter is then as large as the model in float32, and its training takes four times that: weights, gradients, and two
+moments of the optimiser. The base itself stays as it is; `inlay merge` writes the trained model.
+
+When not to use it: where LoRA is enough, which it is for most fine-tuning data (LoRA Without Regret, Thinking Machines 2025).
+It forgets more of what the base knew (LoRA Learns Less and Forgets Less, Biderman et al. 2024, arXiv 2405.09673).
+"""
+
+import dataclasses
+
+from inlay.methods._contract import Method, Own
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Full(Method):
+    """y = W' x + b'"""
+
+    def trains(self, own: Own) -> bool:
+        return True
+
+    def describe(self) -> str:
+        return "every weight"
+
+    @property
+    def learning_rate_scale(self) -> float:
+        return 0.1  # LoRA's best rate is ten times that of full fine-tuning, whatever the task: LoRA Without Regret

@@ -1,0 +1,35 @@
+"""LayerNorm tuning: the weights, and biases, of the model's norms are trained, and nothing else.
+
+    y = norm(x) * w' + b',   w' and b' start as w and b
+
+Source: Tuning LayerNorm in Attention (Zhao et al. 2023, arXiv 2312.11420), section 3.
+
+When not to use it: where more than style or format is to be learned; a norm has as many weights as the model is wide.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import ClassVar
+
+from inlay.methods._contract import Method, Names, Own, selects
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LnTuning(Method):
+    """y = norm(x) * w' + b'"""
+
+    target_modules: Names = ()
+    """Which norms: names with commas between, or a regular expression; none given: all of them."""
+
+    peft_type: ClassVar[str] = "LN_TUNING"
+    peft_tensors: ClassVar[Mapping[str, str]] = {"weight": "ln_tuning_layers.weight", "bias": "ln_tuning_layers.bias"}
+
+    def trains(self, own: Own) -> bool:
+        return own.kind == "norm" and (not self.target_modules or selects(self.target_modules, own.path))
+
+    def describe(self) -> str:
+        return "every norm"
+
+    @property
+    def learning_rate_scale(self) -> float:
+        return 3.0

@@ -1,0 +1,60 @@
+"""P-tuning: prompt tuning whose embeddings are trained through a network.
+
+    P = W3 relu(W2 relu(W1 E + b1) + b2) + b3,   E (virtual tokens, width)
+
+Once trained, only P is kept: what is shared is a prompt as prompt tuning has it, and can be trained on as one.
+
+Source: GPT Understands, Too (Liu et al. 2021, arXiv 2103.10385), section 3; the network is that of PEFT's MLP encoder.
+
+When not to use it: where prompt tuning itself learns steadily; the network is there to help it.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from inlay.core import lowrank
+from inlay.methods._contract import Decoder, Params, PromptMethod, require
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PTuning(PromptMethod):
+    """P = W3 relu(W2 relu(W1 E + b1) + b2) + b3"""
+
+    encoder_hidden_size: int | None = None
+    """Width of the network; the model's, unless given."""
+
+    peft_type: ClassVar[str] = "P_TUNING"
+    peft_omits: ClassVar[frozenset[str]] = frozenset({"encoder_hidden_size"})
+    peft_accepts: ClassVar[Mapping[str, Callable[[Any], bool]]] = {
+        **PromptMethod.peft_accepts,
+        "encoder_dropout": lambda value: True,  # the network is not in the file, whatever it was
+        "encoder_num_layers": lambda value: True,
+        "encoder_reparameterization_type": lambda value: True,
+    }
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        size = self.encoder_hidden_size
+        ok = size is None or size >= 1
+        require(ok, "encoder_hidden_size is at least 1", f"encoder_hidden_size={size}", "--encoder-hidden-size 512")
+
+    def init(self, model: Decoder, generator: torch.Generator) -> Params:
+        hidden = self.encoder_hidden_size or model.width
+        sizes = (model.width, hidden, hidden, model.width)
+        params = {"embedding": torch.randn(self.num_virtual_tokens, model.width, generator=generator)}
+        for i in range(3):
+            params[f"map{i}"] = lowrank.kaiming_uniform(sizes[i + 1], sizes[i], generator)
+            params[f"bias{i}"] = torch.zeros(sizes[i + 1])
+        return params
+
+    def encode(self, params: Params) -> Float[Tensor, "virtual numbers"]:
+        inner = params["embedding"]
+        for i in range(3):
+            inner = inner @ params[f"map{i}"].T + params[f"bias{i}"]
+            inner = torch.relu(inner) if i < 2 else inner
+        return inner

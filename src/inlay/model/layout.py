@@ -1,0 +1,211 @@
+"""What a method has for a model: which modules it changes, and the shape of every tensor.
+
+Nothing here reads a weight, unless fresh tensors start from it: on the meta device the tensors of any method on any model are
+known, and counted, in milliseconds.
+"""
+
+import math
+from collections.abc import Callable, Collection, Mapping
+
+import torch
+from torch import nn
+
+from inlay.errors import TargetError, explain, nearest
+from inlay.methods import name_of
+from inlay.methods._contract import (
+    BlockMethod,
+    Decoder,
+    LinearMethod,
+    Method,
+    Own,
+    Params,
+    PromptMethod,
+    is_regex,
+    selects,
+    split,
+)
+from inlay.model import targets
+
+Shapes = dict[str, dict[str, tuple[int, ...]]]
+"""The shapes of tensors, by module path and name."""
+
+
+class Layout:
+    """The parts of a model that methods change, found once, before any adapter is on it.
+
+    **Attributes:**
+
+    - `modules`: every module, by path.
+    - `maps`: those of them that are linear maps, embeddings or convolutions.
+    - `head`: the path of the output head, where the model has one.
+    - `blocks`: the blocks of the layers, by the path of the map that speaks for each.
+    - `tied`: modules that share their weight with an earlier one, by the path of that one.
+    """
+
+    def __init__(self, module: nn.Module, decoder: Callable[[], Decoder | None] = lambda: None):
+        self.modules = dict(module.named_modules())
+        self.maps = targets.linear_modules(module)
+        self.head = targets.output_head(module)
+        self.blocks = targets.blocks(module, self.maps)
+        self.tied = _tied(self.modules)
+        self._find_decoder = decoder
+
+    def count(self, method: Method) -> int:
+        """How many weights `method` trains on this model, once a network that only training has is gone."""
+        return sum(
+            math.prod(shape)
+            for shapes in self.wanted(method).values()
+            for name, shape in shapes.items()
+            if method.rate(name)
+        )
+
+    def wanted(self, method: Method, strict: bool = True) -> Shapes:
+        """The shape of every tensor that `method` has for this model, by module path and name.
+
+        **Arguments:**
+
+        - `strict`: refuse names that match nothing, see `targets.resolve`, and a model that has nothing to train.
+
+        **Raises:**
+
+        - `TargetError`: see there.
+        """
+        shapes: Shapes = {}
+        if isinstance(method, LinearMethod):
+            for path in targets.resolve(method, self.maps, self.head, strict):
+                one = method.for_module(path)
+                assert isinstance(one, LinearMethod), "a method for one module is of the method's kind"
+                shapes[path] = dict(one.shapes(self.maps[path]))
+        elif isinstance(method, BlockMethod):
+            shapes = {path: method.shapes(self.blocks[key]) for path, key in self._block_places(method).items()}
+        elif isinstance(method, PromptMethod):
+            shapes = {"": {"prompt_embeddings": (method.num_virtual_tokens, method.numbers(self._decoder()))}}
+        for own, parameter in self._trained(method, shapes):
+            shapes.setdefault(own.path, {})[own.name] = tuple(parameter.shape)
+        if strict and not shapes:
+            self._refuse_empty(method)
+        return shapes
+
+    def fresh(self, method: Method, generator: torch.Generator) -> tuple[dict[str, Params], Params]:
+        """New tensors of `method` for this model, by module path, and those that all modules share; see `wanted`."""
+        params: dict[str, Params] = {}
+        shared: Params = {}
+        if isinstance(method, LinearMethod):
+            paths = targets.resolve(method, self.maps, self.head)
+            shared = method.shared([self.maps[path] for path in paths])
+            for path in paths:
+                one = method.for_module(path)
+                assert isinstance(one, LinearMethod), "a method for one module is of the method's kind"
+                params[path] = one.init(self.maps[path], generator)
+        elif isinstance(method, BlockMethod):
+            params = {
+                path: method.init(self.blocks[key], generator) for path, key in self._block_places(method).items()
+            }
+        elif isinstance(method, PromptMethod):
+            params = {"": method.init(self._decoder(), generator)}
+        for own, parameter in self._trained(method, params):
+            fresh = parameter.detach().to("cpu", torch.float32, copy=True)
+            params.setdefault(own.path, {})[own.name] = fresh
+        if not params:
+            self._refuse_empty(method)
+        return params, shared
+
+    def problems(self, method: Method, params: Mapping[str, Params]) -> list[str]:
+        """How these tensors differ from those that `method` has for this model; empty where they fit."""
+        wanted, given = self.wanted(method, strict=False), method.finish(params)
+        problems = [
+            f"{path}: this model has no layer of that name that {name_of(method)} could change"
+            for path in given
+            if path not in wanted and path not in self.maps
+        ]
+        problems += [
+            f"{path}: tensors, though target_modules does not name it"
+            for path in given
+            if path not in wanted and path in self.maps
+        ]
+        problems += [f"{path}: no tensors, though target_modules names it" for path in wanted if path not in given]
+        for path, tensors in given.items():
+            expected = wanted.get(path)
+            if expected is None:
+                continue
+            dot = f"{path}." if path else ""
+            problems += [f"{dot}{key}: missing" for key in expected if key not in tensors]
+            problems += [f"{dot}{key}: not a tensor of this method" for key in tensors if key not in expected]
+            problems += [
+                f"{dot}{key}: shape {tuple(tensor.shape)}, here {expected[key]}"
+                for key, tensor in tensors.items()
+                if key in expected and tuple(tensor.shape) != expected[key]
+            ]
+        return problems
+
+    def _decoder(self) -> Decoder:
+        found = self._find_decoder()
+        if found is None:
+            raise TargetError(
+                explain(
+                    "virtual tokens stand in front of the rows of a language model",
+                    found=type(self.modules[""]).__name__,
+                    do="a method that changes layers, such as inlay.Lora()",
+                )
+            )
+        return found
+
+    def _block_places(self, method: BlockMethod) -> dict[str, str]:
+        """Where the method's tensors are: the path of the module that it changes -> its block in `blocks`."""
+        places = {key: block for key, block in self.blocks.items() if block.role in method.roles}
+        return {(block.path if method.is_parallel else key): key for key, block in places.items()}
+
+    def saved(self, method: Method) -> list[str]:
+        """The modules that are trained whole, by `modules_to_save`; those inside them are trained with them.
+
+        **Raises:**
+
+        - `TargetError`: a name is no module of this model.
+        """
+        names, paths = method.modules_to_save, [path for path in self.modules if path]
+        if not names:
+            return []
+        alone = [names] if is_regex(names) else split(names)
+        missing = [name for name in alone if not any(selects(name, path) for path in paths)]
+        if missing:
+            last = sorted({path.rpartition(".")[2] for path in paths})
+            raise TargetError(
+                explain(
+                    "some of modules_to_save are no modules of this model",
+                    found=f"{', '.join(missing)}; its modules are {', '.join(last)}",
+                    do=f"--modules-to-save {nearest(missing[0], last) or last[0]}",
+                )
+            )
+        return [path for path in paths if selects(names, path)]
+
+    def _trained(self, method: Method, adapted: Collection[str]) -> list[tuple[Own, nn.Parameter]]:
+        """The model's own tensors that are trained and kept: those that the method asks for, and whole modules by name."""
+        saved = self.saved(method)
+        return [
+            (own, parameter)
+            for own, parameter in targets.own_tensors(self.modules, self.maps, adapted)
+            if method.trains(own) or any(own.path == path or own.path.startswith(f"{path}.") for path in saved)
+        ]
+
+    def _refuse_empty(self, method: Method) -> None:
+        raise TargetError(
+            explain(
+                f"this model has nothing that {name_of(method)} could train",
+                found=f"{type(self.modules['']).__name__}: {method.describe()}",
+                do="--method lora",
+            )
+        )
+
+
+def _tied(modules: Mapping[str, nn.Module]) -> dict[str, list[str]]:
+    """The modules that share their weight with an earlier one, by the path of that one."""
+    first: dict[int, str] = {}
+    tied: dict[str, list[str]] = {}
+    for path, module in modules.items():
+        weight = module._parameters.get("weight")
+        if weight is None:
+            continue
+        source = first.setdefault(id(weight), path)
+        if source != path:
+            tied.setdefault(source, []).append(path)
+    return tied

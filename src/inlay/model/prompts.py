@@ -1,0 +1,221 @@
+"""Virtual tokens in the rows of a language model: they are tokens with negative numbers, and the model takes them for tokens.
+
+    ids   [.. v_0 v_1 .. v_n-1  t_0 t_1 ..],   v_k = -1 - k
+
+So positions, masks, packing, caches and generation need to know nothing of them. Two places do. The input embedding gives v_k
+the k-th embedding of the row's prompt. The attention of each layer gives v_k the k-th key and value of the row's prefix, in the
+place of what the layer itself made of it; nothing else of a prefix token is ever looked at.
+
+A row's adapter says how many it has. `prepended` puts them in front of rows; where a model is called with rows that have none
+although an adapter wants them, `prompted` does it on the way in, and takes their logits away on the way out.
+"""
+
+import contextlib
+import contextvars
+import functools
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from inlay.core.cross_entropy import IGNORE
+from inlay.errors import CompatibilityError, explain
+from inlay.methods._contract import Decoder, PromptMethod
+from inlay.model.adapted import Adapted, Places, Route, Router
+from inlay.model.adapter import Adapter
+
+_NAME = "inlay_prefix"
+_router: contextvars.ContextVar[Router] = contextvars.ContextVar("router")
+
+
+class PromptedEmbedding(Adapted):
+    """The input embedding, with the embeddings of virtual tokens for negative ids."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        self.router.prefixes = []
+        route, ids = self.router.route, args[0]
+        if route is None or not any(adapter.num_virtual for adapter in route.adapters) or not (ids < 0).any():
+            return super().forward(*args, **kwargs)
+        y = super().forward(ids.clamp(min=0)).clone()
+        for places in _places(route, ids):
+            method = places.adapter.method
+            assert isinstance(method, PromptMethod), "only prompts have virtual tokens"
+            if method.is_prefix:
+                self.router.prefixes.append(places)
+            else:
+                virtual = method.virtual(places.adapter.at(""))
+                y[places.rows, places.columns] = virtual[places.numbers].to(y.dtype)
+        return y
+
+
+def virtual_ids(adapter: Adapter | None) -> list[int]:
+    """The ids that stand in front of a row of this adapter."""
+    return [-1 - k for k in range(adapter.num_virtual if adapter else 0)]
+
+
+def prepended(
+    ids: Int[Tensor, "rows t"], mask: Int[Tensor, "rows t"] | None, entries: Sequence[Adapter | None]
+) -> tuple[Int[Tensor, "rows more"], Int[Tensor, "rows more"]]:
+    """Rows with the virtual tokens of their adapters in front, and the mask of what is not padding."""
+    front = [virtual_ids(adapter) for adapter in entries]
+    longest = max(map(len, front))
+    new = torch.tensor([[0] * (longest - len(row)) + row for row in front], dtype=ids.dtype, device=ids.device)
+    mask = torch.ones_like(ids) if mask is None else mask.to(ids.dtype)
+    return torch.cat([new, ids], 1), torch.cat([(new < 0).to(ids.dtype), mask], 1)
+
+
+def decoder_of(model: nn.Module, tokenize: Callable[[str], Sequence[int]] | None) -> Decoder | None:
+    """What prompts need to know of `model`; None where it is no decoder of `transformers`."""
+    getter, config = getattr(model, "get_input_embeddings", None), getattr(model, "config", None)
+    if getter is None or config is None or getattr(config, "is_encoder_decoder", False):
+        return None
+    text, table = config.get_text_config(), getter()
+    heads = text.num_attention_heads
+    count, width = table.weight.shape
+    return Decoder(
+        num_layers=text.num_hidden_layers,
+        width=width,
+        num_heads=getattr(text, "num_key_value_heads", None) or heads,
+        head_dim=getattr(text, "head_dim", None) or text.hidden_size // heads,
+        embed=lambda ids: table.weight.detach()[ids.to(table.weight.device)].cpu(),
+        tokenize=tokenize or _no_tokenizer,
+        num_tokens=count,
+    )
+
+
+def input_embedding(modules: dict[str, nn.Module]) -> str | None:
+    """The path of the input embedding among a model's modules; None where it has none."""
+    getter = getattr(modules[""], "get_input_embeddings", None)
+    table = getter() if getter else None
+    return next((path for path, module in modules.items() if module is table), None)
+
+
+def prompted(model: Any, router: Router) -> Callable[..., Any]:
+    """The `forward` of a language model whose rows may have virtual tokens."""
+    own = model.forward
+
+    @functools.wraps(own)
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        route = router.route
+        if route is None or not any(adapter.num_virtual for adapter in route.adapters):
+            return own(*args, **kwargs)
+        if args:
+            kwargs["input_ids"], args = args[0], args[1:]
+        ids, cache = kwargs.get("input_ids"), kwargs.get("past_key_values")
+        cached = 0 if cache is None else cache.get_seq_length()
+        num_new = 0 if ids is None or cached or bool((ids < 0).any()) else _extend_(kwargs, route, cache)
+        with prefixes_of(router, model.base_model.config):
+            out = own(*args, **kwargs)
+        if num_new:
+            out.logits = out.logits[:, num_new:]
+        return out
+
+    return forward
+
+
+@contextlib.contextmanager
+def prefixes_of(router: Router, config: Any) -> Iterator[None]:
+    """Within the block the model of this configuration takes keys and values of virtual tokens from their adapters."""
+    route, before = router.route, config._attn_implementation
+    is_needed = route is not None and any(getattr(a.method, "is_prefix", False) for a in route.adapters)
+    if not is_needed:
+        yield
+        return
+    _register(before)
+    token = _router.set(router)
+    config._attn_implementation = f"{_NAME}_{before}"
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+        _router.reset(token)
+
+
+def _extend_(kwargs: dict[str, Any], route: Route, cache: Any) -> int:
+    """Put virtual tokens in front of the rows that a model is called with; how many columns that makes."""
+    if cache is not None:
+        raise CompatibilityError(
+            explain(
+                "rows that fill a cache bring their virtual tokens with them",
+                found="a call with an empty cache, and an adapter with virtual tokens",
+                do="base.generate(prompts, adapters=...)",
+            )
+        )
+    ids, mask = kwargs["input_ids"], kwargs.get("attention_mask")
+    numbers = route.entries if route.num_rows is not None else [0] * len(ids)
+    if len(numbers) != len(ids):
+        raise route.other_rows("the model", ids.shape)
+    entries = [None if number is None else route.adapters[number] for number in numbers]
+    new_ids, new_mask = prepended(ids, mask, entries)
+    added = new_ids.shape[1] - ids.shape[1]
+    if kwargs.get("position_ids") is None:
+        kwargs["position_ids"] = (new_mask.cumsum(1) - 1).clamp(min=0)
+    else:
+        front = (new_mask[:, :added].cumsum(1) - 1).clamp(min=0)
+        kwargs["position_ids"] = torch.cat([front, kwargs["position_ids"] + new_mask[:, :added].sum(1, True)], 1)
+    if kwargs.get("labels") is not None:
+        kwargs["labels"] = nn.functional.pad(kwargs["labels"], (added, 0), value=IGNORE)
+    kwargs |= {"input_ids": new_ids, "attention_mask": new_mask}
+    return added
+
+
+def _places(route: Route, ids: Int[Tensor, "rows t"]) -> Iterator[Places]:
+    """Where the virtual tokens of each adapter are."""
+    for number, adapter in enumerate(route.adapters):
+        takes = ids < 0
+        if route.num_rows is not None:
+            own = torch.tensor([entry == number for entry in route.entries], device=ids.device)
+            takes = takes & own[:, None]
+        rows, columns = torch.where(takes)
+        if len(rows):
+            yield Places(adapter, rows, columns, -1 - ids[rows, columns])
+
+
+@functools.cache
+def _register(inner: str) -> None:
+    """Make known to `transformers` the attention called `inner` with the keys and values of virtual tokens in it."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+
+    AttentionInterface.register(f"{_NAME}_{inner}", functools.partial(_attention, inner))
+    if inner in ALL_MASK_ATTENTION_FUNCTIONS:
+        AttentionMaskInterface.register(f"{_NAME}_{inner}", ALL_MASK_ATTENTION_FUNCTIONS[inner])
+
+
+def _attention(
+    inner: str, module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **settings: Any
+) -> tuple[Tensor, Any]:
+    """An attention function as `transformers` calls it, with keys and values (rows, heads, t, dim)."""
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    first = key.shape[2] - query.shape[2]  # what a cache holds already is in front
+    for places in _router.get().prefixes:
+        key = _substituted(key, places, module.layer_idx, 0, first)
+        value = _substituted(value, places, module.layer_idx, 1, first)
+    eager: Any = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    function = ALL_ATTENTION_FUNCTIONS.get_interface(inner, eager)
+    return function(module, query, key, value, attention_mask, **settings)
+
+
+def _substituted(tensor: Tensor, places: Places, layer: int, which: int, first: int) -> Tensor:
+    """Keys (which 0) or values (1) of a layer with the prefix's in the places of the virtual tokens.
+
+    Without gradients they are written into the tensor itself, which is the cache's where there is one.
+    """
+    method = places.adapter.method
+    assert isinstance(method, PromptMethod), "only prompts have virtual tokens"
+    _, heads, _, dim = tensor.shape
+    virtual = method.virtual(places.adapter.at(""))[places.numbers]  # (places, layers * 2 * heads * dim)
+    own = virtual.view(len(virtual), -1, 2, heads, dim)[:, layer, which].to(tensor.dtype)
+    target = tensor.clone() if torch.is_grad_enabled() else tensor
+    target[places.rows, :, places.columns + first] = own
+    return target
+
+
+def _no_tokenizer(text: str) -> Sequence[int]:
+    raise CompatibilityError(
+        explain("a prompt that starts from a text needs a tokenizer", found=repr(text), do="inlay.load(MODEL)")
+    )
