@@ -15,14 +15,14 @@ def names(folder: Iterable[str]) -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(folder) if not module.name.startswith("_"))
 
 
-def find(package: str, known: list[str], name: str, kind: type[Kind], what: str, flag: str) -> type[Kind]:
+def find(package: str, known: list[str], name: str, kind: type[Kind], what: str, choice: str) -> type[Kind]:
     """The one class of `kind` that the file `name` of `package` defines.
 
     **Arguments:**
 
     - `known`: the names that exist, as `names` gives them.
     - `what`: what such a thing is called in a message: its kind, such as 'adapter method'; the last word stands alone.
-    - `flag`: what chooses one on the command line.
+    - `choice`: what chooses the usual one on the command line.
 
     **Raises:**
 
@@ -34,7 +34,7 @@ def find(package: str, known: list[str], name: str, kind: type[Kind], what: str,
             explain(
                 f"no {what} of that name",
                 found=f"{name!r}; the {what.split()[-1]}s are {', '.join(known)}",
-                do=f"{flag} {near or known[0]}",
+                do=f"{choice.split()[0]} {near}" if near else choice,
             )
         )
     module = importlib.import_module(f"{package}.{name}")

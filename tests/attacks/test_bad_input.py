@@ -185,11 +185,19 @@ def test_missing_extra_and_misshapen_tensors_are_all_in_one_error(place, capsys)
     refused(capsys, *generate(place, "good"), says=["lm_head.base_layer.weight: no tensor of LORA"])
 
 
-@pytest.mark.parametrize(("key", "value"), [("use_dora", True), ("peft_type", "LOHA"), ("brand_new_key", 3)])
-def test_keys_that_change_the_meaning(place, capsys, key, value):
+KEYS = [
+    ("use_dora", True, "lora_magnitude_vector: missing"),
+    ("peft_type", "LOHA", "lora_alpha=32"),
+    ("peft_type", "BOFT", "peft_type 'BOFT'; known are"),
+    ("brand_new_key", 3, "brand_new_key"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "says"), KEYS)
+def test_keys_that_change_the_meaning(place, capsys, key, value, says):
     path = place / "good" / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
-    refused(capsys, *generate(place, "good"), says=[key])
+    refused(capsys, *generate(place, "good"), says=[says])
 
 
 def test_an_adapter_of_a_newer_inlay(place, capsys):

@@ -207,13 +207,13 @@ def test_every_configuration_settles_its_own_values(cls):
     """In a process of its own: here the annotations are checked before a class can see what it is given."""
     module, _, name = cls.rpartition(".")
     made = Settings if name == "Settings" else methods.find(name)
-    text = "seed=np.int64(3)" if name == "Settings" else "target_modules={'a'}"
+    text = "seed=np.int64(3)" if name == "Settings" else "modules_to_save={'a'}"
     module = made.__module__
     code = f"import numpy as np, {module} as m, json, dataclasses as d\n"
     code += f"print(json.dumps(d.asdict(m.{made.__name__}({text}))))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     written = json.loads(done.stdout)
-    assert written["seed"] == 3 if name == "Settings" else written["target_modules"] == ["a"]
+    assert written["seed"] == 3 if name == "Settings" else written["modules_to_save"] == ["a"]
 
 
 def test_whole_files_of_settings_survive_the_round_trip(home):

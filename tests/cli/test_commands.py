@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 import inlay
 from inlay.cli import commands
@@ -209,14 +210,20 @@ def test_merge_writes_a_checkpoint_that_answers_like_base_and_adapter(tmp_path, 
             assert torch.allclose(new.T if linear.transposed else new, wide.to(dtype).float(), rtol=2**-7, atol=0)
 
 
-def test_merging_the_head_of_a_tied_model_is_refused(tmp_path, capsys):
+@pytest.mark.parametrize("targets", ["lm_head,q_proj", "embed_tokens,q_proj", "lm_head,embed_tokens"])
+def test_a_head_that_is_tied_is_written_apart_where_only_one_of_the_two_has_changed(targets, tmp_path, capsys):
+    """PEFT writes a model whose configuration still ties them, so that it reloads as another: peft#2777."""
     base = inlay.load(bases.directory(tmp_path / "base", "llama_tied"), dtype="float32")
-    base.attach(inlay.Lora(r=3, target_modules="lm_head,q_proj"), "a")
+    models.randomize(base.attach(inlay.Lora(r=3, target_modules=targets), "a"), seed=3)
     (tmp_path / "a").mkdir()
     base.save("a", tmp_path / "a", {})
     status, _, err = run(capsys, "merge", tmp_path / "base", tmp_path / "a", "--output", tmp_path / "m")
-    assert status == 1
-    assert "shares its weight with the input embedding" in err
+    assert status == 0, err
+    ids = models.tokens(2, 9)
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "m")
+    assert not merged.config.tie_word_embeddings
+    with torch.no_grad():
+        assert torch.allclose(merged(input_ids=ids).logits, base.logits(ids, "a"), atol=1e-4)
 
 
 def test_a_change_too_small_for_the_dtype_is_not_merged_in_silence(tmp_path, capsys):

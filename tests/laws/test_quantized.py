@@ -8,16 +8,21 @@ from inlay.model.attach import Attached
 from inlay.model.frozen import QuantizedLinear
 from inlay.model.load import load
 from tests.support import models, quantized
-from tests.support.cases import every_method, other
+from tests.support.cases import every_variant, other
 from tests.support.tolerances import assert_close
 
 FAMILIES = ("llama", "llama_tied", "qwen3", "phi3", "gpt2", "gpt_neox")
-METHODS = every_method()
+CASES = [
+    (name, method, family)
+    for name, method in every_variant()
+    for family in (FAMILIES if name == "lora" else ("llama", "gpt2"))
+    if name != "full"  # tests/attacks: it is refused
+]
 DEPTH = 3 * 7 * 128  # layers x maps per layer x the longest sum
 
 pytestmark = pytest.mark.parametrize("scheme", quant.names())
 families = pytest.mark.parametrize("family", FAMILIES)
-methods = pytest.mark.parametrize(("name", "method"), METHODS, ids=[name for name, _ in METHODS])
+cases = pytest.mark.parametrize(("name", "method", "family"), CASES, ids=[f"{n}-{family}" for n, _, family in CASES])
 
 
 @pytest.fixture
@@ -37,8 +42,7 @@ def test_its_logits_are_those_of_the_dequantised_model(pair, scheme, family):
         assert_close(base.logits(ids, None), plain(input_ids=ids).logits, torch.float32, DEPTH)
 
 
-@families
-@methods
+@cases
 def test_gradients_are_those_of_the_dequantised_model(pair, scheme, family, name, method):
     base, plain = pair
     ids, gradients = models.tokens(2, 7), []
@@ -53,8 +57,7 @@ def test_gradients_are_those_of_the_dequantised_model(pair, scheme, family, name
         assert_close(ours, theirs, torch.float32, DEPTH)
 
 
-@families
-@methods
+@cases
 def test_a_mixed_batch_is_its_rows_one_by_one(pair, scheme, family, name, method):
     base, _ = pair
     models.randomize(base.create(method, "a", seed=1), seed=11)
@@ -65,8 +68,7 @@ def test_a_mixed_batch_is_its_rows_one_by_one(pair, scheme, family, name, method
         assert_close(mixed[i : i + 1], base.logits(ids[i : i + 1], row), torch.float32, DEPTH)
 
 
-@families
-@methods
+@cases
 def test_attaching_and_training_leave_every_byte_of_it(pair, scheme, family, name, method):
     base, _ = pair
     files = {file: file.read_bytes() for file in base.checkpoint.files}

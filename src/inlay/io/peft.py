@@ -25,7 +25,8 @@ from inlay import fields, methods
 from inlay.errors import CompatibilityError, ConfigError, FormatError, explain
 from inlay.io import _safe
 from inlay.io.checkpoint import fetch
-from inlay.methods._contract import LinearMethod, Method, Own, Params, selects
+from inlay.methods._contract import LinearMethod, Method, Own, Params
+from inlay.names import selects
 
 CONFIG, TENSORS, CARD, RECORD = "adapter_config.json", "adapter_model.safetensors", "README.md", "inlay.json"
 FILES = (CONFIG, TENSORS, CARD, RECORD)
@@ -267,6 +268,8 @@ def _params(path: Path, tensors: Mapping[str, Tensor], method: Method) -> tuple[
         else:
             tensor = tensors[key]  # a kernel as the matrix that it is, flattened
             params.setdefault(module, {})[name] = tensor.flatten(1) if tensor.dim() > 2 else tensor
+    strangers = [f"{path}{_INNER}.weight" for path in copies if path not in params]
+    problems += [f"{key}: no tensor of {_type_name(type(method))} has that name" for key in strangers]
     if not tensors:
         problems.append("no tensor at all")
     if problems:

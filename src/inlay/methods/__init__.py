@@ -16,7 +16,7 @@ def find(name: str) -> type[Method]:
 
     - `UnknownNameError`: there is no file of that name.
     """
-    return plugins.find(__name__, names(), name, Method, "adapter method", "--method")
+    return plugins.find(__name__, names(), name, Method, "adapter method", "--method lora")
 
 
 def name_of(method: Method) -> str:

@@ -8,7 +8,8 @@ from typing import Any, ClassVar, Literal
 import torch
 
 from inlay.core import lowrank
-from inlay.methods._contract import LinearBase, LinearMethod, Own, Params, Self, matches_end, require
+from inlay.methods._contract import LinearBase, LinearMethod, Own, Params, Self, require
+from inlay.names import matches_end
 
 REFERENCE_ALPHA = 32
 """The lora_alpha, with scaling lora_alpha / r, that learning-rate rules are stated for: at it the best rate hardly depends

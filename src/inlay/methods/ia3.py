@@ -19,7 +19,8 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from inlay.methods._contract import LinearBase, LinearMethod, Names, Params, selects
+from inlay.methods._contract import LinearBase, LinearMethod, Params
+from inlay.names import Names, selects
 
 KEYS_AND_VALUES = "k_proj|v_proj|qkv_proj|key|value|c_attn|query_key_value|k|v|key_proj|value_proj|k_lin|v_lin"
 LAST_OF_MLP = "down_proj|mlp.c_proj|dense_4h_to_h|wo|fc2|lin2|w2|w_down|[0-9]+.output.dense"

@@ -11,7 +11,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import ClassVar
 
-from inlay.methods._contract import Method, Names, Own, selects
+from inlay.methods._contract import Method, Own
+from inlay.names import Names, selects
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

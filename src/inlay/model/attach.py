@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from inlay.errors import CompatibilityError, ConfigError, TargetError, UnknownNameError, explain, nearest
 from inlay.io import peft
-from inlay.methods._contract import LinearMethod, Method, Params, selects
+from inlay.methods._contract import LinearMethod, Method, Params
 from inlay.model import prompts, targets
 from inlay.model.adapted import Adapted, Route, Router
 from inlay.model.adapter import Adapter
 from inlay.model.layout import Layout
 from inlay.model.prompts import PromptedEmbedding
+from inlay.names import selects
 
 Rows = str | Sequence[str | None] | None
 """Who takes which adapter: a name for every row, one name or None per row, or None for the plain base."""
@@ -136,12 +137,13 @@ class Attached:
     def save(self, name: str, directory: Path, record: dict[str, Any]) -> None:
         """Write an attached adapter into `directory`, which exists, as `inlay.io.peft.write` says."""
         adapter = self.get(name)
+        kept = adapter.method.finish(adapter.params)
         trained = [path for path in adapter.params if path]
         adapted = [path for path in trained if adapter.adds(path) and path in self.maps]
         peft.write(
             directory,
             adapter.method,
-            adapter.params,
+            kept,
             shared=adapter.shared,
             base_name=self.title,
             modules_to_save=targets.short_names(self.layout.saved(adapter.method), self.layout.modules),

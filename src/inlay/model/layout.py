@@ -12,19 +12,10 @@ from torch import nn
 
 from inlay.errors import TargetError, explain, nearest
 from inlay.methods import name_of
-from inlay.methods._contract import (
-    BlockMethod,
-    Decoder,
-    LinearMethod,
-    Method,
-    Own,
-    Params,
-    PromptMethod,
-    is_regex,
-    selects,
-    split,
-)
+from inlay.methods._contract import BlockMethod, Decoder, LinearMethod, Method, Own, Params, PromptMethod
 from inlay.model import targets
+from inlay.model.frozen import QuantizedLinear
+from inlay.names import is_regex, selects, split
 
 Shapes = dict[str, dict[str, tuple[int, ...]]]
 """The shapes of tensors, by module path and name."""
@@ -44,7 +35,7 @@ class Layout:
 
     def __init__(self, module: nn.Module, decoder: Callable[[], Decoder | None] = lambda: None):
         self.modules = dict(module.named_modules())
-        self.maps = targets.linear_modules(module)
+        self.maps = targets.maps_of(module)
         self.head = targets.output_head(module)
         self.blocks = targets.blocks(module, self.maps)
         self.tied = _tied(self.modules)
@@ -181,6 +172,15 @@ class Layout:
     def _trained(self, method: Method, adapted: Collection[str]) -> list[tuple[Own, nn.Parameter]]:
         """The model's own tensors that are trained and kept: those that the method asks for, and whole modules by name."""
         saved = self.saved(method)
+        packed = [path for path, linear in self.maps.items() if isinstance(linear.module, QuantizedLinear)]
+        if any(path in saved or method.trains(Own(path, "weight", "linear", path in adapted)) for path in packed):
+            raise TargetError(
+                explain(
+                    "a quantised weight can't be trained",
+                    found=f"{name_of(method)} trains the weights of {len(packed)} quantised layers",
+                    do="load the base without quantize, or --method lora",
+                )
+            )
         return [
             (own, parameter)
             for own, parameter in targets.own_tensors(self.modules, self.maps, adapted)

@@ -239,9 +239,10 @@ def _changed(base: Base, adapter: Adapter) -> list[tuple[str, str]]:
 
 
 def _unties(base: Base, adapter: Adapter) -> bool:
-    """The head and the embeddings are one weight, and the adapter changes one of them alone."""
+    """The head and the embeddings are one weight, and would not be with the adapter in it."""
     table, head = _table(base), base.head
-    return table is not None and head is not None and (table in adapter) != (head in adapter)
+    changes = table is not None and head is not None and (table in adapter or head in adapter)
+    return changes and head not in adapter.aliases
 
 
 def _table(base: Base) -> str | None:

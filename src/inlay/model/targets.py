@@ -17,28 +17,23 @@ from torch import nn
 from inlay import methods
 from inlay.errors import TargetError, explain, nearest
 from inlay.methods import name_of
-from inlay.methods._contract import (
-    Block,
-    LinearMethod,
-    Method,
-    Names,
-    Own,
-    is_named,
-    is_regex,
-    matches,
-    matches_end,
-    split,
-)
+from inlay.methods._contract import Block, LinearMethod, Method, Own
 from inlay.model.linear import KINDS, Linear, as_linear
+from inlay.names import Names, is_named, is_regex, matches, matches_end, split
 
 Problems = dict[str, list[str]]
 """What matches nothing, by the field that asked for it."""
 
 
-def linear_modules(model: nn.Module) -> dict[str, Linear]:
+def maps_of(model: nn.Module) -> dict[str, Linear]:
     """Every map of `model` that a method can know, by path, in the model's own order: linear, embedding, conv2d."""
     found = ((path, as_linear(module)) for path, module in model.named_modules())
     return {path: linear for path, linear in found if linear is not None}
+
+
+def linear_modules(model: nn.Module) -> dict[str, Linear]:
+    """The linear layers among them."""
+    return {path: linear for path, linear in maps_of(model).items() if linear.kind == "linear"}
 
 
 def blocks(model: nn.Module, linears: dict[str, Linear]) -> dict[str, Block]:
@@ -111,7 +106,7 @@ def resolve(method: Method, linears: dict[str, Linear], head: str | None, strict
 
     **Arguments:**
 
-    - `linears`: the model's linear maps, as `linear_modules` gives them.
+    - `linears`: the model's linear maps, as `maps_of` gives them.
     - `head`: the path that 'all-linear' leaves out.
     - `strict`: refuse what matches nothing; without it such names are passed over, as the exchange format allows.
 

@@ -19,6 +19,6 @@ def find(name: str) -> Scheme:
     - `UnknownNameError`: there is no file of that name.
     """
     scheme: Any = plugins.find(
-        __name__, names(), name, Scheme, "quantisation scheme", "--scheme"
+        __name__, names(), name, Scheme, "quantisation scheme", "--scheme nf4"
     )  # not abstract, as typed
     return scheme()

@@ -1,0 +1,68 @@
+"""Modules by name: what settings such as `target_modules` and `modules_to_save` mean."""
+
+from typing import TypeGuard
+
+from inlay.errors import ConfigError, explain
+
+Names = str | tuple[str, ...]
+"""Which modules: 'all-linear', names separated by commas, or a regular expression; or a tuple of names.
+
+A string with one of the characters * + ? ( ) [ ] | \\ ^ $ is a regular expression for the whole module path; one
+that takes longer than `MATCH_SECONDS` over a path is refused. A name is a module's whole path or its end: `q_proj` and
+`self_attn.q_proj` both name every query projection.
+"""
+
+MATCH_SECONDS = 0.2
+"""A regular expression that is longer than this over one module's path is refused."""
+
+_REGEX_CHARACTERS = frozenset("*+?()[]|\\^$")
+
+
+def matches(pattern: str, path: str) -> bool:
+    """The regular expression `pattern` is the whole of `path`.
+
+    Found with `regex`, which can stop: adapters from elsewhere bring their patterns with them, and `re` tries (.*)*(.*)*x
+    for longer than anyone waits.
+
+    **Raises:**
+
+    - `ConfigError`: it takes longer than `MATCH_SECONDS`.
+    """
+    import regex
+
+    try:
+        return regex.fullmatch(pattern, path, timeout=MATCH_SECONDS) is not None
+    except (TimeoutError, regex.error) as error:
+        raise ConfigError(
+            explain(
+                "a regular expression says in reasonable time which modules it means",
+                found=f"{pattern!r}: {str(error) or 'no answer'} on {path}",
+                do="names with commas between, or an expression without a repeat within a repeat",
+            )
+        ) from None
+
+
+def selects(names: Names, path: str) -> bool:
+    """`names` means the module at `path`: by a regular expression for the whole path, or by a name at its end."""
+    if is_regex(names):
+        return matches(names, path)
+    return any(is_named(name, path) for name in split(names))
+
+
+def is_regex(names: Names) -> TypeGuard[str]:
+    return isinstance(names, str) and not _REGEX_CHARACTERS.isdisjoint(names)
+
+
+def split(names: Names) -> list[str]:
+    """Names with commas between them, or a tuple of names, as a list."""
+    return [name.strip() for name in (names.split(",") if isinstance(names, str) else names)]
+
+
+def is_named(name: str, path: str) -> bool:
+    """`name` is the whole path of a module, or its end."""
+    return path == name or path.endswith(f".{name}")
+
+
+def matches_end(key: str, path: str) -> bool:
+    """`key` is the end of `path` from a dot on: how the exchange format looks up `rank_pattern` and the like."""
+    return matches(rf"(.*\.)?({key})", path)
