@@ -144,11 +144,13 @@ def write(
     shared: Params,
     base_name: str,
     target_modules: Sequence[str],
+    names: Mapping[str, Sequence[str]] | None = None,
     fan_in_fan_out: bool,
     record: Mapping[str, Any],
     modules_to_save: Sequence[str] = (),
     embeddings: Collection[str] = (),
-    task_type: str = "CAUSAL_LM",
+    kernels: Mapping[str, Sequence[int]] | None = None,
+    task_type: str | None = None,
 ) -> None:
     """Write the four files into `directory`, which exists.
 
@@ -156,9 +158,11 @@ def write(
 
     - `shared`: frozen tensors that all modules share.
     - `target_modules`: the adapted modules, as the format names them: last components or whole paths.
+    - `names`: the modules that other fields of the method mean, likewise; all of them are among `target_modules`.
     - `fan_in_fan_out`: the base stores these weights as (in, out).
     - `record`: the content of `inlay.json`, without its format number.
     - `modules_to_save`: the modules that are kept whole, likewise.
+    - `kernels`: the shapes of the weights of those that are convolutions, by path.
     - `embeddings`: the modules that are embeddings, by path: their tensors have names of their own.
     - `task_type`: what PEFT calls the kind of model.
     """
@@ -167,9 +171,13 @@ def write(
     config = _config(method) | about
     known = set(method.peft_accepts) | {field.name for field in dataclasses.fields(method)}
     optional = {"fan_in_fan_out": fan_in_fan_out, "target_modules": list(target_modules)}
+    optional |= {field: list(modules) for field, modules in (names or {}).items()}
     config |= {key: value for key, value in optional.items() if key in known}
     tensors = {f"{_SHARED_PREFIX}{name}": tensor for name, tensor in shared.items()}
     for path, module in params.items():
+        shape = (kernels or {}).get(path)
+        if shape is not None:
+            module = {name: _kernel(tensor, method.peft_kernels.get(name), shape) for name, tensor in module.items()}
         tensors |= _keys(method, path, module, path in embeddings)
     stored = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
     (directory / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True), "utf-8")
@@ -266,8 +274,7 @@ def _params(path: Path, tensors: Mapping[str, Tensor], method: Method) -> tuple[
         elif name == _COPY:
             copies[module] = tensors[key]
         else:
-            tensor = tensors[key]  # a kernel as the matrix that it is, flattened
-            params.setdefault(module, {})[name] = tensor.flatten(1) if tensor.dim() > 2 else tensor
+            params.setdefault(module, {})[name] = _flat(tensors[key], method.peft_kernels.get(name))
     strangers = [f"{path}{_INNER}.weight" for path in copies if path not in params]
     problems += [f"{key}: no tensor of {_type_name(type(method))} has that name" for key in strangers]
     if not tensors:
@@ -282,6 +289,22 @@ def _params(path: Path, tensors: Mapping[str, Tensor], method: Method) -> tuple[
             )
         )
     return params, shared, copies
+
+
+def _flat(tensor: Tensor, kind: str | None) -> Tensor:
+    """A tensor of a convolution's adapter as the matrix or vector that it is."""
+    if tensor.dim() != 4 or kind is None:
+        return tensor
+    return tensor.flatten() if kind == "channel" else tensor.flatten(1)
+
+
+def _kernel(tensor: Tensor, kind: str | None, shape: Sequence[int]) -> Tensor:
+    """A tensor of the adapter of a convolution whose weight has this shape, as PEFT has it."""
+    if kind == "kernel":
+        return tensor.view(len(tensor), *shape[1:])
+    if kind == "point":
+        return tensor[:, :, None, None]
+    return tensor.view(1, -1, 1, 1) if kind == "channel" else tensor
 
 
 def _is_finite(tensor: Tensor) -> bool:
@@ -353,6 +376,8 @@ def _whole(value: Any) -> Any:
     """32.0 as 32: readers expect whole numbers where `peft` writes them."""
     if isinstance(value, Mapping):
         return {key: _whole(item) for key, item in value.items()}
+    if isinstance(value, tuple):
+        return list(value)
     return int(value) if isinstance(value, float) and value.is_integer() and value else value
 
 

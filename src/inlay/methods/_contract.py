@@ -122,6 +122,13 @@ class Method(abc.ABC):
     peft_embedding_tensors: ClassVar[Mapping[str, str]] = {}
     """Likewise, for modules that are embeddings."""
 
+    peft_names: ClassVar[tuple[str, ...]] = ()
+    """Fields of its own that name some of the target modules."""
+
+    peft_kernels: ClassVar[Mapping[str, str]] = {}
+    """The tensors that have another shape there for convolutions: `kernel` (rows, channels, height, width), `point` (rows,
+    columns, 1, 1) or `channel` (1, rows, 1, 1)."""
+
     peft_shared: ClassVar[tuple[str, ...]] = ()
     """The tensors that all modules share."""
 

@@ -49,6 +49,11 @@ class LowRank(LinearMethod):
     peft_type: ClassVar[str] = "LORA"
     peft_tensors: ClassVar[Mapping[str, str]] = {"lora_A": "lora_A.weight", "lora_B": "lora_B.weight"}
     peft_embedding_tensors: ClassVar[Mapping[str, str]] = {"lora_A": "lora_embedding_A", "lora_B": "lora_embedding_B"}
+    peft_kernels: ClassVar[Mapping[str, str]] = {
+        "lora_A": "kernel",
+        "lora_B": "point",
+        "lora_magnitude_vector": "channel",
+    }
     peft_defaults: ClassVar[Mapping[str, Any]] = {"r": 8, "lora_alpha": 8}
     peft_accepts: ClassVar[Mapping[str, Callable[[Any], bool]]] = {
         "alora_invocation_tokens": equals(None),

@@ -36,8 +36,8 @@ class Ia3(LinearMethod):
     feedforward_modules: Names = rf"(.*\.)?({LAST_OF_MLP})"
     """Those of them whose inputs are scaled, not their outputs, in the same forms."""
 
-    kinds: ClassVar[tuple[str, ...]] = ("linear", "conv2d")
     peft_type: ClassVar[str] = "IA3"
+    peft_names: ClassVar[tuple[str, ...]] = ("feedforward_modules",)
     peft_defaults: ClassVar[Mapping[str, Any]] = {"feedforward_modules": ()}
     peft_accepts: ClassVar[Mapping[str, Callable[[Any], bool]]] = {
         "fan_in_fan_out": lambda value: True,  # how the base stores its weight: read from the base itself

@@ -53,6 +53,8 @@ class Oft(LinearMethod):
         "module_dropout": lambda value: True,  # read only in training
     }
 
+    peft_writes: ClassVar[Mapping[str, Any]] = {"peft_version": "0.18.0"}  # since when the series is this one
+
     def __post_init__(self) -> None:
         super().__post_init__()
         one = (self.r > 0) != (self.oft_block_size > 0)

@@ -94,6 +94,11 @@ class Attached:
         """What the model is called."""
         return type(self.module).__name__
 
+    @property
+    def task_type(self) -> str | None:
+        """What PEFT calls the kind of model; None where it has no name for it."""
+        return "CAUSAL_LM" if hasattr(self.module, "prepare_inputs_for_generation") else None
+
     def attach(
         self, source: str | Path | Method, name: str | None = None, *, force: bool = False, seed: int = 0
     ) -> Adapter:
@@ -140,17 +145,27 @@ class Attached:
         kept = adapter.method.finish(adapter.params)
         trained = [path for path in adapter.params if path]
         adapted = [path for path in trained if adapter.adds(path) and path in self.maps]
+        every = self.layout.modules
+        short, names = targets.short_names(adapted or trained, every), {}
+        for field in adapter.method.peft_names:
+            some = [path for path in adapted if selects(getattr(adapter.method, field), path)]
+            names[field] = targets.short_names(some, every)
+            if not set(names[field]) <= set(short):
+                short, names[field] = adapted, some
         peft.write(
             directory,
             adapter.method,
             kept,
+            names=names,
             shared=adapter.shared,
             base_name=self.title,
-            modules_to_save=targets.short_names(self.layout.saved(adapter.method), self.layout.modules),
-            target_modules=targets.short_names(adapted or trained, self.layout.modules),
+            modules_to_save=targets.short_names(self.layout.saved(adapter.method), every),
+            target_modules=short,
+            kernels={path: self.maps[path].stored.shape for path in adapted if self.maps[path].kind == "conv2d"},
             embeddings=[path for path in adapted if self.maps[path].kind == "embedding"],
             fan_in_fan_out=bool(adapted) and all(self.maps[path].transposed for path in adapted),
             record={"base": self._origin(), **record},
+            task_type=self.task_type,
         )
 
     def create(self, method: Method, name: str = "default", seed: int = 0) -> Adapter:

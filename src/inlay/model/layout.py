@@ -183,8 +183,9 @@ class Layout:
             )
         return [
             (own, parameter)
-            for own, parameter in targets.own_tensors(self.modules, self.maps, adapted)
-            if method.trains(own) or any(own.path == path or own.path.startswith(f"{path}.") for path in saved)
+            for own, parameter, is_first in targets.own_tensors(self.modules, self.maps, adapted)
+            if (is_first and method.trains(own))
+            or any(own.path == path or own.path.startswith(f"{path}.") for path in saved)
         ]
 
     def _refuse_empty(self, method: Method) -> None:

@@ -62,17 +62,18 @@ def blocks(model: nn.Module, linears: dict[str, Linear]) -> dict[str, Block]:
 
 def own_tensors(
     modules: Mapping[str, nn.Module], linears: Mapping[str, Linear], adapted: Collection[str]
-) -> list[tuple[Own, nn.Parameter]]:
-    """Every tensor that these modules hold, each once: where two modules share one, with the first of them."""
+) -> list[tuple[Own, nn.Parameter, bool]]:
+    """Every tensor that these modules hold, and whether this module is the first that holds it."""
     seen: set[int] = set()
     found = []
     for path, module in modules.items():
         for name, parameter in module._parameters.items():
-            if not path or parameter is None or id(parameter) in seen or not parameter.is_floating_point():
+            if not path or parameter is None or not parameter.is_floating_point():
                 continue
+            is_first = id(parameter) not in seen
             seen.add(id(parameter))
             kind = linears[path].kind if path in linears else "norm" if _is_norm(module) else "other"
-            found.append((Own(path, name, kind, path in adapted), parameter))
+            found.append((Own(path, name, kind, path in adapted), parameter, is_first))
     return found
 
 

@@ -1,0 +1,246 @@
+"""Every method and kind of layer that `peft` knows too, both ways: the same logits, or refused by name. Writes the table of it."""
+
+import contextlib
+import dataclasses
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from inlay import methods
+from inlay.errors import InlayError
+from inlay.model.attach import Attached
+from inlay.model.load import load
+from tests.support import bases, models
+from tests.support.networks import Convolutional
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    import peft
+
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+
+TABLE = Path(__file__).parents[2] / "docs" / "reference" / "interop.md"
+LOGITS = 1e-5
+"""The agreement that the exchange format is held to, in float32."""
+
+KINDS = {
+    "linear": ("llama", "q_proj,down_proj"),
+    "Conv1D": ("gpt2", "c_attn,mlp.c_proj"),
+    "embedding": ("llama", "embed_tokens,v_proj"),
+    "tied head": ("llama_tied", "lm_head,v_proj"),
+    "conv2d": ("network", "first,second"),
+    "norm": ("llama", "input_layernorm,norm"),
+    "whole model": ("llama", ""),
+}
+"""Kind of layer -> (family, modules)."""
+
+
+@dataclasses.dataclass
+class Case:
+    """A method as both sides write it."""
+
+    name: str
+    ours: dict[str, Any]
+    theirs: Callable[..., Any]
+    kinds: tuple[str, ...] = ("linear", "Conv1D")
+
+
+def _lora(**settings):
+    return lambda targets: peft.LoraConfig(
+        r=3, lora_alpha=5, target_modules=targets, init_lora_weights=False, **settings
+    )
+
+
+def _other(config, **settings):
+    return lambda targets: config(target_modules=targets, **settings)
+
+
+def _prompt(config):
+    return lambda targets: config(num_virtual_tokens=3, task_type="CAUSAL_LM")
+
+
+R = dict(r=3, lora_alpha=5)
+EVERYWHERE = ("linear", "Conv1D", "embedding", "tied head", "conv2d")
+CASES = {
+    "LoRA": Case("lora", R, _lora(), EVERYWHERE),
+    "rsLoRA": Case("lora", R | dict(use_rslora=True), _lora(use_rslora=True)),
+    "LoRA, biases of its layers": Case("lora", R | dict(bias="lora_only"), _lora(bias="lora_only")),
+    "LoRA, all biases": Case("lora", R | dict(bias="all"), _lora(bias="all")),
+    "LoRA, a whole head": Case("lora", R | dict(modules_to_save="lm_head"), _lora(modules_to_save=["lm_head"])),
+    "DoRA": Case("dora", R, _lora(use_dora=True), EVERYWHERE),
+    "AdaLoRA": Case(
+        "adalora",
+        dict(init_r=4, target_r=3, lora_alpha=5),
+        _other(peft.AdaLoraConfig, init_r=4, target_r=3, lora_alpha=5, total_step=10, init_lora_weights=False),
+    ),
+    "VeRA": Case("vera", dict(r=7), _other(peft.VeraConfig, r=7, init_weights=False)),
+    "(IA)^3": Case(
+        "ia3",
+        dict(feedforward_modules="down_proj,mlp.c_proj"),
+        lambda targets: peft.IA3Config(
+            target_modules=targets, feedforward_modules=targets[-1:], init_ia3_weights=False
+        ),
+    ),
+    "LoHa": Case(
+        "loha",
+        dict(r=3, alpha=5),
+        _other(peft.LoHaConfig, r=3, alpha=5, init_weights=False),
+        ("linear", "Conv1D", "conv2d"),
+    ),
+    "LoKr": Case(
+        "lokr",
+        dict(r=3, alpha=5, decompose_both=True),
+        _other(peft.LoKrConfig, r=3, alpha=5, decompose_both=True, init_weights=False),
+    ),
+    "OFT": Case("oft", dict(oft_block_size=4), _other(peft.OFTConfig, oft_block_size=4, init_weights=False)),
+    "OFT, exact": Case(
+        "oft",
+        dict(oft_block_size=4, use_cayley_neumann=False),
+        _other(peft.OFTConfig, oft_block_size=4, use_cayley_neumann=False, init_weights=False),
+    ),
+    "norms": Case("ln_tuning", {}, _other(peft.LNTuningConfig), ("norm",)),
+    "prompt tuning": Case("prompt", dict(num_virtual_tokens=3), _prompt(peft.PromptTuningConfig), ("whole model",)),
+    "prefix tuning": Case("prefix", dict(num_virtual_tokens=3), _prompt(peft.PrefixTuningConfig), ("whole model",)),
+    "prefix tuning, through a network": Case(
+        "prefix",
+        dict(num_virtual_tokens=3, prefix_projection=True, encoder_hidden_size=7),
+        lambda targets: peft.PrefixTuningConfig(
+            num_virtual_tokens=3, prefix_projection=True, encoder_hidden_size=7, task_type="CAUSAL_LM"
+        ),
+        ("whole model",),
+    ),
+    "P-tuning": Case("p_tuning", dict(num_virtual_tokens=3), _prompt(peft.PromptEncoderConfig), ("whole model",)),
+}
+REFUSED = {
+    ("LoHa", "Conv1D"): "Conv1D",
+    ("LoKr", "Conv1D"): "Conv1D",
+    ("OFT", "Conv1D"): "Conv1D",
+    ("OFT, exact", "Conv1D"): "Conv1D",
+}
+"""What `peft` refuses, and the word by which it does; the file is ours alone there."""
+
+BY_PEFT = ("Unsupported layer type", "Model has `tie_word_embeddings=True`", "Adapter layers are on")
+"""Warnings of `peft` that are not about what the file says."""
+
+
+def pairs():
+    """Every (method, kind of layer) that is tried."""
+    return [(what, kind) for what, case in CASES.items() for kind in case.kinds]
+
+
+def _held(folder, family):
+    """A frozen model of ours, a fresh one for `peft`, and how to ask either."""
+    if family == "network":
+        held, x = Attached(Convolutional()), torch.randn(2, 3, 9, 8, generator=torch.Generator().manual_seed(4))
+        return held, Convolutional, lambda model: model(x)
+    held, ids = load(folder / "base", dtype="float32"), models.tokens(2, 9)
+    return (
+        held,
+        lambda: AutoModelForCausalLM.from_pretrained(folder / "base"),
+        lambda model: model(input_ids=ids).logits[:, -ids.shape[1] :],
+    )
+
+
+@contextlib.contextmanager
+def _strictly():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # an unknown key or a missing tensor is a warning there
+        for text in BY_PEFT:
+            warnings.filterwarnings("ignore", message=text)
+        yield
+
+
+def _from_ours(what, kind, folder):
+    """Largest relative difference of a logit where `peft` reads what we wrote, and how far the adapter moves one."""
+    case, (family, targets) = CASES[what], KINDS[kind]
+    held, fresh, ask = _held(folder, family)
+    names = {"target_modules": targets} if targets else {}
+    models.randomize(held.attach(methods.find(case.name)(**names, **case.ours), "ours"), seed=6)
+    held.get("ours").finish_()
+    (folder / "ours").mkdir()
+    held.save("ours", folder / "ours", {})
+    with _strictly(), torch.no_grad():
+        theirs = peft.PeftModel.from_pretrained(fresh(), folder / "ours").eval()
+        return _difference(held, "ours", ask, ask(theirs))
+
+
+def _from_theirs(what, kind, folder):
+    """The same where we read what `peft` wrote."""
+    case, (family, targets) = CASES[what], KINDS[kind]
+    held, fresh, ask = _held(folder, family)
+    config = case.theirs(targets.split(","))
+    config.task_type = None if family == "network" else "CAUSAL_LM"
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        theirs = peft.get_peft_model(fresh(), config).eval()
+        generator = torch.Generator().manual_seed(3)
+        for parameter in theirs.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+        wanted = ask(theirs)
+        theirs.save_pretrained(folder / "theirs")
+        held.attach(folder / "theirs")
+        return _difference(held, "theirs", ask, wanted)
+
+
+def _difference(held, name, ask, wanted):
+    with held.using(name):
+        ours = ask(held.module)
+    with held.using(None):
+        plain = ask(held.module)
+    largest = max(1.0, wanted.abs().max().item())
+    return (ours - wanted).abs().max().item() / largest, (plain - wanted).abs().max().item() / largest
+
+
+@pytest.mark.parametrize(("what", "kind"), pairs(), ids=lambda value: str(value).replace(" ", "_"))
+@pytest.mark.parametrize("way", [_from_ours, _from_theirs], ids=["ours_to_peft", "peft_to_ours"])
+def test_both_say_the_same(what, kind, way, tmp_path):
+    family, _ = KINDS[kind]
+    if family != "network":
+        bases.directory(tmp_path / "base", family)
+    if (what, kind) in REFUSED:
+        with pytest.raises(TypeError, match=REFUSED[what, kind]):
+            way(what, kind, tmp_path)
+        return
+    difference, effect = way(what, kind, tmp_path)
+    assert difference <= LOGITS < effect
+
+
+def test_the_table_of_it(tmp_path):
+    lines = [
+        "# Interop with PEFT",
+        "",
+        f"Made by tests/interop/test_methods.py with peft {peft.__version__}: the largest difference",
+    ]
+    lines[-1] += " of a logit in float32, relative to the largest logit or 1; at most 1e-5."
+    lines += [
+        "",
+        "| method | layers | written by Inlay, read by PEFT | written by PEFT, read by Inlay |",
+        "|---|---|---|---|",
+    ]
+    for number, (what, kind) in enumerate(pairs()):
+        family, _ = KINDS[kind]
+        cells = []
+        for way in (_from_ours, _from_theirs):
+            folder = tmp_path / f"{number}{way.__name__}"
+            folder.mkdir()
+            if family != "network":
+                bases.directory(folder / "base", family)
+            try:
+                difference = way(what, kind, folder)[0]
+                cells.append(next(f"below {power}" for power in ("1e-6", "1e-5", "1") if difference < float(power)))
+            except (TypeError, InlayError):
+                cells.append(f"refused by PEFT: {REFUSED[what, kind]}")
+        lines.append(f"| {what} | {kind} | {cells[0]} | {cells[1]} |")
+    rest = sorted(name for name in methods.names() if not methods.find(name).peft_type)
+    lines += [
+        "",
+        f"PEFT has no {', '.join(rest)}: their files are for Inlay, and PEFT refuses them by their peft_type.",
+    ]
+    TABLE.parent.mkdir(exist_ok=True)
+    TABLE.write_text("\n".join(lines) + "\n", "utf-8")
