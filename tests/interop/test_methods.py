@@ -215,9 +215,9 @@ def test_the_table_of_it(tmp_path):
     lines = [
         "# Interop with PEFT",
         "",
-        f"Made by tests/interop/test_methods.py with peft {peft.__version__}: the largest difference",
+        f"Made by `tests/interop/test_methods.py` with peft {peft.__version__}: the largest difference of a logit in",
+        "float32, relative to the largest logit or 1. Both are held to 1e-5.",
     ]
-    lines[-1] += " of a logit in float32, relative to the largest logit or 1; at most 1e-5."
     lines += [
         "",
         "| method | layers | written by Inlay, read by PEFT | written by PEFT, read by Inlay |",

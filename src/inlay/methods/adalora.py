@@ -1,6 +1,6 @@
 """AdaLoRA: LoRA in the form of a singular value decomposition, whose ranks are shared out among the layers as it learns.
 
-    y = W x + b + scaling B (E * (A x)),   scaling = lora_alpha / init_r
+    y = W x + b + scaling B (E * (A x)),   scaling = lora_alpha / (init_r + 1e-5)
 
 E (r, 1) starts at zero. Every layer starts with rank init_r; between the steps tinit and (last - tfinal), those of the E are
 set to zero whose triplets (a row of A, its E, a column of B) matter least, until target_r are left per layer on average:
@@ -11,8 +11,7 @@ set to zero whose triplets (a row of A, its E, a column of B) matter least, unti
 
 A penalty keeps A and B near orthogonal: orth_reg_weight times the mean of |A A^T - I| and |B^T B - I| over all of them.
 
-Source: AdaLoRA (Zhang et al. 2023, arXiv 2303.10512), equations 3, 4, 8 to 11 and 16. The scaling is lora_alpha by the
-rank, as PEFT has it.
+Source: AdaLoRA (Zhang et al. 2023, arXiv 2303.10512), equations 3, 4, 8 to 11 and 16. The scaling is PEFT's.
 
 When not to use it: on a short run, which has no time to find out which ranks matter; LoRA of rank target_r on all layers does
 as well.
@@ -103,25 +102,26 @@ class Adalora(LinearMethod):
         return Factors(params["lora_E"] * params["lora_A"], params["lora_B"], scaling)
 
     def penalty(self, params: Mapping[str, Params]) -> Tensor:
-        factors = [M for p in params.values() for M in (p["lora_A"], p["lora_B"].T)]
+        factors = [M for p in params.values() if "lora_E" in p for M in (p["lora_A"], p["lora_B"].T)]
         distances = [(M @ M.T - torch.eye(len(M), dtype=M.dtype, device=M.device)).norm() for M in factors]
         return self.orth_reg_weight * torch.stack(distances).mean()
 
     def after_step(self, params: Mapping[str, Params], step: int, num_steps: int, state: dict[str, Any]) -> None:
-        scores = [_matters(path, p, state, self.beta1, self.beta2) for path, p in params.items()]
+        triplets = {path: p for path, p in params.items() if "lora_E" in p}
+        scores = [_matters(path, p, state, self.beta1, self.beta2) for path, p in triplets.items()]
         start, end = (round(t * num_steps) if t < 1 else int(t) for t in (self.tinit, self.tfinal))
         if step < start or not scores:
             return
         left = max(0.0, 1 - (step - start) / max(1, num_steps - start - end)) ** 3
         budget = round(len(scores) * (self.target_r + (self.init_r - self.target_r) * left))
-        if left == 0 and "kept" in state:
-            keep = state["kept"]
-        else:
+        if "kept" not in state:
             every = torch.cat(scores)
             keep = every >= every.topk(budget).values[-1]
-            state["kept"] = keep
+            state |= {"kept": keep} if left == 0 else {}  # from here on the same ones
+        else:
+            keep = state["kept"]
         with torch.no_grad():
-            for p, kept in zip(params.values(), keep.split(self.init_r), strict=True):
+            for p, kept in zip(triplets.values(), keep.split(self.init_r), strict=True):
                 p["lora_E"].mul_(kept[:, None])
 
     def describe(self) -> str:
@@ -136,9 +136,8 @@ def _matters(path: str, params: Params, state: dict[str, Any], beta1: float, bet
     """How much each triplet of one module matters."""
     scores = {}
     for name, tensor in params.items():
-        if tensor.grad is None:
-            continue
-        now = (tensor.detach() * tensor.grad).abs()
+        grad = torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
+        now = (tensor.detach() * grad).abs()
         mean, spread = state.get(f"{path}.{name}", (torch.zeros_like(now), torch.zeros_like(now)))
         mean = beta1 * mean + (1 - beta1) * now
         spread = beta2 * spread + (1 - beta2) * (now - mean).abs()

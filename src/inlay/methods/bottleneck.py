@@ -1,6 +1,6 @@
 """Bottleneck adapters: a small network inside each layer, of two maps with a non-linearity between them.
 
-    h + scaling up(f(down(h) + b1)) + b2,   down (size, width), up (width, size)
+    h + scaling (up(f(down(h) + b1)) + b2),   down (size, width), up (width, size)
 
     houlsby     after attention and after the MLP, before what they say is added to the stream
     pfeiffer    after the MLP alone
@@ -38,7 +38,7 @@ FUNCTIONS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Bottleneck(BlockMethod):
-    """h + scaling up(f(down(h) + b1)) + b2"""
+    """h + scaling (up(f(down(h) + b1)) + b2)"""
 
     placement: Literal["houlsby", "pfeiffer", "parallel"] = "houlsby"
     """After attention and MLP, after the MLP alone, or beside the MLP."""

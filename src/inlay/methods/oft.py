@@ -3,8 +3,9 @@
     y = W R^T x + b,   R = blockdiag(R_1, R_2, ...),   R_i = (I - Q_i)(I + Q_i)^-1,   Q_i = -Q_i^T
 
 (x is a column here: block by block, the row x_i becomes x_i R_i.) R is orthogonal, so that the angles between the rows of W,
-and with them what the model knows, are kept. A Q of zeros is no turn. use_cayley_neumann takes the inverse as the first terms
-of its series, R ~ I + 2 Q + 2 Q^2 + ... + Q^k, which is what PEFT does unless told otherwise: fast, and orthogonal only nearly.
+and with them what the model knows, are kept. A Q of zeros is no turn. use_cayley_neumann takes R as the first
+terms of a series, I + 2 Q + 2 Q^2 + ... + Q^k, which is that of (I + Q)(I - Q)^-1: a turn the other way, fast, and orthogonal
+only nearly. It is what PEFT does unless told otherwise, and what its files mean; three terms are the same as four there.
 
 Sources: OFT (Qiu et al. 2023, arXiv 2306.07280), section 4; Orthogonal Finetuning Made Scalable (Qiu et al. 2025, arXiv
 2506.19847), section 4, for the turned inputs and the series.
