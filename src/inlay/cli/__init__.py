@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-ORDER = ("demo", "train", "eval", "generate", "chat", "merge", "quantize", "inspect")
+ORDER = ("demo", "plan", "train", "compare", "eval", "generate", "chat", "merge", "quantize", "inspect")
 """The order of the commands in the help: that of an adapter's life. A command that is not here comes last."""
 
 

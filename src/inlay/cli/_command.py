@@ -59,6 +59,23 @@ def parse(cls: Any, command: str, arguments: Sequence[str]) -> Any:
         )
 
 
+METHOD_FIELD = "adapter"
+"""The field of a command with a method that holds the method's configuration."""
+
+
+def with_method(cls: Any, arguments: Sequence[str]) -> Any:
+    """The command `cls` with the flags of the method that the arguments, or their configuration file, name."""
+    from inlay import methods
+
+    config = value_of("--config", arguments)
+    in_file = read_config(Path(config)).get("method") if config else None
+    method: Any = methods.find(str(value_of("--method", arguments) or in_file or "lora"))
+    default = dataclasses.field(default_factory=method)
+    return dataclasses.make_dataclass(
+        f"{cls.__name__}WithMethod", [(METHOD_FIELD, method, default)], bases=(cls,), frozen=True, kw_only=True
+    )
+
+
 def value_of(flag: str, arguments: Sequence[str]) -> str | None:
     """The value of a flag in unparsed arguments, or None."""
     for i, argument in enumerate(arguments):

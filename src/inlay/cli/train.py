@@ -7,7 +7,7 @@ from typing import Any
 
 from inlay import methods
 from inlay.cli import _screen
-from inlay.cli._command import Data, OnBase, Verbose, read_config, value_of
+from inlay.cli._command import METHOD_FIELD, Data, OnBase, Verbose, with_method
 from inlay.cli._screen import count, say, size
 from inlay.io.fingerprint import short
 from inlay.kernels import native
@@ -77,19 +77,9 @@ class Train(OnBase):
         return 130 if report.interrupted else int(report.diverged)
 
 
-METHOD_FIELD = "adapter"
-"""The field of the full command that holds the method's configuration."""
-
-
 def command(arguments: Sequence[str]) -> Any:
     """The command with the flags of the method that the arguments, or their configuration file, name."""
-    config = value_of("--config", arguments)
-    in_file = read_config(Path(config)).get("method") if config else None
-    method: Any = methods.find(str(value_of("--method", arguments) or in_file or "lora"))
-    default = dataclasses.field(default_factory=method)
-    return dataclasses.make_dataclass(
-        "TrainWithMethod", [(METHOD_FIELD, method, default)], bases=(Train,), frozen=True, kw_only=True
-    )
+    return with_method(Train, arguments)
 
 
 def announce(job: jobs.Job) -> None:

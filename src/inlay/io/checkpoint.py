@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,16 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
     - `UnknownNameError`: there is no such directory or name.
     - `FormatError`: the directory holds no model, only pickles, or a broken file.
     """
-    directory = fetch(source, "model", _MODEL_FILES)
+    model = open_config(source, _MODEL_FILES)
+    tensors: dict[str, _safe.TensorEntry] = {}
+    for file in _weight_files(model.directory):
+        tensors |= _safe.read_header(file).tensors
+    return dataclasses.replace(model, tensors=tensors)
+
+
+def open_config(source: str | Path, patterns: Sequence[str] = ("config.json",)) -> Checkpoint:
+    """The same without its weights, which need not be there: what the architecture alone can tell."""
+    directory = fetch(source, "model", list(patterns))
     if not (directory / "config.json").is_file():
         raise FormatError(
             explain(
@@ -77,11 +87,8 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
         )
     config = _safe.read_json(directory / "config.json")
     _check_plain(directory, config)
-    tensors: dict[str, _safe.TensorEntry] = {}
-    for file in _weight_files(directory):
-        tensors |= _safe.read_header(file).tensors
     name = directory.name if os.path.exists(os.path.expanduser(source)) else str(source)
-    return Checkpoint(directory, name, config, tensors)
+    return Checkpoint(directory, name, config, {})
 
 
 def _check_plain(directory: Path, config: dict[str, Any]) -> None:

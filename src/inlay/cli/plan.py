@@ -1,0 +1,55 @@
+"""Say what an adapter of a method would be on a base, before any weight is read."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from inlay import methods
+from inlay.cli import _screen
+from inlay.cli._command import METHOD_FIELD, Common, Model, with_method
+from inlay.cli._screen import count, say, size
+from inlay.cli.inspect import modules
+from inlay.io.checkpoint import open_config
+from inlay.model import skeleton
+from inlay.model.layout import Layout
+from inlay.model.prompts import decoder_of
+
+BYTES_PER_WEIGHT = 16
+"""Of a trained weight in float32: itself, its gradient, and the optimiser's two moments."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan(Common):
+    """The base's configuration is enough."""
+
+    model: Model
+    """The base: a directory, or a name on the hub."""
+
+    method: str = "lora"
+    """How to adapt."""
+
+    def run(self) -> int:
+        """Count and print."""
+        checkpoint = open_config(self.model)
+        method = getattr(self, METHOD_FIELD)
+        model = skeleton.meta(checkpoint)
+        layout = Layout(model, lambda: decoder_of(model, None))
+        shapes = layout.wanted(method)
+        total, trained = sum(parameter.numel() for parameter in model.parameters()), layout.count(method)
+        say("base", f"{checkpoint.name} · {count(total)} weights")
+        say(
+            "adapter",
+            f"{methods.name_of(method)} {method.describe()} on {modules(path for path in shapes if path) or 'rows'}",
+        )
+        say("trained", f"{trained:,} weights ({100 * trained / total:.2g} % of the base)")
+        say("file", size(4 * sum(math.prod(shape) for own in shapes.values() for shape in own.values())))
+        say("memory", f"{size(BYTES_PER_WEIGHT * trained)} to train them, beside the base and its activations")
+        if self.json:
+            _screen.emit({"trainable_parameters": trained, "base_parameters": total, "method": methods.name_of(method)})
+        return 0
+
+
+def command(arguments: Sequence[str]) -> Any:
+    """The command with the flags of the method that the arguments name."""
+    return with_method(Plan, arguments)
