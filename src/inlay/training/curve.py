@@ -1,6 +1,8 @@
-"""The loss curve of a run as a picture."""
+"""The loss curve of a run, and several methods beside each other, as pictures."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from inlay.training.loop import Progress
 
@@ -24,6 +26,26 @@ def draw(path: Path, progress: Progress) -> None:
     axes.set_ylabel("nats per supervised token")
     axes.set_ylim(bottom=0)
     axes.legend(frameon=False)
+    figure.savefig(path, dpi=120)
+
+
+def compared(path: Path, results: Sequence[Any]) -> None:
+    """Write a PNG of several methods: their held-out losses over their trained weights, and what each forgot."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
+    for result in results:
+        left.plot(result.trainable_parameters, result.loss, "o", color="tab:blue")
+        left.annotate(f" {result.method}", (result.trainable_parameters, result.loss))
+    left.set_xscale("log")
+    left.set_xlabel("trained weights")
+    left.set_ylabel("held-out loss, nats per token")
+    shown = [result for result in results if result.forgetting is not None]
+    right.barh([result.method for result in shown], [result.forgetting for result in shown], color="tab:orange")
+    right.set_xlabel("growth of the loss on other text, nats per token")
     figure.savefig(path, dpi=120)
 
 

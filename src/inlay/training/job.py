@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 
@@ -30,6 +30,8 @@ from inlay.model.base import Base
 from inlay.text.mask import Example
 from inlay.training import data, loop
 from inlay.training.settings import Plan, Settings, from_dict, plan
+
+Item = TypeVar("Item")
 
 LONGEST_DEFAULT = 2048
 """Rows are not made longer than this unless asked, whatever positions the model has: memory grows with it."""
@@ -246,7 +248,7 @@ def longest_row(base: Base, wanted: int | None) -> int:
     return length
 
 
-def spread(examples: Sequence[Example], count: int) -> list[Example]:
+def spread(examples: Sequence[Item], count: int) -> list[Item]:
     """At most `count` of the examples, evenly over all of them."""
     if len(examples) <= count:
         return list(examples)

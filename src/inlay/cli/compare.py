@@ -1,0 +1,162 @@
+"""Train several methods on the same rows under the same budget, and show what each learned, cost and forgot."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from inlay import methods
+from inlay.cli import _screen
+from inlay.cli._command import Data, OnBase
+from inlay.cli._screen import count, say, size
+from inlay.errors import ConfigError, explain
+from inlay.io import output as output_directory
+from inlay.io.peft import read_record
+from inlay.model.base import Base
+from inlay.training import curve, job, score
+from inlay.training import data as rows_of
+from inlay.training.loop import evaluate
+from inlay.training.settings import Settings
+
+TABLE, PICTURE, RESULTS = "compare.md", "compare.png", "compare.json"
+FORGETTING_ROWS = 200
+"""Rows of other text that forgetting is measured on, spread over it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What one method did."""
+
+    method: str
+    loss: float | None
+    """Held-out loss, in nats per token."""
+    bleu: float | None
+    trainable_parameters: int
+    adapter_bytes: int
+    seconds: float
+    peak_rss_bytes: int
+    forgetting: float | None
+    """How much the loss on other text grew, in nats per token."""
+    learning_rate: float
+    reason: str = ""
+    """Why it was not trained."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Compare(OnBase):
+    """Each method is trained in a process of its own, so that its memory is its own; defaults are those of `inlay train`."""
+
+    data: Data
+    """The rows: a JSONL, JSON, CSV or Parquet file, a folder of them, or a data set on the hub."""
+
+    output: Path
+    """The directory for the table, the picture and the adapters; it must not exist."""
+
+    methods: str = "lora,dora,prefix,prompt,bottleneck,ia3,bitfit,full"
+    """Which, names with commas between."""
+
+    eval_data: str | None = None
+    """Held-out rows; without it, a part of the data is held out."""
+
+    other: str | None = None
+    """Rows of other text: how much worse each adapter is on it than the base is what it forgot."""
+
+    bleu: int = 0
+    """Answer this many of the held-out prompts (of --eval-data) and score the answers against all references."""
+
+    settings: Settings
+    """How to train."""
+
+    def run(self) -> int:
+        """Train each, measure each, write the table."""
+        names = [name.strip() for name in self.methods.split(",")]
+        for name in names:
+            methods.find(name)
+        if self.bleu and self.eval_data is None:
+            raise ConfigError(explain("answers are scored on rows of their own", found="--bleu", do="--eval-data FILE"))
+        base = self.load()
+        say("base", f"{base.describe()} · {base.fingerprint}")
+        with output_directory.new_directory(self.output) as directory:
+            results = []
+            for number, name in enumerate(names):
+                say("method", f"{name} ({number + 1} of {len(names)})")
+                results.append(self._one(base, name, directory))
+            columns = table(results)
+            (directory / TABLE).write_text(columns + "\n", "utf-8")
+            (directory / RESULTS).write_text(json.dumps([dataclasses.asdict(r) for r in results], indent=2), "utf-8")
+            curve.compared(directory / PICTURE, [r for r in results if not r.reason])
+        print(columns)
+        say("wrote", f"{self.output}/  ({TABLE}, {PICTURE}, {RESULTS}, and the adapters)")
+        if self.json:
+            _screen.emit({"results": [dataclasses.asdict(result) for result in results]})
+        return 0
+
+    def _one(self, base: Base, name: str, directory: Path) -> Result:
+        """Train one method, then measure its adapter beside the base."""
+        report, reason = self._train(name, directory / name)
+        if reason:
+            say("", reason)
+            return Result(name, None, None, 0, 0, 0.0, 0, None, 0.0, reason)
+        adapter = base.attach(directory / name, name).name
+        forgetting = self._loss(base, adapter) - self._loss(base, None) if self.other else None
+        bleu = self._bleu(base, adapter) if self.bleu else None
+        rate = read_record(directory / name)["training"]["learning_rate"]
+        base.detach(adapter)
+        kept = ("trainable_parameters", "adapter_bytes", "seconds", "peak_rss_bytes")
+        values = {key: report[key] for key in kept}
+        return Result(name, report["eval_loss"], bleu, **values, forgetting=forgetting, learning_rate=rate)
+
+    def _train(self, name: str, directory: Path) -> tuple[dict[str, Any], str]:
+        """The report of `inlay train`, or why it refused."""
+        given = {"model", "data", "quantize", "dtype", "device", "device_memory", "eval_data"}
+        values = {key: getattr(self, key) for key in given} | dataclasses.asdict(self.settings)
+        flags = [text for key, value in values.items() if key not in ("model", "data") for text in _flag(key, value)]
+        command = [sys.executable, "-m", "inlay", "train", self.model, self.data, "--method", name, "--json", *flags]
+        done = subprocess.run([*command, "--output", str(directory)], capture_output=True, text=True)
+        if done.returncode == 130:
+            raise KeyboardInterrupt
+        if done.returncode:
+            lines = [line for line in done.stderr.splitlines() if line.startswith(("error: ", "  found: "))]
+            return {}, " · ".join(line.strip() for line in lines) or done.stderr[-300:]
+        return json.loads(done.stdout.splitlines()[-1]), ""
+
+    def _loss(self, base: Base, adapter: str | None) -> float:
+        rows = rows_of.read_rows(str(self.other))
+        prepared = rows_of.prepare(rows, base.tokenizer, job.longest_row(base, None), "all", "drop")
+        return evaluate(base, adapter, job.spread(prepared.examples, FORGETTING_ROWS))
+
+    def _bleu(self, base: Base, adapter: str) -> float:
+        wanted = score.references(rows_of.read_rows(str(self.eval_data)))
+        prompts = job.spread(list(wanted), self.bleu)
+        return score.score(base, adapter, {prompt: wanted[prompt] for prompt in prompts}).bleu
+
+
+def table(results: Sequence[Result]) -> str:
+    """The results as a table in Markdown."""
+    lines = [
+        "| method | held-out loss | BLEU | trained weights | file | seconds | memory | forgetting | learning rate |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for r in results:
+        cells = [
+            "" if r.loss is None else f"{r.loss:.3f}",
+            "" if r.bleu is None else f"{r.bleu:.1f}",
+            count(r.trainable_parameters),
+            size(r.adapter_bytes),
+            f"{r.seconds:.0f}",
+            size(r.peak_rss_bytes),
+            "" if r.forgetting is None else f"{r.forgetting:+.3f}",
+            f"{r.learning_rate:.2g}",
+        ]
+        lines.append(f"| {r.method} | {' | '.join(cells) if not r.reason else f'not trained: {r.reason}' + ' |' * 7} |")
+    return "\n".join(lines)
+
+
+def _flag(name: str, value: Any) -> list[str]:
+    return [] if value is None else [f"--{name.replace('_', '-')}", str(value)]
+
+
+Command = Compare
