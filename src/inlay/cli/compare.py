@@ -116,8 +116,6 @@ class Compare(OnBase):
         flags = [text for key, value in values.items() if key not in ("model", "data") for text in _flag(key, value)]
         command = [sys.executable, "-m", "inlay", "train", self.model, self.data, "--method", name, "--json", *flags]
         done = subprocess.run([*command, "--output", str(directory)], capture_output=True, text=True)
-        if done.returncode == 130:
-            raise KeyboardInterrupt
         if done.returncode:
             lines = [line for line in done.stderr.splitlines() if line.startswith(("error: ", "  found: "))]
             return {}, " · ".join(line.strip() for line in lines) or done.stderr[-300:]

@@ -1,0 +1,109 @@
+"""Methods where they make no sense: refused by name, with the reason and what to type."""
+
+import pytest
+import torch
+from torch import nn
+
+import inlay
+from inlay.errors import CompatibilityError, ConfigError, TargetError
+from inlay.model.load import load
+from tests.support import bases, quantized
+from tests.support.networks import Convolutional
+from tests.support.refusals import refused, train
+
+
+@pytest.fixture
+def base(tmp_path):
+    return load(bases.directory(tmp_path / "base", "llama_tied"), dtype="float32")
+
+
+@pytest.mark.parametrize(
+    ("method", "reason"),
+    [
+        (inlay.Prompt(), "its virtual tokens stand in the rows, not in the weights"),
+        (inlay.Prefix(), "its virtual tokens stand in the rows, not in the weights"),
+        (inlay.PTuning(), "its virtual tokens stand in the rows, not in the weights"),
+        (inlay.Bottleneck(), "its network adds depth to every layer"),
+    ],
+)
+def test_what_no_weight_can_hold_is_not_merged(base, tmp_path, method, reason):
+    base.attach(method, "it")
+    with pytest.raises(CompatibilityError, match=f"can't be merged: {reason}"):
+        inlay.merge(base, "it", tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+
+
+def test_a_kind_of_layer_that_a_method_does_not_know(place, capsys):
+    says = ["ia3 adapts linear layers", "model.embed_tokens is embedding", "--method lora"]
+    refused(capsys, *train(place)[:7], "--method", "ia3", "--target-modules", "embed_tokens", says=says)
+
+
+def test_a_method_of_no_such_name(place, capsys):
+    refused(capsys, *train(place)[:7], "--method", "dorra", says=["no adapter method of that name", "--method dora"])
+
+
+def test_a_model_without_biases_has_nothing_for_bitfit(base):
+    with pytest.raises(TargetError, match="nothing that bitfit could train"):
+        base.attach(inlay.Bitfit())
+    assert not base.adapters
+
+
+@pytest.mark.parametrize("method", [inlay.Full(), inlay.Lora(modules_to_save="q_proj")])
+def test_a_quantised_weight_is_not_trained(tmp_path, method):
+    directory, _ = quantized.directory(tmp_path / "base", "llama", "nf4")
+    with pytest.raises(TargetError, match="a quantised weight can't be trained"):
+        load(directory, dtype="float32").attach(method)
+
+
+@pytest.mark.parametrize("method", [inlay.Prompt(), inlay.Prefix(), inlay.PTuning()])
+def test_virtual_tokens_need_a_language_model(method):
+    with pytest.raises(TargetError, match="rows of a language model"):
+        inlay.attach(Convolutional(), method)
+
+
+def test_blocks_need_layers():
+    with pytest.raises(TargetError, match="nothing that bottleneck could train"):
+        inlay.attach(Convolutional(), inlay.Bottleneck())
+
+
+def test_a_convolution_in_groups_is_no_map(tmp_path):
+    network = nn.Sequential(nn.Conv2d(4, 4, 3, groups=2), nn.Flatten(), nn.Linear(4, 2))
+    with pytest.raises(TargetError, match="matches no"):
+        inlay.attach(network, inlay.Lora(r=1, target_modules="0"))
+
+
+def test_a_module_to_save_that_is_none(base):
+    with pytest.raises(TargetError, match="modules_to_save") as error:
+        base.attach(inlay.Lora(r=2, modules_to_save="lm_haed"))
+    assert "lm_haed" in str(error.value)
+    assert "--modules-to-save lm_head" in str(error.value)
+
+
+def test_a_prompt_without_its_text():
+    with pytest.raises(ConfigError, match="TEXT needs a text"):
+        inlay.Prompt(prompt_tuning_init="TEXT")
+
+
+def test_rows_with_an_empty_cache_bring_their_virtual_tokens(base):
+    from transformers import DynamicCache
+
+    base.attach(inlay.Prompt(num_virtual_tokens=2), "it")
+    with pytest.raises(CompatibilityError, match="bring their virtual tokens"):
+        base.model(input_ids=torch.tensor([[3, 4]]), past_key_values=DynamicCache(config=base.model.config))
+
+
+def test_an_embedding_of_another_base_in_the_file(base, tmp_path):
+    """PEFT writes the whole table beside an adapter of it; one that is not this base's would be dropped in silence there."""
+    from safetensors.torch import load_file, save_file
+
+    base.attach(inlay.Lora(r=2, target_modules="embed_tokens"), "it")
+    (tmp_path / "it").mkdir()
+    base.save("it", tmp_path / "it", {})
+    file = tmp_path / "it" / "adapter_model.safetensors"
+    table = base.maps["model.embed_tokens"].stored.detach().clone()
+    key = "base_model.model.model.embed_tokens.base_layer.weight"
+    save_file(load_file(file) | {key: table}, file)
+    base.attach(tmp_path / "it", "same")
+    save_file(load_file(file) | {key: table + 1}, file)
+    with pytest.raises(CompatibilityError, match="is not this base's"):
+        base.attach(tmp_path / "it", "another")
