@@ -21,9 +21,6 @@ from inlay.core.routed import routed
 from inlay.model.frozen import FrozenEmbedding, FrozenLinear, QuantizedLinear, is_transposed
 from inlay.quant._contract import Matrix
 
-KINDS = ("linear", "embedding", "conv2d")
-"""What `as_linear` knows."""
-
 
 class Linear:
     """The `LinearBase` of a module: see `inlay.methods._contract`."""

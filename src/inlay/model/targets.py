@@ -18,7 +18,7 @@ from inlay import methods
 from inlay.errors import TargetError, explain, nearest
 from inlay.methods import name_of
 from inlay.methods._contract import Block, LinearMethod, Method, Own
-from inlay.model.linear import KINDS, Linear, as_linear
+from inlay.model.linear import Linear, as_linear
 from inlay.names import Names, is_named, is_regex, matches, matches_end, split
 
 Problems = dict[str, list[str]]
@@ -150,12 +150,14 @@ def _check_kinds(method: LinearMethod, linears: dict[str, Linear]) -> None:
         if linear.kind not in method.kinds and any(is_named(name, path) for name in names)
     ]
     if wrong:
-        able = [other for other in methods.names() if set(KINDS) <= set(getattr(methods.find(other), "kinds", ()))]
+        kinds = {linear.kind for path, linear in linears.items() if any(is_named(name, path) for name in names)}
+        able = [other for other in methods.names() if kinds <= set(getattr(methods.find(other), "kinds", ()))]
+        able.sort(key=lambda other: other != "lora")  # the usual one first
         raise TargetError(
             explain(
                 f"{name_of(method)} adapts {', '.join(method.kinds)} layers",
                 found=wrong[:10],
-                do=f"other --target-modules, or --method {able[0] if able else 'lora'}",
+                do=f"other --target-modules{f', or --method {able[0]}' if able else ''}",
             )
         )
 
