@@ -94,6 +94,16 @@ class Attached:
         """What the model is called."""
         return type(self.module).__name__
 
+    @property
+    def task_type(self) -> str:
+        """What the exchange format calls this kind of model."""
+        return "CAUSAL_LM"
+
+    @property
+    def about_task(self) -> dict[str, Any]:
+        """What an adapter's record says of the task, where it is another than that of the kind."""
+        return {}
+
     def attach(
         self, source: str | Path | Method, name: str | None = None, *, force: bool = False, seed: int = 0
     ) -> Adapter:
@@ -120,7 +130,7 @@ class Attached:
 
     def read(self, source: str | Path, name: str, *, force: bool = False) -> Adapter:
         """An adapter from disk or the hub, checked against this model and not attached; see `attach`."""
-        file = peft.read(source)
+        file = self._known(peft.read(source))
         self._check_origin(name, file.record, force)
         problems = self.layout.problems(file.method, file.params) + self._other_weights(file.copies)
         if problems:
@@ -150,7 +160,8 @@ class Attached:
             target_modules=targets.short_names(adapted or trained, self.layout.modules),
             embeddings=[path for path in adapted if self.maps[path].kind == "embedding"],
             fan_in_fan_out=bool(adapted) and all(self.maps[path].transposed for path in adapted),
-            record={"base": self._origin(), **record},
+            record={"base": self._origin(), **self.about_task, **record},
+            task_type=self.task_type,
         )
 
     def create(self, method: Method, name: str = "default", seed: int = 0) -> Adapter:
@@ -203,6 +214,10 @@ class Attached:
         self.adapters[adapter.name] = adapter
         self.active = adapter.name
         return adapter
+
+    def _known(self, file: peft.PeftAdapter) -> peft.PeftAdapter:
+        """An adapter's file as it applies to this model."""
+        return file
 
     def _origin(self) -> dict[str, Any]:
         """What an adapter's record says of its base."""
