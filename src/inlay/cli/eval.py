@@ -69,8 +69,8 @@ class Eval(OnBase):
         left_out = (
             f" · {prepared.num_dropped:,} longer than {prepared.max_length:,} left out" if prepared.num_dropped else ""
         )
-        measured = f"{count(task.num_targets(examples))} {task.unit}s measured"
-        say("data", f"{self.data} · {len(examples):,} rows, {measured}{left_out}")
+        targets = f"{count(task.num_targets(examples))} {task.unit}s measured"
+        say("data", f"{self.data} · {len(examples):,} rows, {targets}{left_out}")
         if base.fresh_heads:
             say("note", f"{', '.join(base.fresh_heads)} of this base starts fresh: alone it says nothing yet")
         names = [None] if adapter is None else [None, adapter]
@@ -79,10 +79,10 @@ class Eval(OnBase):
         results: dict[str, Any] = {"rows": len(examples), "base_fingerprint": base.fingerprint.weights}
         for name in names:
             key = "adapter" if name else "base"
-            results[key] = {"loss": evaluate(base, name, examples)} | self._scores(base, name, wanted)
+            measured = {"loss": evaluate(base, name, examples)} | self._scores(base, name, wanted)
             own = task.scores(base, name, examples, self.max_new_tokens)
-            results[key] |= own
-            line = _line(results[key]) + (f" · {_tasks.in_words(own)}" if own else "")
+            results[key] = measured | own
+            line = _line(measured) + (f" · {_tasks.in_words(own)}" if own else "")
             print(f"{name or 'base':<{width}}{line}")
         results["loss"] = results["adapter" if adapter else "base"]["loss"]
         if self.json:
