@@ -103,6 +103,14 @@ def test_a_head_starts_from_the_seed_and_the_base_keeps_its_own_bytes(tmp_path):
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
 
 
+def test_the_fresh_head_of_a_base_is_the_same_each_time(tmp_path):
+    heads = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        heads.append(load(tmp_path, "llama", "sequence-classification").model.score.weight)
+    assert torch.equal(*heads)
+
+
 def test_a_head_that_the_checkpoint_has_is_where_training_starts(tmp_path):
     base = load(tmp_path, "llama_seq", "sequence-classification", labels=())
     assert (base.heads, base.fresh_heads, base.labels) == (["score"], [], ("LABEL_0", "LABEL_1"))

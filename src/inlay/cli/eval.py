@@ -69,8 +69,8 @@ class Eval(OnBase):
         left_out = (
             f" · {prepared.num_dropped:,} longer than {prepared.max_length:,} left out" if prepared.num_dropped else ""
         )
-        targets = f"{count(task.num_targets(examples))} {task.unit}s measured"
-        say("data", f"{self.data} · {len(examples):,} rows, {targets}{left_out}")
+        targets = "" if task.unit == "row" else f", {count(task.num_targets(examples))} {task.unit}s"
+        say("data", f"{self.data} · {len(examples):,} rows{targets} measured{left_out}")
         if base.fresh_heads:
             say("note", f"{', '.join(base.fresh_heads)} of this base starts fresh: alone it says nothing yet")
         names = [None] if adapter is None else [None, adapter]

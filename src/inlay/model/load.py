@@ -29,7 +29,7 @@ from inlay.model.base import Base
 from inlay.model.checks import check_device, check_special_tokens
 from inlay.model.frozen import QuantizedLinear, freeze_
 from inlay.model.fused import fuse_
-from inlay.model.purpose import Purpose, configuration, has_own_head, heads_of, is_head
+from inlay.model.purpose import CAUSAL_LM, Purpose, configuration, has_own_head, heads_of, is_head
 from inlay.model.quantized_cache import cached
 
 MIN_BFLOAT16_WIDTH = 256
@@ -78,7 +78,10 @@ def load(
     chosen = {None: default_dtype(checkpoint, device), "stored": checkpoint.dtype, **DTYPES}.get(dtype)
     if chosen is None:
         raise ConfigError(explain("no such dtype", found=f"{dtype!r}", do=f"one of {', '.join(DTYPES)}, stored"))
-    with _quiet_transformers():
+    has_task = purpose.task != CAUSAL_LM
+    with _quiet_transformers(), torch.random.fork_rng(devices=[], enabled=has_task):
+        if has_task:
+            torch.manual_seed(0)  # what the checkpoint lacks is the same each time
         model, missing, is_mapped = _mapped(checkpoint, packed, chosen, device, purpose)
         tokenizer = _tokenizer(checkpoint)
     check_special_tokens(model, checkpoint)
