@@ -20,6 +20,7 @@ PAGES = {
     "modules": [
         "inlay.model.base",
         "inlay.model.load",
+        "inlay.training.tasks",
         "inlay.model.attach",
         "inlay.model.merge",
         "inlay.model.quantize",

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from inlay.methods.lora import Lora
     from inlay.model.attach import attach
     from inlay.model.base import Base
-    from inlay.model.load import load
     from inlay.model.merge import merge
     from inlay.training.job import train
+    from inlay.training.tasks import load
 
 __version__ = "0.1.0"
 """The version of the package."""
@@ -27,7 +27,7 @@ __all__ = ["Base", "Lora", "__version__", "attach", "load", "merge", "train"]
 _HOMES = {
     "Base": "inlay.model.base",
     "attach": "inlay.model.attach",
-    "load": "inlay.model.load",
+    "load": "inlay.training.tasks",
     "merge": "inlay.model.merge",
     "train": "inlay.training.job",
 }

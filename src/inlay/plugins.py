@@ -37,7 +37,7 @@ def find(package: str, known: list[str], name: str, kind: type[Kind], what: str,
                 do=f"{choice.split()[0]} {near}" if near else choice,
             )
         )
-    module = importlib.import_module(f"{package}.{name}")
+    module = importlib.import_module(f"{package}.{name.replace('-', '_')}")
     return next(
         value
         for value in vars(module).values()

@@ -21,6 +21,7 @@ from inlay.errors import ConfigError, FormatError, UnknownNameError, explain, ne
 
 if TYPE_CHECKING:
     from inlay.model.base import Base
+    from inlay.model.purpose import Purpose
 
 Flag = tyro.conf.FlagCreatePairsOff
 _CONFIG = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff, tyro.conf.AvoidSubcommands)
@@ -254,12 +255,13 @@ class OnBase(Common):
     device_memory: str | None = None
     """Memory of the device that a quantised base may take, such as 24GB; layers beyond that travel there as they are used."""
 
-    def load(self) -> "Base":
-        """The base that the flags name."""
+    def load(self, purpose: "Purpose | None" = None) -> "Base":
+        """The base that the flags name, for next tokens unless for something else."""
         from inlay.model.load import load
 
         memory = None if self.device_memory is None else num_bytes("--device-memory", self.device_memory)
         how: dict[str, Any] = dict(dtype=self.dtype, device=self.device, device_memory=memory)
+        how |= {} if purpose is None else {"purpose": purpose}
         if self.quantize is None:
             return load(self.model, **how)
         with _screen.bar("quantizing", _screen.size) as update:

@@ -4,15 +4,15 @@ import dataclasses
 import sys
 from typing import Any, Literal
 
-from inlay.cli import _screen
+from inlay.cli import _screen, _tasks
 from inlay.cli._command import Data, OnBase
 from inlay.cli._screen import count, say
 from inlay.errors import DataError, explain
 from inlay.model.base import Base
+from inlay.model.purpose import CAUSAL_LM
 from inlay.text.template import prompt_ids
 from inlay.training import data as rows_of
-from inlay.training import job, score
-from inlay.training.batch import num_targets
+from inlay.training import job, score, tasks
 from inlay.training.loop import evaluate
 from inlay.training.settings import require_above_zero
 
@@ -23,6 +23,10 @@ class Eval(OnBase):
 
     data: Data
     """The rows: a JSONL, JSON, CSV or Parquet file, a folder of them, or a data set on the hub."""
+
+    task: str = CAUSAL_LM
+    """What is measured: causal-lm, sequence-classification, token-classification, seq2seq or embedding; the last four have
+    scores of their own."""
 
     adapter: str | None = None
     """An adapter directory, measured beside the plain base."""
@@ -50,23 +54,36 @@ class Eval(OnBase):
 
     def run(self) -> int:
         """Measure and print."""
-        base = self.load()
+        if self.scores != "none":
+            _tasks.check_causal(self.task, f"--scores {self.scores}")
+        task = tasks.find(self.task)
+        if self.max_new_tokens and not task.has_answers:
+            _tasks.check_causal(self.task, f"--max-new-tokens {self.max_new_tokens}")
+        base = self.load(_tasks.purpose(self.model, self.task, self.data, self.adapter))
         adapter = base.attach(self.adapter, force=self.force).name if self.adapter else None
-        rows = rows_of.read_rows(self.data)
+        rows = task.read(self.data)
         length = job.longest_row(base, self.max_length)
-        prepared = rows_of.prepare(rows, base.tokenizer, length, self.train_on, "drop")
+        prepared = task.prepare(rows, base, length, self.train_on, "drop")
         examples = job.spread(prepared.examples, self.rows or len(prepared.examples))
         say("base", f"{base.describe()} · {base.fingerprint}")
-        left_out = f" · {prepared.num_dropped:,} longer than {length:,} left out" if prepared.num_dropped else ""
-        say("data", f"{self.data} · {len(examples):,} rows, {count(num_targets(examples))} tokens measured{left_out}")
+        left_out = (
+            f" · {prepared.num_dropped:,} longer than {prepared.max_length:,} left out" if prepared.num_dropped else ""
+        )
+        targets = "" if task.unit == "row" else f", {count(task.num_targets(examples))} {task.unit}s"
+        say("data", f"{self.data} · {len(examples):,} rows{targets} measured{left_out}")
+        if base.fresh_heads:
+            say("note", f"{', '.join(base.fresh_heads)} of this base starts fresh: alone it says nothing yet")
         names = [None] if adapter is None else [None, adapter]
         width = max(10, len(adapter or "") + 1)
         wanted = {} if self.scores == "none" else self._wanted(base, rows)
         results: dict[str, Any] = {"rows": len(examples), "base_fingerprint": base.fingerprint.weights}
         for name in names:
             key = "adapter" if name else "base"
-            results[key] = {"loss": evaluate(base, name, examples)} | self._scores(base, name, wanted)
-            print(f"{name or 'base':<{width}}{_line(results[key])}")
+            measured = {"loss": evaluate(base, name, examples)} | self._scores(base, name, wanted)
+            own = task.scores(base, name, examples, self.max_new_tokens)
+            results[key] = measured | own
+            line = _line(measured) + (f" · {_tasks.in_words(own)}" if own else "")
+            print(f"{name or 'base':<{width}}{line}")
         results["loss"] = results["adapter" if adapter else "base"]["loss"]
         if self.json:
             _screen.emit(results)

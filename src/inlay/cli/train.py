@@ -6,14 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from inlay import methods
-from inlay.cli import _screen
+from inlay.cli import _screen, _tasks
 from inlay.cli._command import METHOD_FIELD, Data, OnBase, Verbose, with_method
 from inlay.cli._screen import count, say, size
 from inlay.io.fingerprint import short
 from inlay.kernels import native
 from inlay.model.base import Base
+from inlay.model.purpose import CAUSAL_LM
 from inlay.text.mask import show
 from inlay.training import job as jobs
+from inlay.training import tasks
 from inlay.training.loop import Progress
 from inlay.training.loss import unpacked_because
 from inlay.training.settings import Settings
@@ -28,6 +30,9 @@ class Train(OnBase):
 
     output: Path
     """The directory that will hold the adapter; it must not exist."""
+
+    task: str = CAUSAL_LM
+    """What to learn: causal-lm, sequence-classification, token-classification, seq2seq or embedding."""
 
     method: str = "lora"
     """How to adapt."""
@@ -49,7 +54,7 @@ class Train(OnBase):
 
     def run(self) -> int:
         """Prepare, say what will happen, train, say what happened."""
-        base = self.load()
+        base = self.load(_tasks.purpose(self.model, self.task, self.data))
         say("base", f"{base.describe()} · {base.fingerprint}")
         job = jobs.prepare(
             base,
@@ -60,6 +65,7 @@ class Train(OnBase):
             settings=self.settings,
         )
         if self.show_tokens:
+            _tasks.check_causal(self.task, f"--show-tokens {self.show_tokens}")
             for i, example in enumerate(job.train.examples[: self.show_tokens]):
                 trained = sum(example.trained)
                 print(f"row {i} ({len(example.input_ids)} tokens, {trained} trained on)")
@@ -70,10 +76,10 @@ class Train(OnBase):
             say("path", path(base))
             say("kernels", kernels())
         with _screen.bar("step") as update:
-            report = job.run(_listener(update))
+            report = job.run(_listener(update, "tok" if base.task == CAUSAL_LM else f"{tasks.of(base).unit}s"))
         _conclude(job, report, self.model)
         if self.json:
-            _screen.emit(dataclasses.asdict(report))
+            _screen.emit(report.as_dict())
         return 130 if report.interrupted else int(report.diverged)
 
 
@@ -86,13 +92,17 @@ def announce(job: jobs.Job) -> None:
     """The lines that stand before a run: what it learns from, what it trains, how long."""
     train, base = job.train, job.base
     template = "the tokenizer's" if base.tokenizer.chat_template else "plain (the tokenizer has none)"
-    form = "" if train.form == "text" else f" · template: {template}"
+    is_causal, unit = base.task == CAUSAL_LM, tasks.of(base).unit
+    form = "" if train.form == "text" or not is_causal else f" · template: {template}"
     say("data", f"{job.source} · {train.num_rows:,} rows of {train.form}{form}")
-    say("", f"{count(train.num_tokens)} tokens, {count(train.num_trained)} of them trained on{_left_out(job)}")
+    trained_on = f"{count(train.num_trained)} of them" if is_causal else f"{count(train.num_trained)} {unit}s"
+    say("", f"{count(train.num_tokens)} tokens, {trained_on} trained on{_left_out(job)}")
+    if not is_causal:
+        say("task", _tasks.describe(base))
     say("held out", _held_out(job))
     say("adapter", describe(job))
     say("steps", str(job.plan))
-    if train.num_trained > job.adapter.num_weights:
+    if is_causal and train.num_trained > job.adapter.num_weights:
         say(
             "note",
             f"{count(train.num_trained)} trained tokens are more than the adapter's {count(job.adapter.num_weights)} weights: "
@@ -102,6 +112,8 @@ def announce(job: jobs.Job) -> None:
 
 def path(base: Base) -> str:
     """The way that rows take through this base."""
+    if base.task != CAUSAL_LM:
+        return f"rows padded, with a mask: the task is {base.task}"
     reason = unpacked_because(base)
     if reason is None:
         return "rows packed, each attending to itself alone; only trained tokens reach the output head"
@@ -148,7 +160,7 @@ def _held_out(job: jobs.Job) -> str:
     return f"{total:,} rows{some}, {every}; the best adapter is kept"
 
 
-def _listener(update: Any) -> Any:
+def _listener(update: Any, unit: str) -> Any:
     said = -1
 
     def listen(progress: Progress) -> None:
@@ -156,7 +168,7 @@ def _listener(update: Any) -> Any:
         parts = [f"loss {progress.losses[-1]:.3f}"] if progress.losses else []
         parts += [_held_out_loss(*progress.eval_losses[-1])] if progress.eval_losses else []
         if progress.step_seconds:
-            parts.append(f"{progress.num_supervised / progress.step_seconds:,.0f} tok/s trained")
+            parts.append(f"{progress.num_supervised / progress.step_seconds:,.0f} {unit}/s trained")
         text = "  ".join([*parts, size(jobs.peak_rss_bytes())])
         update(progress.step, progress.num_steps, text)
         evaluated = progress.eval_losses[-1][0] if progress.eval_losses else -1
@@ -179,17 +191,20 @@ def _left(progress: Progress) -> str:
 
 
 def _conclude(job: jobs.Job, report: jobs.Report, model: str) -> None:
+    unit = tasks.of(job.base).unit
     if report.diverged:
         say("diverged", f"after {report.steps} of {job.plan.num_steps} steps; the best adapter before that is kept")
     if report.interrupted:
         say("stopped", f"after {report.steps} of {job.plan.num_steps} steps; what was learned so far is kept")
     if report.eval_loss_before is not None and report.eval_loss is not None:
         best = "" if report.best_step == report.steps else f" (best at step {report.best_step})"
-        say("held-out", f"loss {report.eval_loss_before:.3f} → {report.eval_loss:.3f} nats per token{best}")
+        say("held-out", f"loss {report.eval_loss_before:.3f} → {report.eval_loss:.3f} nats per {unit}{best}")
+        if report.scores:
+            say("scores", f"{_tasks.in_words(report.scores)} on the held-out rows")
         if report.best_step == 0:
             say("note", "no step was better on the held-out rows than the base itself: the adapter changes nothing")
     else:
-        say("loss", f"{report.loss:.3f} nats per token at the last step")
+        say("loss", f"{report.loss:.3f} nats per {unit} at the last step")
     say(
         "wrote",
         f"{report.output}/  (adapter {size(report.adapter_bytes)}, base {short(report.base_fingerprint)}, curve.png)",
@@ -199,4 +214,5 @@ def _conclude(job: jobs.Job, report: jobs.Report, model: str) -> None:
         f"{report.seconds:.0f} s · {report.tokens_per_second:,.0f} tokens/s, prompts included · "
         f"{size(report.peak_rss_bytes)} at most",
     )
-    say("try it", f"inlay chat {model} --adapter {report.output}")
+    command = f"chat {model}" if job.base.task == CAUSAL_LM else f"eval {model} {job.source} --task {job.base.task}"
+    say("try it", f"inlay {command} --adapter {report.output}")

@@ -36,6 +36,14 @@ RECORD_FORMAT = 1
 OWN = ("weight", "bias")
 """What modules call their own tensors."""
 
+_PIPELINES = {
+    "SEQ_CLS": "text-classification",
+    "TOKEN_CLS": "token-classification",
+    "SEQ_2_SEQ_LM": "text2text-generation",
+    "FEATURE_EXTRACTION": "sentence-similarity",
+}
+"""What a model card calls a task, by what adapter_config.json calls it; the rest is text-generation."""
+
 _PREFIX = "base_model.model."
 _SHARED_PREFIX = "base_model."
 _INNER = ".base_layer"
@@ -64,6 +72,12 @@ class _Record(TypedDict, total=False):
     base: Mapping[str, str | None]
     data: Mapping[str, Any]
     training: Mapping[str, Any]
+    task: Mapping[str, Any]
+
+
+class _Task(TypedDict, total=False):
+    name: str
+    labels: tuple[str, ...]
 
 
 class _Training(TypedDict, total=False):
@@ -132,7 +146,9 @@ def read_record(directory: Path) -> dict[str, Any]:
             )
         )
     with _about(path):
-        fields.fitted(_Training, fields.fitted(_Record, record).get("training", {}))
+        parts = fields.fitted(_Record, record)
+        fields.fitted(_Training, parts.get("training", {}))
+        fields.fitted(_Task, parts.get("task", {}))
     return record
 
 
@@ -182,7 +198,7 @@ def write(
     stored = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
     (directory / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True), "utf-8")
     (directory / TENSORS).write_bytes(save(stored, metadata={"format": "pt"}))
-    (directory / CARD).write_text(_card(method, base_name), "utf-8")
+    (directory / CARD).write_text(_card(method, base_name, task_type, record), "utf-8")
     write_record(directory, record)
 
 
@@ -381,14 +397,18 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() and value else value
 
 
-def _card(method: Method, base_name: str) -> str:
+def _card(method: Method, base_name: str, task_type: str | None, record: Mapping[str, Any]) -> str:
     name = methods.name_of(method)
+    base = base_name if "/" in base_name else f"path/to/{base_name}"
+    task = record.get("task", {}).get("name")
+    pipeline = _PIPELINES.get(task_type or "", "text-generation")
+    command = f"eval {base} rows.jsonl --task {task}" if task else f"chat {base}"
     return (
-        f"---\nbase_model: {json.dumps(base_name)}\nlibrary_name: peft\npipeline_tag: text-generation\n"
+        f"---\nbase_model: {json.dumps(base_name)}\nlibrary_name: peft\npipeline_tag: {pipeline}\n"
         f"tags:\n- {name}\n- inlay\n---\n\n"
         f"A {name} adapter for {base_name}.\n\n"
         "```\n"
-        f"inlay chat {base_name if '/' in base_name else f'path/to/{base_name}'} --adapter .\n"
+        f"inlay {command} --adapter .\n"
         "```\n\n"
         "`adapter_config.json` and `adapter_model.safetensors` load in peft, transformers and vLLM; `inlay.json` says which\n"
         "base it was trained on and how.\n"

@@ -96,8 +96,13 @@ class Attached:
 
     @property
     def task_type(self) -> str | None:
-        """What PEFT calls the kind of model; None where it has no name for it."""
+        """What the exchange format calls this kind of model; None where it has no name for it."""
         return "CAUSAL_LM" if hasattr(self.module, "prepare_inputs_for_generation") else None
+
+    @property
+    def about_task(self) -> dict[str, Any]:
+        """What an adapter's record says of the task, where it is another than that of the kind."""
+        return {}
 
     def attach(
         self, source: str | Path | Method, name: str | None = None, *, force: bool = False, seed: int = 0
@@ -125,7 +130,7 @@ class Attached:
 
     def read(self, source: str | Path, name: str, *, force: bool = False) -> Adapter:
         """An adapter from disk or the hub, checked against this model and not attached; see `attach`."""
-        file = peft.read(source)
+        file = self._known(peft.read(source))
         self._check_origin(name, file.record, force)
         problems = self.layout.problems(file.method, file.params) + self._other_weights(file.copies)
         if problems:
@@ -164,7 +169,7 @@ class Attached:
             kernels={path: self.maps[path].stored.shape for path in adapted if self.maps[path].kind == "conv2d"},
             embeddings=[path for path in adapted if self.maps[path].kind == "embedding"],
             fan_in_fan_out=bool(adapted) and all(self.maps[path].transposed for path in adapted),
-            record={"base": self._origin(), **record},
+            record={"base": self._origin(), **self.about_task, **record},
             task_type=self.task_type,
         )
 
@@ -218,6 +223,10 @@ class Attached:
         self.adapters[adapter.name] = adapter
         self.active = adapter.name
         return adapter
+
+    def _known(self, file: peft.PeftAdapter) -> peft.PeftAdapter:
+        """An adapter's file as it applies to this model."""
+        return file
 
     def _origin(self) -> dict[str, Any]:
         """What an adapter's record says of its base."""

@@ -1,4 +1,4 @@
-"""A base: a frozen causal language model of `transformers`, mapped from its files, and the adapters on it.
+"""A base: a frozen language model of `transformers`, mapped from its files, and the adapters on it.
 
 The weights are mapped from safetensors and shared between processes, in the dtype that the file has; computed with is another
 where that is faster or asked for (`inlay.model.frozen`). They never change: an adapter is beside them, not in them.
@@ -13,13 +13,18 @@ import torch
 from torch import Tensor
 
 from inlay.errors import CompatibilityError, ConfigError, FormatError, explain
+from inlay.io import peft
 from inlay.io.checkpoint import Checkpoint
 from inlay.io.fingerprint import Fingerprint, fingerprint, short
+from inlay.methods._contract import Method
+from inlay.model import purpose as purposes
 from inlay.model import targets
+from inlay.model.adapter import Adapter
 from inlay.model.attach import Attached, Rows
 from inlay.model.checks import check_sampling
 from inlay.model.frozen import QuantizedLinear
 from inlay.model.prompts import virtual_ids
+from inlay.model.purpose import CAUSAL_LM, Purpose
 from inlay.text.template import prompt_ids
 
 DEFAULT_NEW_TOKENS = 256
@@ -37,6 +42,9 @@ class Base(Attached):
     - `dtype`: what it computes in.
     - `is_mapped`: the weights are the file's own pages, not a copy.
     - `scheme`: how its linear maps are quantised, by name; None where they are not.
+    - `purpose`: what it was loaded for; `task` is the name of that.
+    - `heads`: the modules of the task that every adapter trains whole; `fresh_heads`: those that the checkpoint lacks.
+    - `labels`: the names of the classes, by number; empty where the task has none.
     """
 
     def __init__(
@@ -47,6 +55,9 @@ class Base(Attached):
         dtype: torch.dtype,
         is_mapped: bool,
         scheme: str | None = None,
+        purpose: Purpose = Purpose(),  # noqa: B008  # frozen
+        heads: Sequence[str] = (),
+        fresh_heads: Sequence[str] = (),
     ):
         super().__init__(model)
         self.model = model
@@ -56,6 +67,11 @@ class Base(Attached):
         self.dtype = dtype
         self.is_mapped = is_mapped
         self.scheme = scheme
+        self.purpose = purpose
+        self.task = purpose.task
+        self.heads, self.fresh_heads = list(heads), list(fresh_heads)
+        config = model.config
+        self.labels = tuple(config.id2label[i] for i in range(config.num_labels)) if purpose.heads else ()
 
     def __repr__(self) -> str:
         adapters = ", ".join(self.adapters) or "none"
@@ -87,6 +103,29 @@ class Base(Attached):
     def fingerprint(self) -> Fingerprint:
         """What the base is: digests of its weights, tokenizer and chat template."""
         return fingerprint(self.checkpoint)
+
+    @property
+    def task_type(self) -> str:
+        return self.purpose.task_type
+
+    @property
+    def about_task(self) -> dict[str, Any]:
+        about: dict[str, Any] = {"name": self.task} | ({"labels": list(self.labels)} if self.labels else {})
+        return {} if self.task == CAUSAL_LM else {"task": about}
+
+    def create(self, method: Method, name: str = "default", seed: int = 0) -> Adapter:
+        """Attach a new adapter, its tensors drawn from `seed`, and make it active; see `Attached.create`.
+
+        The heads of the task are trained with it, whole; those that the checkpoint lacks are drawn from `seed` too.
+        """
+        purposes.check_method(method, self.purpose)
+        adapter = super().create(purposes.with_heads(method, self.heads, self.maps), name, seed)
+        purposes.draw_(adapter.params, self.fresh_heads, self.model.config, seed)
+        return adapter
+
+    def _known(self, file: peft.PeftAdapter) -> peft.PeftAdapter:
+        purposes.check_method(file.method, self.purpose)
+        return file._replace(method=purposes.without_strangers(file.method, self.layout.modules, self.purpose))
 
     def _origin(self) -> dict[str, Any]:
         return {"name": self.checkpoint.name, **self.fingerprint.as_dict()}
@@ -127,6 +166,7 @@ class Base(Attached):
             raise ConfigError(
                 explain("every row names an adapter or None", found=f"{len(prompts)} rows, {len(adapters)} adapters")
             )
+        purposes.check_generates(self.purpose)
         if not prompts:
             return []
         rows = [prompt_ids(self.tokenizer, prompt) for prompt in prompts]
@@ -180,6 +220,7 @@ class Base(Attached):
         return wanted or min(DEFAULT_NEW_TOKENS, room)
 
     def _check_origin(self, name: str, record: dict[str, Any], force: bool) -> None:
+        purposes.check_task(name, record, self.purpose, self.labels)
         trained_on = record.get("base", {})
         akin = self._is_akin(trained_on)
         for part in ("weights", "tokenizer"):

@@ -27,9 +27,8 @@ def check_device(name: str) -> None:
 
 def check_special_tokens(model: Any, checkpoint: Checkpoint) -> None:
     """Refuse generation settings whose special tokens are no numbers of tokens."""
-    given = {
-        name: getattr(model.generation_config, name, None) for name in ("bos_token_id", "eos_token_id", "pad_token_id")
-    }
+    settings = getattr(model, "generation_config", None)  # a model that does not generate has none
+    given = {name: getattr(settings, name, None) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     strange = {name: value for name, value in given.items() if fit(value, tuple[int, ...] | None) is MISFIT}
     if strange:
         raise FormatError(

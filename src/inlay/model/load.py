@@ -29,6 +29,7 @@ from inlay.model.base import Base
 from inlay.model.checks import check_device, check_special_tokens
 from inlay.model.frozen import QuantizedLinear, freeze_
 from inlay.model.fused import fuse_
+from inlay.model.purpose import CAUSAL_LM, Purpose, configuration, has_own_head, heads_of, is_head
 from inlay.model.quantized_cache import cached
 
 MIN_BFLOAT16_WIDTH = 256
@@ -42,6 +43,7 @@ def load(
     device: str = "cpu",
     quantize: str | None = None,
     device_memory: int | None = None,
+    purpose: Purpose = Purpose(),  # noqa: B008  # frozen
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Base:
     """The base at a directory or of a name on the hub: mapped, frozen, in evaluation mode.
@@ -55,14 +57,15 @@ def load(
       directory; see `inlay.model.quantized_cache`.
     - `device_memory`: bytes of the device that a quantised base may take, with room for adapters and activations; its layers
       beyond that are sent there as they are used; what is free on the device unless given.
+    - `purpose`: what for: the class of `transformers`, and the modules that are its head; a causal language model unless given.
     - `progress`: called with the bytes quantised so far and in all, where that is done.
 
     **Raises:**
 
     - `UnknownNameError`: there is no such model.
     - `FormatError`: it is not a model, broken, or only pickled.
-    - `CompatibilityError`: `transformers` has no causal language model of this architecture, or its weights are quantised in
-      another way than those of `inlay.quant`.
+    - `CompatibilityError`: `transformers` has no such model of this architecture, or its weights are quantised in another way
+      than those of `inlay.quant`.
     - `ConfigError`: there is no such dtype, or no such device here.
     """
     check_device(device)
@@ -75,8 +78,11 @@ def load(
     chosen = {None: default_dtype(checkpoint, device), "stored": checkpoint.dtype, **DTYPES}.get(dtype)
     if chosen is None:
         raise ConfigError(explain("no such dtype", found=f"{dtype!r}", do=f"one of {', '.join(DTYPES)}, stored"))
-    with _quiet_transformers():
-        model, is_mapped = _mapped(checkpoint, packed, chosen, device)
+    has_task = purpose.task != CAUSAL_LM
+    with _quiet_transformers(), torch.random.fork_rng(devices=[], enabled=has_task):
+        if has_task:
+            torch.manual_seed(0)  # what the checkpoint lacks is the same each time
+        model, missing, is_mapped = _mapped(checkpoint, packed, chosen, device, purpose)
         tokenizer = _tokenizer(checkpoint)
     check_special_tokens(model, checkpoint)
     model.eval()
@@ -86,7 +92,8 @@ def load(
     if device == "cpu":
         fuse_(model, chosen)
     scheme = ", ".join(sorted({name for name, _ in packed.values()})) or None
-    return Base(model, tokenizer, checkpoint, chosen, is_mapped, scheme)
+    heads, fresh = heads_of(model, missing, purpose, has_own_head(checkpoint, purpose))
+    return Base(model, tokenizer, checkpoint, chosen, is_mapped, scheme, purpose, heads, fresh)
 
 
 def _quantized(checkpoint: Checkpoint, scheme: str | None, progress: Callable[[int, int], None]) -> Checkpoint:
@@ -104,28 +111,37 @@ def default_dtype(checkpoint: Checkpoint, device: str = "cpu") -> torch.dtype:
 
 
 def _mapped(
-    checkpoint: Checkpoint, packed: bitsandbytes.Quantized, dtype: torch.dtype, device: str
-) -> tuple[nn.Module, bool]:
-    """The model over the pages of its files where that loses nothing, and whether it is; else with converted weights.
+    checkpoint: Checkpoint, packed: bitsandbytes.Quantized, dtype: torch.dtype, device: str, purpose: Purpose
+) -> tuple[nn.Module, list[str], bool]:
+    """The model over the pages of its files where that loses nothing, what they lack of its head, and whether it is mapped;
+    else with converted weights.
 
     It can be where all weights that are not quantised are of one dtype, which is `dtype` or narrower, and the model has made
     no number of its own in the narrower one, as those do that scale their embeddings.
     """
     stored = {TORCH_DTYPES.get(entry.dtype) for entry in bitsandbytes.plain_tensors(checkpoint, packed).values()}
     if device == "cpu" and len(stored) == 1 and (dtype in stored or dtype == torch.float32):
-        model = _model(checkpoint, packed, next(iter(stored)))
+        model, missing = _model(checkpoint, packed, next(iter(stored)), purpose)
         if all(buffer.dtype == dtype for buffer in model.buffers() if buffer.dtype in stored):
-            return model, True
-    return _model(checkpoint, packed, dtype), False
+            return model, missing, True
+    return *_model(checkpoint, packed, dtype, purpose), False
 
 
-def _model(checkpoint: Checkpoint, packed: bitsandbytes.Quantized, dtype: torch.dtype | None) -> nn.Module:
-    from transformers import AutoModelForCausalLM
+def _model(
+    checkpoint: Checkpoint, packed: bitsandbytes.Quantized, dtype: torch.dtype | None, purpose: Purpose
+) -> tuple[nn.Module, list[str]]:
+    """The model, and the tensors that its checkpoint lacks and may lack."""
+    import transformers
 
+    auto: Any = getattr(transformers, purpose.auto_class)
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        how: dict[str, Any] = {}
+        if packed or purpose.labels:
+            config = configuration(checkpoint, purpose)
+            how = skeleton.arguments(config, packed) if packed else {"config": config}
+        loaded: Any = auto.from_pretrained(
             checkpoint.directory,
-            **(skeleton.arguments(checkpoint, packed) if packed else {}),
+            **how,
             dtype=dtype,
             use_safetensors=True,
             local_files_only=True,
@@ -136,11 +152,14 @@ def _model(checkpoint: Checkpoint, packed: bitsandbytes.Quantized, dtype: torch.
     except (
         Exception
     ) as error:  # whatever the code of a thousand architectures raises on numbers that it was not made for
-        raise skeleton.unknown_architecture(checkpoint, error) from None
+        raise skeleton.unknown_architecture(checkpoint, error, purpose.auto_class) from None
     model, report = loaded
-    problems = [f"{key}: missing" for key in sorted(report["missing_keys"])]
+    missing = [key for key in sorted(report["missing_keys"]) if is_head(key, purpose)]
+    problems = [f"{key}: missing" for key in sorted(report["missing_keys"]) if key not in missing]
     problems += [
-        f"{key[0]}: shape {tuple(key[1])}, expected {tuple(key[2])}" for key in sorted(report["mismatched_keys"])
+        f"{key[0]}: shape {tuple(key[1])}, expected {tuple(key[2])}"
+        for key in sorted(report["mismatched_keys"])
+        if not is_head(key[0], purpose)
     ]
     if problems:
         raise FormatError(
@@ -150,7 +169,10 @@ def _model(checkpoint: Checkpoint, packed: bitsandbytes.Quantized, dtype: torch.
                 do="fetch it again",
             )
         )
-    return model
+    for name in purpose.unused:
+        if isinstance(getattr(model, name, None), nn.Module):
+            setattr(model, name, None)  # models that can be made without it ask whether it is there
+    return model, missing
 
 
 def _fill_(model: nn.Module, packed: bitsandbytes.Quantized, device: torch.device, limit: int | None) -> None:

@@ -19,14 +19,11 @@ NAME = "inlay"
 """What the quantiser is called among those of `transformers`."""
 
 
-def arguments(checkpoint: Checkpoint, paths: Collection[str]) -> dict[str, Any]:
-    """What `from_pretrained` is given for a checkpoint whose modules at `paths` are quantised.
+def arguments(config: Any, paths: Collection[str]) -> dict[str, Any]:
+    """What `from_pretrained` is given for a checkpoint of this configuration whose modules at `paths` are quantised.
 
     A path may lack the prefix that the model has for its body, as the names in a checkpoint may.
     """
-    from transformers import AutoConfig
-
-    config: Any = AutoConfig.from_pretrained(checkpoint.directory, local_files_only=True, trust_remote_code=False)
     del config.quantization_config
     return {"config": config, "quantization_config": _quantizer()(paths)}
 
@@ -60,8 +57,19 @@ def meta(checkpoint: Checkpoint) -> nn.Module:
     return model
 
 
-def unknown_architecture(checkpoint: Checkpoint, error: Exception) -> CompatibilityError:
+def unknown_architecture(
+    checkpoint: Checkpoint, error: Exception, auto_class: str = "AutoModelForCausalLM"
+) -> CompatibilityError:
     """The error for a model that `transformers` can't make."""
+    if auto_class != "AutoModelForCausalLM":
+        return CompatibilityError(
+            explain(
+                f"transformers makes no model of this directory with {auto_class}",
+                found=f"{checkpoint.directory}: model_type {checkpoint.config.get('model_type')!r}, "
+                f"{type(error).__name__}: {' '.join(str(error).split())[:200]}",
+                do="another base, or another --task",
+            )
+        )
     return CompatibilityError(
         explain(
             "transformers makes no causal language model of this directory",
@@ -79,7 +87,8 @@ def gaps(model: nn.Module) -> dict[str, Gap]:
 
 def checkpoint_path(path: str, prefix: str, known: Collection[str]) -> str | None:
     """The name under which a checkpoint that has `known` holds the module at `path`; None where it does not."""
-    return next((name for name in (path, path.removeprefix(f"{prefix}.")) if name in known), None)
+    bare = path.removeprefix(f"{prefix}.")
+    return next((name for name in (path, bare, f"{prefix}.{path}") if name in known), None)
 
 
 @functools.cache

@@ -13,9 +13,9 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from inlay.errors import DataError, UnknownNameError, explain, nearest
 from inlay.text import mask
@@ -40,6 +40,21 @@ _KIN = {
     "content": "text",
 }
 """Keys of other tools -> the nearest of ours."""
+
+Found = TypeVar("Found")
+
+
+@runtime_checkable  # the tests check it where they check shapes
+class Kept(Protocol):
+    """What splitting and counting need of a row, whatever its task."""
+
+    @property
+    def prompt(self) -> Any: ...
+
+    def content(self) -> str: ...
+
+
+AnyRow = TypeVar("AnyRow", bound=Kept)
 
 _ROLES = ("system", "user", "assistant", "tool", "developer")
 
@@ -68,7 +83,8 @@ class Row:
 class Prepared:
     """Rows as tokens, and what became of them."""
 
-    examples: list[Example]
+    examples: list[Any]
+    """`inlay.text.mask.Example`s, or what another task makes of its rows."""
     form: str
     max_length: int
     num_rows: int
@@ -90,16 +106,7 @@ def read_rows(source: str | Path) -> list[Row]:
     - `FormatError`: a file is malformed or of an unknown kind.
     - `DataError`: it is empty, or its rows are of no form that is known; up to ten problems in one message.
     """
-    path = Path(os.path.expanduser(source))  # os.path takes names as they come: too long, or of no user
-    if os.path.isdir(path):
-        found = sorted(file for file in path.iterdir() if file.suffix in files.READERS and file.is_file())
-        if not found:
-            raise DataError(explain("this folder has no data files", found=str(path), do=f"files of {files.kinds()}"))
-        rows = [row for file in found for row in _rows(files.values(file), file.name)]
-    elif os.path.isfile(path):
-        rows = _rows(files.values(path), path.name)
-    else:
-        rows = _from_hub(str(source))
+    rows = read(source, _rows)
     forms = {row.form: row.source for row in reversed(rows)}
     if len(forms) > 1:
         listed = ", ".join(f"{form} at {where}" for form, where in forms.items())
@@ -107,12 +114,26 @@ def read_rows(source: str | Path) -> list[Row]:
     return rows
 
 
-def hold_out(rows: Sequence[Row], fraction: float) -> tuple[list[Row], list[Row]]:
+def read(source: str | Path, rows_of: Callable[[Sequence[tuple[int, Any]], str], list[Found]]) -> list[Found]:
+    """What `rows_of` makes of the values of a file, each with its number, and of the file's name; see `read_rows`."""
+    path = Path(os.path.expanduser(source))  # os.path takes names as they come: too long, or of no user
+    if os.path.isdir(path):
+        found = sorted(file for file in path.iterdir() if file.suffix in files.READERS and file.is_file())
+        if not found:
+            raise DataError(explain("this folder has no data files", found=str(path), do=f"files of {files.kinds()}"))
+        return [row for file in found for row in rows_of(files.values(file), file.name)]
+    if os.path.isfile(path):
+        return rows_of(files.values(path), path.name)
+    values, repository = _from_hub(str(source))
+    return rows_of(values, repository)
+
+
+def hold_out(rows: Sequence[AnyRow], fraction: float) -> tuple[list[AnyRow], list[AnyRow]]:
     """(rows to train on, rows held out): by a hash of each row's prompt, so that order does not matter and all answers
     to one prompt are on one side."""
     if len(rows) < MIN_ROWS_TO_HOLD_OUT or fraction == 0:
         return list(rows), []
-    parts: tuple[list[Row], list[Row]] = ([], [])
+    parts: tuple[list[AnyRow], list[AnyRow]] = ([], [])
     for row in rows:
         key = row.content() if row.prompt is None else json.dumps(row.prompt, ensure_ascii=False)
         number = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big")
@@ -120,7 +141,7 @@ def hold_out(rows: Sequence[Row], fraction: float) -> tuple[list[Row], list[Row]
     return parts if parts[0] else (list(rows), [])
 
 
-def digest(rows: Sequence[Row]) -> str:
+def digest(rows: Sequence[Kept]) -> str:
     """SHA-256 of the rows' content, in order, in hexadecimal."""
     total = hashlib.sha256()
     for row in rows:
@@ -288,7 +309,7 @@ def _is_messages(value: Any, source: str, problems: list[str]) -> bool:
     return True
 
 
-def _from_hub(name: str) -> list[Row]:
+def _from_hub(name: str) -> tuple[list[tuple[int, Any]], str]:
     path = Path(name)
     known = [child.name for child in path.parent.iterdir()] if os.path.isdir(path.parent) else []
     near = nearest(path.name, known)
@@ -314,4 +335,4 @@ def _from_hub(name: str) -> list[Row]:
                 do="check the path or the name (owner/name:split), and the connection",
             )
         ) from None
-    return _rows(list(enumerate(table, start=1)), repository)
+    return list(enumerate(table, start=1)), repository

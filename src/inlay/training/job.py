@@ -27,8 +27,7 @@ from inlay.io import peft
 from inlay.methods._contract import Method
 from inlay.model.adapter import Adapter
 from inlay.model.base import Base
-from inlay.text.mask import Example
-from inlay.training import data, loop
+from inlay.training import data, loop, tasks
 from inlay.training.settings import Plan, Settings, from_dict, plan
 
 Item = TypeVar("Item")
@@ -60,6 +59,12 @@ class Report:
     interrupted: bool
     diverged: bool
     output: str
+    scores: dict[str, float] | None = None
+    """Of the adapter on the held-out rows, where the task has scores of its own."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """The keys of `inlay train --json`; scores only where there are any."""
+        return {key: value for key, value in dataclasses.asdict(self).items() if key != "scores" or value is not None}
 
 
 @dataclasses.dataclass
@@ -75,7 +80,7 @@ class Job:
     held_out: data.Prepared | None
     source: str
     digest: str
-    evaluated: Sequence[Example]
+    evaluated: Sequence[Any]
     """The held-out rows that are evaluated."""
 
     def run(self, listener: Callable[[loop.Progress], None] = lambda progress: None) -> Report:
@@ -125,13 +130,16 @@ class Job:
             interrupted=progress.interrupted,
             diverged=progress.diverged,
             output=str(self.output),
+            scores=tasks.of(self.base).scores(self.base, self.adapter.name, self.evaluated) or None
+            if self.evaluated
+            else None,
         )
 
     def _write(self, directory: Path, progress: loop.Progress, report: Report) -> None:
         from inlay.training import curve
 
         self.adapter.record = {"base": {"name": self.base.checkpoint.name, **self.base.fingerprint.as_dict()}}
-        self.adapter.record |= self._record(progress, report)
+        self.adapter.record |= self.base.about_task | self._record(progress, report)
         self.base.save(self.adapter.name, directory, self._record(progress, report))
         curve.draw(directory / "curve.png", progress)
 
@@ -143,11 +151,7 @@ class Job:
             "training": {
                 **dataclasses.asdict(self.settings),
                 **dataclasses.asdict(self.plan),
-                **{
-                    key: value
-                    for key, value in dataclasses.asdict(report).items()
-                    if key not in ("output", "adapter_bytes")
-                },
+                **{key: value for key, value in report.as_dict().items() if key not in ("output", "adapter_bytes")},
                 "losses": [round(loss, 6) for loss in progress.losses],
                 "eval_losses": progress.eval_losses,
                 "date": time.strftime("%Y-%m-%d"),
@@ -184,7 +188,7 @@ def prepare(
 
     **Arguments:**
 
-    - `source`, `eval_data`: rows, as `inlay.training.data.read_rows` reads them.
+    - `source`, `eval_data`: rows of the task that the base was loaded for; see `inlay.training.tasks`.
     - `output`: the directory that will hold the adapter; it must not exist. Its last part is the adapter's name.
 
     **Raises:**
@@ -195,13 +199,14 @@ def prepare(
     """
     settings, output = settings or Settings(), Path(output)
     output_directory.check_free(output)
-    rows = data.read_rows(source)
-    held_rows = data.read_rows(eval_data) if eval_data is not None else []
+    task = tasks.of(base)
+    rows = task.read(source)
+    held_rows = task.read(eval_data) if eval_data is not None else []
     if eval_data is None:
         rows, held_rows = data.hold_out(rows, settings.eval_fraction)
-    how = (base.tokenizer, longest_row(base, settings.max_length), settings.train_on, settings.too_long)
-    train = data.prepare(rows, *how)
-    held_out = data.prepare(held_rows, *how, may_be_empty=eval_data is None) if held_rows else None
+    how = (base, longest_row(base, settings.max_length), settings.train_on, settings.too_long)
+    train = task.prepare(rows, *how)
+    held_out = task.prepare(held_rows, *how, may_be_empty=eval_data is None) if held_rows else None
     adapter = base.create(method, output.resolve().name, settings.seed)
     try:
         output_directory.check_space(output, 8 * adapter.num_weights + (1 << 20))

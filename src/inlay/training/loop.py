@@ -25,9 +25,7 @@ from inlay.io.output import STOPPING
 from inlay.model.adapter import Adapter
 from inlay.model.attach import Rows
 from inlay.model.base import Base
-from inlay.text.mask import Example
-from inlay.training import batch, memory, schedule
-from inlay.training.loss import loss_of, parts
+from inlay.training import batch, memory, schedule, tasks
 from inlay.training.settings import Plan, Settings
 
 
@@ -57,6 +55,7 @@ class Stepper:
 
     def __init__(self, base: Base, adapter: str, settings: Settings, learning_rate: float, num_steps: int = 1):
         self.base = base
+        self.task = tasks.of(base)
         self.adapter = adapter
         self.settings = settings
         self.learning_rate = learning_rate
@@ -71,18 +70,18 @@ class Stepper:
         self.num_steps, self._done = num_steps, 0
         self._state: dict[str, Any] = {}
 
-    def step(self, examples: Sequence[Example], rate_factor: float = 1.0) -> float:
+    def step(self, examples: Sequence[Any], rate_factor: float = 1.0) -> float:
         """Learn from these rows; returns their loss per supervised token, before the step, in nats.
 
         **Raises:**
 
         - `DivergedError`: the loss or the gradient is not finite; the adapter has not been changed.
         """
-        total = batch.num_targets(examples)
+        total = self.task.num_targets(examples)
         loss_sum = 0.0
         with self.base.using(self.adapter):
-            for part in parts(self.base, examples, self.settings.micro_batch_tokens):
-                loss = loss_of(self.base, part)
+            for part in self.task.step_parts(self.base, examples, self.settings.micro_batch_tokens):
+                loss = self.task.loss_of(self.base, part)
                 (loss / total).backward()
                 loss_sum += loss.item()
             penalty = self.method.penalty(self.params)
@@ -116,15 +115,16 @@ class Stepper:
 
 
 @torch.no_grad()
-def evaluate(base: Base, rows: Rows, examples: Sequence[Example], max_tokens: int | None = None) -> float:
+def evaluate(base: Base, rows: Rows, examples: Sequence[Any], max_tokens: int | None = None) -> float:
     """The loss per supervised token of some rows, in nats, with these adapters.
 
     **Raises:**
 
     - `DivergedError`: it is not finite.
     """
+    task = tasks.of(base)
     with base.using(rows):
-        total = sum(loss_of(base, part).item() for part in parts(base, examples, max_tokens))
+        total = sum(task.loss_of(base, part).item() for part in task.parts(base, examples, max_tokens))
     if not math.isfinite(total):
         raise DivergedError(
             explain(
@@ -133,14 +133,14 @@ def evaluate(base: Base, rows: Rows, examples: Sequence[Example], max_tokens: in
                 do="fetch base and adapter again: their weights may hold NaN; or --dtype float32",
             )
         )
-    return total / batch.num_targets(examples)
+    return total / task.num_targets(examples)
 
 
 def run(
     base: Base,
     adapter: str,
-    examples: Sequence[Example],
-    held_out: Sequence[Example],
+    examples: Sequence[Any],
+    held_out: Sequence[Any],
     settings: Settings,
     plan: Plan,
     listener: Callable[[Progress], None] = lambda progress: None,
@@ -157,7 +157,7 @@ def run(
     torch.manual_seed(settings.seed)
     stepper = Stepper(base, adapter, settings, plan.learning_rate, plan.num_steps)
     progress = Progress(plan.num_steps)
-    best = _Best(stepper.tensors, not stepper.method.changes_at_start)
+    best = _Best(stepper.tensors, not (stepper.method.changes_at_start or base.fresh_heads))
     order = batch.order(len(examples), plan.batch_size, plan.num_steps, settings.seed)
     with _interruptible(progress):
         try:
@@ -216,19 +216,17 @@ class _Best:
             tensor.copy_(kept)
 
 
-def _step(stepper: Stepper, examples: Sequence[Example], progress: Progress) -> None:
+def _step(stepper: Stepper, examples: Sequence[Any], progress: Progress) -> None:
     start = time.perf_counter()
     loss = stepper.step(examples, schedule.factor(progress.step, progress.num_steps))
     progress.step_seconds += time.perf_counter() - start
     progress.step += 1
     progress.losses.append(loss)
-    progress.num_tokens += batch.num_tokens(examples)
-    progress.num_supervised += batch.num_targets(examples)
+    progress.num_tokens += stepper.task.num_tokens(examples)
+    progress.num_supervised += stepper.task.num_targets(examples)
 
 
-def _measure_start(
-    base: Base, held_out: Sequence[Example], settings: Settings, progress: Progress, best: _Best
-) -> None:
+def _measure_start(base: Base, held_out: Sequence[Any], settings: Settings, progress: Progress, best: _Best) -> None:
     """The held-out loss of the base, where most adapters start: known after the first step, it delays nothing."""
     if held_out:
         loss = evaluate(base, None, held_out, settings.micro_batch_tokens)
@@ -238,7 +236,7 @@ def _measure_start(
 
 def _evaluate(
     stepper: Stepper,
-    held_out: Sequence[Example],
+    held_out: Sequence[Any],
     progress: Progress,
     best: _Best,
     listener: Callable[[Progress], None],

@@ -59,16 +59,20 @@ def score(
     - `wanted`: prompt -> its references.
     - `progress`: called with the prompts answered so far and in all.
     """
-    import sacrebleu
-
     prompts = sorted(wanted, key=len)  # similar lengths together: less padding
     answers: list[str] = []
     for start in range(0, len(prompts), batch_size):
         some = prompts[start : start + batch_size]
         answers += base.generate(some, rows, max_new_tokens=max_new_tokens)
         progress(len(answers), len(prompts))
-    most = max(map(len, wanted.values()))
-    streams = [[wanted[p][i] if i < len(wanted[p]) else None for p in prompts] for i in range(most)]
-    bleu = sacrebleu.corpus_bleu([a.strip() for a in answers], streams, tokenize="13a", lowercase=True)  # type: ignore[arg-type]  # None: fewer references
     exact = sum(answer.strip() in wanted[prompt] for prompt, answer in zip(prompts, answers, strict=True))
-    return Scores(bleu.score, exact / len(prompts), len(prompts))
+    return Scores(bleu([a.strip() for a in answers], [wanted[p] for p in prompts]), exact / len(prompts), len(prompts))
+
+
+def bleu(answers: Sequence[str], references: Sequence[Sequence[str]]) -> float:
+    """BLEU of answers, 0 to 100, each against all of its references."""
+    import sacrebleu
+
+    most = max(map(len, references))
+    streams = [[texts[i] if i < len(texts) else None for texts in references] for i in range(most)]
+    return sacrebleu.corpus_bleu(list(answers), streams, tokenize="13a", lowercase=True).score  # type: ignore[arg-type]  # None: fewer references

@@ -1,0 +1,76 @@
+"""What can be trained, one file per task: the file's name is the task's name with _ for -, and nothing else lists them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from inlay import plugins
+from inlay.errors import ConfigError, explain
+from inlay.io import peft
+from inlay.io.checkpoint import open_checkpoint
+from inlay.model import load as loading
+from inlay.model.base import Base
+from inlay.model.purpose import CAUSAL_LM, Purpose, has_own_head
+from inlay.training.tasks._contract import Task
+
+
+def names() -> list[str]:
+    """The tasks that exist, by name: the files of this folder."""
+    return [name.replace("_", "-") for name in plugins.names(__path__)]
+
+
+def find(name: str) -> Task:
+    """The task called `name`.
+
+    **Raises:**
+
+    - `UnknownNameError`: there is no file of that name.
+    """
+    cls: Any = plugins.find(
+        __name__, names(), name.replace("_", "-"), Task, "task", f"--task {CAUSAL_LM}"
+    )  # not abstract
+    return cls()
+
+
+def of(base: Base) -> Task:
+    """The task that a base was loaded for."""
+    return find(base.task)
+
+
+def load(source: str | Path, *, task: str = CAUSAL_LM, labels: Sequence[str] = (), **how: Any) -> Base:
+    """The base at a directory or of a name on the hub, loaded for a task: mapped, frozen, in evaluation mode.
+
+    **Arguments:** those of `inlay.model.load.load` but `purpose`, and
+
+    - `task`: causal-lm, sequence-classification, token-classification, seq2seq or embedding.
+    - `labels`: the names of the classes, where the task has classes; not needed where the checkpoint brings its own.
+
+    **Raises:** what `inlay.model.load.load` raises, and
+
+    - `UnknownNameError`: there is no such task.
+    - `ConfigError`: labels for a task without classes, or none where they are needed.
+    """
+    return loading.load(source, purpose=purpose(source, task, labels), **how)
+
+
+def purpose(source: str | Path, task: str, labels: Sequence[str] = ()) -> Purpose:
+    """What a base at `source` is loaded for; see `load`."""
+    found = find(task).purpose(tuple(labels))
+    if bool(found.heads) and not labels and not has_own_head(open_checkpoint(source), found):
+        raise ConfigError(
+            explain(
+                "this base has no head of its own, so that the names of the classes have to be said",
+                found=f"{source}: task {task}, no labels",
+                do=f'inlay.load(MODEL, task="{task}", labels=["no", "yes"])',
+            )
+        )
+    if labels and not found.heads:
+        raise ConfigError(
+            explain(f"{task} has no classes", found=f"labels={list(labels)}", do=f'inlay.load(MODEL, task="{task}")')
+        )
+    return found
+
+
+def labels_of(adapter: str | Path) -> tuple[str, ...]:
+    """The names of the classes that an adapter was trained for, by its `inlay.json`; empty where that says nothing."""
+    return tuple(peft.read(adapter).record.get("task", {}).get("labels", ()))

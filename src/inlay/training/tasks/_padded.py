@@ -1,0 +1,202 @@
+"""Tasks whose rows are objects with keys of their own, and go through the model as padded batches with a mask."""
+
+import abc
+import dataclasses
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from inlay.core.cross_entropy import IGNORE
+from inlay.errors import ConfigError, DataError, explain
+from inlay.model import targets
+from inlay.model.base import Base
+from inlay.training import data, files, memory
+from inlay.training.tasks._contract import Task
+
+
+@dataclasses.dataclass(frozen=True)
+class KeyedRow:
+    """One row of a source, checked: the values of a task's keys."""
+
+    source: str
+    """Where it came from, such as train.jsonl:12."""
+    values: dict[str, Any]
+    form: str
+    """The task's keys."""
+    prompt: Any
+    """The value that rows on one side of a split share."""
+
+    def content(self) -> str:
+        """What the row says, in one canonical string, without where it came from."""
+        return json.dumps(self.values, ensure_ascii=False, sort_keys=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """A row as tokens."""
+
+    row: KeyedRow
+    input_ids: tuple[int, ...]
+    labels: tuple[int, ...]
+    """What the tokens should lead to: one class, one class per token, the tokens of an answer or of another text."""
+    types: tuple[int, ...] = ()
+    """Which of two texts each token belongs to, where the model asks for that."""
+
+
+class PaddedTask(Task):
+    """A task whose samples are `Sample`s."""
+
+    keys: ClassVar[str]
+    """What a row holds, in words, for a message."""
+    example: ClassVar[str]
+    """Such a row."""
+    split_by: ClassVar[str]
+    """The key whose value decides on which side of a split a row is."""
+
+    @abc.abstractmethod
+    def row(self, value: dict[str, Any]) -> dict[str, Any] | str:
+        """The values of the task's keys in an object of a file; or what is wrong with it, in a few words."""
+
+    @abc.abstractmethod
+    def sample(self, row: KeyedRow, base: Base) -> Sample:
+        """A row as tokens.
+
+        **Raises:**
+
+        - `DataError`: it can't be one; the first line of the message says why.
+        """
+
+    def read(self, source: str | Path) -> list[KeyedRow]:
+        return data.read(source, self._rows)
+
+    def _rows(self, values: Sequence[tuple[int, Any]], name: str) -> list[KeyedRow]:
+        rows, problems = [], []
+        for number, value in values:
+            found = self.row(value) if isinstance(value, dict) else f"{files.what(value)}, not an object"
+            where = f"{name}:{number}"
+            if isinstance(found, str):
+                problems.append(f"{where}: {found}")
+                continue
+            row = KeyedRow(where, found, self.keys, found[self.split_by])
+            if any(0xD800 <= ord(character) < 0xE000 for character in row.content()):
+                problems.append(f"{where}: half a character (a lone surrogate)")
+            rows.append(row)
+        if problems:
+            found = files.first(problems)
+            raise DataError(explain(f"rows for {self.name} have {self.keys}", found=found, do=self.example))
+        return rows
+
+    def prepare(
+        self,
+        rows: Sequence[KeyedRow],
+        base: Base,
+        max_length: int,
+        train_on: str,
+        too_long: str,
+        *,
+        may_be_empty: bool = False,
+    ) -> data.Prepared:
+        self._check_settings(train_on, too_long)
+        if base.max_length is not None:  # where positions are learned, some are not for tokens
+            max_length = min(max_length, base.tokenizer.model_max_length)
+        samples, problems = [], []
+        for row in rows:
+            try:
+                samples.append(self.sample(row, base))
+            except DataError as error:
+                problems.append(f"{row.source}: {error}")
+        if problems:
+            found = files.first(problems)
+            raise DataError(explain("some rows can't be trained on", found=found, do="mend or remove these rows"))
+        kept = [sample for sample in samples if self.length(sample) <= max_length]
+        if not kept and not may_be_empty:
+            longest = max(map(self.length, samples))
+            raise DataError(
+                explain(
+                    "no row is left to train on: all are longer than max_length",
+                    found=f"{len(samples)} rows, the longest of {longest:,} tokens; max_length={max_length:,}",
+                    do=f"--max-length {longest}",
+                )
+            )
+        return data.Prepared(
+            examples=kept,
+            form=self.keys,
+            max_length=max_length,
+            num_rows=len(rows),
+            num_tokens=self.num_tokens(kept),
+            num_trained=self.num_targets(kept),
+            num_dropped=len(samples) - len(kept),
+            num_windowed=0,
+        )
+
+    def _check_settings(self, train_on: str, too_long: str) -> None:
+        asked = [f"train_on={train_on}"] * (train_on != "completions") + [f"too_long={too_long}"] * (too_long != "drop")
+        if asked:
+            raise ConfigError(
+                explain(
+                    "these settings are for causal language models",
+                    found=f"{', '.join(asked)} with task {self.name}",
+                    do="leave them out",
+                )
+            )
+
+    def length(self, sample: Sample) -> int:
+        """How many tokens a sample has, as `max_length` counts them."""
+        return len(sample.input_ids)
+
+    def num_targets(self, samples: Sequence[Sample]) -> int:
+        return sum(label != IGNORE for sample in samples for label in sample.labels)
+
+    def num_tokens(self, samples: Sequence[Sample]) -> int:
+        return sum(len(sample.input_ids) for sample in samples)
+
+    def parts(self, base: Base, samples: Sequence[Sample], max_tokens: int | None) -> Iterator[list[Sample]]:
+        most = max_tokens or memory.micro_batch_tokens(base)
+        group: list[Sample] = []
+        for sample in sorted(samples, key=self.length):
+            if group and (len(group) + 1) * self.length(sample) > most:
+                yield group
+                group = []
+            group.append(sample)
+        if group:
+            yield group
+
+
+def inputs(base: Base, rows: Sequence[Sequence[int]], types: Sequence[Sequence[int]] = ()) -> dict[str, Tensor]:
+    """What a model is called with for rows of tokens: padded at the end, with the mask of what is not padding."""
+    device = targets.device_of(base.model)
+    made = {
+        "input_ids": padded(rows, pad_id(base)),
+        "attention_mask": padded([[1] * len(row) for row in rows], 0),
+    }
+    if any(types):
+        made["token_type_ids"] = padded(types, 0)
+    return {name: tensor.to(device) for name, tensor in made.items()}
+
+
+def padded(rows: Sequence[Sequence[int]], filler: int) -> Tensor:
+    """Rows of numbers as one tensor (rows, longest), filled up at the end."""
+    longest = max(map(len, rows))
+    return torch.tensor([[*row, *[filler] * (longest - len(row))] for row in rows])
+
+
+def pad_id(base: Base) -> int:
+    """The token that rows are filled up with; the model's configuration names it afterwards, since some models look there for
+    the last real token of a row."""
+    config, tokenizer = base.model.config.get_text_config(), base.tokenizer
+    choices = (getattr(config, "pad_token_id", None), tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+    chosen = next(number for number in choices if number is not None and number >= 0)
+    base.model.config.pad_token_id = config.pad_token_id = chosen
+    return chosen
+
+
+def text_ids(base: Base, text: str) -> tuple[int, ...]:
+    """A text as tokens, with those that the tokenizer puts around it."""
+    ids = tuple(base.tokenizer(text)["input_ids"])
+    if not ids:
+        raise DataError("a text of no tokens")
+    return ids

@@ -1,0 +1,52 @@
+"""The next token: rows are texts, prompts with completions, or conversations; packed where the model allows it.
+
+The work is done where it always was: rows in `inlay.training.data`, tokens in `inlay.text.mask`, the loss in
+`inlay.training.loss`.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import ClassVar
+
+from torch import Tensor
+
+from inlay.model.base import Base
+from inlay.text.mask import Example
+from inlay.training import batch, data, loss
+from inlay.training.tasks._contract import Task
+
+
+class CausalLm(Task):
+    """Next tokens."""
+
+    name: ClassVar[str] = "causal-lm"
+    auto_class: ClassVar[str] = "AutoModelForCausalLM"
+    task_type: ClassVar[str] = "CAUSAL_LM"
+    unit: ClassVar[str] = "token"
+
+    def read(self, source: str | Path) -> list[data.Row]:
+        return data.read_rows(source)
+
+    def prepare(
+        self,
+        rows: Sequence[data.Row],
+        base: Base,
+        max_length: int,
+        train_on: str,
+        too_long: str,
+        *,
+        may_be_empty: bool = False,
+    ) -> data.Prepared:
+        return data.prepare(rows, base.tokenizer, max_length, train_on, too_long, may_be_empty=may_be_empty)
+
+    def num_targets(self, samples: Sequence[Example]) -> int:
+        return batch.num_targets(samples)
+
+    def num_tokens(self, samples: Sequence[Example]) -> int:
+        return batch.num_tokens(samples)
+
+    def parts(self, base: Base, samples: Sequence[Example], max_tokens: int | None) -> Iterator[list[Example]]:
+        return loss.parts(base, samples, max_tokens)
+
+    def loss_of(self, base: Base, samples: Sequence[Example]) -> Tensor:
+        return loss.loss_of(base, samples)

@@ -1,0 +1,98 @@
+"""A class for every word of a text, such as the names of people and places in it.
+
+    {"tokens": ["Ada", "wrote", "it"], "tags": ["PERSON", "O", "O"]}
+
+The words are put together with spaces between them, as a tokenizer is used to seeing them; of each word the first piece is
+scored, the others and what the tokenizer adds are not.
+
+    loss = sum over words of -log softmax(model(text)[first piece of the word])[tag]
+"""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from inlay.core.cross_entropy import IGNORE, cross_entropy_sum
+from inlay.errors import ConfigError, DataError, explain
+from inlay.model.attach import Rows
+from inlay.model.base import Base
+from inlay.training import files, metrics
+from inlay.training.tasks._labelled import LabelledTask, class_of, is_label, predictions
+from inlay.training.tasks._padded import KeyedRow, Sample, inputs, padded
+
+OUTSIDE = "O"
+"""The tag of words that are no part of anything: F1 leaves it out."""
+
+
+class TokenClassification(LabelledTask):
+    """Words into classes."""
+
+    name: ClassVar[str] = "token-classification"
+    auto_class: ClassVar[str] = "AutoModelForTokenClassification"
+    task_type: ClassVar[str] = "TOKEN_CLS"
+    unit: ClassVar[str] = "word"
+    keys: ClassVar[str] = "tokens and tags"
+    example: ClassVar[str] = '{"tokens": ["Ada", "wrote"], "tags": ["PERSON", "O"]}'
+    split_by: ClassVar[str] = "tokens"
+
+    def row(self, value: dict[str, Any]) -> dict[str, Any] | str:
+        tokens, tags = value.get("tokens"), value.get("tags")
+        if "tokens" not in value or "tags" not in value:
+            return f"keys {', '.join(map(str, value)) or 'none'}"
+        if not (isinstance(tokens, list) and tokens and all(isinstance(word, str) for word in tokens)):
+            return f"tokens is {files.what(tokens)}, not a list of strings"
+        if not (isinstance(tags, list) and all(map(is_label, tags))):
+            return f"tags is {files.what(tags)}, not a list of strings or whole numbers"
+        if len(tokens) != len(tags):
+            return f"{len(tokens)} tokens and {len(tags)} tags"
+        return {"tokens": tokens, "tags": [str(tag) for tag in tags]}
+
+    def labels(self, rows: Sequence[KeyedRow]) -> tuple[str, ...]:
+        return self.names(tag for row in rows for tag in row.values["tags"])
+
+    def sample(self, row: KeyedRow, base: Base) -> Sample:
+        if not base.tokenizer.is_fast:
+            raise ConfigError(
+                explain(
+                    "the pieces of a word are known from a fast tokenizer alone",
+                    found=type(base.tokenizer).__name__,
+                    do="a base with a tokenizer.json",
+                )
+            )
+        words, tags = row.values["tokens"], row.values["tags"]
+        made = base.tokenizer(" ".join(words), return_offsets_mapping=True)
+        labels = [IGNORE] * len(made["input_ids"])
+        start, piece = 0, 0
+        for word, tag in zip(words, tags, strict=True):
+            stop = start + len(word)
+            while piece < len(labels) and made["offset_mapping"][piece][1] <= start:
+                piece += 1
+            if piece == len(labels) or made["offset_mapping"][piece][0] >= stop or labels[piece] != IGNORE:
+                raise DataError(f"the tokenizer has no piece of its own for {word!r}")
+            labels[piece] = class_of(tag, base)
+            start = stop + 1
+        return Sample(row, tuple(made["input_ids"]), tuple(labels))
+
+    def loss_of(self, base: Base, samples: Sequence[Sample]) -> Tensor:
+        logits = self.logits(base, samples)
+        return cross_entropy_sum(logits, padded([s.labels for s in samples], IGNORE).to(logits.device))
+
+    def logits(self, base: Base, samples: Sequence[Sample]) -> Tensor:
+        """What the model says of each class at each token (rows, t, classes), under the adapters that are active."""
+        return base.model(**inputs(base, [s.input_ids for s in samples])).logits
+
+    @torch.no_grad()
+    def scores(
+        self, base: Base, rows: Rows, samples: Sequence[Sample], max_new_tokens: int | None = None
+    ) -> dict[str, float]:
+        gold, said = [], []
+        with base.using(rows):
+            for part in self.parts(base, samples, None):
+                logits = self.logits(base, part)
+                labels = padded([s.labels for s in part], IGNORE).to(logits.device)
+                gold += labels[labels != IGNORE].tolist()
+                said += predictions(logits[labels != IGNORE])
+        outside = base.labels.index(OUTSIDE) if OUTSIDE in base.labels else None
+        return {"f1": metrics.micro_f1(gold, said, outside), "accuracy": metrics.accuracy(gold, said)}

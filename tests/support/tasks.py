@@ -1,0 +1,76 @@
+"""Small models of every task's kind, and rows that they can learn."""
+
+import torch
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    BertForTokenClassification,
+    BertModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+
+from tests.support import bases, models
+
+LLAMA = LlamaConfig(**models._SIZES)
+BERT = BertConfig(**{name: size for name, size in models._SIZES.items() if name != "num_key_value_heads"})
+T5 = T5Config(
+    vocab_size=models.VOCABULARY,
+    d_model=20,
+    d_kv=4,
+    d_ff=28,
+    num_layers=2,
+    num_decoder_layers=2,
+    num_heads=5,
+    pad_token_id=0,
+    eos_token_id=2,
+    decoder_start_token_id=0,
+)
+
+MODELS = {
+    "llama": (LlamaForCausalLM, LLAMA),
+    "llama_seq": (LlamaForSequenceClassification, LLAMA),
+    "bert": (BertForMaskedLM, BERT),
+    "bert_body": (BertModel, BERT),
+    "bert_seq": (BertForSequenceClassification, BERT),
+    "bert_token": (BertForTokenClassification, BERT),
+    "t5": (T5ForConditionalGeneration, T5),
+}
+"""What a directory was saved from; llama and bert lack the heads of the classification tasks."""
+
+
+def directory(path, name):
+    """A model directory with random weights and a small tokenizer."""
+    cls, config = MODELS[name]
+    torch.manual_seed(3)
+    built = cls(config)
+    with torch.no_grad():
+        for parameter_name, parameter in built.named_parameters():
+            if parameter.dim() > 1 and "embed" not in parameter_name:
+                parameter.mul_(3)
+    built.save_pretrained(path)
+    bases.tokenizer().save_pretrained(path)
+    return path
+
+
+WORDS = ("red", "green", "blue", "lime", "navy", "rust")
+
+
+def rows(task, number):
+    """Rows of a task that a small model can learn."""
+    made = []
+    for i in range(number):
+        word, other = WORDS[i % 3], WORDS[3 + i % 3]
+        made.append(
+            {
+                "sequence-classification": {"text": f"{word} {i}", "label": ("no", "yes")[i % 3 == 0]},
+                "token-classification": {"tokens": [str(i), word, other], "tags": ["O", f"B-{word}", "O"]},
+                "seq2seq": {"prompt": f"{word}?", "completion": other},
+                "embedding": {"anchor": f"{chr(97 + i % 26)} is {i}", "positive": f"{chr(97 + i % 26)}{i} it is"},
+            }[task]
+        )
+    return made
