@@ -101,7 +101,7 @@ class Compare(OnBase):
             say("", reason)
             return Result(name, None, None, 0, 0, 0.0, 0, None, 0.0, reason)
         adapter = base.attach(directory / name, name).name
-        forgetting = self._loss(base, adapter) - self._loss(base, None) if self.other else None
+        forgetting = self._forgotten(base, adapter) if self.other else None
         bleu = self._bleu(base, adapter) if self.bleu else None
         rate = read_record(directory / name)["training"]["learning_rate"]
         base.detach(adapter)
@@ -121,10 +121,12 @@ class Compare(OnBase):
             return {}, " · ".join(line.strip() for line in lines) or done.stderr[-300:]
         return json.loads(done.stdout.splitlines()[-1]), ""
 
-    def _loss(self, base: Base, adapter: str | None) -> float:
+    def _forgotten(self, base: Base, adapter: str) -> float:
         rows = rows_of.read_rows(str(self.other))
-        prepared = rows_of.prepare(rows, base.tokenizer, job.longest_row(base, None), "all", "drop")
-        return evaluate(base, adapter, job.spread(prepared.examples, FORGETTING_ROWS))
+        length = job.longest_row(base, None, base.get(adapter).num_virtual)
+        prepared = rows_of.prepare(rows, base.tokenizer, length, "all", "drop")
+        examples = job.spread(prepared.examples, FORGETTING_ROWS)
+        return evaluate(base, adapter, examples) - evaluate(base, None, examples)
 
     def _bleu(self, base: Base, adapter: str) -> float:
         wanted = score.references(rows_of.read_rows(str(self.eval_data)))

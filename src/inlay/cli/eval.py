@@ -62,7 +62,7 @@ class Eval(OnBase):
         base = self.load(_tasks.purpose(self.model, self.task, self.data, self.adapter))
         adapter = base.attach(self.adapter, force=self.force).name if self.adapter else None
         rows = task.read(self.data)
-        length = job.longest_row(base, self.max_length)
+        length = job.longest_row(base, self.max_length, base.get(adapter).num_virtual if adapter else 0)
         prepared = task.prepare(rows, base, length, self.train_on, "drop")
         examples = job.spread(prepared.examples, self.rows or len(prepared.examples))
         say("base", f"{base.describe()} · {base.fingerprint}")

@@ -102,7 +102,7 @@ def announce(job: jobs.Job) -> None:
     say("held out", _held_out(job))
     say("adapter", describe(job))
     say("steps", str(job.plan))
-    if is_causal and train.num_trained > job.adapter.num_weights:
+    if is_causal and train.num_trained > job.adapter.num_weights and hasattr(job.adapter.method, "r"):
         say(
             "note",
             f"{count(train.num_trained)} trained tokens are more than the adapter's {count(job.adapter.num_weights)} weights: "
@@ -132,8 +132,10 @@ def kernels() -> str:
 def describe(job: jobs.Job) -> str:
     """The adapter of a run in one line."""
     adapter = job.adapter
+    paths = [path for path in adapter.params if path]
+    what = "linear layers" if all(path in job.base.linears for path in paths) else "layers"
     return (
-        f"{methods.name_of(adapter.method)} {adapter.method.describe()} on {len(adapter.params)} linear layers · "
+        f"{methods.name_of(adapter.method)} {adapter.method.describe()}{f' on {len(paths)} {what}' if paths else ''} · "
         f"{count(adapter.num_weights)} weights ({100 * adapter.num_weights / job.base.num_weights:.1f} %) · "
         f"{size(4 * adapter.num_weights)}"
     )

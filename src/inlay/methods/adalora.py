@@ -131,6 +131,10 @@ class Adalora(LinearMethod):
     def input_dropout(self) -> float:
         return self.lora_dropout
 
+    @property
+    def learning_rate_scale(self) -> float:
+        return 3.0  # measured: benchmarks/method_rates.py
+
 
 def _matters(path: str, params: Params, state: dict[str, Any], beta1: float, beta2: float) -> Float[Tensor, " r"]:
     """How much each triplet of one module matters."""

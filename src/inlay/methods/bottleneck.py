@@ -108,3 +108,7 @@ class Bottleneck(BlockMethod):
     def describe(self) -> str:
         size = f"size {self.bottleneck_size}" if self.bottleneck_size else f"reduction {self.reduction_factor:g}"
         return f"{self.placement} {size} {self.non_linearity}"
+
+    @property
+    def learning_rate_scale(self) -> float:
+        return 5.0  # measured: benchmarks/method_rates.py

@@ -63,3 +63,7 @@ class Loha(LinearMethod):
 
     def describe(self) -> str:
         return f"r={self.r} alpha={self.alpha:g}"
+
+    @property
+    def learning_rate_scale(self) -> float:
+        return 3.0  # measured: benchmarks/method_rates.py

@@ -96,6 +96,10 @@ class Lokr(LinearMethod):
     def describe(self) -> str:
         return f"r={self.r} alpha={self.alpha:g}"
 
+    @property
+    def learning_rate_scale(self) -> float:
+        return 3.0  # measured: benchmarks/method_rates.py
+
 
 def factorization(size: int, factor: int) -> tuple[int, int]:
     """Two numbers whose product is `size`, the first as large as it may be: at most the root, and at most `factor`."""

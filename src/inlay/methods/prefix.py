@@ -71,3 +71,7 @@ class Prefix(PromptMethod):
     def encode(self, params: Params) -> Float[Tensor, "virtual numbers"]:
         inner = torch.tanh(params["embedding"] @ params["inner"].T + params["inner_bias"])
         return inner @ params["outer"].T + params["outer_bias"]
+
+    @property
+    def learning_rate_scale(self) -> float:
+        return 10.0  # measured: benchmarks/method_rates.py

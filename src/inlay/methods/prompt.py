@@ -54,3 +54,7 @@ class Prompt(PromptMethod):
             return {"prompt_embeddings": model.embed(drawn).float()}
         noise = torch.randn(count, model.width, generator=generator)
         return {"prompt_embeddings": noise * model.embed(drawn).float().std()}
+
+    @property
+    def learning_rate_scale(self) -> float:
+        return 10.0  # measured: benchmarks/method_rates.py

@@ -42,7 +42,7 @@ class Route:
             num_tokens = math.prod(key)
             if self.num_rows is None:
                 self._segments[key] = row_segments(self.entries, num_tokens)
-            elif len(key) >= 2 and key[0] == self.num_rows:
+            elif key and key[0] == self.num_rows:
                 self._segments[key] = row_segments(self.entries, num_tokens // self.num_rows)
             else:
                 raise self.other_rows(path, shape)

@@ -204,7 +204,8 @@ def prepare(
     held_rows = task.read(eval_data) if eval_data is not None else []
     if eval_data is None:
         rows, held_rows = data.hold_out(rows, settings.eval_fraction)
-    how = (base, longest_row(base, settings.max_length), settings.train_on, settings.too_long)
+    virtual = getattr(method, "num_virtual_tokens", 0)
+    how = (base, longest_row(base, settings.max_length, virtual), settings.train_on, settings.too_long)
     train = task.prepare(rows, *how)
     held_out = task.prepare(held_rows, *how, may_be_empty=eval_data is None) if held_rows else None
     adapter = base.create(method, output.resolve().name, settings.seed)
@@ -234,20 +235,24 @@ def train(
     return prepare(base, source, method=method, output=output, eval_data=eval_data, settings=from_dict(settings)).run()
 
 
-def longest_row(base: Base, wanted: int | None) -> int:
+def longest_row(base: Base, wanted: int | None, num_virtual: int = 0) -> int:
     """How many tokens a row may have: as many as are wanted, or what the model's positions allow, at most `LONGEST_DEFAULT`.
+
+    `num_virtual` positions are taken by virtual tokens in front of it.
 
     **Raises:**
 
     - `DataError`: more are wanted than the model has positions.
     """
-    length = wanted or min(base.max_length or LONGEST_DEFAULT, LONGEST_DEFAULT)
-    if base.max_length is not None and length > base.max_length:
+    room = None if base.max_length is None else base.max_length - num_virtual
+    length = wanted or min(LONGEST_DEFAULT if room is None else room, LONGEST_DEFAULT)
+    if room is not None and (length > room or room < 2):
+        virtual = f", {num_virtual} of them for virtual tokens" if num_virtual else ""
         raise DataError(
             explain(
                 "max_length is beyond the positions of this model",
-                found=f"max_length={length}, the model has {base.max_length}",
-                do=f"--max-length {base.max_length}",
+                found=f"max_length={length}, the model has {base.max_length}{virtual}",
+                do=f"--max-length {room}" if room > 1 else "fewer --num-virtual-tokens",
             )
         )
     return length

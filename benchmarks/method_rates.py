@@ -1,0 +1,50 @@
+"""Which learning rate suits each method: what `learning_rate_scale` in `methods/*.py` rests on.
+
+Every method is trained for some steps on E2E rows at several multiples of the rate that the rule gives for the base, and its
+held-out loss afterwards printed. One small base, one seed: it tells 1 from 10, not 1 from 1.5.
+
+python -m benchmarks.method_rates ../shared/models/stories260K ../shared/data/e2e/train-1.jsonl [method ...]
+"""
+
+import sys
+
+import torch
+
+from inlay import methods
+from inlay.errors import InlayError
+from inlay.model.load import load
+from inlay.training import data, job, loop
+from inlay.training.settings import Plan, Settings, learning_rate
+
+FACTORS = (0.1, 0.3, 1, 3, 10, 30)
+STEPS, BATCH, HELD_OUT = 60, 6, 40
+
+
+def main(model, rows, *names):
+    torch.set_num_threads(1)
+    base = load(model)
+    how = (base.tokenizer, job.longest_row(base, None, 20), "completions", "drop")
+    read = data.read_rows(rows)[:4000]
+    train, held_out = data.prepare(read[:3800], *how), data.prepare(read[3800:], *how)
+    rate, _ = learning_rate(base.model.config)
+    print(f"| method | chosen | {' | '.join(f'x {factor:g}' for factor in FACTORS)} |")
+    print(f"|---|---|{'---|' * len(FACTORS)}")
+    for name in names or methods.names():
+        method, cells = methods.find(name)(), []
+        for factor in FACTORS:
+            try:
+                base.create(method, "it")
+            except InlayError:
+                break
+            plan = Plan(STEPS, BATCH, rate * factor, "", STEPS)
+            try:
+                done = loop.run(base, "it", train.examples, held_out.examples[:HELD_OUT], Settings(), plan)
+                cells.append(f"{done.eval_losses[-1][1]:.3f}")
+            except InlayError:
+                cells.append("diverged")
+            base.detach("it")
+        print(f"| {name} | x {method.learning_rate_scale:g} | {' | '.join(cells) or 'nothing to train'} |", flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
