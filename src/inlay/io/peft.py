@@ -24,6 +24,7 @@ from torch import Tensor
 from inlay import fields, methods
 from inlay.errors import CompatibilityError, ConfigError, FormatError, explain
 from inlay.io import _safe
+from inlay.io.card import card
 from inlay.io.checkpoint import fetch
 from inlay.methods._contract import LinearMethod, Method, Own, Params
 from inlay.names import selects
@@ -35,14 +36,6 @@ RECORD_FORMAT = 1
 
 OWN = ("weight", "bias")
 """What modules call their own tensors."""
-
-_PIPELINES = {
-    "SEQ_CLS": "text-classification",
-    "TOKEN_CLS": "token-classification",
-    "SEQ_2_SEQ_LM": "text2text-generation",
-    "FEATURE_EXTRACTION": "sentence-similarity",
-}
-"""What a model card calls a task, by what adapter_config.json calls it; the rest is text-generation."""
 
 _PREFIX = "base_model.model."
 _SHARED_PREFIX = "base_model."
@@ -198,7 +191,7 @@ def write(
     stored = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
     (directory / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True), "utf-8")
     (directory / TENSORS).write_bytes(save(stored, metadata={"format": "pt"}))
-    (directory / CARD).write_text(_card(method, base_name, task_type, record), "utf-8")
+    (directory / CARD).write_text(card(method, base_name, task_type, record), "utf-8")
     write_record(directory, record)
 
 
@@ -395,21 +388,3 @@ def _whole(value: Any) -> Any:
     if isinstance(value, tuple):
         return list(value)
     return int(value) if isinstance(value, float) and value.is_integer() and value else value
-
-
-def _card(method: Method, base_name: str, task_type: str | None, record: Mapping[str, Any]) -> str:
-    name = methods.name_of(method)
-    base = base_name if "/" in base_name else f"path/to/{base_name}"
-    task = record.get("task", {}).get("name")
-    pipeline = _PIPELINES.get(task_type or "", "text-generation")
-    command = f"eval {base} rows.jsonl --task {task}" if task else f"chat {base}"
-    return (
-        f"---\nbase_model: {json.dumps(base_name)}\nlibrary_name: peft\npipeline_tag: {pipeline}\n"
-        f"tags:\n- {name}\n- inlay\n---\n\n"
-        f"A {name} adapter for {base_name}.\n\n"
-        "```\n"
-        f"inlay {command} --adapter .\n"
-        "```\n\n"
-        "`adapter_config.json` and `adapter_model.safetensors` load in peft, transformers and vLLM; `inlay.json` says which\n"
-        "base it was trained on and how.\n"
-    )

@@ -33,7 +33,7 @@ class Lora(LowRank):
     freeze_a: bool = False
     """LoRA-FA: train B alone."""
 
-    kinds: ClassVar[tuple[str, ...]] = ("linear", "embedding", "conv2d", "experts")
+    kinds: ClassVar[tuple[str, ...]] = ("linear", "embedding", "conv2d")
     peft_omits: ClassVar[frozenset[str]] = frozenset({"loraplus_lr_ratio", "freeze_a"})
 
     def __post_init__(self) -> None:

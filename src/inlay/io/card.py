@@ -1,0 +1,39 @@
+"""The model card of an adapter: what the hub shows of it."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from inlay import methods
+from inlay.methods._contract import Method
+
+_PIPELINES = {
+    "SEQ_CLS": "text-classification",
+    "TOKEN_CLS": "token-classification",
+    "SEQ_2_SEQ_LM": "text2text-generation",
+    "FEATURE_EXTRACTION": "sentence-similarity",
+}
+"""What a model card calls a task, by what adapter_config.json calls it; the rest is text-generation."""
+
+
+def card(method: Method, base_name: str, task_type: str | None, record: Mapping[str, Any]) -> str:
+    """The README.md of an adapter directory.
+
+    **Arguments:** those of `inlay.io.peft.write`.
+    """
+    name = methods.name_of(method)
+    base = base_name if "/" in base_name else f"path/to/{base_name}"
+    task = record.get("task", {}).get("name")
+    pipeline = _PIPELINES.get(task_type or "", "text-generation")
+    command = f"eval {base} rows.jsonl --task {task}" if task else f"chat {base}"
+    loads = "load in peft, transformers and vLLM" if method.peft_type else "load in Inlay alone"
+    return (
+        f"---\nbase_model: {json.dumps(base_name)}\nlibrary_name: peft\npipeline_tag: {pipeline}\n"
+        f"tags:\n- {name}\n- inlay\n---\n\n"
+        f"A {name} adapter for {base_name}.\n\n"
+        "```\n"
+        f"inlay {command} --adapter .\n"
+        "```\n\n"
+        f"`adapter_config.json` and `adapter_model.safetensors` {loads}; `inlay.json` says which base it was\n"
+        "trained on and how.\n"
+    )
