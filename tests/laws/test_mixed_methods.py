@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from inlay.core.recall import recalling
+from inlay.errors import TargetError
+from inlay.methods.lora import Lora
 from inlay.model.load import load
 from inlay.text.mask import Example
 from inlay.text.template import prompt_ids
@@ -34,6 +36,23 @@ def test_a_batch_of_every_method_is_its_rows_one_by_one(held):
     for i, name in enumerate(names):
         assert_close(mixed[i : i + 1], held.logits(ids[i : i + 1], name), torch.float32, DEPTH)
         assert name is None or not torch.allclose(mixed[i], held.logits(ids[i : i + 1], None)[0], atol=1e-3)
+
+
+def test_rows_with_a_table_of_their_own_leave_the_others_their_change_of_it(held):
+    """An embedding that one row replaces and another changes, and positions that all rows share."""
+    table = held.table.rpartition(".")[2]
+    if held.table not in held.maps:  # Gemma's scales what it reads, and is no map
+        with pytest.raises(TargetError, match="matches no"):
+            held.attach(Lora(r=2, target_modules=table), "changed")
+        return
+    positions = ["wpe"] if "transformer.wpe" in held.maps else []
+    models.randomize(held.attach(Lora(r=2, target_modules=(table, *positions)), "changed"), seed=40)
+    models.randomize(held.attach(Lora(r=2, modules_to_save=table), "replaced"), seed=41)
+    rows, ids = ["changed", "full", None, "replaced"], models.tokens(4, 7)
+    mixed = held.logits(ids, rows)
+    for i, row in enumerate(rows):
+        assert_close(mixed[i : i + 1], held.logits(ids[i : i + 1], row), torch.float32, DEPTH)
+    assert not torch.allclose(mixed[0], held.logits(ids[:1], None)[0], atol=1e-3)
 
 
 def test_rows_of_every_method_are_generated_as_they_are_alone(held):

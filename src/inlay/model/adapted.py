@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from inlay.core.routed import Factors, Segment, routed, row_segments
 from inlay.errors import ShapeError, explain
-from inlay.methods._contract import BlockMethod, LinearMethod, Params
+from inlay.methods._contract import BlockMethod, LinearMethod
 from inlay.model.adapter import Adapter
 from inlay.model.frozen import FrozenEmbedding
 from inlay.model.linear import Embedding, Linear
@@ -100,9 +100,11 @@ class Adapted(nn.Module):
         present = [] if route is None else [number for number, a in enumerate(route.adapters) if self.path in a]
         if route is None or not present:
             return self.base(*args, **kwargs)
-        if self.linear is None or kwargs or len(args) != 1 or _replaces_table(self, route):
+        if self.linear is None or kwargs or len(args) != 1:
             return _called(self, route, args, kwargs)
         (x,) = args
+        if isinstance(self.linear, Embedding) and x.shape[0] == 1 and route.num_rows is not None:
+            x = x.expand(route.num_rows, *x.shape[1:])  # positions, which all rows share
         segments = route.segments(self.path, self.linear.batch_shape(x))
         if len(present) < len(route.adapters):
             segments = tuple(s for s in segments if s.adapter in present)
@@ -113,11 +115,6 @@ class Adapted(nn.Module):
         y_flat = self.linear.flat(y)
         flat = _mapped(self.linear.tokens(x), y_flat, self.path, self.linear, route.adapters, segments)
         return self.linear.shaped(flat, y)
-
-
-def _replaces_table(adapted: Adapted, route: Route) -> bool:
-    """The module is an embedding, and some adapter has a table of its own: rows are then read from that one."""
-    return isinstance(adapted.linear, Embedding) and any(adapter.own_at(adapted.path) for adapter in route.adapters)
 
 
 def _mapped(
@@ -134,7 +131,8 @@ def _mapped(
     """
     only = segments[0] if len(segments) == 1 and segments[0][:2] == (0, len(x)) else None
     if only is not None and "weight" in adapters[only.adapter].own_at(path):
-        return _with_own(x, adapters[only.adapter].own_at(path), linear, linear.product_dtype(x))
+        own_y = linear.replaced(x, adapters[only.adapter].own_at(path))
+        return own_y if y is None else own_y.to(y.dtype)
     seen = _dropped(x, path, adapters, segments)
     factors: list[Factors] = []
     numbers: dict[int, int] = {}  # number of the adapter in the route -> number among the low-rank ones
@@ -157,7 +155,7 @@ def _mapped(
         adapter, rows = adapters[s.adapter], slice(s.start, s.stop)
         own, method = adapter.own_at(path), adapter.methods.get(path)
         if "weight" in own:
-            out[rows] = _with_own(x[rows], own, linear, linear.product_dtype(x)).to(out.dtype)
+            out[rows] = linear.replaced(x[rows], own).to(out.dtype)
         elif "bias" in own:
             out[rows] += (own["bias"] - linear.bias).to(out.dtype)  # type: ignore[operator]  # it has a bias of its own
         if s.adapter in numbers or not adapter.adds(path):
@@ -167,13 +165,6 @@ def _mapped(
         elif isinstance(method, BlockMethod):
             out[rows] += method.transform(adapter.at(path), y[rows])
     return out
-
-
-def _with_own(x: Tensor, own: Params, linear: Linear, dtype: torch.dtype) -> Tensor:
-    """The map with another weight, and another bias where there is one."""
-    weight, bias = own["weight"].to(dtype), own.get("bias", linear.bias)
-    matrix = weight.T if linear.transposed else weight.flatten(1)
-    return nn.functional.linear(x.to(dtype), matrix, None if bias is None else bias.to(dtype)).to(x.dtype)
 
 
 def _called(adapted: Adapted, route: Route, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

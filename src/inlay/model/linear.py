@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from inlay.core.product import product_dtype
 from inlay.core.routed import routed
+from inlay.methods._contract import Params
 from inlay.model.frozen import FrozenEmbedding, FrozenLinear, QuantizedLinear, is_transposed
 from inlay.quant._contract import Matrix
 
@@ -85,6 +86,13 @@ class Linear:
         y = self(x)
         return y if self.bias is None else y - self.bias
 
+    def replaced(self, x: Shaped[Tensor, "tokens *in"], own: Params) -> Float[Tensor, "tokens out"]:
+        """The outputs with another weight, and another bias where there is one, stored as the module stores its own."""
+        dtype, bias = self.product_dtype(x), own.get("bias", self.bias)
+        weight = own["weight"].to(dtype)
+        matrix = weight.T if self.transposed else weight.flatten(1)
+        return nn.functional.linear(x.to(dtype), matrix, None if bias is None else bias.to(dtype)).to(x.dtype)
+
     def __call__(self, x: Tensor) -> Tensor:
         """What the module answers."""
         call: Callable[[Tensor], Tensor] = self.module
@@ -118,6 +126,9 @@ class Embedding(Linear):
 
     def product(self, x: Float[Tensor, "tokens in"]) -> Float[Tensor, "tokens out"]:
         return x @ self.stored.to(x.dtype)
+
+    def replaced(self, x: Shaped[Tensor, "tokens *in"], own: Params) -> Float[Tensor, "tokens out"]:
+        return nn.functional.embedding(x, own["weight"])
 
     def batch_shape(self, x: Tensor) -> tuple[int, ...]:
         return tuple(x.shape)
