@@ -1,4 +1,4 @@
-"""Which learning rate suits each method: what `learning_rate_scale` in `methods/*.py` rests on.
+"""Which learning rate suits each method, and LoRA from each initialiser (as lora.pissa): what `learning_rate_scale` in `methods/*.py` rests on.
 
 Every method is trained for some steps on E2E rows at several multiples of the rate that the rule gives for the base, and its
 held-out loss afterwards printed. One small base, one seed: it tells 1 from 10, not 1 from 1.5.
@@ -10,10 +10,11 @@ import sys
 
 import torch
 
-from inlay import methods
+from inlay import initializers, methods
 from inlay.errors import InlayError
 from inlay.model.load import load
 from inlay.training import data, job, loop
+from inlay.training.measure import measure
 from inlay.training.settings import Plan, Settings, learning_rate
 
 FACTORS = (0.1, 0.3, 1, 3, 10, 30)
@@ -29,11 +30,12 @@ def main(model, rows, *names):
     rate, _ = learning_rate(base.model.config)
     print(f"| method | chosen | {' | '.join(f'x {factor:g}' for factor in FACTORS)} |")
     print(f"|---|---|{'---|' * len(FACTORS)}")
-    for name in names or methods.names():
-        method, cells = methods.find(name)(), []
+    for name in names or [*methods.names(), *(f"lora.{initializer}" for initializer in initializers.names())]:
+        kind, _, initializer = name.partition(".")
+        method, cells = methods.find(kind)(**({"initializer": initializer} if initializer else {})), []
         for factor in FACTORS:
             try:
-                base.create(method, "it")
+                base.create(method, "it", measured=measure(base, method, train.examples[: job.MEASURED], None, 0))
             except InlayError:
                 break
             plan = Plan(STEPS, BATCH, rate * factor, "", STEPS)

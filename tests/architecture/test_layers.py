@@ -16,6 +16,7 @@ LAYERS = [
     {"model"},
     {"io"},
     {"text", "methods", "quant"},
+    {"initializers"},
     {"kernels"},
     {"core"},
     {"fields", "names", "plugins"},
@@ -24,7 +25,7 @@ LAYERS = [
 """Top to bottom. A module imports its own folder or a lower layer: never up, never sideways."""
 
 HEIGHT = {name: len(LAYERS) - i for i, layer in enumerate(LAYERS) for name in layer}
-ALONE = {"methods", "quant"}
+ALONE = {"methods", "quant", "initializers"}
 """Folders whose files know only those that begin with an underscore; these know the `_contract` alone, and that none."""
 
 IMPORTERS = {"import_module", "__import__", "find_spec", "resolve_name", "run_module"}

@@ -42,6 +42,35 @@ def test_a_method_of_no_such_name(place, capsys):
     refused(capsys, *train(place)[:7], "--method", "dorra", says=["no adapter method of that name", "--method dora"])
 
 
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--initializer", "pisa"], ["no initializer of that name", "olora, pissa", "--initializer pissa"]),
+        (["--initializer", "loftq"], ["not quantised", "--quantize nf4"]),
+        (
+            ["--initializer", "eva", "--target-modules", "embed_tokens"],
+            ["for linear and conv2d", "embedding", "uniform"],
+        ),
+    ],
+)
+def test_an_initializer_that_has_nothing_to_start_from(place, capsys, flags, says):
+    refused(capsys, *train(place)[:7], *flags, says=says)
+    assert not list(place.glob("out*"))
+
+
+@pytest.mark.parametrize("name", ["eva", "lora_ga"])
+def test_an_initializer_that_needs_rows_where_there_are_none(base, name):
+    with pytest.raises(ConfigError, match="measured beforehand"):
+        base.attach(inlay.Lora(initializer=name))
+    assert not base.adapters
+
+
+def test_loftq_on_a_base_whose_original_is_not_known(tmp_path):
+    directory, _ = quantized.directory(tmp_path / "base", "llama", "nf4")
+    with pytest.raises(ConfigError, match="its original is not known"):
+        load(directory, dtype="float32").attach(inlay.Lora(initializer="loftq"))
+
+
 def test_a_model_without_biases_has_nothing_for_bitfit(base):
     with pytest.raises(TargetError, match="nothing that bitfit could train"):
         base.attach(inlay.Bitfit())

@@ -24,6 +24,11 @@ SETTINGS = {
 
 VARIANTS = {
     "lora_biases": ("lora", dict(r=3, lora_alpha=5, bias="all")),
+    "lora_pissa": ("lora", dict(r=3, lora_alpha=5, initializer="pissa")),
+    "lora_olora": (
+        "lora",
+        dict(r=2, lora_alpha=5, use_rslora=True, rank_pattern={"q_proj|c_attn": 3}, initializer="olora"),
+    ),
     "lora_and_norms": ("lora", dict(r=3, lora_alpha=5, modules_to_save=r".*norm|.*\.ln_f|.*layer_norm")),
     "dora_biases": ("dora", dict(r=3, lora_alpha=5, bias="lora_only")),
     "bottleneck_parallel": ("bottleneck", dict(placement="parallel", bottleneck_size=3, scaling=4.0)),

@@ -11,11 +11,39 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
+SPARE, ITERATIONS = 16, 6
+"""Directions beyond those that are wanted, and steps, of the search for singular values."""
+
 
 def kaiming_uniform(r: int, in_features: int, generator: torch.Generator) -> Float[Tensor, "r in"]:
     """A fresh A: float32 on the CPU, uniform in +-1/sqrt(in_features)."""
     bound = in_features**-0.5
     return torch.empty(r, in_features).uniform_(-bound, bound, generator=generator)
+
+
+def top(
+    matrix: Float[Tensor, "rows columns"], k: int, generator: torch.Generator
+) -> tuple[Float[Tensor, "rows q"], Float[Tensor, " q"], Float[Tensor, "q columns"]]:
+    """The q = min(k, rows, columns) largest singular values s of a matrix U diag(s) V^T, and their U and V^T.
+
+    By subspace iteration on k + `SPARE` directions, or on all where there are no more: what it captures of the matrix is
+    within 0.1 % of the best, in time linear in k. Source: Halko, Martinsson, Tropp 2011, algorithm 4.4.
+    """
+    width = min(k + SPARE, *matrix.shape)
+    start = torch.randn(matrix.shape[1], width, generator=generator).to(matrix.device)
+    Q, _ = torch.linalg.qr(matrix @ start)
+    for _ in range(ITERATIONS):
+        Q, _ = torch.linalg.qr(matrix @ torch.linalg.qr(matrix.T @ Q)[0])
+    U, s, V = torch.linalg.svd(Q.T @ matrix, full_matrices=False)
+    return Q @ U[:, :k], s[:k], V[:k]
+
+
+def balanced(
+    matrix: Float[Tensor, "out in"], r: int, generator: torch.Generator
+) -> tuple[Float[Tensor, "r in"], Float[Tensor, "out r"]]:
+    """A and B whose B A is the best approximation of a matrix of rank r, each with the roots of its singular values."""
+    U, s, V = top(matrix, r, generator)
+    return s.sqrt()[:, None] * V, U * s.sqrt()
 
 
 def project(x: Shaped[Tensor, "tokens *in"], A: Float[Tensor, "r in"]) -> Float[Tensor, "tokens r"]:

@@ -33,6 +33,7 @@ from inlay import fields
 from inlay.core import lowrank
 from inlay.core.routed import Factors
 from inlay.errors import ConfigError, explain
+from inlay.initializers import Source
 from inlay.names import Names
 
 Params = dict[str, Tensor]
@@ -147,9 +148,6 @@ class Method(abc.ABC):
     unmergeable_because: ClassVar[str] = ""
     """Why base and change can't become one model without an adapter; empty where they can."""
 
-    changes_at_start: ClassVar[bool] = False
-    """Fresh tensors already change what the model says."""
-
     def __post_init__(self) -> None:
         fields.settle_(self)
 
@@ -178,8 +176,17 @@ class Method(abc.ABC):
         """The tensors of all modules that are kept once training is over."""
         return params
 
+    def finished(self: Self) -> Self:
+        """The method that these tensors are of: itself, unless training has tensors of another form."""
+        return self
+
     def after_step(self, params: Mapping[str, Params], step: int, num_steps: int, state: dict[str, Any]) -> None:  # noqa: B027  # most do nothing
         """What is done once `step` of `num_steps` is over, gradients still there; `state` lasts for the run."""
+
+    @property
+    def changes_at_start(self) -> bool:
+        """Fresh tensors already change what the model says."""
+        return False
 
     @abc.abstractmethod
     def describe(self) -> str:
@@ -223,6 +230,20 @@ class LinearMethod(Method):
     @abc.abstractmethod
     def init(self, base: LinearBase, generator: torch.Generator) -> Params:
         """New tensors for one module: float32, on the CPU, drawn from `generator` alone."""
+
+    @property
+    def source(self) -> Source | None:
+        """What fresh tensors are found in, where that is more than shapes and a generator."""
+        return None
+
+    @property
+    def num_found(self) -> int:
+        """How many singular directions of that they need."""
+        return 0
+
+    def start(self, params: Params, found: Float[Tensor, "rows in"], generator: torch.Generator) -> Params:
+        """The new tensors of one module, from those of `init` and the matrix that `source` names."""
+        return params
 
     def delta(
         self,
@@ -309,8 +330,6 @@ class PromptMethod(Method):
         "num_transformer_submodules": lambda value: value in (None, 1),
     }
     unmergeable_because: ClassVar[str] = "its virtual tokens stand in the rows, not in the weights"
-    changes_at_start: ClassVar[bool] = True
-
     is_prefix: ClassVar[bool] = False
     """The virtual tokens are keys and values for every layer, K V K V ... from layer 0 on; otherwise, embeddings."""
 
@@ -318,6 +337,10 @@ class PromptMethod(Method):
         super().__post_init__()
         found = f"num_virtual_tokens={self.num_virtual_tokens}"
         require(self.num_virtual_tokens >= 1, "num_virtual_tokens is at least 1", found, "--num-virtual-tokens 20")
+
+    @property
+    def changes_at_start(self) -> bool:
+        return True
 
     def numbers(self, model: Decoder) -> int:
         """How many numbers a virtual token has."""

@@ -2,9 +2,10 @@
 
     y = W x + b + scaling B A x,   scaling = lora_alpha / r   (use_rslora: lora_alpha / sqrt(r))
 
-A (r, in) starts uniform, B (out, r) at zero, so that training starts from the base itself; r (in + out) weights are
-trained where W has in x out. Merged, W + scaling B A takes no more time than W. LoRA+ gives B a higher learning rate than A;
-LoRA-FA leaves A as it was drawn, which needs fewer activations for the backward pass.
+A (r, in) starts uniform, B (out, r) at zero, so that training starts from the base itself; an initialiser may find them
+elsewhere (`inlay.initializers`). r (in + out) weights are trained where W has in x out. Merged, W + scaling B A takes no more
+time than W. LoRA+ gives B a higher learning rate than A; LoRA-FA leaves A as it was drawn, which needs fewer activations for
+the backward pass.
 
 Sources: LoRA (Hu et al. 2021, arXiv 2106.09685), section 4.1; rank-stabilised scaling (Kalajdzievski 2023, arXiv
 2312.03732); LoRA+ (Hayou et al. 2024, arXiv 2402.12354); LoRA-FA (Zhang et al. 2023, arXiv 2308.03303). All linear layers by
@@ -16,8 +17,13 @@ whole model. LoRA-FA, where memory is not what limits: it learns less (40.4 % ag
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import ClassVar
 
+import torch
+from torch import Tensor
+
+from inlay import initializers
 from inlay.core.routed import Factors
 from inlay.methods._contract import Params, require
 from inlay.methods._low_rank import LowRank
@@ -33,16 +39,84 @@ class Lora(LowRank):
     freeze_a: bool = False
     """LoRA-FA: train B alone."""
 
+    initializer: str = initializers.UNIFORM
+    """Where A and B start: uniform, pissa, olora, loftq, eva or lora_ga."""
+
     kinds: ClassVar[tuple[str, ...]] = ("linear", "embedding", "conv2d")
-    peft_omits: ClassVar[frozenset[str]] = frozenset({"loraplus_lr_ratio", "freeze_a"})
+    peft_omits: ClassVar[frozenset[str]] = frozenset({"loraplus_lr_ratio", "freeze_a", "initializer"})
 
     def __post_init__(self) -> None:
         super().__post_init__()
         ratio = self.loraplus_lr_ratio
         require(ratio > 0, "loraplus_lr_ratio is above 0", f"loraplus_lr_ratio={ratio}", "--loraplus-lr-ratio 16")
 
+        if self.initializer != initializers.UNIFORM:
+            initializers.find(self.initializer)
+
+    @property
+    def source(self) -> initializers.Source | None:
+        return None if self.initializer == initializers.UNIFORM else initializers.find(self.initializer).source
+
+    @property
+    def num_found(self) -> int:
+        return 2 * max(self.r, *self.rank_pattern.values(), 0)
+
+    @property
+    def changes_at_start(self) -> bool:
+        return self.initializer == "loftq"
+
+    def describe(self) -> str:
+        start = "" if self.initializer == initializers.UNIFORM else f" initializer={self.initializer}"
+        return super().describe() + start
+
+    def start(self, params: Params, found: Tensor, generator: torch.Generator) -> Params:
+        chosen = initializers.find(self.initializer)
+        A, B = chosen.factors(found, self.r, self.scaling, generator)
+        require(
+            len(A) == self.r,
+            f"{self.initializer} needs at least as many inputs as the rank",
+            f"{len(found)} inputs for r={self.r}",
+            "more rows, or --initializer uniform",
+        )
+        B = params["lora_B"] if B is None else B
+        if not chosen.is_taken_off:
+            return {"lora_A": A, "lora_B": B}
+        return {"lora_A": torch.zeros_like(A), "lora_B": torch.zeros_like(B), "start_A": A, "start_B": B}
+
     def factors(self, params: Params) -> Factors:
-        return Factors(params["lora_A"], params["lora_B"], self.scaling)
+        pair = _whole(params)
+        return Factors(pair["lora_A"], pair["lora_B"], self.scaling)
 
     def rate(self, tensor: str) -> float:
-        return {"lora_A": 0.0 if self.freeze_a else 1.0, "lora_B": self.loraplus_lr_ratio}.get(tensor, 1.0)
+        rates = {
+            "lora_A": 0.0 if self.freeze_a else 1.0,
+            "lora_B": self.loraplus_lr_ratio,
+            "start_A": 0.0,
+            "start_B": 0.0,
+        }
+        return rates.get(tensor, 1.0)
+
+    def finish(self, params: Mapping[str, Params]) -> dict[str, Params]:
+        return {path: {key: tensor.detach() for key, tensor in _whole(p).items()} for path, p in params.items()}
+
+    def finished(self) -> "Lora":
+        if self.source is None or not initializers.find(self.initializer).is_taken_off:
+            return dataclasses.replace(self, initializer=initializers.UNIFORM)
+        more = 2**0.5 if self.use_rslora else 2.0  # so that the scaling stays
+        return dataclasses.replace(
+            self,
+            initializer=initializers.UNIFORM,
+            r=2 * self.r,
+            lora_alpha=more * self.lora_alpha,
+            rank_pattern={key: 2 * r for key, r in self.rank_pattern.items()},
+            alpha_pattern={key: more * alpha for key, alpha in self.alpha_pattern.items()},
+        )
+
+
+def _whole(params: Params) -> Params:
+    """One module's tensors with its start in the factors, where it has one; see `inlay.initializers`."""
+    if "start_A" not in params:
+        return params
+    A, B = params["lora_A"], params["lora_B"]
+    kept = {key: tensor for key, tensor in params.items() if not key.startswith("start_")}
+    return kept | {"lora_A": torch.cat([params["start_A"] + A, A]), "lora_B": torch.cat([B, params["start_B"]], 1)}

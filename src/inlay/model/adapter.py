@@ -136,3 +136,5 @@ class Adapter:
         """Keep what is kept once training is over."""
         self.train_(False)
         self.params = {path: dict(params) for path, params in self.method.finish(self.params).items()}
+        self.method = self.method.finished()
+        self.methods = {path: self.method.for_module(path) for path in self.params}

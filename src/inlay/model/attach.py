@@ -18,7 +18,7 @@ from inlay.methods._contract import LinearMethod, Method, Params
 from inlay.model import prompts, targets
 from inlay.model.adapted import Adapted, Route, Router
 from inlay.model.adapter import Adapter
-from inlay.model.layout import Layout
+from inlay.model.layout import Layout, Measured
 from inlay.model.prompts import PromptedEmbedding
 from inlay.names import selects
 
@@ -159,7 +159,7 @@ class Attached:
                 short, names[field] = adapted, some
         peft.write(
             directory,
-            adapter.method,
+            adapter.method.finished(),
             kept,
             names=names,
             shared=adapter.shared,
@@ -173,8 +173,10 @@ class Attached:
             task_type=self.task_type,
         )
 
-    def create(self, method: Method, name: str = "default", seed: int = 0) -> Adapter:
+    def create(self, method: Method, name: str = "default", seed: int = 0, measured: Measured | None = None) -> Adapter:
         """Attach a new adapter, its tensors drawn from `seed`, and make it active.
+
+        `measured` finds what its factors start from, where its initialiser needs to know more than the weights.
 
         **Raises:**
 
@@ -182,7 +184,7 @@ class Attached:
         - `ConfigError`: the name is taken, or the method does not fit a layer.
         """
         self._check_name(name)
-        params, shared = self.layout.fresh(method, torch.Generator().manual_seed(seed))
+        params, shared = self.layout.fresh(method, torch.Generator().manual_seed(seed), measured)
         return self._place_(Adapter(name, method, params, shared=shared))
 
     def put(self, adapter: Adapter) -> Adapter:

@@ -16,15 +16,17 @@ from inlay.errors import CompatibilityError, ConfigError, FormatError, explain
 from inlay.io import peft
 from inlay.io.checkpoint import Checkpoint
 from inlay.io.fingerprint import Fingerprint, fingerprint, short
-from inlay.methods._contract import Method
+from inlay.methods._contract import LinearMethod, Method
 from inlay.model import purpose as purposes
 from inlay.model import targets
 from inlay.model.adapter import Adapter
 from inlay.model.attach import Attached, Rows
 from inlay.model.checks import check_sampling
 from inlay.model.frozen import QuantizedLinear
+from inlay.model.layout import Measured
 from inlay.model.prompts import virtual_ids
 from inlay.model.purpose import CAUSAL_LM, Purpose
+from inlay.model.residual import residual
 from inlay.text.template import prompt_ids
 
 DEFAULT_NEW_TOKENS = 256
@@ -41,6 +43,7 @@ class Base(Attached):
     - `checkpoint`: the files it is mapped from.
     - `dtype`: what it computes in.
     - `is_mapped`: the weights are the file's own pages, not a copy.
+    - `original`: the files that it was quantised from, where that was done on loading.
     - `scheme`: how its linear maps are quantised, by name; None where they are not.
     - `purpose`: what it was loaded for; `task` is the name of that.
     - `heads`: the modules of the task that every adapter trains whole; `fresh_heads`: those that the checkpoint lacks.
@@ -58,12 +61,13 @@ class Base(Attached):
         purpose: Purpose = Purpose(),  # noqa: B008  # frozen
         heads: Sequence[str] = (),
         fresh_heads: Sequence[str] = (),
+        original: Checkpoint | None = None,
     ):
         super().__init__(model)
         self.model = model
         self.tokenizer = tokenizer
         self._tokenize = lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]
-        self.checkpoint = checkpoint
+        self.checkpoint, self.original = checkpoint, original
         self.dtype = dtype
         self.is_mapped = is_mapped
         self.scheme = scheme
@@ -113,15 +117,32 @@ class Base(Attached):
         about: dict[str, Any] = {"name": self.task} | ({"labels": list(self.labels)} if self.labels else {})
         return {} if self.task == CAUSAL_LM else {"task": about}
 
-    def create(self, method: Method, name: str = "default", seed: int = 0) -> Adapter:
+    def create(self, method: Method, name: str = "default", seed: int = 0, measured: Measured | None = None) -> Adapter:
         """Attach a new adapter, its tensors drawn from `seed`, and make it active; see `Attached.create`.
 
         The heads of the task are trained with it, whole; those that the checkpoint lacks are drawn from `seed` too.
         """
         purposes.check_method(method, self.purpose)
-        adapter = super().create(purposes.with_heads(method, self.heads, self.maps), name, seed)
+        adapter = super().create(
+            purposes.with_heads(method, self.heads, self.maps), name, seed, measured or self._measured(method)
+        )
         purposes.draw_(adapter.params, self.fresh_heads, self.model.config, seed)
         return adapter
+
+    def _measured(self, method: Method) -> Measured | None:
+        if not isinstance(method, LinearMethod) or method.source != "residual":
+            return None
+        if self.original is None:
+            raise ConfigError(
+                explain(
+                    f"{method.describe()} starts from what the base lost when it was quantised",
+                    found=f"{self.checkpoint.name}: "
+                    + ("not quantised" if self.scheme is None else "quantised, and its original is not known"),
+                    do="the model that it was made from, with --quantize nf4",
+                )
+            )
+        original, prefix = self.original, getattr(self.model, "base_model_prefix", "")
+        return lambda path: residual(self.maps[path], original, path, prefix)
 
     def _known(self, file: peft.PeftAdapter) -> peft.PeftAdapter:
         purposes.check_method(file.method, self.purpose)

@@ -8,14 +8,17 @@ import math
 from collections.abc import Callable, Collection, Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from inlay.errors import TargetError, explain, nearest
+from inlay.errors import ConfigError, TargetError, explain, nearest
 from inlay.methods import name_of
 from inlay.methods._contract import BlockMethod, Decoder, LinearMethod, Method, Own, Params, PromptMethod
 from inlay.model import targets
 from inlay.model.frozen import QuantizedLinear
 from inlay.names import is_regex, selects, split
+
+Measured = Callable[[str], Tensor]
+"""The matrix that the factors of the map at a path are found in, see `inlay.initializers.Source`: float32."""
 
 Shapes = dict[str, dict[str, tuple[int, ...]]]
 """The shapes of tensors, by module path and name."""
@@ -77,8 +80,13 @@ class Layout:
             self._refuse_empty(method)
         return shapes
 
-    def fresh(self, method: Method, generator: torch.Generator) -> tuple[dict[str, Params], Params]:
-        """New tensors of `method` for this model, by module path, and those that all modules share; see `wanted`."""
+    def fresh(
+        self, method: Method, generator: torch.Generator, measured: Measured | None = None
+    ) -> tuple[dict[str, Params], Params]:
+        """New tensors of `method` for this model, by module path, and those that all modules share; see `wanted`.
+
+        `measured` finds what the tensors start from, where that is more than the weights as they are.
+        """
         params: dict[str, Params] = {}
         shared: Params = {}
         if isinstance(method, LinearMethod):
@@ -88,6 +96,10 @@ class Layout:
                 one = method.for_module(path)
                 assert isinstance(one, LinearMethod), "a method for one module is of the method's kind"
                 params[path] = one.init(self.maps[path], generator)
+                if one.source == "weight":
+                    params[path] = one.start(params[path], self.maps[path].weight(torch.float32), generator)
+                elif one.source:
+                    params[path] = one.start(params[path], _found(one, measured)(path), generator)
         elif isinstance(method, BlockMethod):
             params = {
                 path: method.init(self.blocks[key], generator) for path, key in self._block_places(method).items()
@@ -103,7 +115,7 @@ class Layout:
 
     def problems(self, method: Method, params: Mapping[str, Params]) -> list[str]:
         """How these tensors differ from those that `method` has for this model; empty where they fit."""
-        wanted, given = self.wanted(method, strict=False), method.finish(params)
+        wanted, given = self.wanted(method.finished(), strict=False), method.finish(params)
         problems = [
             f"{path}: this model has no layer of that name that {name_of(method)} could change"
             for path in given
@@ -196,6 +208,18 @@ class Layout:
                 do="--method lora",
             )
         )
+
+
+def _found(method: LinearMethod, measured: Measured | None) -> Measured:
+    if measured is None:
+        raise ConfigError(
+            explain(
+                "what this adapter starts from is measured beforehand",
+                found=f"{method.describe()}: it starts from the {method.source} of each layer",
+                do="inlay.train(base, rows, method=...), or inlay train",
+            )
+        )
+    return measured
 
 
 def _tied(modules: Mapping[str, nn.Module]) -> dict[str, list[str]]:

@@ -73,7 +73,8 @@ def load(
         raise ConfigError(
             explain("only a device has memory of its own", found="device_memory with device cpu", do="--device cuda")
         )
-    checkpoint = _quantized(open_checkpoint(source), quantize, progress)
+    original = open_checkpoint(source)
+    checkpoint = _quantized(original, quantize, progress)
     packed = bitsandbytes.quantized_weights(checkpoint)
     chosen = {None: default_dtype(checkpoint, device), "stored": checkpoint.dtype, **DTYPES}.get(dtype)
     if chosen is None:
@@ -93,7 +94,18 @@ def load(
         fuse_(model, chosen)
     scheme = ", ".join(sorted({name for name, _ in packed.values()})) or None
     heads, fresh = heads_of(model, missing, purpose, has_own_head(checkpoint, purpose))
-    return Base(model, tokenizer, checkpoint, chosen, is_mapped, scheme, purpose, heads, fresh)
+    return Base(
+        model,
+        tokenizer,
+        checkpoint,
+        chosen,
+        is_mapped,
+        scheme,
+        purpose,
+        heads,
+        fresh,
+        None if quantize is None else original,
+    )
 
 
 def _quantized(checkpoint: Checkpoint, scheme: str | None, progress: Callable[[int, int], None]) -> Checkpoint:

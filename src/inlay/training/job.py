@@ -28,12 +28,17 @@ from inlay.methods._contract import Method
 from inlay.model.adapter import Adapter
 from inlay.model.base import Base
 from inlay.training import data, loop, tasks
+from inlay.training.measure import measure
 from inlay.training.settings import Plan, Settings, from_dict, plan
 
 Item = TypeVar("Item")
 
 LONGEST_DEFAULT = 2048
 """Rows are not made longer than this unless asked, whatever positions the model has: memory grows with it."""
+
+
+MEASURED = 64
+"""As many rows, spread over all, are looked at beforehand where an initialiser needs some."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +85,8 @@ class Job:
     held_out: data.Prepared | None
     source: str
     digest: str
+    method: Method
+    """As it was asked for; the adapter's own is what is left of it once training is over."""
     evaluated: Sequence[Any]
     """The held-out rows that are evaluated."""
 
@@ -123,7 +130,7 @@ class Job:
             tokens=progress.num_tokens,
             supervised_tokens=progress.num_supervised,
             tokens_per_second=progress.num_tokens / max(progress.step_seconds, 1e-9),
-            trainable_parameters=self.adapter.num_weights,
+            trainable_parameters=self.base.layout.count(self.method),
             peak_rss_bytes=peak_rss_bytes(),
             adapter_bytes=0,
             base_fingerprint=self.base.fingerprint.weights,
@@ -144,9 +151,8 @@ class Job:
         curve.draw(directory / "curve.png", progress)
 
     def _record(self, progress: loop.Progress, report: Report) -> dict[str, Any]:
-        method = dataclasses.asdict(self.adapter.method)
         return {
-            "method": {"name": methods.name_of(self.adapter.method), **method},
+            "method": {"name": methods.name_of(self.method), **dataclasses.asdict(self.method)},
             "data": {"source": self.source, "sha256": self.digest, "rows": len(self.train.examples)},
             "training": {
                 **dataclasses.asdict(self.settings),
@@ -208,7 +214,8 @@ def prepare(
     how = (base, longest_row(base, settings.max_length, virtual), settings.train_on, settings.too_long)
     train = task.prepare(rows, *how)
     held_out = task.prepare(held_rows, *how, may_be_empty=eval_data is None) if held_rows else None
-    adapter = base.create(method, output.resolve().name, settings.seed)
+    measured = measure(base, method, spread(train.examples, MEASURED), settings.micro_batch_tokens, settings.seed)
+    adapter = base.create(method, output.resolve().name, settings.seed, measured)
     try:
         output_directory.check_space(output, 8 * adapter.num_weights + (1 << 20))
         chosen = plan(settings, len(train.examples), base.model.config, method)
@@ -216,7 +223,19 @@ def prepare(
         base.detach(adapter.name)
         raise
     evaluated = spread(held_out.examples, settings.eval_rows) if held_out else []
-    return Job(base, adapter, output, settings, chosen, train, held_out, str(source), data.digest(rows), evaluated)
+    return Job(
+        base,
+        adapter,
+        output,
+        settings,
+        chosen,
+        train,
+        held_out,
+        str(source),
+        data.digest(rows),
+        adapter.method,
+        evaluated,
+    )
 
 
 def train(

@@ -1,0 +1,34 @@
+"""What a linear map lost when it was quantised: what LoftQ starts from."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from inlay.errors import TargetError, explain
+from inlay.io.checkpoint import Checkpoint
+from inlay.io.mapped import Mapped
+from inlay.model import skeleton
+from inlay.model.frozen import QuantizedLinear
+from inlay.model.linear import Linear
+
+
+def residual(linear: Linear, original: Checkpoint, path: str, prefix: str) -> Float[Tensor, "out in"]:
+    """W - Q in float32: the weight at `path` as `original` has it, without what the quantised map has in its place.
+
+    `prefix`: what the model calls the part that a checkpoint may leave out of its names.
+
+    **Raises:**
+
+    - `TargetError`: the map is not quantised, or the original has none of that name.
+    """
+    name = skeleton.checkpoint_path(f"{path}.weight", prefix, original.tensors)
+    if name is None or not isinstance(linear.module, QuantizedLinear):
+        raise TargetError(
+            explain(
+                "LoftQ starts from what a layer lost when it was quantised",
+                found=f"{path}: " + ("not quantised" if name else f"{original.name} has no tensor of that name"),
+                do="--target-modules all-linear, or --initializer uniform",
+            )
+        )
+    weight = Mapped().tensor(original.tensors[name]).float()
+    return (weight.T if linear.transposed else weight) - linear.weight(torch.float32).cpu()

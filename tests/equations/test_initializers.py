@@ -1,0 +1,239 @@
+"""Where factors start, against the papers' equations in float64, and against the way of `peft`, which changes the base."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import inlay
+from inlay import initializers
+from inlay.core import lowrank
+from inlay.core.cross_entropy import cross_entropy_sum
+from inlay.errors import InlayError
+from inlay.io._safe import read_header
+from inlay.io.mapped import Mapped
+from inlay.methods.lora import Lora
+from inlay.model.attach import Attached, attach
+from inlay.model.load import load
+from inlay.training import tasks
+from inlay.training.measure import measure
+from tests.support import bases, models, quantized
+from tests.support.paths import STORIES, needs_shared
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    import peft
+
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+
+OUT, IN, R = 24, 17, 4
+TARGETS = "q_proj,down_proj"
+
+
+def _matrix(rows=OUT, columns=IN, seed=1):
+    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
+
+
+def _start(name, found, **settings):
+    """The factors B0 A0 of the change, and the method that has them."""
+    method = Lora(r=R, lora_alpha=6, initializer=name, **settings)
+    fresh = {"lora_A": _matrix(R, IN, 2), "lora_B": torch.zeros(OUT, R)}
+    params = method.start(fresh, found, torch.Generator().manual_seed(0))
+    return {key: tensor.double().numpy() for key, tensor in params.items()}, method
+
+
+def _best(found, r):
+    """The best approximation of rank r: Eckart and Young."""
+    U, s, V = np.linalg.svd(found.double().numpy(), full_matrices=False)
+    return (U[:, :r] * s[:r]) @ V[:r]
+
+
+@pytest.mark.parametrize("use_rslora", [False, True])
+def test_pissa_starts_at_the_principal_part(use_rslora):
+    W = _matrix()
+    params, method = _start("pissa", W, use_rslora=use_rslora)
+    A, B = params["start_A"], params["start_B"]
+    np.testing.assert_allclose(method.scaling * B @ A, _best(W, R), atol=1e-5)
+    s = np.linalg.svd(W.double().numpy(), compute_uv=False)[:R] / method.scaling
+    np.testing.assert_allclose(A @ A.T, np.diag(s), atol=1e-5)
+    np.testing.assert_allclose(B.T @ B, np.diag(s), atol=1e-5)
+
+
+def test_olora_starts_at_the_first_columns_of_q():
+    W = _matrix()
+    params, _ = _start("olora", W)
+    Q, upper = np.linalg.qr(W.double().numpy())
+    np.testing.assert_allclose(params["start_B"] @ params["start_A"], Q[:, :R] @ upper[:R], atol=1e-5)
+    np.testing.assert_allclose(np.abs(params["start_B"]), np.abs(Q[:, :R]), atol=1e-5)
+
+
+def test_loftq_starts_at_what_was_lost_and_keeps_it():
+    lost = _matrix(seed=5)
+    params, method = _start("loftq", lost)
+    np.testing.assert_allclose(method.scaling * params["lora_B"] @ params["lora_A"], _best(lost, R), atol=1e-5)
+    assert method.changes_at_start
+
+
+def test_eva_starts_at_the_directions_of_the_inputs():
+    X = _matrix(90, IN, 6) * torch.logspace(0, -2, IN)
+    params, _ = _start("eva", X)
+    V = np.linalg.svd(X.double().numpy(), full_matrices=False)[2]
+    np.testing.assert_allclose(np.abs(params["lora_A"]), np.abs(V[:R]), atol=1e-4)
+    assert not params["lora_B"].any()
+
+
+def test_lora_ga_starts_at_the_directions_of_the_gradient():
+    G = _matrix(seed=7)
+    params, _ = _start("lora_ga", G)
+    U, _, V = np.linalg.svd(G.double().numpy(), full_matrices=False)
+    c = OUT**0.25 / 4
+    np.testing.assert_allclose(np.abs(params["start_A"]), c * np.abs(V[:R]), atol=1e-4)
+    np.testing.assert_allclose(np.abs(params["start_B"]), c * np.abs(U[:, R : 2 * R]), atol=1e-4)
+    # theorem 3.1: a step of gradient descent on A and B moves W along the best approximation of G of rank 2r
+    A, B, G = params["start_A"], params["start_B"], G.double().numpy()
+    step = B @ (B.T @ G) + (G @ A.T) @ A
+    np.testing.assert_allclose(step, c**2 * _best(_matrix(seed=7), 2 * R), atol=1e-4)
+
+
+@pytest.mark.parametrize("name", [n for n in initializers.names() if initializers.find(n).is_taken_off])
+def test_it_learns_as_if_the_start_had_been_taken_off_the_weight(name):
+    """The gradients, and the outputs after a step, are those of W - s B0 A0 frozen and A, B trained from A0, B0."""
+    W, x = _matrix(), _matrix(9, IN, 8)
+    params, method = _start(name, _matrix())
+    params = {key: torch.tensor(value, requires_grad=not key.startswith("start")) for key, value in params.items()}
+    rest = W.double() - method.scaling * params["start_B"] @ params["start_A"]
+    A, B = (params[key].clone().requires_grad_() for key in ("start_A", "start_B"))
+    for _ in range(2):
+        ours = method.factors(params)
+        y = x.double() @ (W.double() + method.scaling * ours.B @ ours.A).T
+        theirs = x.double() @ (rest + method.scaling * B @ A).T
+        torch.testing.assert_close(y, theirs)
+        trained = [params["lora_A"], params["lora_B"], A, B]
+        grads = torch.autograd.grad(y.pow(3).sum() + theirs.pow(3).sum(), trained)
+        torch.testing.assert_close(grads[0], grads[2])
+        torch.testing.assert_close(grads[1], grads[3])
+        with torch.no_grad():
+            for tensor, grad in zip(trained, grads, strict=True):
+                tensor -= 1e-4 * grad
+
+
+@pytest.mark.parametrize("settings", [{}, {"use_rslora": True}, {"rank_pattern": {"q_proj": 2}}])
+@pytest.mark.parametrize("name", ["pissa", "olora"])
+def test_what_is_kept_is_a_plain_lora_of_twice_the_rank(name, settings, tmp_path):
+    """Saved unfinished or finished, with another alpha for some modules or not, it says the same."""
+    held, ids = Attached(models.model("llama")), models.tokens(2, 7)
+    method = Lora(r=3, lora_alpha=5, alpha_pattern={"v_proj": 7}, initializer=name, **settings)
+    adapter = models.randomize(held.create(method, "a"), seed=3)
+    with torch.no_grad():
+        wanted = held.module(input_ids=ids).logits
+        for step in ("unfinished", "finished"):
+            (tmp_path / step).mkdir()
+            held.save("a", tmp_path / step, {})
+            again = attach(models.model("llama"), tmp_path / step)
+            read = again.get(step)
+            assert (read.method.r, read.method.source) == (6, None)
+            torch.testing.assert_close(again.module(input_ids=ids).logits, wanted)
+            adapter.finish_()
+        torch.testing.assert_close(held.module(input_ids=ids).logits, wanted)
+
+
+@pytest.mark.parametrize("name", ["pissa", "olora"])
+def test_it_is_the_start_of_peft(name):
+    held, ids = Attached(models.model("llama")), models.tokens(2, 7)
+    adapter = held.create(Lora(r=3, lora_alpha=5, target_modules=TARGETS, initializer=name), "a")
+    config = peft.LoraConfig(r=3, lora_alpha=5, target_modules=TARGETS.split(","), init_lora_weights=name)
+    theirs = peft.get_peft_model(models.model("llama"), config)
+    loss = cross_entropy_sum(theirs(input_ids=ids).logits, ids)
+    loss.backward()
+    held.parameters()
+    cross_entropy_sum(held.module(input_ids=ids).logits, ids).backward()
+    for path, params in adapter.params.items():
+        layer = theirs.get_submodule(f"base_model.model.{path}")
+        A, B = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+        torch.testing.assert_close(params["start_B"] @ params["start_A"], (B @ A).detach(), atol=1e-5, rtol=1e-4)
+        signs = torch.sign((params["start_A"] * A.detach()).sum(1))  # singular vectors have no sign
+        torch.testing.assert_close(params["lora_A"].grad * signs[:, None], A.grad, atol=1e-4, rtol=1e-3)
+        torch.testing.assert_close(params["lora_B"].grad * signs, B.grad, atol=1e-4, rtol=1e-3)
+
+
+def test_a_file_of_peft_that_was_made_plain_is_read(tmp_path):
+    """`path_initial_model_for_weight_conversion`: their PiSSA as a LoRA of rank 2r."""
+    config = peft.LoraConfig(r=3, lora_alpha=5, target_modules=TARGETS.split(","), init_lora_weights="pissa")
+    theirs, ids = peft.get_peft_model(models.model("llama"), config), models.tokens(2, 7)
+    theirs.peft_config["default"].init_lora_weights = True  # as its documentation has it
+    theirs.save_pretrained(tmp_path / "start")
+    theirs.peft_config["default"].init_lora_weights = "pissa"
+    with torch.no_grad():
+        for name, parameter in theirs.named_parameters():
+            parameter += 0.1 * torch.randn(parameter.shape) if "lora_" in name else 0
+        wanted = theirs(input_ids=ids).logits
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs.save_pretrained(tmp_path / "plain", path_initial_model_for_weight_conversion=str(tmp_path / "start"))
+    theirs.save_pretrained(tmp_path / "raw")
+    held = attach(models.model("llama"), tmp_path / "plain")
+    torch.testing.assert_close(held.module(input_ids=ids).logits, wanted, atol=1e-4, rtol=1e-4)
+    with pytest.raises(InlayError, match="init_lora_weights"):
+        attach(models.model("llama"), tmp_path / "raw")
+
+
+@needs_shared
+def test_the_search_captures_what_the_best_would_of_real_weights():
+    entries = read_header(STORIES / "model.safetensors").tensors
+    for name, weight in Mapped().tensors(entries).items():
+        if weight.dim() == 2:
+            U, s, V = lowrank.top(weight.float(), 8, torch.Generator().manual_seed(0))
+            best = torch.linalg.svdvals(weight.float())[:8]
+            assert (U * s @ V).norm() > 0.999 * best.norm(), name
+
+
+@pytest.fixture
+def base(tmp_path):
+    held = load(bases.directory(tmp_path / "base"), dtype="float32")
+    rows = bases.jsonl(tmp_path / "rows.jsonl", bases.rows(12))
+    task = tasks.of(held)
+    examples = task.prepare(task.read(rows), held, 64, "completions", "drop").examples
+    return held, rows, examples
+
+
+def test_the_inputs_that_are_measured_are_those_of_the_map(base):
+    held, _, examples = base
+    seen, path = [], "model.layers.1.self_attn.q_proj"
+    plain = models.model("llama")
+    plain.get_submodule(path).register_forward_hook(lambda module, args, y: seen.append(args[0][0].detach()))
+    for example in examples:
+        plain(input_ids=torch.tensor([example.input_ids[:-1]]))  # nothing follows the last token
+    found = measure(held, Lora(r=10, initializer="eva"), examples, None, 0)(path)
+    X = torch.cat(seen)
+    torch.testing.assert_close(found.T @ found, X.T @ X, atol=1e-3, rtol=1e-3)
+    assert not held.adapters
+
+
+def test_the_gradient_that_is_measured_is_that_of_the_weight(base):
+    held, _, examples = base
+    plain, path = models.model("llama").requires_grad_(), "model.layers.1.self_attn.q_proj"
+    loss = 0.0
+    for example in examples:
+        ids, trained = torch.tensor([example.input_ids]), torch.tensor(example.trained)
+        targets = torch.where(trained[1:], ids[0, 1:], -100)
+        loss = loss + nn.functional.cross_entropy(plain(input_ids=ids).logits[0, :-1], targets, reduction="sum")
+    (loss / sum(sum(example.trained) for example in examples)).backward()
+    found = measure(held, Lora(r=10, initializer="lora_ga"), examples, 10**6, 0)(path)
+    torch.testing.assert_close(found, plain.get_submodule(path).weight.grad, atol=1e-6, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", initializers.names())
+def test_a_run_starts_from_it_and_leaves_a_plain_lora(name, tmp_path):
+    quantized.model("llama").save_pretrained(tmp_path / "base")
+    bases.tokenizer().save_pretrained(tmp_path / "base")
+    how = {"dtype": "float32", "quantize": "nf4" if name == "loftq" else None}
+    held, rows = load(tmp_path / "base", **how), bases.jsonl(tmp_path / "rows.jsonl", bases.rows(12))
+    report = inlay.train(held, rows, method=Lora(r=4, initializer=name), output=tmp_path / "out", max_steps=3)
+    assert report.trainable_parameters == held.layout.count(Lora(r=4))
+    again = load(tmp_path / "base", **how)
+    again.attach(tmp_path / "out")
+    ids = models.tokens(2, 7)
+    torch.testing.assert_close(again.logits(ids, "out"), held.logits(ids, "out"))
+    assert again.get("out").record["method"]["initializer"] == name
