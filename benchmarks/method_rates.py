@@ -1,4 +1,4 @@
-"""Which learning rate suits each method, and LoRA from each initialiser (as lora.pissa): what `learning_rate_scale` in `methods/*.py` rests on.
+"""Which learning rate suits each method, and LoRA from each initialiser (`lora.pissa`): what `learning_rate_scale` rests on.
 
 Every method is trained for some steps on E2E rows at several multiples of the rate that the rule gives for the base, and its
 held-out loss afterwards printed. One small base, one seed: it tells 1 from 10, not 1 from 1.5.
