@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from inlay.errors import FormatError, UnknownNameError, explain
+from inlay.errors import ConfigError, FormatError, UnknownNameError, explain
 
 MAX_HEADER_BYTES = 100_000_000
 """Longest header that is read; the same limit as safetensors' own."""
@@ -206,6 +206,27 @@ def read_json(path: Path) -> dict[str, Any]:
             explain("this file holds no JSON object", found=f"{path}: a {type(value).__name__}", do="fetch it again")
         )
     return value
+
+
+@contextlib.contextmanager
+def about(path: Path) -> Iterator[None]:
+    """Say in which file a value is that can't be."""
+    try:
+        yield
+    except ConfigError as error:
+        wrong, *found = str(error).split("\n  hint:")[0].split("\n  found: ")
+        raise FormatError(
+            explain(
+                f"this adapter says what can't be: {wrong}",
+                found=[f"{path}: {value}" for value in found],
+                do="ask its author for a whole file",
+            )
+        ) from None
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Neither NaN nor infinite: either would be the least or the greatest value."""
+    return not tensor.numel() or all(math.isfinite(value) for value in tensor.float().aminmax())
 
 
 def view(data: Tensor, entry: TensorEntry) -> Tensor:

@@ -10,11 +10,9 @@ that would change the meaning, a tensor without a place or a value that is not f
 that is wrong in one message.
 """
 
-import contextlib
 import dataclasses
 import json
-import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 
@@ -22,8 +20,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from inlay import fields, methods
-from inlay.errors import CompatibilityError, ConfigError, FormatError, explain
-from inlay.io import _safe
+from inlay.errors import CompatibilityError, FormatError, explain
+from inlay.io import _safe, adapterhub
 from inlay.io.card import card
 from inlay.io.checkpoint import fetch
 from inlay.methods._contract import LinearMethod, Method, Own, Params
@@ -93,6 +91,8 @@ class PeftAdapter(NamedTuple):
     """What the file calls the base that it belongs to."""
     record: dict[str, Any]
     """The content of `inlay.json`; empty where there is none."""
+    model_type: str | None = None
+    """The kind of model whose body has the module paths; AdapterHub's files alone say it."""
 
 
 def read(source: str | Path) -> PeftAdapter:
@@ -104,7 +104,7 @@ def read(source: str | Path) -> PeftAdapter:
     - `FormatError`: it is no adapter, a pickle, broken, or holds numbers that are not finite.
     - `CompatibilityError`: it uses something that Inlay does not do; every such thing is named.
     """
-    directory = fetch(source, "adapter", list(FILES))
+    directory = fetch(source, "adapter", [*FILES, adapterhub.TENSORS, *adapterhub.BESIDE])
     if not (directory / CONFIG).is_file():
         raise FormatError(
             explain(
@@ -114,6 +114,10 @@ def read(source: str | Path) -> PeftAdapter:
             )
         )
     config = _safe.read_json(directory / CONFIG)
+    if adapterhub.wrote(config):
+        bottleneck, places = adapterhub.read(directory, config)
+        record, base_name = read_record(directory), config.get("model_name") or None
+        return PeftAdapter(bottleneck, places, {}, {}, base_name, record, config["model_type"])
     method = _method(directory / CONFIG, config)
     if not (directory / TENSORS).is_file():
         raise _safe.refuse_pickles(directory, TENSORS)
@@ -138,7 +142,7 @@ def read_record(directory: Path) -> dict[str, Any]:
                 do="pip install --upgrade inlay",
             )
         )
-    with _about(path):
+    with _safe.about(path):
         parts = fields.fitted(_Record, record)
         fields.fitted(_Training, parts.get("training", {}))
         fields.fitted(_Task, parts.get("task", {}))
@@ -231,25 +235,9 @@ def _method(path: Path, config: Mapping[str, Any]) -> Method:
     values = {
         field.name: config[field.name] for field in dataclasses.fields(chosen) if config.get(field.name) is not None
     }
-    with _about(path):
+    with _safe.about(path):
         fields.fitted(_AboutTheBase, config)
         return chosen(**fields.fitted(chosen, {**chosen.peft_defaults, **values}))
-
-
-@contextlib.contextmanager
-def _about(path: Path) -> Iterator[None]:
-    """Say in which file a value is that can't be."""
-    try:
-        yield
-    except ConfigError as error:
-        wrong, *found = str(error).split("\n  hint:")[0].split("\n  found: ")
-        raise FormatError(
-            explain(
-                f"this adapter says what can't be: {wrong}",
-                found=[f"{path}: {value}" for value in found],
-                do="ask its author for a whole file",
-            )
-        ) from None
 
 
 def _unsupported(cls: type[Method], config: Mapping[str, Any]) -> list[str]:
@@ -275,7 +263,7 @@ def _params(path: Path, tensors: Mapping[str, Tensor], method: Method) -> tuple[
         if found is None:
             problems.append(f"{key}: no tensor of {_type_name(type(method))} has that name")
             continue
-        if not _is_finite(tensors[key]):
+        if not _safe.is_finite(tensors[key]):
             problems.append(f"{key}: holds NaN or infinite values")
         module, name = found
         if key.startswith(_SHARED_PREFIX) and not key.startswith(_PREFIX):
@@ -314,11 +302,6 @@ def _kernel(tensor: Tensor, kind: str | None, shape: Sequence[int]) -> Tensor:
     if kind == "point":
         return tensor[:, :, None, None]
     return tensor.view(1, -1, 1, 1) if kind == "channel" else tensor
-
-
-def _is_finite(tensor: Tensor) -> bool:
-    """Neither NaN nor infinite: either would be the least or the greatest value."""
-    return not tensor.numel() or all(math.isfinite(value) for value in tensor.float().aminmax())
 
 
 def _split(key: str, method: Method) -> tuple[str, str] | None:

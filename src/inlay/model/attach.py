@@ -7,13 +7,13 @@ module itself, its weight and its name in the model never change.
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from inlay.errors import CompatibilityError, ConfigError, TargetError, UnknownNameError, explain, nearest
-from inlay.io import peft
+from inlay.io import adapterhub, peft
 from inlay.methods._contract import LinearMethod, Method, Params
 from inlay.model import prompts, targets
 from inlay.model.adapted import Adapted, Route, Router
@@ -130,7 +130,10 @@ class Attached:
 
     def read(self, source: str | Path, name: str, *, force: bool = False) -> Adapter:
         """An adapter from disk or the hub, checked against this model and not attached; see `attach`."""
-        file = self._known(peft.read(source))
+        file = peft.read(source)
+        if file.model_type is not None:
+            file = file._replace(params=adapterhub.placed(file.params, file.model_type, self.module))
+        file = self._known(file)
         self._check_origin(name, file.record, force)
         problems = self.layout.problems(file.method, file.params) + self._other_weights(file.copies)
         if problems:
@@ -144,9 +147,20 @@ class Attached:
             )
         return Adapter(name, file.method, file.params, file.record, file.shared)
 
-    def save(self, name: str, directory: Path, record: dict[str, Any]) -> None:
-        """Write an attached adapter into `directory`, which exists, as `inlay.io.peft.write` says."""
+    def save(
+        self, name: str, directory: Path, record: dict[str, Any], *, form: Literal["peft", "adapterhub"] = "peft"
+    ) -> None:
+        """Write an attached adapter into `directory`, which exists, as `inlay.io.peft.write` says.
+
+        `form`: "adapterhub" for AdapterHub's library, which of Inlay's methods knows bottleneck; see `inlay.io.adapterhub`.
+        """
         adapter = self.get(name)
+        if form == "adapterhub":
+            config, model_class = getattr(self.module, "config", None), type(self.module).__name__
+            about = {"model_type": getattr(config, "model_type", None), "model_class": model_class}
+            adapterhub.write(directory, adapter.method, adapter.params, name=name, base_name=self.title, **about)
+            peft.write_record(directory, {"base": self._origin(), **self.about_task, **record})
+            return
         kept = adapter.method.finish(adapter.params)
         trained = [path for path in adapter.params if path]
         adapted = [path for path in trained if adapter.adds(path) and path in self.maps]

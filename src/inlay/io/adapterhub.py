@@ -1,0 +1,370 @@
+"""Bottleneck adapters as AdapterHub's `adapters` keeps them.
+
+    adapter_config.json    name, model_type, hidden_size, version and, under config, the fields of its BnConfig
+    adapter.safetensors    <module path>.adapters.<name>.adapter_down.0.weight, .bias, adapter_up.weight, .bias
+
+The library puts an adapter in nine ways around the norms and sums of a layer. Inlay's reads what a block says, before the layer
+adds it to the stream; three of the library's compute the same, on the models of `FAMILIES`:
+
+    houlsby     DoubleSeqBnConfig(); on T5 with cross_adapter=True
+    pfeiffer    BnConfig(mh_adapter=False, output_adapter=True, reduction_factor=16, non_linearity="relu")
+    parallel    ParBnConfig(), on DistilBERT alone: elsewhere the library reads the stream itself, before the norm of the MLP
+
+Its SeqBnConfig() is none of them: its network reads the norm of what the block and the stream say together
+(original_ln_before). Read strictly, as `inlay.io.peft` has it: whatever would make another adapter of it refuses the file.
+"""
+
+import json
+import math
+import re
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from safetensors.torch import save
+from torch import nn
+
+from inlay.errors import CompatibilityError, FormatError, explain
+from inlay.io import _safe
+from inlay.methods import name_of
+from inlay.methods._contract import Block, Method, Params
+from inlay.methods.bottleneck import Bottleneck
+
+CONFIG, TENSORS = "adapter_config.json", "adapter.safetensors"
+BESIDE = ("head_config.json", "adapter_interface.json")
+"""Files that change what the adapter is: a prediction head of its own, places in a model that the library does not know."""
+VERSION = "adapters.1.3.0"
+"""The library whose form is written, and with which `tests/interop/adapterhub_golden.py` compares."""
+
+
+class Place(NamedTuple):
+    """Where an adapter of a layer is: by the library's module, and by the map that speaks for the block here."""
+
+    theirs: str
+    ours: str
+    role: str
+
+
+class Family(NamedTuple):
+    """How the library names the places of a kind of model."""
+
+    prefix: str
+    """What holds the model's body, in classes with a head."""
+    stacks: Mapping[str, tuple[Place, ...]]
+    """The places of a layer, by the list that holds the layers."""
+    cross: bool = False
+    """There is a cross-attention, which the library adapts only if told."""
+    parallel: bool = False
+    """What goes into the MLP is the stream itself."""
+
+
+def _beside(attention: str, mlp: str) -> tuple[Place, ...]:
+    """The places of a layer that holds its adapters itself."""
+    return Place("attention_adapters", attention, "attention"), Place("output_adapters", mlp, "mlp")
+
+
+_BERT = {
+    "encoder.layer": (
+        Place("attention.output", "attention.output.dense", "attention"),
+        Place("output", "output.dense", "mlp"),
+    )
+}
+_LLAMA = {"layers": _beside("self_attn.o_proj", "mlp.down_proj")}
+_T5_SELF = Place("layer.0", "layer.0.SelfAttention.o", "attention")
+_T5 = {
+    "encoder.block": (_T5_SELF, Place("layer.1", "layer.1.DenseReluDense.wo", "mlp")),
+    "decoder.block": (
+        _T5_SELF,
+        Place("layer.1", "layer.1.EncDecAttention.o", "attention"),
+        Place("layer.2", "layer.2.DenseReluDense.wo", "mlp"),
+    ),
+}
+FAMILIES = {
+    "bert": Family("bert", _BERT),
+    "distilbert": Family("distilbert", {"transformer.layer": _beside("attention.out_lin", "ffn.lin2")}, parallel=True),
+    "electra": Family("electra", _BERT),
+    "gpt2": Family("transformer", {"h": _beside("attn.c_proj", "mlp.c_proj")}),
+    "llama": Family("model", _LLAMA),
+    "mistral": Family("model", _LLAMA),
+    "roberta": Family("roberta", _BERT),
+    "t5": Family("transformer", _T5, cross=True),
+    "xlm-roberta": Family("roberta", _BERT),
+}
+"""The models on which both compute the same, by model_type; each has its file in tests/interop/adapterhub."""
+
+_NAMES = {
+    "adapter_down.0.weight": "adapter_down",
+    "adapter_down.0.bias": "adapter_down_bias",
+    "adapter_up.weight": "adapter_up",
+    "adapter_up.bias": "adapter_up_bias",
+}
+_FUNCTIONS = {"relu": "relu", "gelu": "gelu", "swish": "swish", "silu": "swish", "tanh": "tanh"}
+_PLACEMENTS = {(True, True, False): "houlsby", (False, True, False): "pfeiffer", (False, True, True): "parallel"}
+"""(mh_adapter, output_adapter, is_parallel) -> placement."""
+
+_ABOUT_THE_FILE = {"config", "hidden_size", "model_class", "model_name", "model_type", "name", "version"}
+_CHOSEN = {
+    "mh_adapter",
+    "output_adapter",
+    "is_parallel",
+    "cross_adapter",
+    "reduction_factor",
+    "non_linearity",
+    "scaling",
+}
+_ALLOWED: dict[str, tuple[Any, ...]] = {
+    "architecture": (None,),
+    "original_ln_before": (False,),
+    "original_ln_after": (True,),
+    "residual_before_ln": (True, False),
+    "ln_before": (False,),
+    "ln_after": (False,),
+    "adapter_residual_before_ln": (False, True),
+    "use_gating": (False,),
+    "phm_layer": (False,),
+    "inv_adapter": (None,),
+    "leave_out": ([],),
+}
+"""The values that make the adapter one of ours; of several, each computes the same. The first of each is written."""
+_INERT = {
+    "dropout": 0.0,
+    "stochastic_depth": 0.0,
+    "init_weights": "bert",
+    "init_weights_seed": None,
+    "inv_adapter_reduction_factor": None,
+    "phm_dim": 4,
+    "factorized_phm_W": True,
+    "shared_W_phm": False,
+    "shared_phm_rule": True,
+    "factorized_phm_rule": False,
+    "phm_c_init": "normal",
+    "phm_init_range": 0.0001,
+    "learn_phm": True,
+    "hypercomplex_nonlinearity": "glorot-uniform",
+    "phm_rank": 1,
+    "phm_bias": True,
+}
+"""What only training, fresh tensors or other settings read: any value will do. These are written."""
+_MISSING = {"scaling": 1.0, "is_parallel": False, "cross_adapter": False}
+"""What the library takes for a field that is not there."""
+_DO = (
+    "train it there with DoubleSeqBnConfig(), or BnConfig(mh_adapter=False, output_adapter=True, reduction_factor=16, "
+    'non_linearity="relu"), and save_adapter(..., with_head=False, use_safetensors=True)'
+)
+
+
+def wrote(config: Mapping[str, Any]) -> bool:
+    """This adapter_config.json is of AdapterHub's form, not of PEFT's."""
+    return "peft_type" not in config and {"config", "model_type", "name"} <= set(config)
+
+
+def read(directory: Path, config: Mapping[str, Any]) -> tuple[Bottleneck, dict[str, Params]]:
+    """The method and its tensors by the path of our modules, as the model's body has them.
+
+    **Raises:**
+
+    - `FormatError`: a pickle, or tensors that are missing, strange, misshapen or not finite; all are named.
+    - `CompatibilityError`: it computes something that Inlay's does not; every such thing is named.
+    """
+    path, inner = directory / CONFIG, config["config"] if isinstance(config["config"], dict) else {}
+    problems = _unsupported(config, inner) + [f"{name} beside it" for name in BESIDE if (directory / name).exists()]
+    if problems:
+        raise _refused([f"{path}: {problem}" for problem in problems], _DO)
+    with _safe.about(path):
+        method = Bottleneck(
+            placement=_PLACEMENTS[_places(inner)],  # type: ignore[arg-type]  # one of its three
+            reduction_factor=inner["reduction_factor"],
+            non_linearity=_FUNCTIONS[inner["non_linearity"].lower()],  # type: ignore[arg-type]
+            scaling=inner.get("scaling", 1.0),
+        )
+    if not (directory / TENSORS).is_file():
+        raise _safe.refuse_pickles(directory, TENSORS)
+    return method, _params(directory / TENSORS, method, config)
+
+
+def placed(params: Mapping[str, Params], model_type: str, module: nn.Module) -> dict[str, Params]:
+    """The tensors by the module paths of `module`, whose class may hold the body under a name or be the body itself.
+
+    **Raises:**
+
+    - `CompatibilityError`: it is a model of another kind, which may have layers of the same shapes.
+    """
+    here = getattr(getattr(module, "config", None), "model_type", None)
+    if here != model_type:
+        raise _refused([f"model_type {model_type!r}; this base's is {here!r}"], "use the base it was trained on")
+    prefix = FAMILIES[model_type].prefix
+    dot = f"{prefix}." if hasattr(module, prefix) else ""
+    return {f"{dot}{path}": tensors for path, tensors in params.items()}
+
+
+def write(
+    directory: Path,
+    method: Method,
+    params: Mapping[str, Params],
+    *,
+    name: str,
+    model_type: str | None,
+    model_class: str,
+    base_name: str,
+) -> None:
+    """Write the two files into `directory`, which exists.
+
+    **Arguments:**
+
+    - `name`: what the library calls the adapter; dots, which its modules can't have in their names, become hyphens.
+    - `model_type`, `model_class`, `base_name`: what the base is, as its configuration, Python and people call it.
+
+    **Raises:**
+
+    - `CompatibilityError`: the library would compute something else; every reason is named.
+    """
+    family = FAMILIES.get(str(model_type))
+    problems = _unwritable(method, params, model_type)
+    if problems or family is None or not isinstance(method, Bottleneck):
+        raise _refused(problems, "keep it in Inlay's own form")
+    label, dot = name.replace(".", "-"), _common(f"{family.prefix}.", params)
+    table = _table(family, method, [path.removeprefix(dot) for path in params])
+    stored = {
+        f"{dot}{table[path.removeprefix(dot)].theirs}.adapters.{label}.{theirs}": tensors[ours]
+        .detach()
+        .cpu()
+        .contiguous()
+        for path, tensors in params.items()
+        for theirs, ours in _NAMES.items()
+    }
+    width, size = next(iter(params.values()))["adapter_up"].shape
+    about = {"name": label, "model_type": model_type, "model_class": model_class, "model_name": base_name}
+    config = {"config": _config(method, family, width, size), "hidden_size": width, "version": VERSION, **about}
+    (directory / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True), "utf-8")
+    (directory / TENSORS).write_bytes(save(stored))
+
+
+def _unsupported(config: Mapping[str, Any], inner: Mapping[str, Any]) -> list[str]:
+    """What the configuration asks for and Inlay's bottleneck adapters don't do."""
+    family = FAMILIES.get(str(config.get("model_type")))
+    problems = [f"{key}={json.dumps(value)}" for key, value in config.items() if key not in _ABOUT_THE_FILE]
+    if family is None:
+        problems.append(f"model_type={json.dumps(config.get('model_type'))}; known are {', '.join(FAMILIES)}")
+    if not str(config.get("version")).startswith("adapters."):
+        problems.append(f"version={json.dumps(config.get('version'))}, not of the library `adapters`")
+    wrong = [key for key, value in inner.items() if key not in _INERT and value not in _ALLOWED.get(key, (value,))]
+    wrong += [key for key in inner if key not in {*_INERT, *_ALLOWED, *_CHOSEN}]
+    if not isinstance(inner.get("non_linearity"), str) or inner["non_linearity"].lower() not in _FUNCTIONS:
+        wrong.append("non_linearity")
+    wrong += [key for key in ("reduction_factor", "scaling") if type(inner.get(key, 1.0)) not in (int, float)]
+    placement = _PLACEMENTS.get(_places(inner))
+    if placement is None:
+        wrong += ["mh_adapter", "output_adapter", "is_parallel"]
+    if family is not None and placement is not None:
+        crosses = family.cross and placement == "houlsby"
+        wrong += ["cross_adapter"] * (inner.get("cross_adapter", False) is not crosses)
+        wrong += ["is_parallel"] * (placement == "parallel" and not family.parallel)
+    return problems + [f"config.{key}={json.dumps(inner.get(key, _MISSING.get(key)))}" for key in dict.fromkeys(wrong)]
+
+
+def _params(path: Path, method: Bottleneck, config: Mapping[str, Any]) -> dict[str, Params]:
+    """The tensors of the file by our names, all of them there and as large as the configuration says."""
+    family, tensors = FAMILIES[config["model_type"]], _safe.read_tensors(path)
+    dot = _common(f"{family.prefix}.", tensors)
+    left = {key.removeprefix(dot): tensor for key, tensor in tensors.items()}
+    params: dict[str, Params] = {}
+    problems: list[str] = []
+    for ours, place in _table(family, method, list(left)).items():
+        shapes = method.shapes(Block(ours, place.role, config["hidden_size"]))
+        for theirs, name in _NAMES.items():
+            key = f"{place.theirs}.adapters.{config['name']}.{theirs}"
+            tensor = left.pop(key, None)
+            if tensor is None:
+                problems.append(f"{dot}{key}: missing")
+            elif tuple(tensor.shape) != shapes[name]:
+                problems.append(f"{dot}{key}: shape {tuple(tensor.shape)}, not {shapes[name]}")
+            elif not tensor.is_floating_point() or not _safe.is_finite(tensor):
+                problems.append(f"{dot}{key}: holds NaN or infinite values, or whole numbers")
+            else:
+                params.setdefault(ours, {})[name] = tensor
+    problems += [f"{dot}{key}: no tensor of this adapter has that name" for key in sorted(left)]
+    if problems:
+        more = [f"and {len(problems) - 10} more"] if len(problems) > 10 else []
+        raise FormatError(
+            explain(
+                "the tensors of this adapter are not those that its configuration asks for",
+                found=[f"{path}: {problem}" for problem in problems[:10]] + more,
+                do="ask its author for a whole file; a training that diverged has to be run again",
+            )
+        )
+    return params
+
+
+def _unwritable(method: Method, params: Mapping[str, Params], model_type: str | None) -> list[str]:
+    """Why the library would not compute what this adapter does."""
+    if not isinstance(method, Bottleneck):
+        return [f"method {name_of(method)}; of Inlay's methods, bottleneck alone is written in this form"]
+    family = FAMILIES.get(str(model_type))
+    if family is None:
+        return [f"model_type {model_type!r}; known are {', '.join(FAMILIES)}"]
+    problems = []
+    if method.is_parallel and not family.parallel:
+        problems.append(
+            f"placement='parallel': on {model_type} the library reads the stream before the norm of the MLP"
+        )
+    if method.layer_norm:
+        problems.append("layer_norm=True: the library has no safetensors of its norms, whose tensors it holds twice")
+    dot = _common(f"{family.prefix}.", params)
+    table = _table(family, method, [path.removeprefix(dot) for path in params])
+    problems += [f"{dot}{path}: no tensors" for path in table if f"{dot}{path}" not in params]
+    problems += [f"{path}: no place for it" for path in params if path.removeprefix(dot) not in table]
+    names = {name for tensors in params.values() for name in tensors} - {"adapter_norm", "adapter_norm_bias"}
+    return problems + [f"{name}: no tensor of that name" for name in sorted(names - set(_NAMES.values()))]
+
+
+def _table(family: Family, method: Bottleneck, found: Sequence[str]) -> dict[str, Place]:
+    """Every place of the method, by our path in the model's body; as many layers as the names `found` there tell of."""
+    table = {}
+    for stack, places in family.stacks.items():
+        numbers = [int(match[1]) for name in found if (match := re.match(rf"{re.escape(stack)}\.(\d{{1,6}})\.", name))]
+        for n in range(min(max(numbers, default=0) + 1, len(found) + 1)):
+            for place in places:
+                if place.role in method.roles:
+                    ours = place.ours.rpartition(".")[0] if method.is_parallel else place.ours
+                    table[f"{stack}.{n}.{ours}"] = place._replace(theirs=f"{stack}.{n}.{place.theirs}")
+    return table
+
+
+def _config(method: Bottleneck, family: Family, width: int, size: int) -> dict[str, Any]:
+    """The fields of the library's configuration."""
+    where = next(where for where, placement in _PLACEMENTS.items() if placement == method.placement)
+    factor = method.reduction_factor if method.bottleneck_size is None else width / size
+    while int(width // factor) < size and method.bottleneck_size is not None:
+        factor = math.nextafter(factor, 0)  # a division that was rounded up
+    return {
+        **{key: values[0] for key, values in _ALLOWED.items() if key != "architecture"},
+        **_INERT,
+        "init_weights": "mam_adapter" if method.is_parallel else "bert",
+        **dict(zip(("mh_adapter", "output_adapter", "is_parallel"), where, strict=True)),
+        "cross_adapter": family.cross and method.placement == "houlsby",
+        "reduction_factor": int(factor) if factor == int(factor) else factor,
+        "non_linearity": method.non_linearity,
+        "scaling": float(method.scaling),
+    }
+
+
+def _places(inner: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What the configuration says of mh_adapter, output_adapter and is_parallel."""
+    keys = ("mh_adapter", "output_adapter", "is_parallel")
+    values = [inner.get(key, _MISSING.get(key)) for key in keys]
+    return tuple(value if isinstance(value, bool) else None for value in values)
+
+
+def _common(dot: str, names: Collection[str]) -> str:
+    """`dot` where all names begin with it, otherwise nothing."""
+    return dot if names and all(name.startswith(dot) for name in names) else ""
+
+
+def _refused(problems: Sequence[str], do: str) -> CompatibilityError:
+    return CompatibilityError(
+        explain(
+            "AdapterHub's adapters and Inlay's do not compute the same here, and it would be another one",
+            found=[*problems],
+            do=do,
+        )
+    )
