@@ -1,4 +1,5 @@
-"""Every method and kind of layer that `peft` knows too, both ways: the same logits, or refused by name. Writes the table of it."""
+"""Every method and kind of layer that `peft` knows too, both ways: the same logits, or refused by name. Writes the table of it,
+and of what `adapters` wrote."""
 
 import contextlib
 import dataclasses
@@ -15,6 +16,7 @@ from inlay import methods
 from inlay.errors import InlayError
 from inlay.model.attach import Attached
 from inlay.model.load import load
+from tests.interop import test_adapterhub
 from tests.support import bases, models
 from tests.support.networks import Convolutional
 
@@ -213,7 +215,7 @@ def test_both_say_the_same(what, kind, way, tmp_path):
 
 def test_the_table_of_it(tmp_path):
     lines = [
-        "# Interop with PEFT",
+        "# Interop with PEFT and AdapterHub",
         "",
         f"Made by `tests/interop/test_methods.py` with peft {peft.__version__}: the largest difference of a logit in",
         "float32, relative to the largest logit or 1. Both are held to 1e-5.",
@@ -241,6 +243,8 @@ def test_the_table_of_it(tmp_path):
     lines += [
         "",
         f"PEFT has no {', '.join(rest)}: their files are for Inlay, and PEFT refuses them by their peft_type.",
+        "",
+        *test_adapterhub.table(),
     ]
     TABLE.parent.mkdir(exist_ok=True)
     TABLE.write_text("\n".join(lines) + "\n", "utf-8")

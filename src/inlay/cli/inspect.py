@@ -9,7 +9,9 @@ from inlay import methods
 from inlay.cli import _screen
 from inlay.cli._command import AdapterDirectory, Common
 from inlay.cli._screen import count, size
-from inlay.io import peft
+from inlay.errors import ConfigError, explain
+from inlay.io import adapterhub, output, peft
+from inlay.io.checkpoint import open_config
 from inlay.io.fingerprint import short
 
 
@@ -19,6 +21,19 @@ class Inspect(Common):
 
     adapter: AdapterDirectory
     """The adapter directory, or a name on the hub."""
+
+    adapterhub: Path | None = None
+    """Write it into this directory, which must not exist, for AdapterHub's library; of the methods, it knows bottleneck."""
+
+    model: str | None = None
+    """With --adapterhub: the base, a directory or a name on the hub, of which the configuration is read."""
+
+    def __post_init__(self) -> None:
+        if (self.adapterhub is None) != (self.model is None):
+            found = f"--model {self.model}" if self.adapterhub is None else f"--adapterhub {self.adapterhub}"
+            raise ConfigError(
+                explain("AdapterHub's files say what the base is", found=found, do="--adapterhub DIR --model BASE")
+            )
 
     def run(self) -> int:
         """Print what the files say."""
@@ -34,7 +49,10 @@ class Inspect(Common):
         print(f"{'weights':<10}{count(num_weights)}, {dtypes}, {size(num_bytes)}")
         print(f"{'base':<10}{_base(base_name, record.get('base', {}))}")
         print(f"{'trained':<10}{_training(record)}")
-        print(f"{'loads in':<10}{'peft, transformers, vLLM' if method.peft_type else 'inlay'}")
+        print(f"{'loads in':<10}{_engines(file)}")
+        if self.adapterhub is not None and self.model is not None:
+            _write(file, self.adapterhub, self.model)
+            print(f"{'wrote':<10}{self.adapterhub}/  for AdapterHub's adapters")
         if self.json:
             _screen.emit(
                 {
@@ -58,6 +76,29 @@ def modules(paths: Iterable[str]) -> str:
     layers = f", layers {numbers[0]}-{numbers[-1]}" if len(numbers) > 1 else ""
     gaps = " with gaps" if numbers and len(numbers) < numbers[-1] - numbers[0] + 1 else ""
     return " ".join(names) + layers + gaps
+
+
+def _engines(file: peft.PeftAdapter) -> str:
+    """What else reads these files."""
+    if file.method.peft_type:
+        return "peft, transformers, vLLM"
+    return "inlay, adapters (AdapterHub)" if file.model_type else "inlay"
+
+
+def _write(file: peft.PeftAdapter, directory: Path, model: str) -> None:
+    """Write an adapter of this base as AdapterHub's library has it."""
+    base = open_config(model)
+    with output.new_directory(directory) as partial:
+        adapterhub.write(
+            partial,
+            file.method,
+            file.params,
+            name=directory.resolve().name,
+            model_type=base.config.get("model_type"),
+            model_class=str((base.config.get("architectures") or [""])[0]),
+            base_name=base.name,
+        )
+        peft.write_record(partial, file.record)
 
 
 def _base(name: str | None, base: dict[str, Any]) -> str:

@@ -225,13 +225,11 @@ def write(
     label, dot = name.replace(".", "-"), _common(f"{family.prefix}.", params)
     table = _table(family, method, [path.removeprefix(dot) for path in params])
     stored = {
-        f"{dot}{table[path.removeprefix(dot)].theirs}.adapters.{label}.{theirs}": tensors[ours]
-        .detach()
-        .cpu()
-        .contiguous()
+        f"{dot}{table[path.removeprefix(dot)].theirs}.adapters.{label}.{theirs}": tensors[ours].detach().cpu()
         for path, tensors in params.items()
         for theirs, ours in _NAMES.items()
     }
+    stored = {key: tensor.contiguous() for key, tensor in stored.items()}
     width, size = next(iter(params.values()))["adapter_up"].shape
     about = {"name": label, "model_type": model_type, "model_class": model_class, "model_name": base_name}
     config = {"config": _config(method, family, width, size), "hidden_size": width, "version": VERSION, **about}
@@ -245,6 +243,11 @@ def _unsupported(config: Mapping[str, Any], inner: Mapping[str, Any]) -> list[st
     problems = [f"{key}={json.dumps(value)}" for key, value in config.items() if key not in _ABOUT_THE_FILE]
     if family is None:
         problems.append(f"model_type={json.dumps(config.get('model_type'))}; known are {', '.join(FAMILIES)}")
+    if type(config.get("hidden_size")) is not int or config["hidden_size"] < 1:
+        problems.append(f"hidden_size={json.dumps(config.get('hidden_size'))}")
+    problems += [
+        f"{key}={json.dumps(config[key])}" for key in ("name", "model_name") if not _is_text(config.get(key, ""))
+    ]
     if not str(config.get("version")).startswith("adapters."):
         problems.append(f"version={json.dumps(config.get('version'))}, not of the library `adapters`")
     wrong = [key for key, value in inner.items() if key not in _INERT and value not in _ALLOWED.get(key, (value,))]
@@ -353,6 +356,10 @@ def _places(inner: Mapping[str, Any]) -> tuple[Any, ...]:
     keys = ("mh_adapter", "output_adapter", "is_parallel")
     values = [inner.get(key, _MISSING.get(key)) for key in keys]
     return tuple(value if isinstance(value, bool) else None for value in values)
+
+
+def _is_text(value: Any) -> bool:
+    return value is None or isinstance(value, str)
 
 
 def _common(dot: str, names: Collection[str]) -> str:
