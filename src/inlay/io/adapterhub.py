@@ -3,7 +3,7 @@
     adapter_config.json    name, model_type, hidden_size, version and, under config, the fields of its BnConfig
     adapter.safetensors    <module path>.adapters.<name>.adapter_down.0.weight, .bias, adapter_up.weight, .bias
 
-The library puts an adapter in nine ways around the norms and sums of a layer. Inlay's reads what a block says, before the layer
+The library can put an adapter anywhere around the norms and sums of a layer. Inlay's reads what a block says, before the layer
 adds it to the stream; three of the library's compute the same, on the models of `FAMILIES`:
 
     houlsby     DoubleSeqBnConfig(); on T5 with cross_adapter=True
