@@ -8,7 +8,7 @@ adds it to the stream; three of the library's compute the same, on the models of
 
     houlsby     DoubleSeqBnConfig(); on T5 with cross_adapter=True
     pfeiffer    BnConfig(mh_adapter=False, output_adapter=True, reduction_factor=16, non_linearity="relu")
-    parallel    ParBnConfig(), on DistilBERT alone: elsewhere the library reads the stream itself, before the norm of the MLP
+    parallel    ParBnConfig(), on DistilBERT alone: elsewhere the two networks do not read the same
 
 Its SeqBnConfig() is none of them: its network reads the norm of what the block and the stream say together
 (original_ln_before). Read strictly, as `inlay.io.peft` has it: whatever would make another adapter of it refuses the file.
@@ -55,7 +55,7 @@ class Family(NamedTuple):
     cross: bool = False
     """There is a cross-attention, which the library adapts only if told."""
     parallel: bool = False
-    """What goes into the MLP is the stream itself."""
+    """A network beside the MLP reads the same in both: the MLP is one module, and takes the stream itself."""
 
 
 def _beside(attention: str, mlp: str) -> tuple[Place, ...]:
@@ -307,9 +307,7 @@ def _unwritable(method: Method, params: Mapping[str, Params], model_type: str | 
         return [f"model_type {model_type!r}; known are {', '.join(FAMILIES)}"]
     problems = []
     if method.is_parallel and not family.parallel:
-        problems.append(
-            f"placement='parallel': on {model_type} the library reads the stream before the norm of the MLP"
-        )
+        problems.append(f"placement='parallel': on {model_type} the two networks do not read the same")
     if method.layer_norm:
         problems.append("layer_norm=True: the library has no safetensors of its norms, whose tensors it holds twice")
     dot = _common(f"{family.prefix}.", params)
