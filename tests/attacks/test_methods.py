@@ -1,11 +1,13 @@
 """Methods where they make no sense: refused by name, with the reason and what to type."""
 
+import json
+
 import pytest
 import torch
 from torch import nn
 
 import inlay
-from inlay.errors import CompatibilityError, ConfigError, TargetError
+from inlay.errors import CompatibilityError, ConfigError, FormatError, TargetError
 from inlay.model.load import load
 from tests.support import bases, quantized
 from tests.support.networks import Convolutional
@@ -63,6 +65,32 @@ def test_an_initializer_that_needs_rows_where_there_are_none(base, name):
     with pytest.raises(ConfigError, match="measured beforehand"):
         base.attach(inlay.Lora(initializer=name))
     assert not base.adapters
+
+
+@pytest.mark.parametrize(
+    ("ids", "says"), [((99,), "99, in 1 tokens, where the model has"), ((3, 3), "3, in 2 tokens"), ((-1,), "-1, in")]
+)
+def test_tokens_that_the_model_does_not_have(base, ids, says):
+    with pytest.raises(TargetError, match=says):
+        base.attach(inlay.Lora(trainable_token_indices=ids))
+    assert not base.adapters
+
+
+def test_rows_of_tokens_where_the_embedding_is_no_plain_table(tmp_path):
+    gemma = load(bases.directory(tmp_path / "gemma", "gemma3"), dtype="float32")
+    with pytest.raises(TargetError, match="no embeddings of single tokens to train"):
+        gemma.attach(inlay.Lora(trainable_token_indices=(3,)))
+
+
+def test_rows_of_tokens_of_several_modules_are_refused_by_name(base, tmp_path):
+    base.attach(inlay.Lora(trainable_token_indices=(3, 5)), "a")
+    (tmp_path / "a").mkdir()
+    base.save("a", tmp_path / "a", {})
+    config = json.loads((tmp_path / "a" / "adapter_config.json").read_text("utf-8"))
+    config["trainable_token_indices"] = {"embed_tokens": [3, 5], "lm_head": [3, 5]}
+    (tmp_path / "a" / "adapter_config.json").write_text(json.dumps(config), "utf-8")
+    with pytest.raises(FormatError, match="trainable_token_indices="):
+        base.attach(tmp_path / "a", "again")
 
 
 def test_loftq_on_a_base_whose_original_is_not_known(tmp_path):

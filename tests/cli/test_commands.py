@@ -226,6 +226,25 @@ def test_a_head_that_is_tied_is_written_apart_where_only_one_of_the_two_has_chan
         assert torch.allclose(merged(input_ids=ids).logits, base.logits(ids, "a"), atol=1e-4)
 
 
+@pytest.mark.parametrize("family", ["llama", "llama_tied", "gpt2"])
+def test_rows_of_single_tokens_are_merged_and_a_tied_head_stays_tied(family, tmp_path, capsys):
+    base = inlay.load(bases.directory(tmp_path / "base", family), dtype="float32")
+    method = inlay.Lora(r=3, trainable_token_indices=(9, 3), target_modules="c_attn" if family == "gpt2" else "q_proj")
+    models.randomize(base.attach(method, "a"), seed=3)
+    (tmp_path / "a").mkdir()
+    base.save("a", tmp_path / "a", {})
+    status, _, err = run(capsys, "merge", tmp_path / "base", tmp_path / "a", "--output", tmp_path / "m")
+    assert status == 0, err
+    ids, rows = torch.tensor([[3, 5, 9, 3, 7]]), base.get("a").params[base.table]["token_rows"]
+    merged, before = (AutoModelForCausalLM.from_pretrained(tmp_path / name) for name in ("m", "base"))
+    assert merged.config.tie_word_embeddings == before.config.tie_word_embeddings
+    with torch.no_grad():
+        assert torch.allclose(merged(input_ids=ids).logits, base.logits(ids, "a"), atol=1e-4)
+    new, old = merged.get_input_embeddings().weight, before.get_input_embeddings().weight
+    assert torch.allclose(new[[9, 3]], rows, atol=1e-6)
+    assert (new != old).any(1).nonzero().flatten().tolist() == [3, 9]
+
+
 def test_a_change_too_small_for_the_dtype_is_not_merged_in_silence(tmp_path, capsys):
     from tests.support import models
 

@@ -35,6 +35,7 @@ KINDS = {
     "Conv1D": ("gpt2", "c_attn,mlp.c_proj"),
     "embedding": ("llama", "embed_tokens,v_proj"),
     "tied head": ("llama_tied", "lm_head,v_proj"),
+    "beside a tied head": ("llama_tied", "q_proj,v_proj"),
     "conv2d": ("network", "first,second"),
     "norm": ("llama", "input_layernorm,norm"),
     "whole model": ("llama", ""),
@@ -74,6 +75,12 @@ CASES = {
     "LoRA, biases of its layers": Case("lora", R | dict(bias="lora_only"), _lora(bias="lora_only")),
     "LoRA, all biases": Case("lora", R | dict(bias="all"), _lora(bias="all")),
     "LoRA, a whole head": Case("lora", R | dict(modules_to_save="lm_head"), _lora(modules_to_save=["lm_head"])),
+    "LoRA, single tokens": Case(
+        "lora",
+        R | dict(trainable_token_indices=(9, 3, 30)),
+        _lora(trainable_token_indices=[9, 3, 30]),
+        ("linear", "Conv1D", "beside a tied head"),
+    ),
     "DoRA": Case("dora", R, _lora(use_dora=True), EVERYWHERE),
     "AdaLoRA": Case(
         "adalora",

@@ -29,6 +29,7 @@ VARIANTS = {
         "lora",
         dict(r=2, lora_alpha=5, use_rslora=True, rank_pattern={"q_proj|c_attn": 3}, initializer="olora"),
     ),
+    "lora_tokens": ("lora", dict(r=3, lora_alpha=5, trainable_token_indices=tuple(range(40, 2, -1)))),
     "lora_and_norms": ("lora", dict(r=3, lora_alpha=5, modules_to_save=r".*norm|.*\.ln_f|.*layer_norm")),
     "dora_biases": ("dora", dict(r=3, lora_alpha=5, bias="lora_only")),
     "bottleneck_parallel": ("bottleneck", dict(placement="parallel", bottleneck_size=3, scaling=4.0)),
@@ -50,7 +51,10 @@ def every_variant():
 
 def fits(method, model):
     """The model has something that the method can change: not every model has biases."""
-    return bool(Layout(model, lambda: decoder_of(model, None)).wanted(method, strict=False))
+    layout = Layout(model, lambda: decoder_of(model, None))
+    if method.token_ids and layout.table not in layout.maps:
+        return False  # Gemma's embedding is no plain table
+    return bool(layout.wanted(method, strict=False))
 
 
 def other(method):

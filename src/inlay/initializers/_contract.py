@@ -34,6 +34,9 @@ class Initializer(abc.ABC):
     is_taken_off: ClassVar[bool] = False
     """The base is to say the same at the start, though B0 A0 is not zero."""
 
+    rate: ClassVar[float] = 1.0
+    """What the learning rate that suits LoRA's own start is multiplied by: measured with benchmarks/method_rates.py."""
+
     @staticmethod
     @abc.abstractmethod
     def factors(

@@ -21,6 +21,7 @@ class Eva(Initializer):
     """X = U diag(s) V^T, A0 = V_r^T, B0 = 0"""
 
     source = "inputs"
+    rate = 0.3
 
     @staticmethod
     def factors(found: Tensor, r: int, scaling: float, generator: torch.Generator) -> tuple[Tensor, None]:

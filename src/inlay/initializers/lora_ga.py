@@ -26,6 +26,7 @@ class LoraGa(Initializer):
 
     source = "gradient"
     is_taken_off = True
+    rate = 0.3
 
     @staticmethod
     def factors(found: Tensor, r: int, scaling: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:

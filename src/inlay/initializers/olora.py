@@ -20,6 +20,7 @@ class Olora(Initializer):
 
     source = "weight"
     is_taken_off = True
+    rate = 0.3
 
     @staticmethod
     def factors(found: Tensor, r: int, scaling: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -24,6 +24,7 @@ class Pissa(Initializer):
 
     source = "weight"
     is_taken_off = True
+    rate = 0.3
 
     @staticmethod
     def factors(found: Tensor, r: int, scaling: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -369,5 +369,5 @@ def _whole(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _whole(item) for key, item in value.items()}
     if isinstance(value, tuple):
-        return list(value)
+        return list(value) or None
     return int(value) if isinstance(value, float) and value.is_integer() and value else value

@@ -39,6 +39,9 @@ from inlay.names import Names
 Params = dict[str, Tensor]
 """The tensors of one adapted module, by name."""
 
+TOKEN_ROWS = "token_rows"
+"""The embeddings of single tokens, (tokens, width), among the tensors of the embedding; `Method.token_ids` says which."""
+
 Layers = tuple[int, ...]
 """Layer numbers, from 0; on the command line as `0-5,11`."""
 
@@ -182,6 +185,11 @@ class Method(abc.ABC):
 
     def after_step(self, params: Mapping[str, Params], step: int, num_steps: int, state: dict[str, Any]) -> None:  # noqa: B027  # most do nothing
         """What is done once `step` of `num_steps` is over, gradients still there; `state` lasts for the run."""
+
+    @property
+    def token_ids(self) -> Sequence[int]:
+        """The tokens whose embeddings are trained, and with them their rows of a head that is tied to the embedding."""
+        return ()
 
     @property
     def changes_at_start(self) -> bool:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 import torch
 
 from inlay.core import lowrank
-from inlay.methods._contract import LinearBase, LinearMethod, Own, Params, Self, require
+from inlay.methods._contract import TOKEN_ROWS, LinearBase, LinearMethod, Own, Params, Self, require
 from inlay.names import matches_end
 
 REFERENCE_ALPHA = 32
@@ -46,8 +46,15 @@ class LowRank(LinearMethod):
     alpha_pattern: Mapping[str, float] = dataclasses.field(default_factory=dict)
     """Another lora_alpha for some modules, likewise."""
 
+    trainable_token_indices: tuple[int, ...] = ()
+    """Tokens, by number, whose embeddings are trained too, with their rows of a head that is tied to the embedding."""
+
     peft_type: ClassVar[str] = "LORA"
-    peft_tensors: ClassVar[Mapping[str, str]] = {"lora_A": "lora_A.weight", "lora_B": "lora_B.weight"}
+    peft_tensors: ClassVar[Mapping[str, str]] = {
+        "lora_A": "lora_A.weight",
+        "lora_B": "lora_B.weight",
+        TOKEN_ROWS: "token_adapter.trainable_tokens_delta",
+    }
     peft_embedding_tensors: ClassVar[Mapping[str, str]] = {"lora_A": "lora_embedding_A", "lora_B": "lora_embedding_B"}
     peft_kernels: ClassVar[Mapping[str, str]] = {
         "lora_A": "kernel",
@@ -76,7 +83,6 @@ class LowRank(LinearMethod):
         "qalora_group_size": lambda value: True,  # read only with use_qalora
         "runtime_config": lambda value: True,  # where to compute, not what
         "target_parameters": equals(None, []),
-        "trainable_token_indices": equals(None, []),
         "use_bdlora": equals(None, False),
         "use_dora": equals(False),
         "use_qalora": equals(False),
@@ -101,6 +107,10 @@ class LowRank(LinearMethod):
             f"lora_dropout={self.lora_dropout}",
             "--lora-dropout 0.05",
         )
+
+    @property
+    def token_ids(self) -> Sequence[int]:
+        return self.trainable_token_indices
 
     @property
     def scaling(self) -> float:

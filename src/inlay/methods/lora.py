@@ -65,6 +65,11 @@ class Lora(LowRank):
     def changes_at_start(self) -> bool:
         return self.initializer == "loftq"
 
+    @property
+    def learning_rate_scale(self) -> float:
+        known = self.initializer != initializers.UNIFORM
+        return super().learning_rate_scale * (initializers.find(self.initializer).rate if known else 1.0)
+
     def describe(self) -> str:
         start = "" if self.initializer == initializers.UNIFORM else f" initializer={self.initializer}"
         return super().describe() + start

@@ -147,7 +147,11 @@ def _mapped(
         y = routed(x, linear.matrix, linear.bias, factors, low_rank, seen=None if seen is x else seen, dtype=dtype)
     elif y is None:
         y = linear(x)
-    others = [s for s in segments if s.adapter not in numbers or adapters[s.adapter].own_at(path)]
+    others = [
+        s
+        for s in segments
+        if s.adapter not in numbers or adapters[s.adapter].own_at(path) or path in adapters[s.adapter].tables
+    ]
     if not others:
         return y
     out = y.clone()
@@ -158,6 +162,8 @@ def _mapped(
             out[rows] = linear.replaced(x[rows], own).to(out.dtype)
         elif "bias" in own:
             out[rows] += (own["bias"] - linear.bias).to(out.dtype)  # type: ignore[operator]  # it has a bias of its own
+        if path in adapter.tables:
+            linear.add_rows_(out[rows], x[rows], *adapter.token_changes())
         if s.adapter in numbers or not adapter.adds(path):
             continue
         if isinstance(method, LinearMethod):

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from inlay.core.routed import Factors
 from inlay.methods import name_of
-from inlay.methods._contract import LinearMethod, Method, Params, PromptMethod
+from inlay.methods._contract import TOKEN_ROWS, LinearMethod, Method, Params, PromptMethod
 
 
 class Adapter:
@@ -34,6 +34,10 @@ class Adapter:
         """Those of a module's tensors that stand in the place of its own, by module path."""
         self.aliases: dict[str, str] = {}
         """Modules that have another one's tensors, as tied heads have: their path -> the path of the tensors."""
+        self.tables: tuple[str, ...] = ()
+        """Modules whose rows for single tokens are others: the embedding, and a head that is tied to it."""
+        self.base_rows: Tensor | None = None
+        """What the base has in the place of the rows of single tokens."""
         self.record = dict(record or {})
         """What `inlay.json` says: the base it was trained on, and how."""
         self.trained = False
@@ -47,7 +51,7 @@ class Adapter:
 
     def __contains__(self, path: str) -> bool:
         """It changes the module at `path`."""
-        return path in self.params or path in self.aliases
+        return path in self.params or path in self.aliases or path in self.tables
 
     @property
     def num_weights(self) -> int:
@@ -77,7 +81,7 @@ class Adapter:
     def at(self, path: str) -> Params:
         """The tensors that the method adds with to the module at `path`, with those that it shares."""
         own = self.own.get(path, frozenset())
-        added = {name: tensor for name, tensor in self.params[path].items() if name not in own}
+        added = {name: tensor for name, tensor in self.params[path].items() if name not in own and name != TOKEN_ROWS}
         return {**self._seen.get(path, {}), **added}
 
     def own_at(self, path: str) -> Params:
@@ -87,7 +91,13 @@ class Adapter:
 
     def adds(self, path: str) -> bool:
         """The method adds something to the output of the module at `path`."""
-        return path in self.params and len(self.params[path]) > len(self.own.get(path, ()))
+        return path in self.params and not set(self.params[path]) <= {TOKEN_ROWS, *self.own.get(path, ())}
+
+    def token_changes(self) -> tuple[Tensor, Tensor]:
+        """The tokens that have rows of their own in `tables`, and by what these differ from the base's."""
+        assert self.base_rows is not None, "it has rows for single tokens, and is attached"
+        rows = self.params[self.tables[0]][TOKEN_ROWS]
+        return torch.tensor(self.method.token_ids, device=rows.device), rows - self.base_rows
 
     def dropout(self, path: str) -> float:
         """The input dropout of the module at `path`: the method's while the adapter is trained with gradients on."""
@@ -128,7 +138,16 @@ class Adapter:
             bias = own["bias"][rows].to(bias.dtype)
         method = self.methods.get(path)
         if isinstance(method, LinearMethod) and self.adds(path):
-            return method.merge(self.at(path), weight, bias, start)
+            weight, bias = method.merge(self.at(path), weight, bias, start)
+        if path in self.tables:
+            ids, change = self.token_changes()
+            wide = weight.to(torch.promote_types(weight.dtype, torch.float32), copy=True)
+            if transposed:
+                wide[:, ids] += change.T[rows]
+            else:
+                here = (ids >= start) & (ids < start + len(weight))
+                wide[ids[here] - start] += change[here]
+            weight = wide.to(weight.dtype)
         return weight, bias
 
     @torch.no_grad()

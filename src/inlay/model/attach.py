@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from inlay.errors import CompatibilityError, ConfigError, TargetError, UnknownNameError, explain, nearest
 from inlay.io import adapterhub, peft
-from inlay.methods._contract import LinearMethod, Method, Params
+from inlay.methods._contract import TOKEN_ROWS, LinearMethod, Method, Params
 from inlay.model import prompts, targets
 from inlay.model.adapted import Adapted, Route, Router
 from inlay.model.adapter import Adapter
@@ -46,7 +46,7 @@ class Attached:
         """The linear layers among them."""
         self.head = self.layout.head
         """The path of the output head, where the model has one."""
-        self.table = prompts.input_embedding(self.layout.modules)
+        self.table = self.layout.table
         """The path of the input embedding, where the model has one."""
         self._tokenize: Callable[[str], Sequence[int]] | None = None
         self.router = Router()
@@ -230,6 +230,9 @@ class Attached:
             adapter.own[path] = frozenset(name for name in params if own.get(name) is not None)
             if "weight" in adapter.own[path] and not selects(adapter.method.modules_to_save, path):
                 adapter.aliases |= {tied: path for tied in self.layout.tied.get(path, ()) if tied not in adapter.params}
+            if TOKEN_ROWS in params:
+                adapter.tables = (path, *self.layout.tied.get(path, ()))
+                adapter.base_rows = self.maps[path].stored.detach()[list(adapter.method.token_ids)].float()
         for path in self._changed_by(adapter):
             if not self._is_adapted(path):
                 wrapper = PromptedEmbedding if path == self.table else Adapted
@@ -345,7 +348,9 @@ class Attached:
     def _changed_by(self, adapter: Adapter) -> list[str]:
         """The modules that stand under a wrapper for this adapter."""
         table = [self.table] if adapter.num_virtual and self.table else []
-        return list(dict.fromkeys(path for path in (*adapter.params, *adapter.aliases, *table) if path))
+        return list(
+            dict.fromkeys(path for path in (*adapter.params, *adapter.aliases, *adapter.tables, *table) if path)
+        )
 
     def _is_adapted(self, path: str) -> bool:
         """An attached adapter changes the module at `path`."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from inlay.errors import ConfigError, TargetError, explain, nearest
 from inlay.methods import name_of
-from inlay.methods._contract import BlockMethod, Decoder, LinearMethod, Method, Own, Params, PromptMethod
+from inlay.methods._contract import TOKEN_ROWS, BlockMethod, Decoder, LinearMethod, Method, Own, Params, PromptMethod
 from inlay.model import targets
 from inlay.model.frozen import QuantizedLinear
 from inlay.names import is_regex, selects, split
@@ -33,6 +33,7 @@ class Layout:
     - `maps`: those of them that are linear maps, embeddings or convolutions.
     - `head`: the path of the output head, where the model has one.
     - `blocks`: the blocks of the layers, by the path of the map that speaks for each.
+    - `table`: the path of the input embedding, where it has one.
     - `tied`: modules that share their weight with an earlier one, by the path of that one.
     """
 
@@ -42,6 +43,7 @@ class Layout:
         self.head = targets.output_head(module)
         self.blocks = targets.blocks(module, self.maps)
         self.tied = _tied(self.modules)
+        self.table = targets.input_embedding(self.modules)
         self._find_decoder = decoder
 
     def count(self, method: Method) -> int:
@@ -76,6 +78,8 @@ class Layout:
             shapes = {"": {"prompt_embeddings": (method.num_virtual_tokens, method.numbers(self._decoder()))}}
         for own, parameter in self._trained(method, shapes):
             shapes.setdefault(own.path, {})[own.name] = tuple(parameter.shape)
+        for path, rows in self._token_rows(method).items():
+            shapes.setdefault(path, {})[TOKEN_ROWS] = tuple(rows.shape)
         if strict and not shapes:
             self._refuse_empty(method)
         return shapes
@@ -109,6 +113,8 @@ class Layout:
         for own, parameter in self._trained(method, params):
             fresh = parameter.detach().to("cpu", torch.float32, copy=True)
             params.setdefault(own.path, {})[own.name] = fresh
+        for path, rows in self._token_rows(method).items():
+            params.setdefault(path, {})[TOKEN_ROWS] = rows.to("cpu", torch.float32)
         if not params:
             self._refuse_empty(method)
         return params, shared
@@ -199,6 +205,21 @@ class Layout:
             if (is_first and method.trains(own))
             or any(own.path == path or own.path.startswith(f"{path}.") for path in saved)
         ]
+
+    def _token_rows(self, method: Method) -> Params:
+        """The base's rows for the tokens whose embeddings are trained, by the path of the embedding."""
+        ids, table = list(method.token_ids), self.maps.get(self.table or "")
+        if not ids:
+            return {}
+        if self.table is None or table is None or table.kind != "embedding":
+            found = f"{type(self.modules['']).__name__}: its input embedding is no table that is only read"
+            raise TargetError(explain("this model has no embeddings of single tokens to train", found=found))
+        wrong = sorted({i for i in ids if not 0 <= i < table.in_features or ids.count(i) > 1})
+        if wrong:
+            found = f"{', '.join(map(str, wrong))}, in {len(ids)} tokens, where the model has {table.in_features}"
+            do = f"numbers from 0 to {table.in_features - 1}, each once"
+            raise TargetError(explain("trainable_token_indices names tokens of the model", found=found, do=do))
+        return {self.table: table.stored.detach()[ids]}
 
     def _refuse_empty(self, method: Method) -> None:
         raise TargetError(

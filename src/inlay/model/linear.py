@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from inlay.core.product import product_dtype
@@ -93,6 +93,12 @@ class Linear:
         matrix = weight.T if self.transposed else weight.flatten(1)
         return nn.functional.linear(x.to(dtype), matrix, None if bias is None else bias.to(dtype)).to(x.dtype)
 
+    def add_rows_(
+        self, y: Float[Tensor, "tokens out"], x: Tensor, ids: Int[Tensor, " n"], change: Float[Tensor, "n width"]
+    ) -> None:
+        """Let the vectors of these tokens, which a head multiplies with and an embedding answers, be others by `change`."""
+        y.index_add_(1, ids, (x @ change.to(x.dtype).T).to(y.dtype))
+
     def __call__(self, x: Tensor) -> Tensor:
         """What the module answers."""
         call: Callable[[Tensor], Tensor] = self.module
@@ -129,6 +135,10 @@ class Embedding(Linear):
 
     def replaced(self, x: Shaped[Tensor, "tokens *in"], own: Params) -> Float[Tensor, "tokens out"]:
         return nn.functional.embedding(x, own["weight"])
+
+    def add_rows_(self, y: Tensor, x: Tensor, ids: Tensor, change: Tensor) -> None:
+        is_one = x[:, None] == ids
+        y[is_one.any(1)] += change[is_one.nonzero()[:, 1]].to(y.dtype)
 
     def batch_shape(self, x: Tensor) -> tuple[int, ...]:
         return tuple(x.shape)

@@ -231,8 +231,9 @@ def _tensors(base: Base, adapter: Adapter) -> dict[str, _Tensor]:
 def _changed(base: Base, adapter: Adapter) -> list[tuple[str, str]]:
     """The tensors of the model that the adapter changes, as (module path, name)."""
     found = []
-    for path in (*adapter.params, *adapter.aliases):
+    for path in dict.fromkeys((*adapter.params, *adapter.aliases, *adapter.tables)):
         names = set(adapter.own_at(path)) | ({"weight", "bias"} if adapter.adds(path) else set())
+        names |= {"weight"} if path in adapter.tables else set()
         own = base.layout.modules[path]._parameters
         found += [(path, name) for name in names if own.get(name) is not None or name == "weight"]
     return found
@@ -241,8 +242,9 @@ def _changed(base: Base, adapter: Adapter) -> list[tuple[str, str]]:
 def _unties(base: Base, adapter: Adapter) -> bool:
     """The head and the embeddings are one weight, and would not be with the adapter in it."""
     table, head = _table(base), base.head
-    changes = table is not None and head is not None and (table in adapter or head in adapter)
-    return changes and head not in adapter.aliases
+    if table is None or head is None or head in adapter.aliases:
+        return False
+    return any(adapter.adds(path) or adapter.own_at(path) for path in (table, head))
 
 
 def _table(base: Base) -> str | None:

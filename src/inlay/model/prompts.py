@@ -86,13 +86,6 @@ def decoder_of(model: nn.Module, tokenize: Callable[[str], Sequence[int]] | None
     )
 
 
-def input_embedding(modules: dict[str, nn.Module]) -> str | None:
-    """The path of the input embedding among a model's modules; None where it has none."""
-    getter = getattr(modules[""], "get_input_embeddings", None)
-    table = getter() if getter else None
-    return next((path for path, module in modules.items() if module is table), None)
-
-
 def prompted(model: Any, router: Router) -> Callable[..., Any]:
     """The `forward` of a language model whose rows may have virtual tokens."""
     own = model.forward

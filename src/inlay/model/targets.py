@@ -102,6 +102,13 @@ def output_head(model: nn.Module) -> str | None:
     return next((path for path, module in model.named_modules() if module is head), None) if head is not None else None
 
 
+def input_embedding(modules: Mapping[str, nn.Module]) -> str | None:
+    """The path of the input embedding among a model's modules; None where it has none."""
+    getter = getattr(modules[""], "get_input_embeddings", None)
+    table = getter() if getter else None
+    return next((path for path, module in modules.items() if module is table), None)
+
+
 def resolve(method: Method, linears: dict[str, Linear], head: str | None, strict: bool = True) -> list[str]:
     """The paths that `method` adapts, in the model's order.
 
