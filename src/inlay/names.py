@@ -1,5 +1,6 @@
 """Modules by name: what settings such as `target_modules` and `modules_to_save` mean."""
 
+from collections.abc import Sequence
 from typing import TypeGuard
 
 from inlay.errors import ConfigError, explain
@@ -66,3 +67,11 @@ def is_named(name: str, path: str) -> bool:
 def matches_end(key: str, path: str) -> bool:
     """`key` is the end of `path` from a dot on: how the exchange format looks up `rank_pattern` and the like."""
     return matches(rf"(.*\.)?({key})", path)
+
+
+def joined(names: Names, paths: Sequence[str]) -> Names:
+    """`names` and these paths, in the form that `names` has."""
+    if is_regex(names):
+        return "|".join([f"({names})", *(path.replace(".", r"\.") for path in paths)])
+    own = split(names) if names else []
+    return (*own, *(path for path in paths if path not in own))

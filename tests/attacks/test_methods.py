@@ -51,7 +51,7 @@ def test_a_method_of_no_such_name(place, capsys):
         (["--initializer", "loftq"], ["not quantised", "--quantize nf4"]),
         (
             ["--initializer", "eva", "--target-modules", "embed_tokens"],
-            ["for linear and conv2d", "embedding", "uniform"],
+            ["for linear and conv2d", "embed_tokens is embedding", "uniform"],
         ),
     ],
 )

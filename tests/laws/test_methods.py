@@ -8,6 +8,7 @@ import torch
 from inlay.core.cross_entropy import cross_entropy_sum
 from inlay.methods._contract import LinearMethod
 from inlay.model.attach import Attached, attach
+from inlay.model.experts import Experts
 from tests.support import models
 from tests.support.cases import every_variant, fits, other
 from tests.support.tolerances import assert_close
@@ -89,8 +90,14 @@ def test_merged_equals_unmerged(name, method, family):
         return  # tests/attacks: merging it is refused
     merged = copy.deepcopy(held.detach("a") and held.module)
     for path in adapter.params:
-        module, view = merged.get_submodule(path), held.maps.get(path)
+        view = held.maps.get(path)
+        module = merged.get_submodule(held.layout.module_of(path))
         with torch.no_grad():
+            if isinstance(view, Experts):
+                for number, one in enumerate(view.each):
+                    W, _ = adapter.merged(path, one.weight(torch.float64), None, expert=number)
+                    getattr(module, view.name)[number].copy_(W.T if view.transposed else W)
+                continue
             if view is None:
                 for key, tensor in adapter.own_at(path).items():
                     getattr(module, key).copy_(tensor)

@@ -10,9 +10,11 @@ from transformers import (
     GPTNeoXConfig,
     LlamaConfig,
     MistralConfig,
+    MixtralConfig,
     Phi3Config,
     Qwen2Config,
     Qwen3Config,
+    Qwen3MoeConfig,
 )
 
 VOCABULARY = 97
@@ -41,8 +43,12 @@ CONFIGS = {
         vocab_size=VOCABULARY, n_embd=20, n_layer=3, n_head=5, n_positions=64, bos_token_id=1, eos_token_id=2
     ),
     "gpt_neox": GPTNeoXConfig(**{key: value for key, value in _SIZES.items() if key != "num_key_value_heads"}),
+    "mixtral": MixtralConfig(**_SIZES, head_dim=4, num_local_experts=4, num_experts_per_tok=2),
+    "qwen3_moe": Qwen3MoeConfig(
+        **_SIZES, head_dim=4, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=12, norm_topk_prob=True
+    ),
 }
-"""One small configuration per way of building a model: biases, tied heads, fused projections, (in, out) weights."""
+"""One small configuration per way of building a model: biases, tied heads, fused projections, (in, out) weights, experts."""
 
 
 def model(family, dtype=torch.float32, seed=3, sizes=None):
@@ -57,7 +63,10 @@ def model(family, dtype=torch.float32, seed=3, sizes=None):
     for name, value in known.items():
         if value is not None and hasattr(config, name):
             setattr(config, name, value)
-    built = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+    how = (
+        {"experts_implementation": "eager"} if dtype == torch.float64 else {}
+    )  # torch's grouped product takes no float64
+    built = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", **how)
     with torch.no_grad():
         for name, parameter in built.named_parameters():
             if parameter.dim() == 1:

@@ -25,7 +25,7 @@ from inlay.io import _safe, adapterhub
 from inlay.io.card import card
 from inlay.io.checkpoint import fetch
 from inlay.methods._contract import LinearMethod, Method, Own, Params
-from inlay.names import selects
+from inlay.names import Names, selects
 
 CONFIG, TENSORS, CARD, RECORD = "adapter_config.json", "adapter_model.safetensors", "README.md", "inlay.json"
 FILES = (CONFIG, TENSORS, CARD, RECORD)
@@ -35,9 +35,11 @@ RECORD_FORMAT = 1
 OWN = ("weight", "bias")
 """What modules call their own tensors."""
 
+INNER = ".base_layer"
+"""What PEFT calls the module that a wrapper of its own holds."""
+
 _PREFIX = "base_model.model."
 _SHARED_PREFIX = "base_model."
-_INNER = ".base_layer"
 _COPY = "copy of the base's weight"
 _ABOUT_THE_FILE = frozenset(
     [
@@ -55,6 +57,7 @@ _ABOUT_THE_FILE = frozenset(
 
 class _AboutTheBase(TypedDict, total=False):
     base_model_name_or_path: str | None
+    target_parameters: tuple[str, ...] | None
 
 
 class _Record(TypedDict, total=False):
@@ -91,6 +94,8 @@ class PeftAdapter(NamedTuple):
     """What the file calls the base that it belongs to."""
     record: dict[str, Any]
     """The content of `inlay.json`; empty where there is none."""
+    parameters: Names = ()
+    """The parameters of fused experts that it changes, by name; their tensors are where the file has them."""
     model_type: str | None = None
     """The kind of model whose body has the module paths; AdapterHub's files alone say it."""
 
@@ -117,7 +122,7 @@ def read(source: str | Path) -> PeftAdapter:
     if adapterhub.wrote(config):
         bottleneck, places = adapterhub.read(directory, config)
         record, base_name = read_record(directory), config.get("model_name") or None
-        return PeftAdapter(bottleneck, places, {}, {}, base_name, record, config["model_type"])
+        return PeftAdapter(bottleneck, places, {}, {}, base_name, record, model_type=config["model_type"])
     method = _method(directory / CONFIG, config)
     if not (directory / TENSORS).is_file():
         raise _safe.refuse_pickles(directory, TENSORS)
@@ -125,7 +130,10 @@ def read(source: str | Path) -> PeftAdapter:
     if isinstance(method, LinearMethod) and config.get("target_modules") is None:  # as in files of old versions
         method = dataclasses.replace(method, target_modules=tuple(params))
     record = read_record(directory)
-    return PeftAdapter(method, params, shared, copies, config.get("base_model_name_or_path"), record)
+    with _safe.about(directory / CONFIG):
+        parameters = fields.fitted(_AboutTheBase, config).get("target_parameters") or ()
+    base_name = config.get("base_model_name_or_path")
+    return PeftAdapter(method, params, shared, copies, base_name, record, parameters)
 
 
 def read_record(directory: Path) -> dict[str, Any]:
@@ -163,6 +171,7 @@ def write(
     modules_to_save: Sequence[str] = (),
     embeddings: Collection[str] = (),
     kernels: Mapping[str, Sequence[int]] | None = None,
+    experts: Mapping[str, str] | None = None,
     task_type: str | None = None,
 ) -> None:
     """Write the four files into `directory`, which exists.
@@ -176,6 +185,7 @@ def write(
     - `record`: the content of `inlay.json`, without its format number.
     - `modules_to_save`: the modules that are kept whole, likewise.
     - `kernels`: the shapes of the weights of those that are convolutions, by path.
+    - `experts`: where PEFT has the tensors of those that are parameters of fused experts, by path.
     - `embeddings`: the modules that are embeddings, by path: their tensors have names of their own.
     - `task_type`: what PEFT calls the kind of model.
     """
@@ -184,11 +194,15 @@ def write(
     config = _config(method) | about
     known = set(method.peft_accepts) | {field.name for field in dataclasses.fields(method)}
     optional = {"fan_in_fan_out": fan_in_fan_out, "target_modules": list(target_modules)}
+    optional["target_parameters"] = list(experts or ()) or None
+    optional |= {"lora_dropout": 0} if experts else {}  # PEFT has none beside parameters; only training reads it
     optional |= {field: list(modules) for field, modules in (names or {}).items()}
     config |= {key: value for key, value in optional.items() if key in known}
     tensors = {f"{_SHARED_PREFIX}{name}": tensor for name, tensor in shared.items()}
     for path, module in params.items():
-        shape = (kernels or {}).get(path)
+        place, shape = (experts or {}).get(path), (kernels or {}).get(path)
+        if place is not None:
+            path, module = place, {name: _flattened(name, tensor) for name, tensor in module.items()}
         if shape is not None:
             module = {name: _kernel(tensor, method.peft_kernels.get(name), shape) for name, tensor in module.items()}
         tensors |= _keys(method, path, module, path in embeddings)
@@ -272,7 +286,7 @@ def _params(path: Path, tensors: Mapping[str, Tensor], method: Method) -> tuple[
             copies[module] = tensors[key]
         else:
             params.setdefault(module, {})[name] = _flat(tensors[key], method.peft_kernels.get(name))
-    strangers = [f"{path}{_INNER}.weight" for path in copies if path not in params]
+    strangers = [f"{path}{INNER}.weight" for path in copies if path not in params]
     problems += [f"{key}: no tensor of {_type_name(type(method))} has that name" for key in strangers]
     if not tensors:
         problems.append("no tensor at all")
@@ -304,6 +318,11 @@ def _kernel(tensor: Tensor, kind: str | None, shape: Sequence[int]) -> Tensor:
     return tensor.view(1, -1, 1, 1) if kind == "channel" else tensor
 
 
+def _flattened(name: str, tensor: Tensor) -> Tensor:
+    """A tensor of fused experts as PEFT has it: A has the experts one after the other, B has them within each rank."""
+    return tensor.permute(1, 2, 0).flatten(1) if name == "lora_B" else tensor.flatten(0, 1)
+
+
 def _split(key: str, method: Method) -> tuple[str, str] | None:
     """Module path and tensor name of a key of the file; None where it has no such form."""
     if method.peft_tensors.get(key) == key:
@@ -317,7 +336,7 @@ def _split(key: str, method: Method) -> tuple[str, str] | None:
             if rest.endswith(f".{written}"):
                 return rest.removesuffix(f".{written}"), name
     module, _, name = rest.rpartition(".")
-    inner = module.removesuffix(_INNER)
+    inner = module.removesuffix(INNER)
     if name == "weight" and inner != module:
         return inner, _COPY
     if _may_be_own(method, inner, name):
@@ -345,7 +364,7 @@ def _keys(method: Method, path: str, module: Params, is_embedding: bool) -> dict
     if not path:
         return {names.get(name, name): tensor for name, tensor in module.items()}
     own = {name for name in module if name in OWN and name not in names}
-    inner = _INNER if len(own) < len(module) else ""  # beside what the method adds, PEFT has the module one deeper
+    inner = INNER if len(own) < len(module) else ""  # beside what the method adds, PEFT has the module one deeper
     return {
         f"{_PREFIX}{path}{inner if name in own else ''}.{names.get(name, name)}": tensor
         for name, tensor in module.items()

@@ -221,7 +221,7 @@ class LinearMethod(Method):
     """Adapt only these layers of the stack, such as 0-5,11; none given: all of them."""
 
     kinds: ClassVar[tuple[str, ...]] = ("linear",)
-    """What it can adapt, of linear, embedding and conv2d."""
+    """What it can adapt, of linear, embedding, conv2d and experts; for experts it has factors."""
 
     def shared(self, bases: Sequence[LinearBase]) -> Params:
         """Frozen tensors that all adapted modules share; they are saved once."""

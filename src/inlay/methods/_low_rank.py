@@ -82,7 +82,7 @@ class LowRank(LinearMethod):
         "monteclora_config": equals(None),
         "qalora_group_size": lambda value: True,  # read only with use_qalora
         "runtime_config": lambda value: True,  # where to compute, not what
-        "target_parameters": equals(None, []),
+        "target_parameters": lambda value: True,  # of fused experts; resolved where the model is known
         "use_bdlora": equals(None, False),
         "use_dora": equals(False),
         "use_qalora": equals(False),

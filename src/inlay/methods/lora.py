@@ -42,7 +42,7 @@ class Lora(LowRank):
     initializer: str = initializers.UNIFORM
     """Where A and B start: uniform, pissa, olora, loftq, eva or lora_ga."""
 
-    kinds: ClassVar[tuple[str, ...]] = ("linear", "embedding", "conv2d")
+    kinds: ClassVar[tuple[str, ...]] = ("linear", "embedding", "conv2d", "experts")
     peft_omits: ClassVar[frozenset[str]] = frozenset({"loraplus_lr_ratio", "freeze_a", "initializer"})
 
     def __post_init__(self) -> None:
@@ -124,4 +124,4 @@ def _whole(params: Params) -> Params:
         return params
     A, B = params["lora_A"], params["lora_B"]
     kept = {key: tensor for key, tensor in params.items() if not key.startswith("start_")}
-    return kept | {"lora_A": torch.cat([params["start_A"] + A, A]), "lora_B": torch.cat([B, params["start_B"]], 1)}
+    return kept | {"lora_A": torch.cat([params["start_A"] + A, A], -2), "lora_B": torch.cat([B, params["start_B"]], -1)}

@@ -133,7 +133,7 @@ def _mapped(
     if only is not None and "weight" in adapters[only.adapter].own_at(path):
         own_y = linear.replaced(x, adapters[only.adapter].own_at(path))
         return own_y if y is None else own_y.to(y.dtype)
-    seen = _dropped(x, path, adapters, segments)
+    seen = dropped(x, path, adapters, segments)
     factors: list[Factors] = []
     numbers: dict[int, int] = {}  # number of the adapter in the route -> number among the low-rank ones
     for k in dict.fromkeys(s.adapter for s in segments) if linear.is_plain else ():
@@ -225,7 +225,7 @@ def _rows_of(args: tuple[Any, ...], kwargs: dict[str, Any], num_rows: int, take:
     return tuple(map(taken, args)), {key: taken(value) for key, value in kwargs.items()}
 
 
-def _dropped(x: Tensor, path: str, adapters: Sequence[Adapter], segments: Sequence[Segment]) -> Tensor:
+def dropped(x: Tensor, path: str, adapters: Sequence[Adapter], segments: Sequence[Segment]) -> Tensor:
     """x with the adapters' input dropout, for those that are being trained."""
     rates = {s: adapters[s.adapter].dropout(path) for s in segments}
     if not any(rates.values()) or not x.is_floating_point():

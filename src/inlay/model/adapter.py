@@ -124,11 +124,18 @@ class Adapter:
 
     @torch.no_grad()
     def merged(
-        self, path: str, weight: Tensor, bias: Tensor | None, start: int = 0, transposed: bool = False
+        self,
+        path: str,
+        weight: Tensor,
+        bias: Tensor | None,
+        start: int = 0,
+        transposed: bool = False,
+        expert: int | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Rows of the weight of the map at `path`, from `start` on, and the bias with them, the adapter's change in both.
 
-        `transposed`: the module stores its weight as (in, out); here it is (out, in) nonetheless.
+        `transposed`: the module stores its weight as (in, out); here it is (out, in) nonetheless. `expert`: the weight is that
+        of one expert, whose tensors the adapter has beside those of the others.
         """
         rows, own = slice(start, start + len(weight)), self.own_at(path)
         if "weight" in own:
@@ -138,7 +145,9 @@ class Adapter:
             bias = own["bias"][rows].to(bias.dtype)
         method = self.methods.get(path)
         if isinstance(method, LinearMethod) and self.adds(path):
-            weight, bias = method.merge(self.at(path), weight, bias, start)
+            params = self.at(path)
+            params = params if expert is None else {name: tensor[expert] for name, tensor in params.items()}
+            weight, bias = method.merge(params, weight, bias, start)
         if path in self.tables:
             ids, change = self.token_changes()
             wide = weight.to(torch.promote_types(weight.dtype, torch.float32), copy=True)

@@ -18,6 +18,7 @@ from inlay.methods._contract import TOKEN_ROWS, LinearMethod, Method, Params
 from inlay.model import prompts, targets
 from inlay.model.adapted import Adapted, Route, Router
 from inlay.model.adapter import Adapter
+from inlay.model.experts import AdaptedExperts, experts_of, nested, unnested
 from inlay.model.layout import Layout, Measured
 from inlay.model.prompts import PromptedEmbedding
 from inlay.names import selects
@@ -52,7 +53,7 @@ class Attached:
         self.router = Router()
         self._active: Rows = None
         self._routes: dict[str, Route] = {}
-        self._places = _places(module)
+        self._places = targets.places(module)
         if isinstance(module, nn.Linear):
             raise TargetError(
                 explain(
@@ -133,7 +134,7 @@ class Attached:
         file = peft.read(source)
         if file.model_type is not None:
             file = file._replace(params=adapterhub.placed(file.params, file.model_type, self.module))
-        file = self._known(file)
+        file = self._known(unnested(file, self.maps))
         self._check_origin(name, file.record, force)
         problems = self.layout.problems(file.method, file.params) + self._other_weights(file.copies)
         if problems:
@@ -164,8 +165,10 @@ class Attached:
         kept = adapter.method.finish(adapter.params)
         trained = [path for path in adapter.params if path]
         adapted = [path for path in trained if adapter.adds(path) and path in self.maps]
+        experts = nested([path for path in adapted if self.maps[path].kind == "experts"])
+        adapted = [path for path in adapted if path not in experts]
         every = self.layout.modules
-        short, names = targets.short_names(adapted or trained, every), {}
+        short, names = targets.short_names(adapted or [path for path in trained if path not in experts], every), {}
         for field in adapter.method.peft_names:
             some = [path for path in adapted if selects(getattr(adapter.method, field), path)]
             names[field] = targets.short_names(some, every)
@@ -181,6 +184,7 @@ class Attached:
             modules_to_save=targets.short_names(self.layout.saved(adapter.method), every),
             target_modules=short,
             kernels={path: self.maps[path].stored.shape for path in adapted if self.maps[path].kind == "conv2d"},
+            experts=experts,
             embeddings=[path for path in adapted if self.maps[path].kind == "embedding"],
             fan_in_fan_out=bool(adapted) and all(self.maps[path].transposed for path in adapted),
             record={"base": self._origin(), **self.about_task, **record},
@@ -225,8 +229,8 @@ class Attached:
         for path, params in adapter.params.items():
             method = adapter.methods[path]
             if isinstance(method, LinearMethod) and path in self.layout.maps:
-                adapter.share_(path, method.share(adapter.shared, self.layout.maps[path]))
-            own = self.layout.modules[path]._parameters
+                adapter.share_(path, method.share(adapter.shared, self.layout.maps[path].one))
+            own = self.layout.modules[self.layout.module_of(path)]._parameters
             adapter.own[path] = frozenset(name for name in params if own.get(name) is not None)
             if "weight" in adapter.own[path] and not selects(adapter.method.modules_to_save, path):
                 adapter.aliases |= {tied: path for tied in self.layout.tied.get(path, ()) if tied not in adapter.params}
@@ -235,13 +239,21 @@ class Attached:
                 adapter.base_rows = self.maps[path].stored.detach()[list(adapter.method.token_ids)].float()
         for path in self._changed_by(adapter):
             if not self._is_adapted(path):
-                wrapper = PromptedEmbedding if path == self.table else Adapted
-                self._set_(path, wrapper(path, self.layout.modules[path], self.layout.maps.get(path), self.router))
+                self._set_(path, self._wrapper(path))
         if adapter.num_virtual and not any(held.num_virtual for held in self.adapters.values()):
             self.module.forward = prompts.prompted(self.module, self.router)
         self.adapters[adapter.name] = adapter
         self.active = adapter.name
         return adapter
+
+    def _wrapper(self, path: str) -> Adapted:
+        """What stands in the place of the module at `path` while an adapter changes it."""
+        module = self.layout.modules[path]
+        experts = {f"{path}.{e.name}": e for e in experts_of(module)}
+        if experts:
+            return AdaptedExperts(path, module, experts, self.router)
+        wrapper = PromptedEmbedding if path == self.table else Adapted
+        return wrapper(path, module, self.maps.get(path), self.router)
 
     def _known(self, file: peft.PeftAdapter) -> peft.PeftAdapter:
         """An adapter's file as it applies to this model."""
@@ -348,9 +360,8 @@ class Attached:
     def _changed_by(self, adapter: Adapter) -> list[str]:
         """The modules that stand under a wrapper for this adapter."""
         table = [self.table] if adapter.num_virtual and self.table else []
-        return list(
-            dict.fromkeys(path for path in (*adapter.params, *adapter.aliases, *adapter.tables, *table) if path)
-        )
+        every = (*adapter.params, *adapter.aliases, *adapter.tables, *table)
+        return list(dict.fromkeys(self.layout.module_of(path) for path in every if path))
 
     def _is_adapted(self, path: str) -> bool:
         """An attached adapter changes the module at `path`."""
@@ -370,16 +381,6 @@ def attach(module: nn.Module, source: str | Path | Method, name: str | None = No
     attached = Attached(module)
     attached.attach(source, name, seed=seed)
     return attached
-
-
-def _places(module: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
-    """Every place of every module, as the module that holds it and its name there, by the module's identity."""
-    places: dict[int, list[tuple[nn.Module, str]]] = {}
-    for parent in module.modules():
-        for name, part in parent._modules.items():
-            if part is not None:
-                places.setdefault(id(part), []).append((parent, name))
-    return places
 
 
 def _names(rows: Rows) -> set[str]:

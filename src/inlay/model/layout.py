@@ -14,7 +14,9 @@ from inlay.errors import ConfigError, TargetError, explain, nearest
 from inlay.methods import name_of
 from inlay.methods._contract import TOKEN_ROWS, BlockMethod, Decoder, LinearMethod, Method, Own, Params, PromptMethod
 from inlay.model import targets
+from inlay.model.experts import Experts, stacked
 from inlay.model.frozen import QuantizedLinear
+from inlay.model.linear import Linear
 from inlay.names import is_regex, selects, split
 
 Measured = Callable[[str], Tensor]
@@ -30,7 +32,7 @@ class Layout:
     **Attributes:**
 
     - `modules`: every module, by path.
-    - `maps`: those of them that are linear maps, embeddings or convolutions.
+    - `maps`: those of them that are linear maps, embeddings or convolutions, and the parameters of fused experts.
     - `head`: the path of the output head, where the model has one.
     - `blocks`: the blocks of the layers, by the path of the map that speaks for each.
     - `table`: the path of the input embedding, where it has one.
@@ -71,7 +73,7 @@ class Layout:
             for path in targets.resolve(method, self.maps, self.head, strict):
                 one = method.for_module(path)
                 assert isinstance(one, LinearMethod), "a method for one module is of the method's kind"
-                shapes[path] = dict(one.shapes(self.maps[path]))
+                shapes[path] = _shapes(one, self.maps[path])
         elif isinstance(method, BlockMethod):
             shapes = {path: method.shapes(self.blocks[key]) for path, key in self._block_places(method).items()}
         elif isinstance(method, PromptMethod):
@@ -95,15 +97,15 @@ class Layout:
         shared: Params = {}
         if isinstance(method, LinearMethod):
             paths = targets.resolve(method, self.maps, self.head)
-            shared = method.shared([self.maps[path] for path in paths])
+            shared = method.shared([self.maps[path].one for path in paths])
             for path in paths:
                 one = method.for_module(path)
                 assert isinstance(one, LinearMethod), "a method for one module is of the method's kind"
-                params[path] = one.init(self.maps[path], generator)
-                if one.source == "weight":
-                    params[path] = one.start(params[path], self.maps[path].weight(torch.float32), generator)
-                elif one.source:
-                    params[path] = one.start(params[path], _found(one, measured)(path), generator)
+                linear = self.maps[path]
+                if isinstance(linear, Experts):
+                    params[path] = stacked([_fresh(one, e, path, generator, None) for e in linear.each])
+                else:
+                    params[path] = _fresh(one, linear, path, generator, measured)
         elif isinstance(method, BlockMethod):
             params = {
                 path: method.init(self.blocks[key], generator) for path, key in self._block_places(method).items()
@@ -163,6 +165,10 @@ class Layout:
         """Where the method's tensors are: the path of the module that it changes -> its block in `blocks`."""
         places = {key: block for key, block in self.blocks.items() if block.role in method.roles}
         return {(block.path if method.is_parallel else key): key for key, block in places.items()}
+
+    def module_of(self, path: str) -> str:
+        """The path of the module that holds the map at `path`: its own, unless the map is a parameter of experts."""
+        return path.rpartition(".")[0] if isinstance(self.maps.get(path), Experts) else path
 
     def saved(self, method: Method) -> list[str]:
         """The modules that are trained whole, by `modules_to_save`; those inside them are trained with them.
@@ -229,6 +235,21 @@ class Layout:
                 do="--method lora",
             )
         )
+
+
+def _shapes(method: LinearMethod, linear: Linear) -> dict[str, tuple[int, ...]]:
+    experts = (len(linear.each),) if isinstance(linear, Experts) else ()
+    return {name: (*experts, *shape) for name, shape in method.shapes(linear.one).items()}
+
+
+def _fresh(
+    method: LinearMethod, linear: Linear, path: str, generator: torch.Generator, measured: Measured | None
+) -> Params:
+    """New tensors of one map."""
+    params = method.init(linear, generator)
+    if method.source == "weight":
+        return method.start(params, linear.weight(torch.float32), generator)
+    return method.start(params, _found(method, measured)(path), generator) if method.source else params
 
 
 def _found(method: LinearMethod, measured: Measured | None) -> Measured:

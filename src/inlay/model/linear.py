@@ -41,6 +41,11 @@ class Linear:
             self.in_features, self.out_features = shape if transposed else (shape[1], shape[0])
 
     @property
+    def one(self) -> "Linear":
+        """The map, or one of those that a parameter holds: what tensors of an adapter are shaped by."""
+        return self
+
+    @property
     def stored(self) -> Tensor:
         """The weight as the module answers for it; that of a quantised one is made anew."""
         weight: Tensor = self.module.weight  # type: ignore[assignment]  # a module's attributes have no types

@@ -14,7 +14,7 @@ from torch import Tensor
 from inlay.errors import CompatibilityError, ConfigError, explain
 from inlay.io.checkpoint import Checkpoint
 from inlay.methods._contract import LinearMethod, Method, Params, PromptMethod
-from inlay.names import Names, is_regex, split
+from inlay.names import is_regex, joined, split
 
 CAUSAL_LM = "causal-lm"
 """The task that a base is loaded for unless another is asked for."""
@@ -92,10 +92,10 @@ def with_heads(method: Method, heads: list[str], maps: Iterable[str]) -> Method:
     """`method` such that it trains these modules whole and adds nothing to the maps inside them."""
     if not heads:
         return method
-    changes: dict[str, Any] = {"modules_to_save": _joined(method.modules_to_save, heads)}
+    changes: dict[str, Any] = {"modules_to_save": joined(method.modules_to_save, heads)}
     if isinstance(method, LinearMethod):
         inside = [path for path in maps if any(path == head or path.startswith(f"{head}.") for head in heads)]
-        changes["exclude_modules"] = _joined(method.exclude_modules, inside)
+        changes["exclude_modules"] = joined(method.exclude_modules, inside)
     return dataclasses.replace(method, **changes)
 
 
@@ -189,11 +189,3 @@ def _outermost(path: str, names: tuple[str, ...]) -> str | None:
     """The shortest beginning of a dotted path whose last component is one of `names`."""
     parts = path.split(".")
     return next((".".join(parts[: i + 1]) for i, part in enumerate(parts) if part in names), None)
-
-
-def _joined(names: Names, paths: list[str]) -> Names:
-    """`names` and these paths, in the form that `names` has."""
-    if is_regex(names):
-        return "|".join([f"({names})", *(path.replace(".", r"\.") for path in paths)])
-    own = split(names) if names else []
-    return (*own, *(path for path in paths if path not in own))

@@ -18,6 +18,7 @@ from inlay import methods
 from inlay.errors import TargetError, explain, nearest
 from inlay.methods import name_of
 from inlay.methods._contract import Block, LinearMethod, Method, Own
+from inlay.model.experts import experts_of
 from inlay.model.linear import Linear, as_linear
 from inlay.names import Names, is_named, is_regex, matches, matches_end, split
 
@@ -26,9 +27,15 @@ Problems = dict[str, list[str]]
 
 
 def maps_of(model: nn.Module) -> dict[str, Linear]:
-    """Every map of `model` that a method can know, by path, in the model's own order: linear, embedding, conv2d."""
-    found = ((path, as_linear(module)) for path, module in model.named_modules())
-    return {path: linear for path, linear in found if linear is not None}
+    """Every map of `model` that a method can know, by path, in the model's own order: linear, embedding, conv2d, experts.
+
+    The path of experts is that of a parameter.
+    """
+    found: dict[str, Linear] = {}
+    for path, module in model.named_modules():
+        linear = as_linear(module)
+        found |= {path: linear} if linear is not None else {f"{path}.{e.name}": e for e in experts_of(module)}
+    return found
 
 
 def linear_modules(model: nn.Module) -> dict[str, Linear]:
@@ -125,7 +132,7 @@ def resolve(method: Method, linears: dict[str, Linear], head: str | None, strict
     if not isinstance(method, LinearMethod):
         return []
     paths = [path for path, linear in linears.items() if linear.kind in method.kinds]
-    plain = [path for path in paths if linears[path].kind == "linear"]
+    plain = [path for path in paths if linears[path].kind in ("linear", "experts")]
     problems: Problems = {}
     if method.target_modules == "all-linear":
         chosen = {path for path in plain if path != head}
@@ -142,10 +149,24 @@ def resolve(method: Method, linears: dict[str, Linear], head: str | None, strict
     for key in method.patterns:
         if not any(matches_end(key, path) for path in chosen):
             problems.setdefault("patterns", []).append(f"{key!r} of rank_pattern or alpha_pattern")
+    fused = [path for path, linear in linears.items() if linear.kind == "experts" and linear.kind not in method.kinds]
     if strict and (problems or not chosen):
         _check_kinds(method, linears)
         _refuse(problems, method, plain)
+    if strict and fused and method.target_modules == "all-linear":
+        _refuse_experts(method, fused, plain)
     return chosen
+
+
+def _refuse_experts(method: LinearMethod, fused: list[str], plain: list[str]) -> None:
+    """All linear layers of a mixture of experts are asked for, and most of them could not be adapted."""
+    raise TargetError(
+        explain(
+            f"{name_of(method)} can't adapt the experts of this model, which are most of its linear layers",
+            found=f"{summary(fused)}; it could adapt {summary(plain)}",
+            do=f"--method lora, or --target-modules {','.join(dict.fromkeys(p.rpartition('.')[2] for p in plain))}",
+        )
+    )
 
 
 def _check_kinds(method: LinearMethod, linears: dict[str, Linear]) -> None:
@@ -249,6 +270,16 @@ def _mended(names: Names, paths: list[str]) -> str | None:
         for name in split(names)
     ]
     return ",".join(name for name in mended if name) if all(mended) else None
+
+
+def places(module: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
+    """Every place of every module, as the module that holds it and its name there, by the module's identity."""
+    places: dict[int, list[tuple[nn.Module, str]]] = {}
+    for parent in module.modules():
+        for name, part in parent._modules.items():
+            if part is not None:
+                places.setdefault(id(part), []).append((parent, name))
+    return places
 
 
 def device_of(model: nn.Module) -> torch.device:

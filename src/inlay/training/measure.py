@@ -16,6 +16,7 @@ from torch import Tensor
 from inlay.core import lowrank
 from inlay.errors import TargetError, explain
 from inlay.methods._contract import LinearBase, LinearMethod, Method, Params
+from inlay.model import targets
 from inlay.model.base import Base
 from inlay.model.layout import Measured
 from inlay.training import tasks
@@ -31,7 +32,7 @@ Pair = tuple[Tensor, Tensor]
 class _Probe(LinearMethod):
     """Adds nothing to the maps that another method changes, and sees what goes in."""
 
-    kinds: ClassVar[tuple[str, ...]] = ("linear", "embedding", "conv2d")
+    kinds: ClassVar[tuple[str, ...]] = ("linear", "conv2d")
 
     look: Callable[[LinearBase, Tensor, Tensor], Tensor]
 
@@ -58,24 +59,18 @@ def measure(base: Base, method: Method, examples: Sequence[Any], max_tokens: int
 
     **Raises:**
 
-    - `TargetError`: the method adapts an embedding, whose inputs are no vectors.
+    - `TargetError`: the method adapts an embedding, whose inputs are no vectors, or fused experts.
     """
     if not isinstance(method, LinearMethod) or method.source not in ("inputs", "gradient"):
         return None
     look = _Inputs(method.num_found, seed) if method.source == "inputs" else _Gradient(method.num_found, seed)
-    where = {name: getattr(method, name) for name in ("target_modules", "exclude_modules", "layers_to_transform")}
-    task = tasks.of(base)
-    probe = base.create(_Probe(look=look, **where), NAME)
+    paths, task = targets.resolve(method, base.maps, base.head), tasks.of(base)
+    found = [f"{path} is {base.maps[path].kind}" for path in paths if base.maps[path].kind not in _Probe.kinds]
+    if found:
+        wrong = f"an initialiser that needs the {method.source} of a map is for {' and '.join(_Probe.kinds)}"
+        raise TargetError(explain(wrong, found=found[:10], do="--initializer uniform"))
+    base.create(_Probe(look=look, target_modules=tuple(paths)), NAME)
     try:
-        tables = [path for path in probe.params if path in base.maps and base.maps[path].kind == "embedding"]
-        if tables and any(probe.adds(path) for path in tables):
-            raise TargetError(
-                explain(
-                    f"an initialiser that needs the {method.source} of a map is for linear and conv2d",
-                    found=f"{', '.join(tables)}: embedding",
-                    do="--initializer uniform",
-                )
-            )
         with base.using(NAME):
             if isinstance(look, _Inputs):
                 with torch.no_grad():

@@ -1,0 +1,221 @@
+"""Fused experts: one tensor holds a linear map for each expert, and every token goes through a few of them.
+
+    gate_up_proj (experts, out, in),  down_proj (experts, out, in)         or (experts, in, out), as the module says
+    y = sum over a token's experts e of  weight_e  down_e(act(gate_up_e(x)))
+
+An adapter of such a parameter is the same for each expert: its tensors have the experts in front, (experts, r, in) and
+(experts, out, r). A row's tokens take their own row's adapter in every expert; the change of a weight is never formed.
+
+Source of the layout: the experts of transformers 5, `integrations/moe.py` there.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from inlay.core.product import product_dtype
+from inlay.core.routed import Factors, Segment, routed
+from inlay.errors import CompatibilityError, explain
+from inlay.io.peft import INNER, PeftAdapter
+from inlay.methods._contract import LinearMethod, Params
+from inlay.model.adapted import Adapted, Route, Router, dropped
+from inlay.model.adapter import Adapter
+from inlay.model.linear import Linear
+from inlay.names import is_named, joined
+
+UP, DOWN = ("gate_up_proj", "up_proj"), "down_proj"
+
+
+class Expert(Linear):
+    """The linear map of one expert."""
+
+    def __init__(self, module: nn.Module, name: str, number: int):
+        self._name, self._number = name, number
+        super().__init__(module, transposed=_flag(module, "is_transposed"))
+
+    @property
+    def stored(self) -> Tensor:
+        return self.module.get_parameter(self._name)[self._number]
+
+    @property
+    def bias(self) -> Float[Tensor, " out"] | None:
+        bias = self.module._parameters.get(f"{self._name}_bias")
+        return None if bias is None else bias[self._number]
+
+
+class Experts(Linear):
+    """The linear maps of all experts, as one parameter holds them."""
+
+    kind = "experts"
+
+    def __init__(self, module: nn.Module, name: str):
+        self.name = name
+        self.module = module
+        self.transposed, self.is_plain = _flag(module, "is_transposed"), False
+
+    @property
+    def one(self) -> Linear:
+        return self.each[0]
+
+    @property
+    def stored(self) -> Tensor:
+        return self.module.get_parameter(self.name)
+
+    @cached_property
+    def each(self) -> Sequence[Expert]:
+        return [Expert(self.module, self.name, number) for number in range(len(self.stored))]
+
+
+def experts_of(module: nn.Module) -> list[Experts]:
+    """The parameters of a module of fused experts, in the order of their definition; nothing of any other module."""
+    names = [name for name, tensor in module._parameters.items() if tensor is not None and tensor.dim() == 3]
+    known = all(hasattr(module, flag) for flag in ("has_gate", "has_bias", "is_transposed", "has_post_expert_norm"))
+    return [Experts(module, name) for name in names if name in (*UP, DOWN)] if known else []
+
+
+def stacked(each: Sequence[Params]) -> Params:
+    """The tensors of every expert as those of the parameter."""
+    return {name: torch.stack([params[name] for params in each]) for name in each[0]}
+
+
+def nested(paths: Sequence[str]) -> dict[str, str]:
+    """What PEFT calls the place of each of these parameters, in the order of their definition, beside its tensors.
+
+    It wraps a module once for each parameter, the first one innermost, and names the wrappers alone.
+    """
+    places = {}
+    for path in paths:
+        module = path.rpartition(".")[0]
+        later = [other for other in paths[paths.index(path) + 1 :] if other.rpartition(".")[0] == module]
+        places[path] = module + INNER * len(later)
+    return places
+
+
+def unnested(file: PeftAdapter, maps: Mapping[str, Linear]) -> PeftAdapter:
+    """An adapter's file with the tensors of experts where this model has the parameters; see `nested`."""
+    every = [path for path, linear in maps.items() if isinstance(linear, Experts)]
+    chosen = [path for path in every if any(is_named(name, path) for name in file.parameters)]
+    strangers = [name for name in file.parameters if not any(is_named(name, path) for path in every)]
+    if strangers:
+        raise CompatibilityError(
+            explain(
+                "this adapter changes parameters that are not experts of this model",
+                found=[f"{name} of target_parameters" for name in strangers[:10]],
+                do="use the base it was trained on; of parameters, fused experts alone can be changed",
+            )
+        )
+    if not every or not isinstance(file.method, LinearMethod):
+        return file
+    params = dict(file.params)
+    for path, place in nested(chosen).items():
+        if place in file.params:
+            params[path] = {
+                name: _unflattened(name, tensor, len(maps[path].stored)) for name, tensor in params.pop(place).items()
+            }
+    method = dataclasses.replace(
+        file.method,
+        target_modules=joined(file.method.target_modules, chosen),
+        exclude_modules=joined(file.method.exclude_modules, [path for path in every if path not in chosen]),
+    )
+    return file._replace(method=method, params=params)
+
+
+def _unflattened(name: str, tensor: Tensor, count: int) -> Tensor:
+    """A tensor of PEFT's, (experts r, in) or (out, r experts), with the experts in front; as it is where it does not fit."""
+    if tensor.dim() != 2 or tensor.shape[name == "lora_B"] % count:
+        return tensor
+    if name == "lora_B":
+        return tensor.unflatten(1, (-1, count)).permute(2, 0, 1).contiguous()
+    return tensor.unflatten(0, (count, -1))
+
+
+class AdaptedExperts(Adapted):
+    """In the place of a module of fused experts; `maps` are those of its parameters, by path."""
+
+    def __init__(self, path: str, module: nn.Module, maps: Mapping[str, Experts], router: Router):
+        super().__init__(path, module, None, router)
+        self.maps = {experts.name: (place, experts) for place, experts in maps.items()}
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        route, places = self.router.route, [place for place, _ in self.maps.values()]
+        present = [] if route is None else [n for n, a in enumerate(route.adapters) if any(p in a for p in places)]
+        if route is None or not present:
+            return self.base(*args, **kwargs)
+        return self._routed(route, present, *args, **kwargs)
+
+    def _routed(
+        self,
+        route: Route,
+        present: Sequence[int],
+        hidden_states: Float[Tensor, "tokens width"],
+        top_k_index: Int[Tensor, "tokens k"],
+        top_k_weights: Float[Tensor, "tokens k"],
+    ) -> Float[Tensor, "tokens width"]:
+        base: Any = self.base
+        rows = route.num_rows or 1
+        if len(hidden_states) % rows:
+            raise route.other_rows(self.path, hidden_states.shape)
+        every = route.segments(self.path, (rows, len(hidden_states) // rows))
+        segments = [s for s in every if s.adapter in present]
+        up, down = UP[0] if base.has_gate else UP[1], DOWN
+        factors = {name: _Factors(place, route.adapters, present) for name, (place, _) in self.maps.items()}
+        out = hidden_states.new_zeros(
+            hidden_states.shape, dtype=torch.promote_types(hidden_states.dtype, torch.float32)
+        )
+        for e in top_k_index.unique().tolist():
+            tokens, slots = (top_k_index == e).nonzero(as_tuple=True)
+            bounds = torch.tensor([s[:2] for s in segments], device=tokens.device)
+            cuts = torch.searchsorted(tokens, bounds).tolist()
+            own = [Segment(a, b, s.adapter) for (a, b), s in zip(cuts, segments, strict=True) if a < b]
+            h = self._product(hidden_states[tokens], up, e, factors[up], own)
+            h = base._apply_gate(h) if base.has_gate else base.act_fn(h)
+            y = self._product(h, down, e, factors[down], own)
+            y = base.post_expert_norm(y) if base.has_post_expert_norm else y
+            out.index_add_(0, tokens, y.to(out.dtype) * top_k_weights[tokens, slots, None])
+        return out.to(hidden_states.dtype)
+
+    def _product(self, x: Tensor, name: str, e: int, factors: "_Factors", segments: Sequence[Segment]) -> Tensor:
+        """What expert `e` makes of its tokens, with each segment's change."""
+        place, experts = self.maps[name]
+        linear, changed = experts.each[e], [s for s in segments if s.adapter in factors.numbers]
+        seen = dropped(x, place, factors.adapters, changed)
+        own = [Segment(s.start, s.stop, factors.numbers[s.adapter]) for s in changed]
+        return routed(
+            x,
+            linear.matrix,
+            linear.bias,
+            factors.of(e),
+            own,
+            seen=None if seen is x else seen,
+            dtype=product_dtype(x),
+        )
+
+
+class _Factors:
+    """The factors of one parameter for each expert, made for those that tokens go to."""
+
+    def __init__(self, place: str, adapters: Sequence[Adapter], present: Sequence[int]):
+        self.adapters = adapters
+        having = [k for k in present if place in adapters[k]]
+        self.numbers = {k: number for number, k in enumerate(having)}
+        """Number of the adapter in the route -> number among those that change this parameter."""
+        self._methods = [adapters[k].methods[place] for k in having]
+        self._tensors = [{name: tensor.unbind() for name, tensor in adapters[k].at(place).items()} for k in having]
+
+    def of(self, e: int) -> list[Factors]:
+        found = []
+        for method, tensors in zip(self._methods, self._tensors, strict=True):
+            assert isinstance(method, LinearMethod), "only linear methods change parameters"
+            factors = method.factors({name: each[e] for name, each in tensors.items()})
+            assert factors is not None, "a method that adapts experts has factors"
+            found.append(factors)
+        return found
+
+
+def _flag(module: nn.Module, name: str) -> bool:
+    return bool(getattr(module, name))

@@ -1,0 +1,156 @@
+"""Fused experts: what the laws of methods don't ask of them, on models that store them in every way."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, GptOssConfig
+
+import inlay
+from inlay.core.cross_entropy import cross_entropy_sum
+from inlay.errors import CompatibilityError, TargetError
+from inlay.model.attach import Attached, attach
+from inlay.model.load import load
+from tests.support import bases, models
+
+GPT_OSS = GptOssConfig(
+    vocab_size=models.VOCABULARY,
+    hidden_size=16,
+    intermediate_size=24,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    num_key_value_heads=2,
+    head_dim=8,
+    num_local_experts=4,
+    num_experts_per_tok=2,
+    rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+)
+"""Experts stored as (in, out), with biases and a gate of their own; its attention is its own too."""
+
+LORA = inlay.Lora(r=3, lora_alpha=5)
+METHODS = {
+    "lora": LORA,
+    "one parameter": inlay.Lora(r=3, lora_alpha=5, target_modules="down_proj,q_proj"),
+    "pissa": inlay.Lora(r=3, lora_alpha=5, initializer="pissa"),
+    "ranks": inlay.Lora(r=3, lora_alpha=5, rank_pattern={"experts.down_proj": 2}),
+}
+
+
+def model(family, dtype=torch.float32):
+    if family != "gpt_oss":
+        return models.model(family, dtype)
+    torch.manual_seed(3)
+    how = {"experts_implementation": "eager"} if dtype == torch.float64 else {}
+    built = AutoModelForCausalLM.from_config(GPT_OSS, **how)
+    with torch.no_grad():
+        for parameter in built.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return built.to(dtype).eval()
+
+
+everywhere = pytest.mark.parametrize("family", ["mixtral", "qwen3_moe", "gpt_oss"])
+with_methods = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+
+
+def logits(held, ids, rows):
+    with torch.no_grad(), held.using(rows):
+        return held.module(input_ids=ids).logits
+
+
+@everywhere
+@with_methods
+def test_rows_take_their_own_adapter_in_every_expert(family, method):
+    held, ids = Attached(model(family, torch.float64)), models.tokens(4, 7)
+    models.randomize(held.create(method, "a"), 1)
+    models.randomize(held.create(inlay.Lora(r=2, lora_alpha=5, target_modules="gate_up_proj"), "b"), 2)
+    models.randomize(held.create(inlay.Lora(r=2, lora_alpha=5, target_modules="k_proj"), "c"), 2)
+    rows = ["a", None, "b", "c"]
+    mixed = logits(held, ids, rows)
+    for i, row in enumerate(rows):
+        torch.testing.assert_close(mixed[i : i + 1], logits(held, ids[i : i + 1], row), atol=1e-10, rtol=1e-10)
+        assert row is None or not torch.allclose(mixed[i : i + 1], logits(held, ids[i : i + 1], None))
+
+
+@everywhere
+@with_methods
+def test_a_fresh_adapter_changes_nothing(family, method):
+    held, ids = Attached(model(family)), models.tokens(2, 7)
+    before = logits(held, ids, None)
+    held.create(method, "a")
+    torch.testing.assert_close(logits(held, ids, "a"), before)
+    held.detach("a")
+    assert torch.equal(logits(held, ids, None), before)
+
+
+@everywhere
+def test_gradients_are_those_of_weights_with_the_change_in_them(family):
+    """Against the model's own experts over W + scaling B A, formed for each expert and differentiated by torch."""
+    held, ids = Attached(model(family, torch.float64)), models.tokens(2, 7)
+    adapter = models.randomize(
+        held.create(inlay.Lora(r=3, lora_alpha=5, target_modules="gate_up_proj,down_proj"), "a"), 1
+    )
+    adapter.params = {path: {k: t.double() for k, t in p.items()} for path, p in adapter.params.items()}
+    ours = held.parameters()
+    cross_entropy_sum(held.module(input_ids=ids).logits, ids).backward()
+    plain, leaves, changed = model(family, torch.float64), [], {}
+    for path, params in adapter.params.items():
+        A, B = (params[name].detach().clone().requires_grad_() for name in ("lora_A", "lora_B"))
+        leaves += [A, B]
+        change = 5 / 3 * torch.einsum("eor,eri->eoi", B, A)
+        W = plain.get_parameter(path)
+        changed[path] = W + (change.mT if held.maps[path].transposed else change)
+    out = torch.func.functional_call(plain, changed, kwargs={"input_ids": ids})
+    cross_entropy_sum(out.logits, ids).backward()
+    for tensor, leaf in zip(ours, leaves, strict=True):
+        torch.testing.assert_close(tensor.grad, leaf.grad, atol=1e-9, rtol=1e-7)
+
+
+@everywhere
+@with_methods
+def test_saved_and_loaded_it_is_the_same_to_the_bit(family, method, tmp_path):
+    held, ids = Attached(model(family)), models.tokens(2, 7)
+    models.randomize(held.create(method, "a"), 1).finish_()
+    held.save("a", tmp_path, {})
+    again = attach(model(family), tmp_path, "a")
+    assert torch.equal(logits(again, ids, "a"), logits(held, ids, "a"))
+
+
+def test_dropout_is_for_the_adapter_alone():
+    held, ids = Attached(models.model("mixtral")), models.tokens(2, 7)
+    before = logits(held, ids, None)
+    adapter = held.create(inlay.Lora(r=3, lora_dropout=0.5), "a")
+    held.parameters()
+    torch.testing.assert_close(held.module(input_ids=ids).logits.detach(), before)  # B is zero
+    adapter.train_(False)
+    models.randomize(adapter, 1).train_()
+    assert not torch.allclose(held.module(input_ids=ids).logits, held.module(input_ids=ids).logits)
+
+
+def test_a_run_on_bfloat16_files_generates_and_is_loaded(tmp_path):
+    """The sizes are multiples of 8, which torch's grouped product of bfloat16 wants."""
+    sizes = dict(hidden_size=16, intermediate_size=24, head_dim=8, num_attention_heads=2, num_key_value_heads=2)
+    models.model("mixtral", torch.bfloat16, sizes=sizes).save_pretrained(tmp_path / "base")
+    bases.tokenizer().save_pretrained(tmp_path / "base")
+    rows = bases.jsonl(tmp_path / "rows.jsonl", bases.rows(12))
+    for dtype in ("bfloat16", "float32"):
+        base = load(tmp_path / "base", dtype=dtype)
+        report = inlay.train(base, rows, method=LORA, output=tmp_path / dtype, max_steps=30, learning_rate=0.01)
+        assert report.trainable_parameters == base.layout.count(LORA)
+        again = load(tmp_path / "base", dtype=dtype)
+        again.attach(tmp_path / dtype)
+        prompts = ["say 3", "say 4"]
+        assert again.generate(prompts, dtype, max_new_tokens=5) == base.generate(prompts, dtype, max_new_tokens=5)
+    assert report.loss < 4.0  # it was 4.6, of 97 tokens
+
+
+def test_a_method_that_can_not_adapt_the_experts_says_so():
+    with pytest.raises(TargetError, match="dora can't adapt the experts of this model"):
+        attach(models.model("mixtral"), inlay.Dora(r=3))
+    assert attach(models.model("mixtral"), inlay.Dora(r=3, target_modules="q_proj,v_proj")).adapters
+    with pytest.raises(TargetError, match="gate_up_proj is experts"):
+        attach(models.model("mixtral"), inlay.Dora(r=3, target_modules="gate_up_proj"))
+
+
+def test_a_parameter_that_this_model_does_not_have_is_refused(tmp_path):
+    held = attach(models.model("mixtral"), LORA, "a")
+    held.save("a", tmp_path, {})
+    with pytest.raises(CompatibilityError, match="gate_up_proj of target_parameters"):
+        attach(models.model("llama"), tmp_path)
