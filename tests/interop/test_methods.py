@@ -35,6 +35,7 @@ KINDS = {
     "Conv1D": ("gpt2", "c_attn,mlp.c_proj"),
     "embedding": ("llama", "embed_tokens,v_proj"),
     "tied head": ("llama_tied", "lm_head,v_proj"),
+    "experts": ("mixtral", "experts.gate_up_proj,experts.down_proj"),
     "beside a tied head": ("llama_tied", "q_proj,v_proj"),
     "conv2d": ("network", "first,second"),
     "norm": ("llama", "input_layernorm,norm"),
@@ -54,9 +55,13 @@ class Case:
 
 
 def _lora(**settings):
-    return lambda targets: peft.LoraConfig(
-        r=3, lora_alpha=5, target_modules=targets, init_lora_weights=False, **settings
-    )
+    def config(targets):
+        fused = [name for name in targets if name.startswith("experts.")]
+        modules = [name for name in targets if name not in fused]
+        how = {"target_modules": modules, "target_parameters": fused or None, "init_lora_weights": False}
+        return peft.LoraConfig(r=3, lora_alpha=5, **how, **settings)
+
+    return config
 
 
 def _other(config, **settings):
@@ -70,8 +75,8 @@ def _prompt(config):
 R = dict(r=3, lora_alpha=5)
 EVERYWHERE = ("linear", "Conv1D", "embedding", "tied head", "conv2d")
 CASES = {
-    "LoRA": Case("lora", R, _lora(), EVERYWHERE),
-    "rsLoRA": Case("lora", R | dict(use_rslora=True), _lora(use_rslora=True)),
+    "LoRA": Case("lora", R, _lora(), (*EVERYWHERE, "experts")),
+    "rsLoRA": Case("lora", R | dict(use_rslora=True), _lora(use_rslora=True), ("linear", "Conv1D", "experts")),
     "LoRA, biases of its layers": Case("lora", R | dict(bias="lora_only"), _lora(bias="lora_only")),
     "LoRA, all biases": Case("lora", R | dict(bias="all"), _lora(bias="all")),
     "LoRA, a whole head": Case("lora", R | dict(modules_to_save="lm_head"), _lora(modules_to_save=["lm_head"])),
