@@ -14,7 +14,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from tests.support import bases, models
+from tests.support import bases, models, quantized
 
 LLAMA = LlamaConfig(**models._SIZES)
 BERT = BertConfig(**{name: size for name, size in models._SIZES.items() if name != "num_key_value_heads"})
@@ -43,11 +43,16 @@ MODELS = {
 """What a directory was saved from; llama and bert lack the heads of the classification tasks."""
 
 
-def directory(path, name):
+WIDE = {**quantized.SIZES, "d_model": 64, "d_kv": 16, "d_ff": 128, "num_heads": 4}
+"""Widths that blocks divide, in the words of every configuration."""
+
+
+def directory(path, name, sizes=None, **config):
     """A model directory with random weights and a small tokenizer."""
-    cls, config = MODELS[name]
+    cls, small = MODELS[name]
     torch.manual_seed(3)
-    built = cls(config)
+    known = {key: size for key, size in (sizes or {}).items() if hasattr(small, key)}
+    built = cls(type(small).from_dict(small.to_dict() | known | config))
     with torch.no_grad():
         for parameter_name, parameter in built.named_parameters():
             if parameter.dim() > 1 and "embed" not in parameter_name:

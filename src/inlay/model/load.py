@@ -89,7 +89,7 @@ def load(
     model.eval()
     freeze_(model, chosen)
     model.to(device)
-    _fill_(model, packed, torch.device(device), device_memory)
+    _fill_(model, packed, torch.device(device), device_memory, purpose)
     if device == "cpu":
         fuse_(model, chosen)
     scheme = ", ".join(sorted({name for name, _ in packed.values()})) or None
@@ -187,7 +187,9 @@ def _model(
     return model, missing
 
 
-def _fill_(model: nn.Module, packed: bitsandbytes.Quantized, device: torch.device, limit: int | None) -> None:
+def _fill_(
+    model: nn.Module, packed: bitsandbytes.Quantized, device: torch.device, limit: int | None, purpose: Purpose
+) -> None:
     """Put a quantised layer into every gap that was left for one."""
     prefix, mapped, gaps = getattr(model, "base_model_prefix", ""), Mapped(), skeleton.gaps(model)
     names = {path: skeleton.checkpoint_path(path, prefix, packed) or "" for path in gaps}
@@ -198,7 +200,7 @@ def _fill_(model: nn.Module, packed: bitsandbytes.Quantized, device: torch.devic
         for (path, gap), matrix in zip(gaps.items(), matrices, strict=True)
         if matrix.shape != gap.shape
     ]
-    strangers = set(packed) - set(names.values())
+    strangers = set(packed) - set(names.values()) if purpose.task == CAUSAL_LM else ()  # classifiers have no decoder
     problems += [f"{name}: this model has no linear map of that name" for name in sorted(strangers)]
     if problems:
         raise FormatError(

@@ -7,8 +7,9 @@
 The work lies in a hidden directory beside the output until it is done. A run that was killed leaves there what it had finished,
 and the next one with the same plan (the same source, scheme and version) goes on from it; with another plan it begins anew.
 
-Quantised are all linear maps but the output head. A weight is read once, quantised, compared with what it became, and let go,
-so that the memory needed is that of the largest one and its codes.
+Quantised are the linear maps of the model's body, but for poolers: no head is, since heads are trained whole, and models of other
+tasks have no place for them. So one quantised base serves every task. A weight is read once, quantised, compared with what it
+became, and let go, so that the memory needed is that of the largest one and its codes.
 """
 
 import contextlib
@@ -89,7 +90,7 @@ def quantize(
     **Arguments:**
 
     - `scheme`: one of `inlay.quant.names()`.
-    - `keep`: linear maps to leave as they are, by the end of their path, beside the output head.
+    - `keep`: linear maps to leave as they are, by the end of their path, beside the heads.
     - `refine`: come nearer to the weights, with more work; see `Scheme.refine`.
     - `progress`: called with the bytes of the source that are done and in all.
 
@@ -140,10 +141,10 @@ def _weights(source: Checkpoint, scheme: Scheme, keep: Sequence[str]) -> tuple[d
     if source.config.get("quantization_config"):
         found = f"{source.directory / 'config.json'}: quantization_config"
         raise CompatibilityError(explain("this base is quantised already", found=found, do="its source, in bfloat16"))
-    model = skeleton.meta(source)
-    prefix = getattr(model, "base_model_prefix", "")
-    head, linears = targets.output_head(model), targets.linear_modules(model)
-    kept = [path for path in linears if path == head or any(targets.is_named(name, path) for name in keep)]
+    model = skeleton.meta(source, skeleton.own_class(source))
+    prefix, linears = getattr(model, "base_model_prefix", ""), targets.linear_modules(model)
+    heads = targets.heads(model, linears)
+    kept = [path for path in linears if path in heads or any(targets.is_named(name, path) for name in keep)]
     unknown = [name for name in keep if not any(targets.is_named(name, path) for path in kept)]
     if unknown:
         known = targets.summary(linears)

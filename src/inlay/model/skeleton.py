@@ -28,6 +28,17 @@ def arguments(config: Any, paths: Collection[str]) -> dict[str, Any]:
     return {"config": config, "quantization_config": _quantizer()(paths)}
 
 
+_TABLES = {
+    "AutoModelForCausalLM": "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
+    "AutoModelForSeq2SeqLM": "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES",
+    "AutoModelForMaskedLM": "MODEL_FOR_MASKED_LM_MAPPING_NAMES",
+    "AutoModelForSequenceClassification": "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES",
+    "AutoModelForTokenClassification": "MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES",
+    "AutoModel": "MODEL_MAPPING_NAMES",
+}
+"""Where `transformers` lists the architectures that each of these classes makes, by type of model."""
+
+
 class Gap(nn.Module):
     """In the place of a linear map whose weight is ours to bring."""
 
@@ -39,22 +50,41 @@ class Gap(nn.Module):
         self.weight = torch.empty(0, device="meta")  # some models fill it with first values, before what is loaded
 
 
-def meta(checkpoint: Checkpoint) -> nn.Module:
+def meta(checkpoint: Checkpoint, auto_class: str = "AutoModelForCausalLM") -> nn.Module:
     """The model of a checkpoint without any weights: its modules and their shapes.
 
     **Raises:**
 
-    - `CompatibilityError`: `transformers` has no causal language model of this architecture.
+    - `CompatibilityError`: `transformers` has no model of this architecture and class.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    import transformers
 
+    auto: Any = getattr(transformers, auto_class)
     try:
-        config = AutoConfig.from_pretrained(checkpoint.directory, local_files_only=True, trust_remote_code=False)
+        config = transformers.AutoConfig.from_pretrained(
+            checkpoint.directory, local_files_only=True, trust_remote_code=False
+        )
         with torch.device("meta"):
-            model: nn.Module = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+            model: nn.Module = auto.from_config(config, trust_remote_code=False)
     except Exception as error:  # whatever the code of a thousand architectures raises
-        raise unknown_architecture(checkpoint, error) from None
+        raise unknown_architecture(checkpoint, error, auto_class) from None
     return model
+
+
+def own_class(checkpoint: Checkpoint) -> str:
+    """The class of `transformers` that makes the model which the checkpoint was saved from, by the name that it gives.
+
+    Where that name is none that `transformers` has: a causal language model if there is one of this type, else the body.
+    """
+    from transformers.models.auto import modeling_auto
+
+    kind, made = checkpoint.config.get("model_type"), (checkpoint.config.get("architectures") or [""])[0]
+    of_kind = {auto: getattr(modeling_auto, table).get(kind, ()) for auto, table in _TABLES.items()}
+    for auto, known in of_kind.items():
+        if made in ((known,) if isinstance(known, str) else known):  # some types have several
+            return auto
+    is_causal = bool(of_kind["AutoModelForCausalLM"]) or not of_kind["AutoModel"]
+    return "AutoModelForCausalLM" if is_causal else "AutoModel"
 
 
 def unknown_architecture(

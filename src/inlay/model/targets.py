@@ -116,6 +116,13 @@ def input_embedding(modules: Mapping[str, nn.Module]) -> str | None:
     return next((path for path, module in modules.items() if module is table), None)
 
 
+def heads(model: nn.Module, paths: Iterable[str]) -> list[str]:
+    """Those of `paths` that stand between the model's body and its answers: the output head, what is outside the body, poolers."""
+    head, body = output_head(model), getattr(model, "base_model", model)  # a body alone is its own
+    inside = next(f"{path}." if path else "" for path, module in model.named_modules() if module is body)
+    return [path for path in paths if path == head or not path.startswith(inside) or "pooler" in path.split(".")]
+
+
 def resolve(method: Method, linears: dict[str, Linear], head: str | None, strict: bool = True) -> list[str]:
     """The paths that `method` adapts, in the model's order.
 

@@ -1,0 +1,94 @@
+"""Laws of every task over every scheme: a quantised base is one for all tasks, and its heads are plain and trained."""
+
+import json
+
+import pytest
+import torch
+
+import inlay
+from inlay import quant
+from inlay.io.checkpoint import open_checkpoint
+from inlay.model.frozen import QuantizedLinear
+from inlay.model.quantize import quantize
+from inlay.training import job, tasks
+from tests.support import bases
+from tests.support import tasks as support
+
+CASES = [
+    ("sequence-classification", "llama"),
+    ("sequence-classification", "bert"),
+    ("sequence-classification", "bert_seq"),
+    ("token-classification", "llama"),
+    ("token-classification", "bert"),
+    ("seq2seq", "t5"),
+    ("embedding", "bert"),
+    ("embedding", "bert_body"),
+]
+PLAIN = {"llama": {"score", "lm_head"}, "t5": {"lm_head"}}
+"""The linear maps that are not quantised, where they are others than these:"""
+BERTS = {"bert.pooler.dense", "pooler.dense", "classifier"}
+
+pytestmark = pytest.mark.parametrize("scheme", quant.names())
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("INLAY_CACHE", str(tmp_path / "cache"))
+
+
+def place_for(tmp_path, task, model):
+    """A base that blocks divide, and rows; the labels are those of a head that the base has."""
+    own = {"id2label": {0: "no", 1: "yes"}, "label2id": {"no": 0, "yes": 1}} if model == "bert_seq" else {}
+    support.directory(tmp_path / "base", model, support.WIDE, **own)
+    bases.jsonl(tmp_path / "rows.jsonl", support.rows(task, 24))
+    return tmp_path
+
+
+def load(place, task, model, **how):
+    found = tasks.find(task)
+    labels = () if model == "bert_seq" else found.labels(found.read(place / "rows.jsonl"))
+    return inlay.load(place / "base", task=task, labels=labels, **how)
+
+
+@pytest.mark.parametrize(("task", "model"), CASES)
+def test_a_task_is_learned_over_it_and_its_heads_are_plain_and_trained(tmp_path, scheme, task, model):
+    place = place_for(tmp_path, task, model)
+    base = load(place, task, model, quantize=scheme)
+    plain = {path for path, linear in base.linears.items() if not isinstance(base.layout.modules[path], QuantizedLinear)}
+    assert base.scheme == scheme
+    assert plain <= PLAIN.get(model, BERTS)
+    assert {path for head in base.heads for path in base.linears if f"{path}.".startswith(f"{head}.")} <= plain
+    start = {head: base.layout.modules[head].state_dict() for head in base.heads}
+    settings = dict(max_steps=40, learning_rate=5e-3, batch_size=12, eval_every=40, eval_data=place / "rows.jsonl")
+    report = job.train(base, place / "rows.jsonl", method=inlay.Lora(r=4), output=place / "mine", **settings)
+    assert report.eval_loss < 0.9 * report.eval_loss_before
+    again = load(place, task, model, quantize=scheme)
+    adapter = again.attach(place / "mine")
+    for head, tensors in start.items():
+        for name, tensor in tensors.items():
+            path, _, last = f"{head}.{name}".rpartition(".")
+            assert not torch.equal(adapter.own_at(path)[last], tensor)
+    samples = tasks.of(again).prepare(
+        tasks.of(again).read(place / "rows.jsonl"), again, 60, "completions", "drop"
+    ).examples
+    assert tasks.of(again).scores(again, "mine", samples) == report.scores
+
+
+def test_one_quantised_directory_serves_every_task(tmp_path, scheme):
+    place = place_for(tmp_path, "embedding", "bert")
+    quantize(open_checkpoint(place / "base"), tmp_path / "packed", scheme)
+    skipped = json.loads((tmp_path / "packed" / "config.json").read_text())["quantization_config"]
+    assert all(path.startswith("cls.") for path in skipped["llm_int8_skip_modules"])
+    for task in ("sequence-classification", "token-classification"):
+        base = inlay.load(tmp_path / "packed", task=task, labels=("a", "b", "c"))
+        assert base.scheme == scheme
+        assert "classifier" in base.fresh_heads
+    assert inlay.load(tmp_path / "packed", task="embedding").heads == []
+
+
+def test_a_task_without_a_decoder_leaves_it_out(tmp_path, scheme):
+    place = place_for(tmp_path, "seq2seq", "t5")
+    base = inlay.load(place / "base", task="token-classification", labels=("a", "b", "c"), quantize=scheme)
+    assert base.scheme == scheme
+    assert not any("decoder" in path for path in base.linears)
+    assert base.fresh_heads == ["classifier"]
