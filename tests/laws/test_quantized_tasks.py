@@ -54,7 +54,9 @@ def load(place, task, model, **how):
 def test_a_task_is_learned_over_it_and_its_heads_are_plain_and_trained(tmp_path, scheme, task, model):
     place = place_for(tmp_path, task, model)
     base = load(place, task, model, quantize=scheme)
-    plain = {path for path, linear in base.linears.items() if not isinstance(base.layout.modules[path], QuantizedLinear)}
+    plain = {
+        path for path, linear in base.linears.items() if not isinstance(base.layout.modules[path], QuantizedLinear)
+    }
     assert base.scheme == scheme
     assert plain <= PLAIN.get(model, BERTS)
     assert {path for head in base.heads for path in base.linears if f"{path}.".startswith(f"{head}.")} <= plain
@@ -68,9 +70,9 @@ def test_a_task_is_learned_over_it_and_its_heads_are_plain_and_trained(tmp_path,
         for name, tensor in tensors.items():
             path, _, last = f"{head}.{name}".rpartition(".")
             assert not torch.equal(adapter.own_at(path)[last], tensor)
-    samples = tasks.of(again).prepare(
-        tasks.of(again).read(place / "rows.jsonl"), again, 60, "completions", "drop"
-    ).examples
+    samples = (
+        tasks.of(again).prepare(tasks.of(again).read(place / "rows.jsonl"), again, 60, "completions", "drop").examples
+    )
     assert tasks.of(again).scores(again, "mine", samples) == report.scores
 
 

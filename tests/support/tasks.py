@@ -47,8 +47,8 @@ WIDE = {**quantized.SIZES, "d_model": 64, "d_kv": 16, "d_ff": 128, "num_heads": 
 """Widths that blocks divide, in the words of every configuration."""
 
 
-def directory(path, name, sizes=None, **config):
-    """A model directory with random weights and a small tokenizer."""
+def directory(path, name, sizes=None, gain=3, **config):
+    """A model directory with random weights, `gain` times the usual ones, and a small tokenizer."""
     cls, small = MODELS[name]
     torch.manual_seed(3)
     known = {key: size for key, size in (sizes or {}).items() if hasattr(small, key)}
@@ -56,7 +56,7 @@ def directory(path, name, sizes=None, **config):
     with torch.no_grad():
         for parameter_name, parameter in built.named_parameters():
             if parameter.dim() > 1 and "embed" not in parameter_name:
-                parameter.mul_(3)
+                parameter.mul_(gain)
     built.save_pretrained(path)
     bases.tokenizer().save_pretrained(path)
     return path

@@ -4,16 +4,18 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from inlay.cli import _screen
+from inlay.cli import _screen, _tasks
 from inlay.cli._command import AdapterDirectory, Common, Model
 from inlay.cli._screen import say, size
 from inlay.errors import ConfigError, explain
 from inlay.model import targets
 from inlay.model.base import Base
+from inlay.model.compare import SAMPLE
 from inlay.model.load import load
-from inlay.model.merge import SAMPLE, merge, num_bytes
+from inlay.model.merge import merge, num_bytes
+from inlay.model.purpose import CAUSAL_LM
 from inlay.model.requantize import RESIDUAL, merge_quantized
-from inlay.training import data, job
+from inlay.training import job, tasks
 from inlay.training.settings import require_above_zero
 
 
@@ -65,9 +67,11 @@ class Merge(Common):
 
     def run(self) -> int:
         """Merge, compare, say what was found."""
-        base = load(self.model, dtype=self.dtype)
+        base = load(self.model, dtype=self.dtype, purpose=tasks.of_adapter(self.model, self.adapter))
         name = base.attach(self.adapter, force=self.force).name
-        texts = _texts(base.tokenizer, self.check_data, self.check_rows) if self.check_data else SAMPLE
+        if base.task != CAUSAL_LM:
+            say("task", _tasks.describe(base))
+        texts = _texts(base, self.check_data, self.check_rows) if self.check_data else SAMPLE
         if self.quantize is not None:
             return self._quantized(base, name, texts, self.quantize)
         total = num_bytes(base, name)
@@ -78,11 +82,13 @@ class Merge(Common):
             f"{len(base.get(name).params)} layers changed · {size(total)}",
         )
         rows = f"{found.num_rows} {'rows' if self.check_data else 'sentences of our own'}"
+        same = found.same_next_token
         say(
             "checked",
-            f"merged and unmerged agree on {rows}: largest difference of a logit {found.largest_difference:.2g} "
-            f"({str(base.dtype).removeprefix('torch.')}; the adapter moves them by up to {found.adapter_difference:.2g}), "
-            f"same next token {100 * found.same_next_token:.1f} %",
+            f"merged and unmerged agree on {rows}: largest difference of a {'hidden state' if same is None else 'logit'} "
+            f"{found.largest_difference:.2g} ({str(base.dtype).removeprefix('torch.')}; the adapter moves them by up to "
+            f"{found.adapter_difference:.2g})"
+            + ("" if same is None else f", same {'class' if base.labels else 'next token'} {100 * same:.1f} %"),
         )
         say("wrote", f"{self.output}/  same architecture, same number of operations")
         if self.json:
@@ -105,6 +111,7 @@ class Merge(Common):
                 progress=update,
             )
         worst = min(found.layers, key=lambda path: found.layers[path][0])
+        unit = "an answer" if base.labels else "a token"
         say(
             "survived",
             f"the change keeps a cosine of {found.cosine:.3f} with what was learned, and is off by {found.relative_error:.2f} "
@@ -112,7 +119,7 @@ class Merge(Common):
         )
         say(
             "checked",
-            f"{found.divergence:.3g} nats a token from base and adapter, which are {found.adapter_divergence:.3g} from "
+            f"{found.divergence:.3g} nats {unit} from base and adapter, which are {found.adapter_divergence:.3g} from "
             "the base",
         )
         rest = f", and {self.output / RESIDUAL}/, an adapter for it" if self.residual_r else ""
@@ -123,12 +130,14 @@ class Merge(Common):
         return 0
 
 
-def _texts(tokenizer: object, source: str, most: int) -> list[str]:
-    """The rendered text of some rows of a file."""
-    rows = data.read_rows(source)
+def _texts(base: Base, source: str, most: int) -> list[str]:
+    """The text of some rows of a file: rendered, for next tokens; else what the task reads of a row first."""
+    task = tasks.of(base)
+    rows = task.read(source)
     rows = rows[:: max(1, len(rows) // most)][:most]
-    prepared = data.prepare(rows, tokenizer, 1 << 30, "all", "drop")
-    return [tokenizer.decode(example.input_ids, skip_special_tokens=True) for example in prepared.examples]  # type: ignore[attr-defined]  # tokenizers have no common type
+    train_on = "all" if base.task == CAUSAL_LM else "completions"
+    prepared = task.prepare(rows, base, 1 << 30, train_on, "drop")
+    return [base.tokenizer.decode(example.input_ids, skip_special_tokens=True) for example in prepared.examples]
 
 
 Command = Merge

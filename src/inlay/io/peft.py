@@ -94,6 +94,8 @@ class PeftAdapter(NamedTuple):
     """What the file calls the base that it belongs to."""
     record: dict[str, Any]
     """The content of `inlay.json`; empty where there is none."""
+    task_type: str | None = None
+    """What the file calls the kind of model that it belongs to."""
     parameters: Names = ()
     """The parameters of fused experts that it changes, by name; their tensors are where the file has them."""
     model_type: str | None = None
@@ -132,8 +134,8 @@ def read(source: str | Path) -> PeftAdapter:
     record = read_record(directory)
     with _safe.about(directory / CONFIG):
         parameters = fields.fitted(_AboutTheBase, config).get("target_parameters") or ()
-    base_name = config.get("base_model_name_or_path")
-    return PeftAdapter(method, params, shared, copies, base_name, record, parameters)
+    base_name, task_type = config.get("base_model_name_or_path"), config.get("task_type")
+    return PeftAdapter(method, params, shared, copies, base_name, record, task_type, parameters)
 
 
 def read_record(directory: Path) -> dict[str, Any]:

@@ -223,6 +223,13 @@ class Base(Attached):
         return list(dict.fromkeys(token for token in ids if token is not None))
 
     @property
+    def pad_token(self) -> int:
+        """The token that rows are filled up with: the model's, the tokenizer's, or one that ends an answer."""
+        config = self.model.config.get_text_config()
+        choices = (getattr(config, "pad_token_id", None), self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
+        return next(number for number in choices if number is not None and number >= 0)
+
+    @property
     def max_length(self) -> int | None:
         """The most tokens that the model's positions allow, where it has a limit."""
         return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)

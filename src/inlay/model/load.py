@@ -117,7 +117,8 @@ def _quantized(checkpoint: Checkpoint, scheme: str | None, progress: Callable[[i
 
 def default_dtype(checkpoint: Checkpoint, device: str = "cpu") -> torch.dtype:
     """bfloat16 where the processor has instructions that multiply it and the model is wide enough to gain, else float32."""
-    width = checkpoint.config.get("hidden_size") or checkpoint.config.get("n_embd") or MIN_BFLOAT16_WIDTH
+    names = ("hidden_size", "n_embd", "d_model")  # what architectures call it
+    width = next((checkpoint.config[name] for name in names if checkpoint.config.get(name)), MIN_BFLOAT16_WIDTH)
     wide = device != "cpu" or (native_bfloat16() and isinstance(width, int) and width >= MIN_BFLOAT16_WIDTH)
     return torch.bfloat16 if wide else torch.float32
 

@@ -2,7 +2,8 @@
 
 The merged checkpoint has the base's files and tensors; only the bytes of the adapted weights differ. A weight is read, merged
 in float32 and rounded once in tiles of its rows, so that the memory needed is a tile, whatever the model's size. Quantised
-weights become the numbers that they stand for, in the dtype that they had before. The base's files are not touched. Nothing
+weights become the numbers that they stand for, in the dtype that they had before. A head of the task that the base lacks is
+added, and the configuration names its classes, so that `transformers` loads it. The base's files are not touched. Nothing
 appears under the output's name before the merged model has been loaded and its logits compared with the unmerged ones.
 """
 
@@ -10,46 +11,26 @@ import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from inlay.core.product import DTYPES
 from inlay.errors import CompatibilityError, explain
 from inlay.io import bitsandbytes, checkpoint, peft
 from inlay.io import output as output_directory
 from inlay.io._safe import TORCH_DTYPES, TensorEntry, Writer, chunks, read_json, read_tensor
 from inlay.methods import name_of
+from inlay.model import purpose as purposes
 from inlay.model import skeleton
 from inlay.model.adapter import Adapter
 from inlay.model.base import Base
-from inlay.model.load import load
+from inlay.model.compare import SAMPLE, Comparison, compare
 from inlay.quant._contract import Matrix
-
-SAMPLE = (
-    "The ferry leaves at nine, and whoever misses it waits for the next one on the quay until noon.",
-    "When water freezes it takes up more room than before, which is why a full bottle bursts in the cold.",
-    "She counted the coins twice, put seven of them back into the drawer and wrote the sum in her book.",
-    "A bridge is built from both banks at once, and the two halves have to meet in the middle.",
-)
-"""Text on which merged and unmerged logits are compared where none is given."""
 
 _TILE_BYTES = 16 << 20
 _MERGEABLE = ("F32", "BF16", "F16", "F64")
 """The dtypes of files that a change can be rounded to."""
-
-
-class Comparison(NamedTuple):
-    """The logits of the merged model against those of base and adapter, over the same tokens."""
-
-    num_rows: int
-    largest_difference: float
-    """Largest absolute difference of a logit, merged against unmerged."""
-    adapter_difference: float
-    """Largest absolute difference of a logit, adapter against plain base: what there is to lose."""
-    same_next_token: float
-    """Part of the positions, 0 to 1, at which both find the same token likeliest."""
 
 
 class _Tensor(NamedTuple):
@@ -61,7 +42,9 @@ class _Tensor(NamedTuple):
     path: str | None
     """The module whose merged weight or bias it is; None: what the base has."""
     entry: TensorEntry | None
-    """Where the base has it; None: quantised."""
+    """Where the base has it; None: quantised, or fresh."""
+    is_fresh: bool = False
+    """It is of a head that the base does not have."""
 
 
 def merge(
@@ -117,8 +100,8 @@ def write(base: Base, adapter: Adapter, directory: Path, progress: Callable[[int
         _write_file(base, adapter, own, directory / file.name, wrote)
     checkpoint.copy_rest(base.checkpoint.directory, directory)
     unties = _unties(base, adapter)
-    if base.scheme is not None or unties:
-        _describe_anew(directory, tensors, unties)
+    if base.scheme is not None or unties or base.fresh_heads:
+        _describe_anew(base, directory, tensors, unties)
     _write_record(base, adapter, directory)
 
 
@@ -139,10 +122,11 @@ def check_mergeable(adapter: Adapter) -> None:
         )
 
 
-def _describe_anew(directory: Path, tensors: dict[str, _Tensor], unties: bool) -> None:
-    """Let configuration and index say what is there: no quantised weights any more, or a head of its own."""
+def _describe_anew(base: Base, directory: Path, tensors: dict[str, _Tensor], unties: bool) -> None:
+    """Let configuration and index say what is there: no quantised weights any more, or a head of its own, and its classes."""
     config = {key: value for key, value in read_json(directory / "config.json").items() if key != "quantization_config"}
     config |= {"tie_word_embeddings": False} if unties else {}
+    config |= _about_head(base) if base.fresh_heads else {}
     (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
     if (directory / checkpoint.INDEX).exists():
         size = sum(math.prod(tensor.shape) * tensor.dtype.itemsize for tensor in tensors.values())
@@ -153,20 +137,14 @@ def _describe_anew(directory: Path, tensors: dict[str, _Tensor], unties: bool) -
         (directory / checkpoint.INDEX).write_text(json.dumps(index, indent=2) + "\n", "utf-8")
 
 
-def compare(base: Base, adapter: str, directory: Path, texts: Sequence[str]) -> Comparison:
-    """Load the merged model in the base's dtype and compare logits over `texts`."""
-    other = load(directory, dtype=next(name for name, dtype in DTYPES.items() if dtype == base.dtype))
-    differences, moves = [], []
-    same = positions = 0
-    for text in texts:
-        ids = torch.tensor([base.tokenizer(text)["input_ids"][: base.max_length]])
-        unmerged, plain, merged = base.logits(ids, adapter), base.logits(ids, None), other.logits(ids, None)
-        differences.append((merged.float() - unmerged.float()).abs().max())
-        moves.append((plain.float() - unmerged.float()).abs().max())
-        same += int((merged.argmax(-1) == unmerged.argmax(-1)).sum())
-        positions += ids.numel()
-    largest, moved = torch.stack(differences).max().item(), torch.stack(moves).max().item()  # torch's max keeps a NaN
-    return Comparison(len(texts), largest, moved, same / positions)
+def _about_head(base: Base) -> dict[str, Any]:
+    """What a configuration says of a model with the task's head: its class, its classes, and what rows are filled up with."""
+    return {
+        "architectures": [type(base.model).__name__],
+        "id2label": {str(number): label for number, label in enumerate(base.labels)},
+        "label2id": {label: number for number, label in enumerate(base.labels)},
+        "pad_token_id": base.pad_token,
+    }
 
 
 def _checked(base: Base, adapter: str, directory: Path, texts: Sequence[str]) -> Comparison:
@@ -203,6 +181,8 @@ def _tensors(base: Base, adapter: Adapter) -> dict[str, _Tensor]:
             if path in adapter:
                 names[f"{name}.bias"] = path
     for path, tensor in _changed(base, adapter):
+        if purposes.is_inside(path, base.fresh_heads):
+            continue
         if skeleton.checkpoint_path(path, prefix, packed) is not None:
             continue
         name = skeleton.checkpoint_path(f"{path}.{tensor}", prefix, plain)
@@ -221,11 +201,24 @@ def _tensors(base: Base, adapter: Adapter) -> dict[str, _Tensor]:
         )
     for name, entry in plain.items():
         made[name] = _Tensor(entry.file.name, TORCH_DTYPES[entry.dtype], entry.shape, names.get(name), entry)
+    made |= _fresh_tensors(base, prefix, made)
     if _unties(base, adapter):
         source = made[next(name for name, path in _table_names(base, prefix, plain).items() if name in made)]
         head = base.head if base.head and base.head in adapter else None
         made[f"{base.head}.weight"] = source._replace(path=head)
     return made
+
+
+def _fresh_tensors(base: Base, prefix: str, made: dict[str, _Tensor]) -> dict[str, _Tensor]:
+    """The tensors of the heads that the base lacks, under the names of the model, or of another head that they replace."""
+    fresh = {}
+    for path in (path for path in base.layout.modules if purposes.is_inside(path, base.fresh_heads)):
+        own = base.layout.modules[path]._parameters  # as the base has it: an adapter may stand around it now
+        for kind, shape in ((kind, tuple(tensor.shape)) for kind, tensor in own.items() if tensor is not None):
+            name = skeleton.checkpoint_path(f"{path}.{kind}", prefix, made) or f"{path}.{kind}"
+            file = made[name].file if name in made else base.checkpoint.files[-1].name
+            fresh[name] = _Tensor(file, base.checkpoint.dtype, shape, path, None, is_fresh=True)
+    return fresh
 
 
 def _changed(base: Base, adapter: Adapter) -> list[tuple[str, str]]:
@@ -286,7 +279,10 @@ def _write_file(
     writer = Writer(target, {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()})
     try:
         for name, tensor in tensors.items():
-            if tensor.path is not None and (name.endswith(".bias") or tensor.path not in base.maps):
+            if tensor.path is not None and tensor.is_fresh:
+                merged = _merged_fresh(base, adapter, tensor.path, name.rpartition(".")[2])
+                writer.put(name, merged.to(tensor.dtype).reshape(tensor.shape))
+            elif tensor.path is not None and (name.endswith(".bias") or tensor.path not in base.maps):
                 kind = name.rpartition(".")[2]
                 writer.put(name, _merged_vector(base, adapter, tensor.path, kind).to(tensor.dtype))
             elif tensor.path is not None:
@@ -298,6 +294,20 @@ def _write_file(
             wrote(math.prod(tensor.shape) * tensor.dtype.itemsize)
     finally:
         writer.close()
+
+
+def _merged_fresh(base: Base, adapter: Adapter, path: str, name: str) -> Tensor:
+    """A tensor of a head that the base lacks: the adapter's, or what the head starts from where that has none."""
+    start = base.layout.modules[path]._parameters[name]
+    assert start is not None, "a tensor of the head that is written is one that it has"
+    if path not in base.maps or not adapter.adds(path):
+        return adapter.own_at(path).get(name, start).detach().cpu()
+    linear = base.maps[path]
+    bias = None if linear.bias is None else linear.bias.float()
+    weight, bias = adapter.merged(path, linear.weight(torch.float32), bias, transposed=linear.transposed)
+    changed = bias if name == "bias" else weight.T if linear.transposed else weight
+    assert changed is not None, "a method takes no bias away"
+    return changed.detach().cpu()
 
 
 def _merged_vector(base: Base, adapter: Adapter, path: str, name: str) -> Tensor:
@@ -365,6 +375,7 @@ def _write_record(base: Base, adapter: Adapter, directory: Path) -> None:
                 "base": {"name": base.checkpoint.name, **base.fingerprint.as_dict()},
                 "adapter": adapter.name,
                 "training": adapter.record.get("training", {}),
+                **base.about_task,
             }
         },
     )

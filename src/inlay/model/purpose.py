@@ -5,7 +5,7 @@ made for the task does not hold it; it then starts fresh, is trained whole and k
 """
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -88,13 +88,18 @@ def is_head(name: str, purpose: Purpose) -> bool:
     return _outermost(name, (*purpose.heads, *purpose.beside, *purpose.unused)) is not None
 
 
+def is_inside(path: str, heads: Iterable[str]) -> bool:
+    """The module at `path` is one of these heads, or a part of one."""
+    return any(path == head or path.startswith(f"{head}.") for head in heads)
+
+
 def with_heads(method: Method, heads: list[str], maps: Iterable[str]) -> Method:
     """`method` such that it trains these modules whole and adds nothing to the maps inside them."""
     if not heads:
         return method
     changes: dict[str, Any] = {"modules_to_save": joined(method.modules_to_save, heads)}
     if isinstance(method, LinearMethod):
-        inside = [path for path in maps if any(path == head or path.startswith(f"{head}.") for head in heads)]
+        inside = [path for path in maps if is_inside(path, heads)]
         changes["exclude_modules"] = joined(method.exclude_modules, inside)
     return dataclasses.replace(method, **changes)
 
@@ -110,12 +115,12 @@ def without_strangers(method: Method, paths: Iterable[str], purpose: Purpose) ->
 
 
 @torch.no_grad()
-def draw_(params: dict[str, Params], fresh: Iterable[str], config: Any, seed: int) -> None:
+def draw_(params: dict[str, Params], fresh: Sequence[str], config: Any, seed: int) -> None:
     """Fill the tensors of fresh heads: weights from a normal distribution, drawn from `seed` alone, offsets with 0."""
     generator = torch.Generator().manual_seed(seed)
     std = getattr(config.get_text_config(), "initializer_range", None) or INITIALIZER_RANGE
     for path, tensors in params.items():
-        if any(path == head or path.startswith(f"{head}.") for head in fresh):
+        if is_inside(path, fresh):
             for name, tensor in sorted(tensors.items()):
                 _draw_(name, tensor, std, generator)
 

@@ -7,9 +7,9 @@
 The work lies in a hidden directory beside the output until it is done. A run that was killed leaves there what it had finished,
 and the next one with the same plan (the same source, scheme and version) goes on from it; with another plan it begins anew.
 
-Quantised are the linear maps of the model's body, but for poolers: no head is, since heads are trained whole, and models of other
-tasks have no place for them. So one quantised base serves every task. A weight is read once, quantised, compared with what it
-became, and let go, so that the memory needed is that of the largest one and its codes.
+Quantised are the linear maps of the model's body, but for poolers: no head is, since heads are trained whole, and models of
+other tasks have no place for them. So one quantised base serves every task. A weight is read once, quantised, compared with
+what it became, and let go, so that the memory needed is that of the largest one and its codes.
 """
 
 import contextlib

@@ -19,14 +19,16 @@ import torch
 from torch import Tensor
 
 from inlay import quant
-from inlay.errors import CompatibilityError, explain
+from inlay.errors import CompatibilityError, ConfigError, explain
 from inlay.io import output as output_directory
 from inlay.io.checkpoint import open_checkpoint
 from inlay.methods.lora import Lora
+from inlay.model import purpose as purposes
 from inlay.model.adapter import Adapter
 from inlay.model.base import Base
+from inlay.model.compare import SAMPLE, has_answers, ids_of, logits
 from inlay.model.load import load
-from inlay.model.merge import SAMPLE, check_mergeable, num_bytes, write
+from inlay.model.merge import check_mergeable, num_bytes, write
 from inlay.model.quantize import quantize
 from inlay.quant._contract import Matrix
 
@@ -49,7 +51,7 @@ class Survival(NamedTuple):
     """Of all layers together."""
     relative_error: float
     divergence: float
-    """Kullback-Leibler divergence of the merged model's next tokens from those of base and adapter, in nats a token."""
+    """Kullback-Leibler divergence of the merged model's next tokens, or classes, from those of base and adapter: nats each."""
     adapter_divergence: float
     """The same of the plain base's: what there is to lose."""
 
@@ -84,6 +86,7 @@ def merge_quantized(
     """
     target, held = Path(output), base.get(adapter)
     check_mergeable(held)
+    _check_measurable(base, scheme)
     output_directory.check_free(target)
     output_directory.check_space(target, 2 * num_bytes(base, adapter))
     kept = [*keep, *_in_sixteen_bits(base)]
@@ -100,7 +103,7 @@ def merge_quantized(
             progress=lambda done, total: progress((done + total) // 2, total),
         )
         shutil.rmtree(partial / "dense")
-        made = load(partial / "made", dtype=str(base.dtype).removeprefix("torch."))
+        made = load(partial / "made", dtype=str(base.dtype).removeprefix("torch."), purpose=base.purpose)
         made.checkpoint = dataclasses.replace(made.checkpoint, name=target.name)
         rest = _residual(base, held, made, residual_r) if residual_r else None
         survival = _survival(base, held, made, rest, scheme, texts)
@@ -115,6 +118,23 @@ def merge_quantized(
     return survival
 
 
+def _check_measurable(base: Base, scheme: str) -> None:
+    """Refuse a model without a head: how far its answers are from others is not known.
+
+    **Raises:**
+
+    - `ConfigError`: it has none.
+    """
+    if not has_answers(base):
+        raise ConfigError(
+            explain(
+                "what survives of an adapter is measured on answers, and this model has none",
+                found=f"--quantize {scheme} with an adapter for {base.task}",
+                do=f"merge without --quantize, then inlay quantize --scheme {scheme}",
+            )
+        )
+
+
 def _in_sixteen_bits(base: Base) -> list[str]:
     """The linear maps of a quantised base that are not quantised, but for its head."""
     if base.scheme is None:
@@ -123,8 +143,8 @@ def _in_sixteen_bits(base: Base) -> list[str]:
 
 
 def _changed(base: Base, adapter: Adapter) -> list[str]:
-    """The linear maps whose weight the adapter changes."""
-    paths = (path for path in adapter.params if path in base.linears)
+    """The linear maps whose weight the adapter changes, but for the heads of the task, which stay plain."""
+    paths = (path for path in adapter.params if path in base.linears and not purposes.is_inside(path, base.heads))
     return [path for path in paths if adapter.adds(path) or "weight" in adapter.own_at(path)]
 
 
@@ -194,12 +214,12 @@ def _divergences(
     """The mean divergence from base and adapter of the merged model, and of the plain base."""
     sums, count = torch.zeros(2, dtype=torch.float64), 0
     for text in texts:
-        ids = torch.tensor([base.tokenizer(text)["input_ids"][: base.max_length]])
-        true = base.logits(ids, adapter.name).float().log_softmax(-1)
-        others = (made.logits(ids, None if rest is None else RESIDUAL), base.logits(ids, None))
-        for i, logits in enumerate(others):
-            sums[i] += (true.exp() * (true - logits.float().log_softmax(-1))).sum()
-        count += ids.numel()
+        ids = ids_of(base, text)
+        true = logits(base, ids, adapter.name).float().log_softmax(-1)
+        others = (logits(made, ids, None if rest is None else RESIDUAL), logits(base, ids, None))
+        for i, other in enumerate(others):
+            sums[i] += (true.exp() * (true - other.float().log_softmax(-1))).sum()
+        count += true[..., 0].numel()
     divergence, adapter_divergence = (sums / count).tolist()
     return divergence, adapter_divergence
 

@@ -117,7 +117,7 @@ def input_embedding(modules: Mapping[str, nn.Module]) -> str | None:
 
 
 def heads(model: nn.Module, paths: Iterable[str]) -> list[str]:
-    """Those of `paths` that stand between the model's body and its answers: the output head, what is outside the body, poolers."""
+    """Those of `paths` between the model's body and its answers: the output head, what is outside the body, poolers."""
     head, body = output_head(model), getattr(model, "base_model", model)  # a body alone is its own
     inside = next(f"{path}." if path else "" for path, module in model.named_modules() if module is body)
     return [path for path in paths if path == head or not path.startswith(inside) or "pooler" in path.split(".")]

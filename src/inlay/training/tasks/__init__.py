@@ -71,6 +71,31 @@ def purpose(source: str | Path, task: str, labels: Sequence[str] = ()) -> Purpos
     return found
 
 
+def of_adapter(source: str | Path, adapter: str | Path) -> Purpose:
+    """What a base at `source` is loaded for to carry an adapter, by its files; next tokens where they say nothing.
+
+    A file of `peft` names the kind of model and not the classes, which are then called as `transformers` calls them.
+    """
+    file = peft.read(adapter)
+    about = file.record.get("task", {})
+    by_type = {find(name).task_type: name for name in names()}
+    found = find(about.get("name") or by_type.get(file.task_type or "", CAUSAL_LM))
+    if not found.heads or has_own_head(open_checkpoint(source), found.purpose()):
+        return found.purpose()
+    labels = tuple(about.get("labels", ())) or tuple(f"LABEL_{i}" for i in range(_num_classes(file, found)))
+    return purpose(source, found.name, labels)
+
+
+def _num_classes(file: peft.PeftAdapter, task: Task) -> int:
+    """The rows of the last weight in the head that a file holds; 0 where it holds none."""
+    weights = [
+        tensors["weight"]
+        for path, tensors in file.params.items()
+        if set(path.split(".")) & set(task.heads) and "weight" in tensors
+    ]
+    return len(weights[-1]) if weights else 0
+
+
 def labels_of(adapter: str | Path) -> tuple[str, ...]:
     """The names of the classes that an adapter was trained for, by its `inlay.json`; empty where that says nothing."""
     return tuple(peft.read(adapter).record.get("task", {}).get("labels", ()))

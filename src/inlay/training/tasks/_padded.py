@@ -187,10 +187,8 @@ def padded(rows: Sequence[Sequence[int]], filler: int) -> Tensor:
 def pad_id(base: Base) -> int:
     """The token that rows are filled up with; the model's configuration names it afterwards, since some models look there for
     the last real token of a row."""
-    config, tokenizer = base.model.config.get_text_config(), base.tokenizer
-    choices = (getattr(config, "pad_token_id", None), tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
-    chosen = next(number for number in choices if number is not None and number >= 0)
-    base.model.config.pad_token_id = config.pad_token_id = chosen
+    chosen = base.pad_token
+    base.model.config.pad_token_id = base.model.config.get_text_config().pad_token_id = chosen
     return chosen
 
 
