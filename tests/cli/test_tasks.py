@@ -1,7 +1,9 @@
 """`--task` of train and eval, from the shell to the last line of JSON."""
 
 import json
+import warnings
 
+import peft
 import pytest
 import torch
 import transformers
@@ -149,9 +151,131 @@ def test_what_merge_writes_is_loaded_by_transformers_and_says_the_same(tmp_path,
         ours, plain = base.model(**given)[int(task == "seq2seq")], theirs.eval()(**given)[int(task == "seq2seq")]
     assert (ours - plain).abs().max() < 1e-5
     if base.labels:
+        assert theirs.config.architectures == [type(theirs).__name__]
         assert [theirs.config.id2label[i] for i in range(theirs.config.num_labels)] == list(base.labels)
         assert theirs.config.label2id == {label: i for i, label in enumerate(base.labels)}
     arguments = ["--task", task]
+    _, _, err = run(capsys, "eval", place / "merged", place / "rows.jsonl", *arguments)
+    assert "starts fresh" not in err
     merged = run_json(capsys, "eval", place / "merged", place / "rows.jsonl", *arguments)["base"]
     apart = run_json(capsys, "eval", place / "base", place / "rows.jsonl", *arguments, "--adapter", place / "mine")
     assert merged == pytest.approx(apart["adapter"], rel=1e-4)
+
+
+def merged_classifier(capsys, place, *more):
+    """(the merged model in plain transformers, its logits of a padded batch, those of base and adapter)."""
+    status, _, err = run(capsys, "merge", place / "base", place / "mine", "--output", place / "merged", *more)
+    assert status == 0, err
+    base = load(place / "base", purpose=tasks.of_adapter(place / "base", place / "mine"), dtype="float32")
+    base.attach(place / "mine")
+    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(place / "merged", dtype=torch.float32)
+    given = inputs(base, [(5, 9, 11, 20), (7, 8, 30, 41, 12, 6)])
+    with torch.no_grad():
+        return theirs, theirs.eval()(**given).logits, base.model(**given).logits
+
+
+def test_a_head_goes_into_the_last_of_several_files_and_their_index(tmp_path, capsys):
+    place = place_for(tmp_path, "sequence-classification", "bert")
+    whole = transformers.BertForMaskedLM.from_pretrained(place / "base")
+    (place / "base" / "model.safetensors").unlink()
+    whole.save_pretrained(place / "base", max_shard_size="12KB")
+    files = sorted(file.name for file in (place / "base").glob("*.safetensors"))
+    assert len(files) > 2
+    run_json(capsys, *train(place, "sequence-classification", "--learning-rate", 1e-2))
+    _, theirs, ours = merged_classifier(capsys, place)
+    assert (theirs - ours).abs().max() < 1e-5
+    index = json.loads((place / "merged" / "model.safetensors.index.json").read_text())["weight_map"]
+    assert index["classifier.weight"] == files[-1]
+    assert sorted(set(index.values())) == files
+
+
+def test_a_merged_model_says_what_rows_are_filled_up_with(tmp_path, capsys):
+    place = tmp_path
+    support.directory(place / "base", "llama", pad_token_id=None)
+    bases.jsonl(place / "rows.jsonl", support.rows("sequence-classification", 30))
+    run_json(capsys, *train(place, "sequence-classification", "--learning-rate", 1e-2))
+    merged, theirs, ours = merged_classifier(capsys, place)
+    assert merged.config.pad_token_id == bases.tokenizer().pad_token_id
+    assert (theirs - ours).abs().max() < 1e-5
+
+
+def test_all_of_a_model_with_shared_embeddings_is_merged(tmp_path, capsys):
+    place = place_for(tmp_path, "seq2seq", "t5")
+    flags = ["train", place / "base", place / "rows.jsonl", "--task", "seq2seq", "--output", place / "mine"]
+    run_json(capsys, *flags, "--method", "full", "--max-steps", 6, "--learning-rate", 1e-2)
+    found = run_json(capsys, "merge", place / "base", place / "mine", "--output", place / "merged")
+    assert found["largest_difference"] < 1e-5 < found["adapter_difference"]
+
+
+def test_a_classifier_of_peft_is_merged_by_its_own_words(tmp_path, capsys):
+    place = place_for(tmp_path, "sequence-classification", "llama")
+    plain = transformers.LlamaForSequenceClassification.from_pretrained(place / "base", num_labels=3)
+    config = peft.LoraConfig(task_type="SEQ_CLS", r=3, target_modules=["q_proj"], init_lora_weights=False)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
+        peft.get_peft_model(plain, config).save_pretrained(place / "mine")
+    merged, theirs, ours = merged_classifier(capsys, place)
+    assert merged.config.id2label == {0: "LABEL_0", 1: "LABEL_1", 2: "LABEL_2"}
+    assert (theirs - ours).abs().max() < 1e-5
+
+
+def test_the_rows_of_a_task_are_what_merging_is_checked_on(tmp_path, capsys):
+    for i, (task, model, _) in enumerate(CASES):
+        (tmp_path / str(i)).mkdir()
+        place = trained(capsys, tmp_path / str(i), task, model)
+        flags = ["--check-data", place / "rows.jsonl", "--check-rows", 10]
+        status, _, err = run(capsys, "merge", place / "base", place / "mine", "--output", place / "merged", *flags)
+        assert status == 0, err
+        assert "agree on 10 rows" in err
+        assert ("hidden state" in err) == (task == "embedding")
+        assert ("same class 100.0 %" in err) == ("classification" in task)
+        assert ("same next token 100.0 %" in err) == (task == "seq2seq")
+
+
+def test_a_quantised_base_and_a_task_become_plain(tmp_path, capsys):
+    place = place_for(tmp_path, "sequence-classification", "bert")
+    (place / "base").rename(place / "plain")
+    run_json(capsys, "quantize", place / "plain", "--scheme", "int8", "--output", place / "base")
+    run_json(capsys, *train(place, "sequence-classification", "--learning-rate", 1e-2))
+    merged, theirs, ours = merged_classifier(capsys, place)
+    assert "quantization_config" not in json.loads((place / "merged" / "config.json").read_text())
+    assert list(merged.config.id2label.values()) == ["no", "yes"]
+    assert (theirs - ours).abs().max() < 1e-5
+
+
+def test_a_merged_classifier_is_quantised_but_for_its_head(tmp_path, capsys):
+    place = trained(capsys, tmp_path, "sequence-classification", "bert", "--lora-alpha", 1)
+    flags = ["--output", place / "merged", "--quantize", "int8", "--force"]
+    found = run_json(capsys, "merge", place / "base", place / "mine", *flags)
+    assert not any("classifier" in path or "pooler" in path for path in found["layers"])
+    merged = run_json(capsys, "eval", place / "merged", place / "rows.jsonl", "--task", "sequence-classification")
+    arguments = ["--task", "sequence-classification", "--adapter", place / "mine"]
+    apart = run_json(capsys, "eval", place / "base", place / "rows.jsonl", *arguments)
+    assert merged["base"]["loss"] == pytest.approx(apart["adapter"]["loss"], abs=0.02)
+    quantized = json.loads((place / "merged" / "config.json").read_text())
+    assert quantized["id2label"] == {"0": "no", "1": "yes"}
+    assert "classifier" in quantized["quantization_config"]["llm_int8_skip_modules"]
+
+
+def test_an_embedding_is_not_merged_into_a_quantised_checkpoint(tmp_path, capsys):
+    place = trained(capsys, tmp_path, "embedding", "llama")
+    flags = ["--output", place / "merged", "--quantize", "int8"]
+    status, _, err = run(capsys, "merge", place / "base", place / "mine", *flags)
+    assert status == 1
+    assert "measured on answers, and this model has none" in err
+    assert "inlay quantize --scheme int8" in err
+    assert not (place / "merged").exists()
+
+
+@pytest.mark.parametrize("task_and_model", [case[:2] for case in CASES])
+def test_methods_with_virtual_tokens_are_refused_by_name(tmp_path, capsys, task_and_model):
+    task, model = task_and_model
+    place = place_for(tmp_path, task, model)
+    flags = ["train", place / "base", place / "rows.jsonl", "--task", task, "--output", place / "mine"]
+    for method, name in (("prefix", "Prefix"), ("prompt", "Prompt"), ("p_tuning", "PTuning")):
+        status, _, err = run(capsys, *flags, "--method", method)
+        assert status == 1
+        assert "virtual tokens stand in front of the rows of causal language models alone" in err
+        assert f"{name} with task {task}" in err
+        assert "--method lora" in err
+        assert not (place / "mine").exists()

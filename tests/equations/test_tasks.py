@@ -14,6 +14,8 @@ from transformers import AutoModelForSequenceClassification
 import inlay
 from inlay import methods
 from inlay.errors import CompatibilityError, ConfigError, DataError, UnknownNameError
+from inlay.io.checkpoint import open_checkpoint
+from inlay.model import load as loading
 from inlay.training import job, metrics, tasks
 from inlay.training.tasks import embedding
 from inlay.training.tasks._padded import inputs
@@ -280,6 +282,15 @@ def test_a_quantized_base_learns_tasks_too(tmp_path, task, monkeypatch):
         batch_size=12,
     )
     assert report.loss < 0.7 * math.log(2 if task != "embedding" else 12)
+
+
+@pytest.mark.parametrize("model", ["llama", "bert", "t5"])
+def test_a_narrow_model_of_any_family_computes_in_float32(tmp_path, model, monkeypatch):
+    monkeypatch.setattr(loading, "native_bfloat16", lambda: True)
+    narrow, wide = ({"hidden_size": size, "d_model": size} for size in (64, 256))
+    for sizes, dtype in ((narrow, torch.float32), (wide, torch.bfloat16)):
+        place = support.directory(tmp_path / str(dtype), model, support.WIDE | sizes)
+        assert loading.default_dtype(open_checkpoint(place)) == dtype
 
 
 @pytest.mark.parametrize(

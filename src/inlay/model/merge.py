@@ -186,6 +186,8 @@ def _tensors(base: Base, adapter: Adapter) -> dict[str, _Tensor]:
         if skeleton.checkpoint_path(path, prefix, packed) is not None:
             continue
         name = skeleton.checkpoint_path(f"{path}.{tensor}", prefix, plain)
+        if name is None and path in adapter.aliases:
+            continue  # it is written where the checkpoint has it, under the name of the module that it is shared with
         problem = _problem(base, path, tensor, None if name is None else plain[name])
         if problem:
             problems.append(f"{path}.{tensor}{problem}")
