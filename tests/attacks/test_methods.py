@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from torch import nn
+from transformers import BertModel
 
 import inlay
 from inlay.errors import CompatibilityError, ConfigError, FormatError, TargetError
@@ -12,6 +13,7 @@ from inlay.model.load import load
 from tests.support import bases, quantized
 from tests.support.networks import Convolutional
 from tests.support.refusals import refused, train
+from tests.support.tasks import BERT
 
 
 @pytest.fixture
@@ -58,6 +60,11 @@ def test_a_method_of_no_such_name(place, capsys):
 def test_an_initializer_that_has_nothing_to_start_from(place, capsys, flags, says):
     refused(capsys, *train(place)[:7], *flags, says=says)
     assert not list(place.glob("out*"))
+
+
+def test_a_parallel_adapter_where_the_mlp_is_no_single_module():
+    with pytest.raises(TargetError, match="28 inputs, where the stream has 20 numbers"):
+        inlay.attach(BertModel(BERT), inlay.Bottleneck(placement="parallel"))
 
 
 @pytest.mark.parametrize("name", ["eva", "lora_ga"])

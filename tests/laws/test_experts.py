@@ -7,6 +7,7 @@ from transformers import AutoModelForCausalLM, GptOssConfig
 import inlay
 from inlay.core.cross_entropy import cross_entropy_sum
 from inlay.errors import CompatibilityError, TargetError
+from inlay.io._safe import read_header
 from inlay.model.attach import Attached, attach
 from inlay.model.load import load
 from tests.support import bases, models
@@ -139,6 +140,22 @@ def test_a_run_on_bfloat16_files_generates_and_is_loaded(tmp_path):
         prompts = ["say 3", "say 4"]
         assert again.generate(prompts, dtype, max_new_tokens=5) == base.generate(prompts, dtype, max_new_tokens=5)
     assert report.loss < 4.0  # it was 4.6, of 97 tokens
+
+
+@everywhere
+@with_methods
+def test_merged_it_is_a_checkpoint_that_says_the_same(family, method, tmp_path):
+    """GPT-OSS has the experts of a parameter in one tensor, the others each for itself, under names of two kinds."""
+    model(family).save_pretrained(tmp_path / "base")
+    bases.tokenizer().save_pretrained(tmp_path / "base")
+    base, ids = load(tmp_path / "base", dtype="float32"), models.tokens(2, 7)
+    models.randomize(base.attach(method, "a"), 1)
+    inlay.merge(base, "a", tmp_path / "merged")
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    with torch.no_grad():
+        torch.testing.assert_close(merged(input_ids=ids).logits, base.logits(ids, "a"), atol=1e-4, rtol=1e-4)
+    before, after = (set(read_header(tmp_path / d / "model.safetensors").tensors) for d in ("base", "merged"))
+    assert before == after
 
 
 def test_a_method_that_can_not_adapt_the_experts_says_so():

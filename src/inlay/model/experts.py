@@ -10,9 +10,9 @@ Source of the layout: the experts of transformers 5, `integrations/moe.py` there
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from inlay.core.product import product_dtype
 from inlay.core.routed import Factors, Segment, routed
 from inlay.errors import CompatibilityError, explain
+from inlay.io._safe import TensorEntry, read_tensor
 from inlay.io.peft import INNER, PeftAdapter
 from inlay.methods._contract import LinearMethod, Params
 from inlay.model.adapted import Adapted, Route, Router, dropped
@@ -29,6 +30,21 @@ from inlay.model.linear import Linear
 from inlay.names import is_named, joined
 
 UP, DOWN = ("gate_up_proj", "up_proj"), "down_proj"
+
+
+_SPELLINGS = {
+    "gate_up_proj": (("gate_proj", "up_proj"), ("w1", "w3")),
+    "up_proj": (("up_proj",), ("w1",)),
+    "down_proj": (("down_proj",), ("w2",)),
+}
+"""What the linear maps of a parameter are called where a checkpoint has them expert by expert, in the order of their rows."""
+
+
+class Part(NamedTuple):
+    """The rows of one expert's weight from `start` on."""
+
+    number: int
+    start: int
 
 
 class Expert(Linear):
@@ -81,6 +97,43 @@ def experts_of(module: nn.Module) -> list[Experts]:
 def stacked(each: Sequence[Params]) -> Params:
     """The tensors of every expert as those of the parameter."""
     return {name: torch.stack([params[name] for params in each]) for name in each[0]}
+
+
+def parts_of(path: str, experts: Experts, known: Callable[[str], str | None]) -> dict[str, Part | None]:
+    """Where a checkpoint has the weights of a parameter, by tensor name: all in one (None), or expert by expert.
+
+    `known` gives the name under which the checkpoint has a tensor of the model, or None. Nothing, where it has them otherwise.
+    """
+    whole = known(path)
+    if whole is not None:
+        return {whole: None}
+    module = path.rpartition(".")[0]
+    for spelling in _SPELLINGS[experts.name]:
+        rows = experts.one.out_features // len(spelling)
+        for place in (module, module.replace(".mlp.", ".block_sparse_moe.")):
+            parts = {
+                known(f"{place}.{e}.{name}.weight"): Part(e, number * rows)
+                for e in range(len(experts.each))
+                for number, name in enumerate(spelling)
+            }
+            if None not in parts:
+                return {name: part for name, part in parts.items() if name is not None}
+    return {}
+
+
+def merged_parts(
+    adapter: Adapter, path: str, experts: Experts, entry: TensorEntry, part: Part | None
+) -> Iterator[tuple[int, Tensor]]:
+    """The merged weights that a tensor of the checkpoint holds, expert by expert, each with the number of bytes before it."""
+    if part is not None:
+        yield 0, adapter.merged(path, read_tensor(entry), None, part.start, expert=part.number)[0]
+        return
+    size = (entry.stop - entry.start) // entry.shape[0]
+    for e in range(entry.shape[0]):
+        start = entry.start + e * size
+        stored = read_tensor(entry._replace(shape=entry.shape[1:], start=start, stop=start + size))
+        W, _ = adapter.merged(path, stored.T if experts.transposed else stored, None, expert=e)
+        yield e * size, W.T if experts.transposed else W
 
 
 def nested(paths: Sequence[str]) -> dict[str, str]:

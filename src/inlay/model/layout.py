@@ -164,6 +164,16 @@ class Layout:
     def _block_places(self, method: BlockMethod) -> dict[str, str]:
         """Where the method's tensors are: the path of the module that it changes -> its block in `blocks`."""
         places = {key: block for key, block in self.blocks.items() if block.role in method.roles}
+        for block in places.values() if method.is_parallel else ():
+            first = next(linear for path, linear in self.maps.items() if path.startswith(f"{block.path}."))
+            if first.in_features != block.width:
+                raise TargetError(
+                    explain(
+                        "a parallel adapter stands beside a module that takes the model's stream",
+                        found=f"{block.path}: {first.in_features} inputs, where the stream has {block.width} numbers",
+                        do="--placement houlsby",
+                    )
+                )
         return {(block.path if method.is_parallel else key): key for key, block in places.items()}
 
     def module_of(self, path: str) -> str:

@@ -22,10 +22,11 @@ from inlay.io import output as output_directory
 from inlay.io._safe import TORCH_DTYPES, TensorEntry, Writer, chunks, read_json, read_tensor
 from inlay.methods import name_of
 from inlay.model import purpose as purposes
-from inlay.model import skeleton
+from inlay.model import skeleton, ties
 from inlay.model.adapter import Adapter
 from inlay.model.base import Base
 from inlay.model.compare import SAMPLE, Comparison, compare
+from inlay.model.experts import Experts, Part, merged_parts, parts_of
 from inlay.quant._contract import Matrix
 
 _TILE_BYTES = 16 << 20
@@ -43,6 +44,8 @@ class _Tensor(NamedTuple):
     """The module whose merged weight or bias it is; None: what the base has."""
     entry: TensorEntry | None
     """Where the base has it; None: quantised, or fresh."""
+    part: Part | None = None
+    """What it holds of fused experts, where it does not hold all."""
     is_fresh: bool = False
     """It is of a head that the base does not have."""
 
@@ -99,7 +102,7 @@ def write(base: Base, adapter: Adapter, directory: Path, progress: Callable[[int
         own = {name: tensor for name, tensor in tensors.items() if tensor.file == file.name}
         _write_file(base, adapter, own, directory / file.name, wrote)
     checkpoint.copy_rest(base.checkpoint.directory, directory)
-    unties = _unties(base, adapter)
+    unties = ties.unties(base, adapter)
     if base.scheme is not None or unties or base.fresh_heads:
         _describe_anew(base, directory, tensors, unties)
     _write_record(base, adapter, directory)
@@ -168,7 +171,7 @@ def _tensors(base: Base, adapter: Adapter) -> dict[str, _Tensor]:
 
     - `CompatibilityError`: the checkpoint has an adapted weight under another name, or in another form.
     """
-    packed = bitsandbytes.quantized_weights(base.checkpoint)
+    packed, parts = bitsandbytes.quantized_weights(base.checkpoint), dict[str, Part | None]()
     plain = bitsandbytes.plain_tensors(base.checkpoint, packed)
     prefix, names, problems = getattr(base.model, "base_model_prefix", ""), {}, []
     made: dict[str, _Tensor] = {}
@@ -193,6 +196,11 @@ def _tensors(base: Base, adapter: Adapter) -> dict[str, _Tensor]:
             problems.append(f"{path}.{tensor}{problem}")
         elif name is not None:
             names[name] = path
+    for path, experts in base.maps.items():
+        if isinstance(experts, Experts) and path in adapter:
+            found = parts_of(path, experts, lambda name: skeleton.checkpoint_path(name, prefix, plain))
+            parts, names = parts | found, names | dict.fromkeys(found, path)
+            problems += [] if found else [f"{path}: the checkpoint has its experts in a form that is not known here"]
     if problems:
         raise CompatibilityError(
             explain(
@@ -202,10 +210,11 @@ def _tensors(base: Base, adapter: Adapter) -> dict[str, _Tensor]:
             )
         )
     for name, entry in plain.items():
-        made[name] = _Tensor(entry.file.name, TORCH_DTYPES[entry.dtype], entry.shape, names.get(name), entry)
+        dtype, path = TORCH_DTYPES[entry.dtype], names.get(name)
+        made[name] = _Tensor(entry.file.name, dtype, entry.shape, path, entry, parts.get(name))
     made |= _fresh_tensors(base, prefix, made)
-    if _unties(base, adapter):
-        source = made[next(name for name, path in _table_names(base, prefix, plain).items() if name in made)]
+    if ties.unties(base, adapter):
+        source = made[next(name for name, path in ties.table_names(base, prefix, plain).items() if name in made)]
         head = base.head if base.head and base.head in adapter else None
         made[f"{base.head}.weight"] = source._replace(path=head)
     return made
@@ -226,33 +235,13 @@ def _fresh_tensors(base: Base, prefix: str, made: dict[str, _Tensor]) -> dict[st
 def _changed(base: Base, adapter: Adapter) -> list[tuple[str, str]]:
     """The tensors of the model that the adapter changes, as (module path, name)."""
     found = []
-    for path in dict.fromkeys((*adapter.params, *adapter.aliases, *adapter.tables)):
+    every = dict.fromkeys((*adapter.params, *adapter.aliases, *adapter.tables))
+    for path in (path for path in every if not isinstance(base.maps.get(path), Experts)):
         names = set(adapter.own_at(path)) | ({"weight", "bias"} if adapter.adds(path) else set())
         names |= {"weight"} if path in adapter.tables else set()
         own = base.layout.modules[path]._parameters
         found += [(path, name) for name in names if own.get(name) is not None or name == "weight"]
     return found
-
-
-def _unties(base: Base, adapter: Adapter) -> bool:
-    """The head and the embeddings are one weight, and would not be with the adapter in it."""
-    table, head = _table(base), base.head
-    if table is None or head is None or head in adapter.aliases:
-        return False
-    return any(adapter.adds(path) or adapter.own_at(path) for path in (table, head))
-
-
-def _table(base: Base) -> str | None:
-    """The embeddings that share their weight with the head, where they do."""
-    return next((path for path, tied in base.layout.tied.items() if base.head in tied), None)
-
-
-def _table_names(base: Base, prefix: str, plain: dict[str, TensorEntry]) -> dict[str, str]:
-    """What the checkpoint may call the weight that head and embeddings share -> the module's path."""
-    found = (
-        (path, skeleton.checkpoint_path(f"{path}.weight", prefix, plain)) for path in (_table(base), base.head) if path
-    )
-    return {name: path for path, name in found if name is not None}
 
 
 def _matrix(base: Base, path: str) -> Matrix:
@@ -265,7 +254,7 @@ def _matrix(base: Base, path: str) -> Matrix:
 def _problem(base: Base, path: str, tensor: str, entry: TensorEntry | None) -> str:
     """Why a tensor of an adapted module can't be merged where the checkpoint has it; empty where it can."""
     stored = tuple(getattr(base.layout.modules[path], tensor).shape)
-    if entry is None and path == base.head and _table(base) is not None and tensor == "weight":
+    if entry is None and path == base.head and ties.table_of(base) is not None and tensor == "weight":
         return ""  # it is written apart from the embeddings
     if entry is None:
         return ": the checkpoint has no tensor of that name"
@@ -326,7 +315,12 @@ def _merged_vector(base: Base, adapter: Adapter, path: str, name: str) -> Tensor
 
 def _merged_tiles(base: Base, adapter: Adapter, tensor: _Tensor, path: str) -> Iterator[tuple[int, Tensor]]:
     """The merged weight of one module, a tile of rows at a time, each with the number of bytes before it."""
-    transposed = base.maps[path].transposed
+    linear, transposed = base.maps[path], base.maps[path].transposed
+    if isinstance(linear, Experts):
+        assert tensor.entry is not None, "experts are not quantised"
+        for place, new in merged_parts(adapter, path, linear, tensor.entry, tensor.part):
+            yield place, _finite(new, path, tensor.dtype)
+        return
     rows, columns = tensor.shape
     step = rows if transposed else max(1, _TILE_BYTES // (columns * tensor.dtype.itemsize))
     for start in range(0, rows, step):
@@ -335,16 +329,22 @@ def _merged_tiles(base: Base, adapter: Adapter, tensor: _Tensor, path: str) -> I
         new = tile.T if transposed else tile  # (out of the tile, in)
         if path in adapter:
             new, _ = adapter.merged(path, new, None, 0 if transposed else start, transposed)
-        new = new.to(tensor.dtype).cpu()
-        if not torch.isfinite(new).all():
-            raise CompatibilityError(
-                explain(
-                    "a merged weight is not finite",
-                    found=f"{path}: the base's weight is not, or the change is too large for {tensor.dtype}",
-                    do="keep the adapter apart, or merge into a checkpoint of a wider dtype",
-                )
-            )
+        new = _finite(new, path, tensor.dtype)
         yield start * columns * tensor.dtype.itemsize, new.T if transposed else new
+
+
+def _finite(new: Tensor, path: str, dtype: torch.dtype) -> Tensor:
+    """A merged weight in the dtype of the checkpoint; refused where that can't hold it."""
+    new = new.to(dtype).cpu()
+    if not torch.isfinite(new).all():
+        raise CompatibilityError(
+            explain(
+                "a merged weight is not finite",
+                found=f"{path}: the base's weight is not, or the change is too large for {dtype}",
+                do="keep the adapter apart, or merge into a checkpoint of a wider dtype",
+            )
+        )
+    return new
 
 
 def _tile(base: Base, tensor: _Tensor, path: str, start: int, stop: int) -> Tensor:
