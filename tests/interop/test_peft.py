@@ -153,7 +153,7 @@ def test_a_file_without_r_and_lora_alpha_does_what_it_does_in_peft(tmp_path):
 
 UNSUPPORTED = {
     "lora_bias": dict(lora_bias=True),
-    "trainable_token_indices": dict(trainable_token_indices=[1, 2]),
+    "trainable_token_indices": dict(trainable_token_indices={"embed_tokens": [1, 2]}),
     "pissa": dict(init_lora_weights="pissa"),
     "layer_replication": dict(layer_replication=[[0, 2], [1, 3]]),
     "alora": dict(alora_invocation_tokens=[3]),
