@@ -1,6 +1,7 @@
 """Write a base with its linear layers quantised."""
 
 import dataclasses
+import math
 import time
 from pathlib import Path
 
@@ -44,8 +45,11 @@ class Quantize(Common):
             return 130
         worst = max(report.errors, key=lambda path: report.errors[path])
         mean = sum(report.errors.values()) / len(report.errors)
+        part = report.num_quantized / sum(math.prod(entry.shape) for entry in source.tensors.values())
         say(
-            "quantised", f"{len(report.errors)} layers, {count(report.num_quantized)} weights of {report.bits:.3f} bits"
+            "quantised",
+            f"{len(report.errors)} layers, {count(report.num_quantized)} weights of {report.bits:.3f} bits "
+            f"({100 * part:.0f} % of all{'' if part > 0.5 else '; embeddings, heads and fused experts stay as they are'})",
         )
         say(
             "error",

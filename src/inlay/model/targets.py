@@ -161,7 +161,7 @@ def resolve(method: Method, linears: dict[str, Linear], head: str | None, strict
         _check_kinds(method, linears)
         _refuse(problems, method, plain)
     if strict and fused and method.target_modules == "all-linear":
-        _refuse_experts(method, fused, plain)
+        _refuse_experts(method, fused, [path for path in plain if path != head])
     return chosen
 
 
