@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from inlay import quant
 from inlay.cli.demo import BASE
@@ -33,20 +33,28 @@ SHAPES = {
         hidden_size=8192, intermediate_size=22016, num_hidden_layers=80, num_attention_heads=64, num_key_value_heads=64,
         vocab_size=32000, tie_word_embeddings=False,
     ),
+    "moe": dict(
+        hidden_size=576, intermediate_size=768, num_hidden_layers=12, num_attention_heads=9, num_key_value_heads=3,
+        vocab_size=49152, tie_word_embeddings=True, num_local_experts=8, num_experts_per_tok=2,
+    ),
 }  # fmt: skip
-"""SmolLM2-135M, Qwen2.5-0.5B, Llama-3.2-1B, Llama-3.1-8B and LLaMA-65B."""
+"""SmolLM2-135M, Qwen2.5-0.5B, Llama-3.2-1B, Llama-3.1-8B, LLaMA-65B; and a mixture of experts as Mixtral builds it, of our own
+size."""
 
 SHARD_BYTES = 1 << 30
 """Size of the files of a quantised model."""
 
 
-def build(shape: str, dtype: torch.dtype = torch.bfloat16, **changes: int) -> LlamaForCausalLM:
+def build(shape: str, dtype: torch.dtype = torch.bfloat16, **changes: int) -> torch.nn.Module:
     """A random model of this shape."""
     torch.manual_seed(0)
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
-        return LlamaForCausalLM(LlamaConfig(**SHAPES[shape] | dict(max_position_embeddings=2048) | changes)).eval()
+        sizes = SHAPES[shape] | dict(max_position_embeddings=2048) | changes
+        mixture = "num_local_experts" in sizes
+        config = MixtralConfig(**sizes) if mixture else LlamaConfig(**sizes)
+        return (MixtralForCausalLM if mixture else LlamaForCausalLM)(config).eval()
     finally:
         torch.set_default_dtype(before)
 

@@ -1,9 +1,10 @@
-"""Our LoRA step against peft's at a shape: python -m benchmarks.step [SHAPE] [DTYPE] [ROWS] [TOKENS]
+"""Our LoRA or DoRA step against peft's at a shape: python -m benchmarks.step [SHAPE] [DTYPE] [ROWS] [TOKENS] [METHOD]
 
-r=16 on all linear layers, AdamW, every token supervised, two threads. Each way is a process of its own that keeps its model;
-they step in turn, the others waiting. Ours runs with and without `training.memory`. Printed are medians of seconds, how they
-compare with peft's and with the floor, and the peak of resident memory. The floor: 4 N T operations (forward, and back to the
-input) at the rate of one large product in the dtype that ours multiplies in, measured before each round and after it.
+r=16 on all linear layers, fused experts among them, AdamW, every token supervised, two threads. Each way is a process of its
+own that keeps its model; they step in turn, the others waiting. Ours runs with and without `training.memory`. Printed are
+medians of seconds, how they compare with peft's and with the floor, and the peak of resident memory. The floor: 4 N T
+operations (forward, and back to the input) at the rate of one large product in the dtype that ours multiplies in, measured
+before each round and after it; it counts all experts, of which a token sees few.
 """
 
 import json
@@ -23,21 +24,25 @@ from inlay.core.product import product_dtype
 NUM_STEPS = 7
 WAYS = ("peft", "inlay", "inlay, malloc as it is")
 
+ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
+
 Step = Callable[[torch.Tensor], object]
 """Learns from token ids (rows, tokens)."""
 
 
-def main(shape: str = "135m", dtype: str = "float32", rows: str = "4", tokens: str = "256") -> None:
+def main(
+    shape: str = "135m", dtype: str = "float32", rows: str = "4", tokens: str = "256", method: str = "lora"
+) -> None:
     """Measure all ways and print a line for each."""
     multiplied = product_dtype(torch.empty(0, dtype=getattr(torch, dtype)))
     rates = [floor.rate(dtype=multiplied)]
     with tempfile.TemporaryDirectory() as folder:
         directory = shapes.directory(shape, Path(folder) / shape, getattr(torch, dtype))
-        workers = [start("benchmarks.step", way, str(directory), dtype, rows, tokens) for way in WAYS]
+        workers = [start("benchmarks.step", way, str(directory), dtype, rows, tokens, method) for way in WAYS]
         rounds = turns(workers, lambda: rates.append(floor.rate(dtype=multiplied)))
     rate = median(rates)
     least = floor.operations(rounds[0][1]["num_weights"], int(rows) * int(tokens)) / rate
-    print(f"{shape}, {rows} x {tokens} tokens, {dtype}; floor {least:.2f} s at {rate / 1e9:.0f} GFLOP/s")
+    print(f"{method}, {shape}, {rows} x {tokens} tokens, {dtype}; floor {least:.2f} s at {rate / 1e9:.0f} GFLOP/s")
     theirs = median(turn[0]["seconds"] for turn in rounds)
     for i, way in enumerate(WAYS):
         times, peak = [turn[i]["seconds"] for turn in rounds], rounds[-1][i]["peak_bytes"]
@@ -75,19 +80,19 @@ def turn(worker: "subprocess.Popen[str]") -> dict[str, float]:
     return json.loads(worker.stdout.readline())
 
 
-def worker(way: str, directory: str, dtype: str, rows: str, tokens: str) -> None:
+def worker(way: str, directory: str, dtype: str, rows: str, tokens: str, method: str) -> None:
     """A step for every line that comes in."""
     if way == "peft":
         from transformers import AutoModelForCausalLM
 
-        step = of_peft(AutoModelForCausalLM.from_pretrained(directory, dtype=getattr(torch, dtype)))
+        step = of_peft(AutoModelForCausalLM.from_pretrained(directory, dtype=getattr(torch, dtype)), method)
         answer(way, step, int(rows), int(tokens))
     else:
         from inlay.training import memory
 
         if way != "inlay":
             memory.keep_freed_blocks = lambda: False
-        step, num_weights = of_inlay(directory, dtype)
+        step, num_weights = of_inlay(directory, dtype, method)
         answer(way, step, int(rows), int(tokens), num_weights=num_weights)
 
 
@@ -105,11 +110,14 @@ def answer(way: str, step: Step, rows: int, tokens: int, **also: float) -> None:
         print(json.dumps(dict(seconds=seconds, peak_bytes=peak_rss_bytes(), **also)), flush=True)
 
 
-def of_peft(model: torch.nn.Module) -> Step:
+def of_peft(model: torch.nn.Module, method: str = "lora") -> Step:
     """The step of peft around a model of `transformers`."""
     import peft
 
-    config = peft.LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
+    how = dict(r=16, lora_alpha=32, target_modules="all-linear", use_dora=method == "dora", task_type="CAUSAL_LM")
+    if any(name.endswith("experts") for name, _ in model.named_modules()):
+        how |= dict(target_modules=ATTENTION, target_parameters=["experts.gate_up_proj", "experts.down_proj"])
+    config = peft.LoraConfig(**how)
     tuned = peft.get_peft_model(model, config).train()
     optimizer = torch.optim.AdamW((p for p in tuned.parameters() if p.requires_grad), lr=1e-4)
 
@@ -121,15 +129,16 @@ def of_peft(model: torch.nn.Module) -> Step:
     return step
 
 
-def of_inlay(directory: str, dtype: str) -> tuple[Step, int]:
+def of_inlay(directory: str, dtype: str, method: str = "lora") -> tuple[Step, int]:
     """Ours, and the number of weights of the base."""
     import inlay
+    from inlay import methods
     from inlay.text.mask import Example
     from inlay.training.loop import Stepper
     from inlay.training.settings import Settings
 
     base = inlay.load(directory, dtype=dtype)
-    base.attach(inlay.Lora(r=16), "it")
+    base.attach(methods.find(method)(r=16), "it")
     stepper = Stepper(base, "it", Settings(), 1e-4)
 
     def step(ids: torch.Tensor) -> None:
