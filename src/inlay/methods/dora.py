@@ -57,7 +57,9 @@ class Dora(LowRank):
         squares = lowrank.square_norms(base.square_norms, projected, A.to(wide), B.to(wide), self.scaling)
         gain = (params["lora_magnitude_vector"].to(wide) * squares.rsqrt()).to(y.dtype)
         plain = y if base.bias is None else y - base.bias.to(y.dtype)
-        return (gain - 1) * plain + gain * lowrank.change(x, A, B, self.scaling, y.dtype)
+        hidden = lowrank.project(x, A).to(y.dtype)
+        turned = torch.addmm(plain, hidden, B.to(y.dtype).T, alpha=self.scaling)  # (W + scaling B A) x, kept once
+        return gain * turned - plain
 
     def merge(
         self, params: Params, weight: Float[Tensor, "rows in"], bias: Float[Tensor, " rows"] | None, start: int = 0
