@@ -12,7 +12,7 @@ from pathlib import Path
 import griffe
 
 import inlay
-from inlay import cli, methods, quant
+from inlay import cli, initializers, methods, quant
 
 SOURCE = Path(__file__).parent.parent / "src"
 OUTPUT = SOURCE.parent / "docs" / "reference"
@@ -30,7 +30,7 @@ PAGES = {
     ],
     "contract": ["inlay.methods._contract", "inlay.quant._contract"],
     "errors": ["inlay.errors"],
-    "exchange-format": ["inlay.io.peft", "inlay.io.fingerprint", "inlay.io.bitsandbytes"],
+    "exchange-format": ["inlay.io.peft", "inlay.io.adapterhub", "inlay.io.fingerprint", "inlay.io.bitsandbytes"],
     "routed": ["inlay.core.routed"],
 }
 
@@ -42,6 +42,8 @@ def main() -> None:
         sys.exit(f"error: public names of inlay without a docstring: {', '.join(missing)}")
     OUTPUT.mkdir(exist_ok=True)
     pages = PAGES | {f"method-{name}": [f"inlay.methods.{name}"] for name in methods.names()}
+    starts = ["_contract", *initializers.names()]
+    pages |= {"initializers": [f"inlay.initializers.{name}" for name in starts]}
     pages |= {f"scheme-{name}": [f"inlay.quant.{name}"] for name in quant.names()}
     for page, modules in pages.items():
         body = "\n\n".join(f"::: {module}" for module in modules)
