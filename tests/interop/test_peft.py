@@ -234,3 +234,29 @@ def test_any_plain_lora_agrees(r, alpha, modules, tmp_path_factory):
     ids = models.tokens(2, 6)
     with torch.no_grad():
         assert _close(base.logits(ids, "it"), theirs(input_ids=ids).logits)
+
+
+@pytest.mark.parametrize("family", ["llama", "llama_tied"])
+def test_a_vocabulary_that_was_resized_comes_with_the_file(family, tmp_path):
+    """PEFT adds embeddings and head to the file then; they are this file's own, whatever a base resized again has there."""
+    bases.directory(tmp_path / "base", family)
+    resized = models.model(family)
+    resized.resize_token_embeddings(models.VOCABULARY + 3)
+    config = peft.LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
+    theirs = peft.get_peft_model(resized, config).eval()
+    theirs.save_pretrained(tmp_path / "theirs", save_embedding_layers=True)
+    again = models.model(family)
+    again.resize_token_embeddings(models.VOCABULARY + 3)  # its new rows are drawn anew
+    again.save_pretrained(tmp_path / "resized")
+    bases.tokenizer().save_pretrained(tmp_path / "resized")
+    base = load(tmp_path / "resized", dtype="float32")
+    base.attach(tmp_path / "theirs")
+    ids = torch.arange(90, models.VOCABULARY + 3)[None]
+    with torch.no_grad():
+        assert _close(base.logits(ids, "theirs"), theirs(input_ids=ids).logits)
+    (tmp_path / "ours").mkdir()
+    base.save("theirs", tmp_path / "ours", {})
+    base.attach(tmp_path / "ours")
+    assert torch.equal(base.logits(ids, "ours"), base.logits(ids, "theirs"))
+    with pytest.raises(CompatibilityError, match=r"shape \(100, 20\), here \(97, 20\)(.|\n)*vocabulary resized"):
+        load(tmp_path / "base", dtype="float32").attach(tmp_path / "theirs")

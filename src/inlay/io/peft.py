@@ -12,7 +12,7 @@ that is wrong in one message.
 
 import dataclasses
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 
@@ -22,10 +22,11 @@ from torch import Tensor
 from inlay import fields, methods
 from inlay.errors import CompatibilityError, FormatError, explain
 from inlay.io import _safe, adapterhub
+from inlay.io._peft_forms import flat, flattened, kernel
 from inlay.io.card import card
 from inlay.io.checkpoint import fetch
 from inlay.methods._contract import LinearMethod, Method, Own, Params
-from inlay.names import Names, selects
+from inlay.names import Names, joined, selects
 
 CONFIG, TENSORS, CARD, RECORD = "adapter_config.json", "adapter_model.safetensors", "README.md", "inlay.json"
 FILES = (CONFIG, TENSORS, CARD, RECORD)
@@ -34,6 +35,9 @@ RECORD_FORMAT = 1
 
 OWN = ("weight", "bias")
 """What modules call their own tensors."""
+
+BROUGHT = ("embed_tokens", "lm_head")
+"""The modules that PEFT adds to a file with a weight of their own."""
 
 INNER = ".base_layer"
 """What PEFT calls the module that a wrapper of its own holds."""
@@ -128,7 +132,9 @@ def read(source: str | Path) -> PeftAdapter:
     method = _method(directory / CONFIG, config)
     if not (directory / TENSORS).is_file():
         raise _safe.refuse_pickles(directory, TENSORS)
-    params, shared, copies = _params(directory / TENSORS, _safe.read_tensors(directory / TENSORS), method)
+    tensors = _safe.read_tensors(directory / TENSORS)
+    method = _with_brought(method, tensors)
+    params, shared, copies = _params(directory / TENSORS, tensors, method)
     if isinstance(method, LinearMethod) and config.get("target_modules") is None:  # as in files of old versions
         method = dataclasses.replace(method, target_modules=tuple(params))
     record = read_record(directory)
@@ -204,9 +210,9 @@ def write(
     for path, module in params.items():
         place, shape = (experts or {}).get(path), (kernels or {}).get(path)
         if place is not None:
-            path, module = place, {name: _flattened(name, tensor) for name, tensor in module.items()}
+            path, module = place, {name: flattened(name, tensor) for name, tensor in module.items()}
         if shape is not None:
-            module = {name: _kernel(tensor, method.peft_kernels.get(name), shape) for name, tensor in module.items()}
+            module = {name: kernel(tensor, method.peft_kernels.get(name), shape) for name, tensor in module.items()}
         tensors |= _keys(method, path, module, path in embeddings)
     stored = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
     (directory / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True), "utf-8")
@@ -256,6 +262,15 @@ def _method(path: Path, config: Mapping[str, Any]) -> Method:
         return chosen(**fields.fitted(chosen, {**chosen.peft_defaults, **values}))
 
 
+def _with_brought(method: Method, tensors: Iterable[str]) -> Method:
+    """`method` with the embeddings that the file brings whole: PEFT adds them where the vocabulary has been resized."""
+    ends = tuple(f".{name}.weight" for name in BROUGHT)
+    paths = sorted(key.removeprefix(_PREFIX).removesuffix(".weight") for key in tensors if key.endswith(ends))
+    brought = [path for path in paths if not _may_be_own(method, path, "weight")]
+    saved = joined(method.modules_to_save, brought) if brought else method.modules_to_save
+    return dataclasses.replace(method, modules_to_save=saved)
+
+
 def _unsupported(cls: type[Method], config: Mapping[str, Any]) -> list[str]:
     """The keys whose values this method can't honour: those with no field, unless the value changes nothing."""
     fields = {field.name for field in dataclasses.fields(cls)}
@@ -287,7 +302,7 @@ def _params(path: Path, tensors: Mapping[str, Tensor], method: Method) -> tuple[
         elif name == _COPY:
             copies[module] = tensors[key]
         else:
-            params.setdefault(module, {})[name] = _flat(tensors[key], method.peft_kernels.get(name))
+            params.setdefault(module, {})[name] = flat(tensors[key], method.peft_kernels.get(name))
     strangers = [f"{path}{INNER}.weight" for path in copies if path not in params]
     problems += [f"{key}: no tensor of {_type_name(type(method))} has that name" for key in strangers]
     if not tensors:
@@ -302,27 +317,6 @@ def _params(path: Path, tensors: Mapping[str, Tensor], method: Method) -> tuple[
             )
         )
     return params, shared, copies
-
-
-def _flat(tensor: Tensor, kind: str | None) -> Tensor:
-    """A tensor of a convolution's adapter as the matrix or vector that it is."""
-    if tensor.dim() != 4 or kind is None:
-        return tensor
-    return tensor.flatten() if kind == "channel" else tensor.flatten(1)
-
-
-def _kernel(tensor: Tensor, kind: str | None, shape: Sequence[int]) -> Tensor:
-    """A tensor of the adapter of a convolution whose weight has this shape, as PEFT has it."""
-    if kind == "kernel":
-        return tensor.view(len(tensor), *shape[1:])
-    if kind == "point":
-        return tensor[:, :, None, None]
-    return tensor.view(1, -1, 1, 1) if kind == "channel" else tensor
-
-
-def _flattened(name: str, tensor: Tensor) -> Tensor:
-    """A tensor of fused experts as PEFT has it: A has the experts one after the other, B has them within each rank."""
-    return tensor.permute(1, 2, 0).flatten(1) if name == "lora_B" else tensor.flatten(0, 1)
 
 
 def _split(key: str, method: Method) -> tuple[str, str] | None:

@@ -139,11 +139,13 @@ class Attached:
         problems = self.layout.problems(file.method, file.params) + self._other_weights(file.copies)
         if problems:
             more = [f"and {len(problems) - 10} more"] if len(problems) > 10 else []
+            resized = any(f"{end}.weight: shape" in problem for problem in problems for end in peft.BROUGHT)
+            what = ", with its vocabulary resized and saved with the tokenizer" if resized else ""
             raise CompatibilityError(
                 explain(
                     f"{name} does not fit {self.title}",
                     found=problems[:10] + more,
-                    do="use the base it was trained on: inlay inspect names it",
+                    do=f"use the base it was trained on{what}: inlay inspect names it",
                 )
             )
         return Adapter(name, file.method, file.params, file.record, file.shared)

@@ -22,6 +22,7 @@ from inlay.core.product import product_dtype
 from inlay.core.routed import Factors, Segment, routed
 from inlay.errors import CompatibilityError, explain
 from inlay.io._safe import TensorEntry, read_tensor
+from inlay.io._peft_forms import unflattened
 from inlay.io.peft import INNER, PeftAdapter
 from inlay.methods._contract import LinearMethod, Params
 from inlay.model.adapted import Adapted, Route, Router, dropped
@@ -168,7 +169,7 @@ def unnested(file: PeftAdapter, maps: Mapping[str, Linear]) -> PeftAdapter:
     for path, place in nested(chosen).items():
         if place in file.params:
             params[path] = {
-                name: _unflattened(name, tensor, len(maps[path].stored)) for name, tensor in params.pop(place).items()
+                name: unflattened(name, tensor, len(maps[path].stored)) for name, tensor in params.pop(place).items()
             }
     method = dataclasses.replace(
         file.method,
@@ -176,15 +177,6 @@ def unnested(file: PeftAdapter, maps: Mapping[str, Linear]) -> PeftAdapter:
         exclude_modules=joined(file.method.exclude_modules, [path for path in every if path not in chosen]),
     )
     return file._replace(method=method, params=params)
-
-
-def _unflattened(name: str, tensor: Tensor, count: int) -> Tensor:
-    """A tensor of PEFT's, (experts r, in) or (out, r experts), with the experts in front; as it is where it does not fit."""
-    if tensor.dim() != 2 or tensor.shape[name == "lora_B"] % count:
-        return tensor
-    if name == "lora_B":
-        return tensor.unflatten(1, (-1, count)).permute(2, 0, 1).contiguous()
-    return tensor.unflatten(0, (count, -1))
 
 
 class AdaptedExperts(Adapted):
