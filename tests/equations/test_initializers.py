@@ -237,3 +237,15 @@ def test_a_run_starts_from_it_and_leaves_a_plain_lora(name, tmp_path):
     ids = models.tokens(2, 7)
     torch.testing.assert_close(again.logits(ids, "out"), held.logits(ids, "out"))
     assert again.get("out").record["method"]["initializer"] == name
+
+
+def test_loftq_is_nearer_to_the_weights_than_their_four_bits(tmp_path):
+    quantized.model("llama").save_pretrained(tmp_path / "base")
+    bases.tokenizer().save_pretrained(tmp_path / "base")
+    plain, held = load(tmp_path / "base", dtype="float32"), load(tmp_path / "base", dtype="float32", quantize="nf4")
+    adapter = held.create(Lora(r=16, initializer="loftq"), "a")
+    for path, params in adapter.params.items():
+        W, Q = plain.maps[path].weight(torch.float32), held.maps[path].weight(torch.float32)
+        change = adapter.method.scaling * params["lora_B"] @ params["lora_A"]
+        best = torch.linalg.svdvals(W - Q)[16:].norm()
+        assert (W - Q - change).norm() < 1.001 * best < (W - Q).norm()

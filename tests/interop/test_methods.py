@@ -82,8 +82,8 @@ CASES = {
     "LoRA, a whole head": Case("lora", R | dict(modules_to_save="lm_head"), _lora(modules_to_save=["lm_head"])),
     "LoRA, single tokens": Case(
         "lora",
-        R | dict(trainable_token_indices=(9, 3, 30)),
-        _lora(trainable_token_indices=[9, 3, 30]),
+        R | dict(trainable_token_indices=(61, 13, 40)),
+        _lora(trainable_token_indices=[61, 13, 40]),
         ("linear", "Conv1D", "beside a tied head"),
     ),
     "DoRA": Case("dora", R, _lora(use_dora=True), EVERYWHERE),

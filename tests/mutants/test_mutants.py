@@ -13,6 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
+STARTS, EXPERTS = "tests/equations/test_initializers.py", "tests/laws/test_experts.py"
 LAWS, ROUTED, TEXT, TRAINING = (
     "tests/laws",
     "tests/equations/test_routed.py",
@@ -34,6 +35,20 @@ MUTANTS = {
     "a merged weight is rounded twice": ("core/lowrank.py", "return torch.addmm(weight.to(wide), B.to(wide), A.to(wide), alpha=scaling).to(weight.dtype)", "return weight + (scaling * (B.to(wide) @ A.to(wide))).to(weight.dtype)", ROUTED),
     "the bias is forgotten": ("model/merge.py", "return new.cpu()", "return torch.zeros_like(new)", "tests/cli/test_commands.py -k merge_writes"),
     "rslora scales as lora": ("methods/_low_rank.py", "self.r**0.5 if self.use_rslora else self.r", "self.r", "tests/interop/test_peft.py -k rslora"),
+    "a start stays in the change": ("methods/lora.py", 'torch.cat([params["start_A"] + A, A], -2)', 'torch.cat([params["start_A"] + A, A + params["start_A"]], -2)', STARTS),
+    "a finished alpha is not doubled": ("methods/lora.py", "lora_alpha=more * self.lora_alpha", "lora_alpha=self.lora_alpha", STARTS),
+    "LoRA-GA takes B from A's directions": ("initializers/lora_ga.py", "U[:, -r:]", "U[:, :r]", STARTS),
+    "OLoRA takes the last columns": ("initializers/olora.py", "found[:, :r]", "found[:, -r:]", STARTS),
+    "PiSSA forgets the scaling": ("initializers/pissa.py", "found / scaling", "found", STARTS),
+    "inputs before the last row are forgotten": ("training/measure.py", "torch.cat([self.found[base], x.float()]) if base in self.found else x.float()", "x.float()", STARTS),
+    "LoftQ starts from the weight": ("model/residual.py", " - linear.weight(torch.float32).cpu()", "", f"{STARTS} -k nearer"),
+    "an expert takes the first one's adapter": ("model/experts.py", "{name: each[e] for", "{name: each[0] for", EXPERTS),
+    "a token takes its neighbour's adapter in an expert": ("model/experts.py", "torch.searchsorted(tokens, bounds)", "torch.searchsorted(tokens, bounds + 1)", EXPERTS),
+    "experts are weighted alike": ("model/experts.py", "y.to(out.dtype) * top_k_weights[tokens, slots, None]", "y.to(out.dtype)", EXPERTS),
+    "ranks and experts are exchanged in a file": ("io/_peft_forms.py", "tensor.permute(1, 2, 0).flatten(1)", "tensor.permute(1, 0, 2).flatten(1)", "tests/interop/test_methods.py -k experts"),
+    "up is merged as gate": ("model/experts.py", "Part(e, number * rows)", "Part(e, 0)", EXPERTS),
+    "a tied head keeps its rows": ("model/attach.py", "(path, *self.layout.tied.get(path, ()))", "(path,)", "tests/interop/test_methods.py -k tokens"),
+    "a row of an embedding is passed over": ("model/linear.py", "y[is_one.any(1)] +=", "y[is_one.any(1)] -=", "tests/interop/test_methods.py -k tokens"),
     "AdapterHub's places are exchanged": ("io/adapterhub.py", 'return Place("attention_adapters", attention, "attention"), Place("output_adapters", mlp, "mlp")', 'return Place("output_adapters", attention, "attention"), Place("attention_adapters", mlp, "mlp")', "tests/interop/test_adapterhub.py -k theirs_say"),
     "AdapterHub's order of norm and sum is passed over": ("io/adapterhub.py", '"original_ln_before": (False,)', '"original_ln_before": (False, True)', "tests/interop/test_adapterhub.py -k refused_by_name"),
     "AdapterHub's scaling is dropped": ("io/adapterhub.py", 'scaling=inner.get("scaling", 1.0)', "scaling=1.0", "tests/interop/test_adapterhub.py -k theirs_say"),
