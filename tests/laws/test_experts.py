@@ -158,6 +158,22 @@ def test_merged_it_is_a_checkpoint_that_says_the_same(family, method, tmp_path):
     assert before == after
 
 
+@pytest.mark.parametrize(
+    ("family", "dtype"), [("gpt_oss", "float32"), ("gpt_oss", "bfloat16"), ("mixtral", "bfloat16")]
+)
+def test_a_base_says_whether_its_experts_are_the_pages_of_its_file(family, dtype, tmp_path):
+    """The pages grow no memory of the process; what transformers stacks, or what is widened, does."""
+    model(family, torch.bfloat16).save_pretrained(tmp_path)
+    bases.tokenizer().save_pretrained(tmp_path)
+    base = load(tmp_path, dtype=dtype)
+    experts = next(linear for linear in base.maps.values() if linear.kind == "experts")
+    start = base.model.get_input_embeddings().weight.data_ptr()
+    near = abs(experts.stored.data_ptr() - start) < (tmp_path / "model.safetensors").stat().st_size
+    assert base.is_mapped == (family == "gpt_oss" and dtype == "bfloat16")
+    assert near == base.is_mapped
+    assert ("converted" in base.describe()) != base.is_mapped
+
+
 def test_a_method_that_can_not_adapt_the_experts_says_so():
     with pytest.raises(TargetError, match="dora can't adapt the experts of this model"):
         attach(models.model("mixtral"), inlay.Dora(r=3))

@@ -27,10 +27,12 @@ from inlay.model import skeleton, streamed
 from inlay.model.ahead import ReadAhead
 from inlay.model.base import Base
 from inlay.model.checks import check_device, check_special_tokens
+from inlay.model.experts import Experts
 from inlay.model.frozen import QuantizedLinear, freeze_
 from inlay.model.fused import fuse_
 from inlay.model.purpose import CAUSAL_LM, Purpose, configuration, has_own_head, heads_of, is_head
 from inlay.model.quantized_cache import cached
+from inlay.model.targets import maps_of
 
 MIN_BFLOAT16_WIDTH = 256
 """Below this hidden size bfloat16 is slower than float32 even where it is native: measured with benchmarks/dtype_width.py."""
@@ -136,8 +138,18 @@ def _mapped(
     if device == "cpu" and len(stored) == 1 and (dtype in stored or dtype == torch.float32):
         model, missing = _model(checkpoint, packed, next(iter(stored)), purpose)
         if all(buffer.dtype == dtype for buffer in model.buffers() if buffer.dtype in stored):
-            return model, missing, True
+            return model, missing, _experts_are_mapped(model, checkpoint, dtype)
     return *_model(checkpoint, packed, dtype, purpose), False
+
+
+def _experts_are_mapped(model: nn.Module, checkpoint: Checkpoint, dtype: torch.dtype) -> bool:
+    """Fused experts, where there are any, are the file's own pages: it has them fused, in the dtype that they are multiplied in."""
+    prefix, paths = (
+        getattr(model, "base_model_prefix", ""),
+        [path for path, m in maps_of(model).items() if isinstance(m, Experts)],
+    )
+    names = [skeleton.checkpoint_path(path, prefix, checkpoint.tensors) for path in paths]
+    return all(name is not None and TORCH_DTYPES[checkpoint.tensors[name].dtype] == dtype for name in names)
 
 
 def _model(
