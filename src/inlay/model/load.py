@@ -143,7 +143,7 @@ def _mapped(
 
 
 def _experts_are_mapped(model: nn.Module, checkpoint: Checkpoint, dtype: torch.dtype) -> bool:
-    """Fused experts, where there are any, are the file's own pages: it has them fused, in the dtype that they are multiplied in."""
+    """Fused experts, where there are any, are the file's own pages: the file has them fused, in the dtype of the products."""
     prefix, paths = (
         getattr(model, "base_model_prefix", ""),
         [path for path, m in maps_of(model).items() if isinstance(m, Experts)],
