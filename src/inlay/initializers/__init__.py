@@ -14,11 +14,13 @@ def names() -> list[str]:
     return plugins.names(__path__)
 
 
-def find(name: str) -> type[Initializer]:
-    """The initialiser called `name`: the one class that its file defines.
+def find(name: str) -> type[Initializer] | None:
+    """The initialiser called `name`: the one class that its file defines; None for `UNIFORM`.
 
     **Raises:**
 
     - `UnknownNameError`: there is no file of that name.
     """
+    if name == UNIFORM:
+        return None
     return plugins.find(__name__, names(), name, Initializer, "initializer", f"--initializer {UNIFORM}")

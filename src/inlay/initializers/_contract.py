@@ -34,6 +34,9 @@ class Initializer(abc.ABC):
     is_taken_off: ClassVar[bool] = False
     """The base is to say the same at the start, though B0 A0 is not zero."""
 
+    changes_at_start: ClassVar[bool] = False
+    """The base is to say something else at the start: B0 A0 is not zero, and stays."""
+
     rate: ClassVar[float] = 1.0
     """What the learning rate that suits LoRA's own start is multiplied by: measured with benchmarks/method_rates.py."""
 
@@ -42,7 +45,7 @@ class Initializer(abc.ABC):
     def factors(
         found: Float[Tensor, "rows in"], r: int, scaling: float, generator: torch.Generator
     ) -> tuple[Float[Tensor, "r in"], Float[Tensor, "out r"] | None]:
-        """A0, and B0 where it is not zero: float32, on the CPU.
+        """A0, and B0 where it is not zero: float32, where `found` is.
 
         **Arguments:**
 

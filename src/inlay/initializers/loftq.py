@@ -23,6 +23,7 @@ class Loftq(Initializer):
     """scaling B0 A0 = the r largest singular values of W - Q and their directions"""
 
     source = "residual"
+    changes_at_start = True
 
     @staticmethod
     def factors(found: Tensor, r: int, scaling: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:

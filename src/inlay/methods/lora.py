@@ -50,12 +50,12 @@ class Lora(LowRank):
         ratio = self.loraplus_lr_ratio
         require(ratio > 0, "loraplus_lr_ratio is above 0", f"loraplus_lr_ratio={ratio}", "--loraplus-lr-ratio 16")
 
-        if self.initializer != initializers.UNIFORM:
-            initializers.find(self.initializer)
+        initializers.find(self.initializer)
 
     @property
     def source(self) -> initializers.Source | None:
-        return None if self.initializer == initializers.UNIFORM else initializers.find(self.initializer).source
+        chosen = initializers.find(self.initializer)
+        return chosen and chosen.source
 
     @property
     def num_found(self) -> int:
@@ -63,12 +63,13 @@ class Lora(LowRank):
 
     @property
     def changes_at_start(self) -> bool:
-        return self.initializer == "loftq"
+        chosen = initializers.find(self.initializer)
+        return chosen is not None and chosen.changes_at_start
 
     @property
     def learning_rate_scale(self) -> float:
-        known = self.initializer != initializers.UNIFORM
-        return super().learning_rate_scale * (initializers.find(self.initializer).rate if known else 1.0)
+        chosen = initializers.find(self.initializer)
+        return super().learning_rate_scale * (chosen.rate if chosen else 1.0)
 
     def describe(self) -> str:
         start = "" if self.initializer == initializers.UNIFORM else f" initializer={self.initializer}"
@@ -76,6 +77,7 @@ class Lora(LowRank):
 
     def start(self, params: Params, found: Tensor, generator: torch.Generator) -> Params:
         chosen = initializers.find(self.initializer)
+        assert chosen is not None, "its source says that there is something to find"
         A, B = chosen.factors(found, self.r, self.scaling, generator)
         require(
             len(A) == self.r,
@@ -105,7 +107,8 @@ class Lora(LowRank):
         return {path: {key: tensor.detach() for key, tensor in _whole(p).items()} for path, p in params.items()}
 
     def finished(self) -> "Lora":
-        if self.source is None or not initializers.find(self.initializer).is_taken_off:
+        chosen = initializers.find(self.initializer)
+        if chosen is None or not chosen.is_taken_off:
             return dataclasses.replace(self, initializer=initializers.UNIFORM)
         more = 2**0.5 if self.use_rslora else 2.0  # so that the scaling stays
         return dataclasses.replace(
