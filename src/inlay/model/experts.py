@@ -209,20 +209,25 @@ class AdaptedExperts(Adapted):
         segments = [s for s in every if s.adapter in present]
         up, down = UP[0] if base.has_gate else UP[1], DOWN
         factors = {name: _Factors(place, route.adapters, present) for name, (place, _) in self.maps.items()}
-        out = hidden_states.new_zeros(
-            hidden_states.shape, dtype=torch.promote_types(hidden_states.dtype, torch.float32)
-        )
-        for e in top_k_index.unique().tolist():
-            tokens, slots = (top_k_index == e).nonzero(as_tuple=True)
-            bounds = torch.tensor([s[:2] for s in segments], device=tokens.device)
+        bounds = torch.tensor([s[:2] for s in segments], device=hidden_states.device)
+        k = top_k_index.shape[1]
+        order = top_k_index.flatten().argsort(stable=True)  # by expert, and there by token
+        inverse, counts = order.argsort(), top_k_index.flatten().bincount(minlength=base.num_experts).tolist()
+        x = hidden_states[:, None].expand(-1, k, -1).flatten(0, 1)
+        parts = []
+        for e, (part, tokens) in enumerate(
+            zip(_Permuted.apply(x, order, inverse).split(counts), (order // k).split(counts), strict=True)
+        ):
+            if not len(part):
+                continue
             cuts = torch.searchsorted(tokens, bounds).tolist()
             own = [Segment(a, b, s.adapter) for (a, b), s in zip(cuts, segments, strict=True) if a < b]
-            h = self._product(hidden_states[tokens], up, e, factors[up], own)
+            h = self._product(part, up, e, factors[up], own)
             h = base._apply_gate(h) if base.has_gate else base.act_fn(h)
             y = self._product(h, down, e, factors[down], own)
-            y = base.post_expert_norm(y) if base.has_post_expert_norm else y
-            out.index_add_(0, tokens, y.to(out.dtype) * top_k_weights[tokens, slots, None])
-        return out.to(hidden_states.dtype)
+            parts.append(base.post_expert_norm(y) if base.has_post_expert_norm else y)
+        y = _Permuted.apply(torch.cat(parts), inverse, order).unflatten(0, (-1, k))
+        return (y * top_k_weights[..., None]).sum(1).to(hidden_states.dtype)
 
     def _product(self, x: Tensor, name: str, e: int, factors: "_Factors", segments: Sequence[Segment]) -> Tensor:
         """What expert `e` makes of its tokens, with each segment's change."""
@@ -239,6 +244,20 @@ class AdaptedExperts(Adapted):
             seen=None if seen is x else seen,
             dtype=product_dtype(x),
         )
+
+
+class _Permuted(torch.autograd.Function):
+    """Rows in another order; the gradient in the one before, where torch would add row by row."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+        ctx.inverse = inverse
+        return x.index_select(0, order)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Any:  # type: ignore[override]  # torch names its first argument by keyword
+        return grad_outputs[0].index_select(0, ctx.inverse), None, None
 
 
 class _Factors:
