@@ -49,7 +49,7 @@ def test_a_method_of_no_such_name(place, capsys):
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        (["--initializer", "pisa"], ["no initializer of that name", "olora, pissa", "--initializer pissa"]),
+        (["--initializer", "pisa"], ["no initializer of that name", "pissa, uniform", "--initializer pissa"]),
         (["--initializer", "loftq"], ["not quantised", "--quantize nf4"]),
         (
             ["--initializer", "eva", "--target-modules", "embed_tokens"],
@@ -81,6 +81,18 @@ def test_tokens_that_the_model_does_not_have(base, ids, says):
     with pytest.raises(TargetError, match=says):
         base.attach(inlay.Lora(trainable_token_indices=ids))
     assert not base.adapters
+
+
+@pytest.mark.parametrize("whole", ["embed_tokens", "lm_head"])
+def test_rows_of_tokens_beside_the_whole_table(base, whole):
+    with pytest.raises(TargetError, match="can't be trained beside the whole table"):
+        base.attach(inlay.Lora(trainable_token_indices=(3,), modules_to_save=whole))
+    assert not base.adapters
+
+
+def test_a_rank_too_large_names_the_layer(base):
+    with pytest.raises(ConfigError, match=r"28 outputs(.|\n)*--exclude-modules gate_proj"):
+        base.attach(inlay.Lora(r=24, target_modules="gate_proj"))
 
 
 def test_rows_of_tokens_where_the_embedding_is_no_plain_table(tmp_path):

@@ -11,7 +11,7 @@ import inlay
 from inlay import initializers
 from inlay.core import lowrank
 from inlay.core.cross_entropy import cross_entropy_sum
-from inlay.errors import InlayError
+from inlay.errors import InlayError, TargetError
 from inlay.io._safe import read_header
 from inlay.io.mapped import Mapped
 from inlay.methods.lora import Lora
@@ -222,6 +222,16 @@ def test_the_gradient_that_is_measured_is_that_of_the_weight(base):
     (loss / sum(sum(example.trained) for example in examples)).backward()
     found = measure(held, Lora(r=10, initializer="lora_ga"), examples, 10**6, 0)(path)
     torch.testing.assert_close(found, plain.get_submodule(path).weight.grad, atol=1e-6, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["eva", "lora_ga"])
+def test_a_layer_that_no_row_goes_through_is_named(name, base):
+    held, _, examples = base
+    held.module.model.layers[1].mlp.forward = lambda x: 0 * x
+    found = measure(held, Lora(r=2, initializer=name), examples, None, 0)
+    assert found("model.layers.0.mlp.up_proj").any()
+    with pytest.raises(TargetError, match=r"no row goes through(.|\n)*--exclude-modules up_proj"):
+        found("model.layers.1.mlp.up_proj")
 
 
 @pytest.mark.parametrize("name", initializers.names())

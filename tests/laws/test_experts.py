@@ -182,6 +182,73 @@ def test_a_method_that_can_not_adapt_the_experts_says_so():
         attach(models.model("mixtral"), inlay.Dora(r=3, target_modules="gate_up_proj"))
 
 
+@everywhere
+def test_experts_that_are_trained_whole_stand_in_the_place_of_the_base_s(family):
+    held, ids = Attached(model(family, torch.float64)), models.tokens(3, 7)
+    whole = inlay.Lora(r=2, lora_alpha=5, target_modules="q_proj", modules_to_save="experts")
+    models.randomize(held.create(whole, "a"), 1)
+    models.randomize(held.create(LORA, "b"), 2)
+    rows = ["a", None, "b"]
+    mixed = logits(held, ids, rows)
+    for i, row in enumerate(rows):
+        torch.testing.assert_close(mixed[i : i + 1], logits(held, ids[i : i + 1], row), atol=1e-10, rtol=1e-10)
+    plain = model(family, torch.float64)
+    for path, params in held.get("a").params.items():
+        for name in held.get("a").own[path]:
+            plain.get_parameter(f"{path}.{name}").data.copy_(params[name])
+    other = Attached(plain)
+    adapter = other.create(inlay.Lora(r=2, lora_alpha=5, target_modules="q_proj"), "a")
+    for path, params in adapter.params.items():
+        params.update(held.get("a").params[path])
+    torch.testing.assert_close(logits(held, ids, "a"), logits(other, ids, "a"), atol=1e-10, rtol=1e-10)
+    held.active = "a"
+    tensors = held.parameters()
+    cross_entropy_sum(held.module(input_ids=ids).logits, ids).backward()
+    assert all(bool(tensor.grad.abs().sum() > 0) for tensor in tensors)
+
+
+def test_experts_are_trained_whole_or_by_factors():
+    with pytest.raises(TargetError, match="trained whole by modules_to_save, or by factors"):
+        attach(models.model("mixtral"), inlay.Lora(r=2, modules_to_save="experts"))
+    assert attach(models.model("mixtral"), inlay.Full()).adapters
+
+
+def test_experts_of_a_form_that_is_not_known_are_not_left_out_in_silence():
+    class StrangeExperts(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = torch.nn.Parameter(torch.zeros(4, 8, 8))
+
+    net = torch.nn.Sequential(torch.nn.Linear(8, 8), StrangeExperts())
+    with pytest.raises(
+        TargetError, match=r"experts of a form that is not known here(.|\n)*1\.w(.|\n)*--target-modules 0"
+    ):
+        attach(net, inlay.Lora(r=2))
+    assert attach(net, inlay.Lora(r=2, target_modules="0")).adapters
+
+
+def test_a_router_that_answers_with_a_choice_is_left_alone():
+    class TopRouter(torch.nn.Linear):
+        def forward(self, x):
+            return super().forward(x).max(-1)
+
+    net = torch.nn.Sequential(torch.nn.Linear(8, 8), TopRouter(8, 4))
+    held, x = attach(net, inlay.Lora(r=2)), torch.randn(3, 8)
+    assert list(held.get("default").params) == ["0"]
+    assert len(held.module(x)) == 2
+
+
+@pytest.mark.parametrize("name", ["eva", "loftq"])
+def test_an_initializer_that_needs_more_than_the_weights_of_experts_says_so(name, tmp_path):
+    models.model("mixtral").save_pretrained(tmp_path / "base")
+    bases.tokenizer().save_pretrained(tmp_path / "base")
+    base, rows = load(tmp_path / "base", dtype="float32"), bases.jsonl(tmp_path / "rows.jsonl", bases.rows(12))
+    base.original = base.checkpoint  # as if its attention were quantised
+    method = inlay.Lora(r=2, initializer=name, target_modules="gate_up_proj")
+    with pytest.raises(TargetError, match="gate_up_proj is experts"):
+        inlay.train(base, rows, method=method, output=tmp_path / "out")
+
+
 def test_a_parameter_that_this_model_does_not_have_is_refused(tmp_path):
     held = attach(models.model("mixtral"), LORA, "a")
     held.save("a", tmp_path, {})

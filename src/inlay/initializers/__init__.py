@@ -23,4 +23,4 @@ def find(name: str) -> type[Initializer] | None:
     """
     if name == UNIFORM:
         return None
-    return plugins.find(__name__, names(), name, Initializer, "initializer", f"--initializer {UNIFORM}")
+    return plugins.find(__name__, [*names(), UNIFORM], name, Initializer, "initializer", f"--initializer {UNIFORM}")

@@ -54,7 +54,8 @@ class Route:
             explain(
                 "the rows of this input are not the rows that name their adapters",
                 found=f"{path} got an input of shape {tuple(shape)}; {self.num_rows} rows name an adapter",
-                do="pass one adapter for each row of the batch, or one adapter for all of them",
+                do="one adapter for each row of the batch, or one for all of them; where a model hands its layers tokens "
+                "without their rows, adapters that exclude those layers",
             )
         )
 
@@ -178,7 +179,7 @@ def _called(adapted: Adapted, route: Route, args: tuple[Any, ...], kwargs: dict[
     path = adapted.path
     if route.num_rows is None:
         (adapter,) = route.adapters
-        return _added(adapter, path, args, _with_tensors(adapted, adapter, args, kwargs))
+        return _added(adapter, path, args, with_tensors(adapted, adapter, args, kwargs))
     num_rows, given = route.num_rows, next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
     if given.shape[0] == 1 and num_rows > 1:  # positions, which all rows share
         args, kwargs = _rows_of(args, kwargs, 1, lambda value: value.expand(num_rows, *value.shape[1:]))
@@ -191,16 +192,16 @@ def _called(adapted: Adapted, route: Route, args: tuple[Any, ...], kwargs: dict[
         if path not in adapter:
             continue
         some, more = _rows_of(args, kwargs, num_rows, lambda value, rows=rows: value[rows])
-        own = _with_tensors(adapted, adapter, some, more) if adapter.own_at(path) else y[rows]
+        own = with_tensors(adapted, adapter, some, more) if adapter.own_at(path) else y[rows]
         out[rows] = _added(adapter, path, some, own)
     return out
 
 
-def _with_tensors(adapted: Adapted, adapter: Adapter, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def with_tensors(adapted: Adapted, adapter: Adapter, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     """The output of the module with the adapter's tensors in the place of its own."""
     module = adapted.base
     own = {name: tensor.to(_own_dtype(module, name)) for name, tensor in adapter.own_at(adapted.path).items()}
-    return torch.func.functional_call(module, own, args, kwargs) if own else module(*args, **kwargs)
+    return torch.func.functional_call(module, own, tuple(args), kwargs) if own else module(*args, **kwargs)
 
 
 def _added(adapter: Adapter, path: str, args: tuple[Any, ...], y: Tensor) -> Tensor:

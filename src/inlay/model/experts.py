@@ -25,7 +25,7 @@ from inlay.io._peft_forms import unflattened
 from inlay.io._safe import TensorEntry, read_tensor
 from inlay.io.peft import INNER, PeftAdapter
 from inlay.methods._contract import LinearMethod, Params
-from inlay.model.adapted import Adapted, Route, Router, dropped
+from inlay.model.adapted import Adapted, Route, Router, dropped, with_tensors
 from inlay.model.adapter import Adapter
 from inlay.model.linear import Linear
 from inlay.names import is_named, joined
@@ -160,7 +160,7 @@ def unnested(file: PeftAdapter, maps: Mapping[str, Linear]) -> PeftAdapter:
             explain(
                 "this adapter changes parameters that are not experts of this model",
                 found=[f"{name} of target_parameters" for name in strangers[:10]],
-                do="use the base it was trained on; of parameters, fused experts alone can be changed",
+                do="the base it was trained on, or train it again without them: routers are left alone here",
             )
         )
     if not every or not isinstance(file.method, LinearMethod):
@@ -188,10 +188,26 @@ class AdaptedExperts(Adapted):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         route, places = self.router.route, [place for place, _ in self.maps.values()]
-        present = [] if route is None else [n for n, a in enumerate(route.adapters) if any(p in a for p in places)]
-        if route is None or not present:
+        if route is None:
             return self.base(*args, **kwargs)
-        return self._routed(route, present, *args, **kwargs)
+        adding = [n for n, a in enumerate(route.adapters) if any(place in a for place in places)]
+        owning = [n for n, a in enumerate(route.adapters) if self.path in a]
+        y = self._routed(route, adding, *args, **kwargs) if adding else self.base(*args, **kwargs)
+        return self._owned(route, owning, y, *args, **kwargs) if owning else y
+
+    def _segments(self, route: Route, num_tokens: int, adapters: Sequence[int]) -> list[Segment]:
+        """The tokens, row after row, of those adapters."""
+        rows = route.num_rows or 1
+        if num_tokens % rows:
+            raise route.other_rows(self.path, (num_tokens,))
+        return [s for s in route.segments(self.path, (rows, num_tokens // rows)) if s.adapter in adapters]
+
+    def _owned(self, route: Route, owning: Sequence[int], y: Tensor, *args: Tensor) -> Tensor:
+        """`y` with the rows of adapters that have tensors in the place of the module's own."""
+        out = y.clone()
+        for start, stop, n in self._segments(route, len(y), owning):
+            out[start:stop] = with_tensors(self, route.adapters[n], [given[start:stop] for given in args], {})
+        return out
 
     def _routed(
         self,
@@ -202,11 +218,7 @@ class AdaptedExperts(Adapted):
         top_k_weights: Float[Tensor, "tokens k"],
     ) -> Float[Tensor, "tokens width"]:
         base: Any = self.base
-        rows = route.num_rows or 1
-        if len(hidden_states) % rows:
-            raise route.other_rows(self.path, hidden_states.shape)
-        every = route.segments(self.path, (rows, len(hidden_states) // rows))
-        segments = [s for s in every if s.adapter in present]
+        segments = self._segments(route, len(hidden_states), present)
         up, down = UP[0] if base.has_gate else UP[1], DOWN
         factors = {name: _Factors(place, route.adapters, present) for name, (place, _) in self.maps.items()}
         bounds = torch.tensor([s[:2] for s in segments], device=hidden_states.device)

@@ -70,7 +70,10 @@ class Layout:
         """
         shapes: Shapes = {}
         if isinstance(method, LinearMethod):
-            for path in targets.resolve(method, self.maps, self.head, strict):
+            paths = targets.resolve(method, self.maps, self.head, strict)
+            if strict:
+                self._check_experts(method, paths)
+            for path in paths:
                 one = method.for_module(path)
                 assert isinstance(one, LinearMethod), "a method for one module is of the method's kind"
                 shapes[path] = _shapes(one, self.maps[path])
@@ -97,12 +100,14 @@ class Layout:
         shared: Params = {}
         if isinstance(method, LinearMethod):
             paths = targets.resolve(method, self.maps, self.head)
+            self._check_experts(method, paths)
             shared = method.shared([self.maps[path].one for path in paths])
             for path in paths:
                 one = method.for_module(path)
                 assert isinstance(one, LinearMethod), "a method for one module is of the method's kind"
                 linear = self.maps[path]
                 if isinstance(linear, Experts):
+                    check_source(one, {path: linear})
                     params[path] = stacked([_fresh(one, e, path, generator, None) for e in linear.each])
                 else:
                     params[path] = _fresh(one, linear, path, generator, measured)
@@ -222,6 +227,28 @@ class Layout:
             or any(own.path == path or own.path.startswith(f"{path}.") for path in saved)
         ]
 
+    def _is_whole(self, method: Method, path: str) -> bool:
+        """The weight of the module at `path` is trained whole."""
+        saved = any(path == name or path.startswith(f"{name}.") for name in self.saved(method))
+        return saved or method.trains(Own(path, "weight", "embedding", False))
+
+    def _check_experts(self, method: LinearMethod, paths: Collection[str]) -> None:
+        """Refuse to leave experts out in silence, and to train their parameters whole and by factors at once."""
+        unknown = targets.unknown_experts(self.modules) if method.target_modules == "all-linear" else []
+        if unknown:
+            last = dict.fromkeys(path.rpartition(".")[2] for path in paths)
+            raise TargetError(
+                explain(
+                    "this model has experts of a form that is not known here: most of its linear layers would be left out",
+                    found=unknown[:3],
+                    do=f"--target-modules {','.join(last)}",
+                )
+            )
+        both = [path for path in paths if self.module_of(path) != path and self._is_whole(method, self.module_of(path))]
+        if both:
+            what = "experts are trained whole by modules_to_save, or by factors"
+            raise TargetError(explain(what, found=both[:3], do="--exclude-modules gate_up_proj,up_proj,down_proj"))
+
     def _token_rows(self, method: Method) -> Params:
         """The base's rows for the tokens whose embeddings are trained, by the path of the embedding."""
         ids, table = list(method.token_ids), self.maps.get(self.table or "")
@@ -230,6 +257,12 @@ class Layout:
         if self.table is None or table is None or table.kind != "embedding":
             found = f"{type(self.modules['']).__name__}: its input embedding is no table that is only read"
             raise TargetError(explain("this model has no embeddings of single tokens to train", found=found))
+        whole = [path for path in (self.table, *self.tied.get(self.table, ())) if self._is_whole(method, path)]
+        if whole:
+            found, do = f"trained whole: {', '.join(whole)}", "one of the two: the module holds the rows"
+            raise TargetError(
+                explain("rows of single tokens can't be trained beside the whole table", found=found, do=do)
+            )
         wrong = sorted({i for i in ids if not 0 <= i < table.in_features or ids.count(i) > 1})
         if wrong:
             found = f"{', '.join(map(str, wrong))}, in {len(ids)} tokens, where the model has {table.in_features}"
@@ -256,10 +289,21 @@ def _fresh(
     method: LinearMethod, linear: Linear, path: str, generator: torch.Generator, measured: Measured | None
 ) -> Params:
     """New tensors of one map."""
-    params = method.init(linear, generator)
+    try:
+        params = method.init(linear, generator)
+    except ConfigError as error:
+        raise ConfigError(f"{error}, or --exclude-modules {path.rpartition('.')[2]}") from None
     if method.source == "weight":
         return method.start(params, linear.weight(torch.float32), generator)
     return method.start(params, _found(method, measured)(path), generator) if method.source else params
+
+
+def check_source(method: LinearMethod, maps: Mapping[str, Linear]) -> None:
+    """Refuse an initialiser that needs to know more of a map than there is: an embedding's inputs are no vectors."""
+    wrong = [f"{path} is {linear.kind}" for path, linear in maps.items() if linear.kind not in ("linear", "conv2d")]
+    if wrong and method.source not in (None, "weight"):
+        what = f"an initialiser that needs the {method.source} of a map is for linear and conv2d"
+        raise TargetError(explain(what, found=wrong[:10], do="other --target-modules, or --initializer uniform"))
 
 
 def _found(method: LinearMethod, measured: Measured | None) -> Measured:

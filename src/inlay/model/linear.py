@@ -198,6 +198,8 @@ def as_linear(module: nn.Module) -> Linear | None:
     """`module` as a linear map, or None where it is not one that computes by being called."""
     if isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear):
         return None  # torch's MultiheadAttention reads its weight and never calls it: a change would be passed by
+    if isinstance(module, nn.Linear) and "Router" in type(module).__name__:
+        return None  # it is a linear map in what it holds; what it answers is the choice of experts
     if isinstance(module, nn.Linear):
         return Linear(module)
     if isinstance(module, FrozenLinear | QuantizedLinear):

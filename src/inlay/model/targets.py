@@ -67,6 +67,19 @@ def blocks(model: nn.Module, linears: dict[str, Linear]) -> dict[str, Block]:
     return found
 
 
+def unknown_experts(modules: Mapping[str, nn.Module]) -> list[str]:
+    """Parameters of modules of experts, by what `transformers` calls such classes, that are of no known form."""
+    strange = {
+        p: m for p, m in modules.items() if "Expert" in type(m).__name__ and not experts_of(m) and as_linear(m) is None
+    }
+    return [
+        f"{path}.{name}"
+        for path, m in strange.items()
+        for name, t in m._parameters.items()
+        if t is not None and t.dim() > 1
+    ]
+
+
 def own_tensors(
     modules: Mapping[str, nn.Module], linears: Mapping[str, Linear], adapted: Collection[str]
 ) -> list[tuple[Own, nn.Parameter, bool]]:

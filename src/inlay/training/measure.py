@@ -18,7 +18,7 @@ from inlay.errors import TargetError, explain
 from inlay.methods._contract import LinearBase, LinearMethod, Method, Params
 from inlay.model import targets
 from inlay.model.base import Base
-from inlay.model.layout import Measured
+from inlay.model.layout import Measured, check_source
 from inlay.training import tasks
 
 NAME = "measured"
@@ -65,10 +65,7 @@ def measure(base: Base, method: Method, examples: Sequence[Any], max_tokens: int
         return None
     look = _Inputs(method.num_found, seed) if method.source == "inputs" else _Gradient(method.num_found, seed)
     paths, task = targets.resolve(method, base.maps, base.head), tasks.of(base)
-    found = [f"{path} is {base.maps[path].kind}" for path in paths if base.maps[path].kind not in _Probe.kinds]
-    if found:
-        wrong = f"an initialiser that needs the {method.source} of a map is for {' and '.join(_Probe.kinds)}"
-        raise TargetError(explain(wrong, found=found[:10], do="--initializer uniform"))
+    check_source(method, {path: base.maps[path] for path in paths})
     base.create(_Probe(look=look, target_modules=tuple(paths)), NAME)
     try:
         with base.using(NAME):
@@ -81,7 +78,14 @@ def measure(base: Base, method: Method, examples: Sequence[Any], max_tokens: int
                 (task.loss_of(base, part) / task.num_targets(part)).backward()
     finally:
         base.detach(NAME)
-    return lambda path: look.matrix(base.maps[path])
+
+    def found(path: str) -> Tensor:
+        if base.maps[path] not in look.found:
+            what = "an initialiser can't start a layer that no row goes through"
+            raise TargetError(explain(what, found=path, do=f"--exclude-modules {path.rpartition('.')[2]}"))
+        return look.matrix(base.maps[path])
+
+    return found
 
 
 class _Inputs:
