@@ -81,7 +81,7 @@ def modules(paths: Iterable[str]) -> str:
 def _engines(file: peft.PeftAdapter) -> str:
     """What else reads these files."""
     if file.method.peft_type:
-        return "peft, transformers, vLLM"
+        return "peft, transformers" if file.parameters or file.method.token_ids else "peft, transformers, vLLM"
     return "inlay, adapters (AdapterHub)" if file.model_type else "inlay"
 
 
