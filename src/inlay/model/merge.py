@@ -31,7 +31,7 @@ from inlay.quant._contract import Matrix
 
 _TILE_BYTES = 16 << 20
 _ROUNDED_PART = {True: 0.02, False: 0.5}
-"""As much of what the adapter does to a logit may be lost where all is float32, and where a weight is rounded to fewer digits."""
+"""How much of what the adapter does to a logit may be lost where all is float32, and where a weight is rounded further."""
 _MERGEABLE = ("F32", "BF16", "F16", "F64")
 """The dtypes of files that a change can be rounded to."""
 
