@@ -35,7 +35,8 @@ def main(model, rows, *names):
         method, cells = methods.find(kind)(**({"initializer": initializer} if initializer else {})), []
         for factor in FACTORS:
             try:
-                base.create(method, "it", measured=measure(base, method, train.examples[: job.MEASURED], None, 0))
+                method, measured = measure(base, method, train.examples[: job.MEASURED], None, 0)
+                base.create(method, "it", measured=measured)
             except InlayError:
                 break
             plan = Plan(STEPS, BATCH, rate * factor, "", STEPS)

@@ -67,6 +67,14 @@ def test_a_parallel_adapter_where_the_mlp_is_no_single_module():
         inlay.attach(BertModel(BERT), inlay.Bottleneck(placement="parallel"))
 
 
+@pytest.mark.parametrize(
+    "settings", [{}, {"initializer": "pissa"}, {"initializer": "eva", "rank_pattern": {"q_proj": 3}}]
+)
+def test_ranks_are_shared_out_for_eva_alone(settings):
+    with pytest.raises(ConfigError, match=r"eva_rho is at least 1(.|\n)*--initializer eva --eva-rho 2"):
+        inlay.Lora(eva_rho=2, **settings)
+
+
 @pytest.mark.parametrize("name", ["eva", "lora_ga"])
 def test_an_initializer_that_needs_rows_where_there_are_none(base, name):
     with pytest.raises(ConfigError, match="measured beforehand"):

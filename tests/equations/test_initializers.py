@@ -205,7 +205,7 @@ def test_the_inputs_that_are_measured_are_those_of_the_map(base):
     plain.get_submodule(path).register_forward_hook(lambda module, args, y: seen.append(args[0][0].detach()))
     for example in examples:
         plain(input_ids=torch.tensor([example.input_ids[:-1]]))  # nothing follows the last token
-    found = measure(held, Lora(r=10, initializer="eva"), examples, None, 0)(path)
+    found = measure(held, Lora(r=10, initializer="eva"), examples, None, 0)[1](path)
     X = torch.cat(seen)
     torch.testing.assert_close(found.T @ found, X.T @ X, atol=1e-3, rtol=1e-3)
     assert not held.adapters
@@ -220,15 +220,40 @@ def test_the_gradient_that_is_measured_is_that_of_the_weight(base):
         targets = torch.where(trained[1:], ids[0, 1:], -100)
         loss = loss + nn.functional.cross_entropy(plain(input_ids=ids).logits[0, :-1], targets, reduction="sum")
     (loss / sum(sum(example.trained) for example in examples)).backward()
-    found = measure(held, Lora(r=10, initializer="lora_ga"), examples, 10**6, 0)(path)
+    found = measure(held, Lora(r=10, initializer="lora_ga"), examples, 10**6, 0)[1](path)
     torch.testing.assert_close(found, plain.get_submodule(path).weight.grad, atol=1e-6, rtol=1e-3)
+
+
+@pytest.mark.parametrize("use_rslora", [False, True])
+def test_eva_shares_the_ranks_out_by_explained_variance(use_rslora, base):
+    held, _, examples = base
+    paths = [f"model.layers.{layer}.{name}" for layer in range(3) for name in ("self_attn.q_proj", "mlp.down_proj")]
+    seen, plain = {path: [] for path in paths}, models.model("llama")
+    for path in paths:
+        plain.get_submodule(path).register_forward_hook(
+            lambda m, args, y, path=path: seen[path].append(args[0][0].detach())
+        )
+    for example in examples:
+        plain(input_ids=torch.tensor([example.input_ids[:-1]]))
+    shares = {}
+    for path, parts in seen.items():
+        s = np.linalg.svd(torch.cat(parts).double().numpy(), compute_uv=False)
+        shares[path] = s[:6] ** 2 / (s**2).sum()
+    kept = sorted((share for each in shares.values() for share in each), reverse=True)[: 3 * len(paths)]
+    wanted = {path: max(1, int((each >= kept[-1] * (1 - 1e-9)).sum())) for path, each in shares.items()}
+    method = Lora(r=3, lora_alpha=5, target_modules=TARGETS, initializer="eva", eva_rho=2, use_rslora=use_rslora)
+    shared, measured = measure(held, method, examples, None, 0)
+    adapter = held.create(shared, "a", measured=measured)
+    assert {path: len(params["lora_A"]) for path, params in adapter.params.items()} == wanted
+    assert len(set(wanted.values())) > 1
+    assert {round(one.scaling, 9) for one in adapter.methods.values()} == {round(method.scaling, 9)}
 
 
 @pytest.mark.parametrize("name", ["eva", "lora_ga"])
 def test_a_layer_that_no_row_goes_through_is_named(name, base):
     held, _, examples = base
     held.module.model.layers[1].mlp.forward = lambda x: 0 * x
-    found = measure(held, Lora(r=2, initializer=name), examples, None, 0)
+    _, found = measure(held, Lora(r=2, initializer=name), examples, None, 0)
     assert found("model.layers.0.mlp.up_proj").any()
     with pytest.raises(TargetError, match=r"no row goes through(.|\n)*--exclude-modules up_proj"):
         found("model.layers.1.mlp.up_proj")

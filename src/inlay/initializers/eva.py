@@ -4,8 +4,11 @@
 
 for the inputs X (tokens, in) of the map on rows of the data; their mean is not taken off.
 
-Source: EVA (Paischer et al. 2024, arXiv 2410.07170), section 3.1. Every map has the same rank (rho = 1 there): the paper's
-redistribution of ranks between maps is not done.
+With rho above 1 the ranks are shared out: of all maps' explained variances s_i^2 / |X|^2, i <= rho r, as many are kept as the
+maps have ranks together, each as a rank of its map (one at least); the scaling of every map stays.
+
+Source: EVA (Paischer et al. 2024, arXiv 2410.07170), section 3.1, and `peft`, whose rho is 2; here it is 1 unless asked for, so
+that the number of weights is known beforehand.
 
 When not to use it: where the data of training is not at hand beforehand, or is few rows; it takes a pass over some of them.
 """

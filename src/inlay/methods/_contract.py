@@ -249,6 +249,11 @@ class LinearMethod(Method):
         """How many singular directions of that they need."""
         return 0
 
+    def shared_out(self: Self, shares: Mapping[str, Float[Tensor, " k"]]) -> Self:
+        """The method with the ranks that what was found asks for, by the path of each map: the part of the sum of all squared
+        singular values that each of the first k has."""
+        return self
+
     def start(self, params: Params, found: Float[Tensor, "rows in"], generator: torch.Generator) -> Params:
         """The new tensors of one module, from those of `init` and the matrix that `source` names."""
         return params

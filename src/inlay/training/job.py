@@ -214,7 +214,9 @@ def prepare(
     how = (base, longest_row(base, settings.max_length, virtual), settings.train_on, settings.too_long)
     train = task.prepare(rows, *how)
     held_out = task.prepare(held_rows, *how, may_be_empty=eval_data is None) if held_rows else None
-    measured = measure(base, method, spread(train.examples, MEASURED), settings.micro_batch_tokens, settings.seed)
+    method, measured = measure(
+        base, method, spread(train.examples, MEASURED), settings.micro_batch_tokens, settings.seed
+    )
     adapter = base.create(method, output.resolve().name, settings.seed, measured)
     try:
         output_directory.check_space(output, 8 * adapter.num_weights + (1 << 20))

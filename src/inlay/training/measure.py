@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from inlay.core import lowrank
@@ -49,8 +50,10 @@ class _Probe(LinearMethod):
         return "nothing"
 
 
-def measure(base: Base, method: Method, examples: Sequence[Any], max_tokens: int | None, seed: int) -> Measured | None:
-    """What `method` starts from, by the path of each map; None where that needs no rows.
+def measure(
+    base: Base, method: Method, examples: Sequence[Any], max_tokens: int | None, seed: int
+) -> tuple[Method, Measured | None]:
+    """`method` with its ranks, and what it starts from, by the path of each map; None where that needs no rows.
 
     **Arguments:**
 
@@ -62,7 +65,7 @@ def measure(base: Base, method: Method, examples: Sequence[Any], max_tokens: int
     - `TargetError`: the method adapts an embedding, whose inputs are no vectors, or fused experts.
     """
     if not isinstance(method, LinearMethod) or method.source not in ("inputs", "gradient"):
-        return None
+        return method, None
     look = _Inputs(method.num_found, seed) if method.source == "inputs" else _Gradient(method.num_found, seed)
     paths, task = targets.resolve(method, base.maps, base.head), tasks.of(base)
     check_source(method, {path: base.maps[path] for path in paths})
@@ -85,7 +88,11 @@ def measure(base: Base, method: Method, examples: Sequence[Any], max_tokens: int
             raise TargetError(explain(what, found=path, do=f"--exclude-modules {path.rpartition('.')[2]}"))
         return look.matrix(base.maps[path])
 
-    return found
+    if isinstance(look, _Inputs):
+        method = method.shared_out(
+            {path: look.shares(base.maps[path]) for path in paths if base.maps[path] in look.found}
+        )
+    return method, found
 
 
 class _Inputs:
@@ -94,15 +101,21 @@ class _Inputs:
     def __init__(self, num_directions: int, seed: int):
         self.num_directions, self.generator = num_directions, torch.Generator().manual_seed(seed)
         self.found: dict[LinearBase, Tensor] = {}
+        self.totals: dict[LinearBase, float] = {}
 
     def __call__(self, base: LinearBase, x: Tensor, y: Tensor) -> Tensor:
         rows = torch.cat([self.found[base], x.float()]) if base in self.found else x.float()
         _, s, V = lowrank.top(rows, self.num_directions, self.generator)
         self.found[base] = s[:, None] * V
+        self.totals[base] = self.totals.get(base, 0.0) + x.float().square().sum().item()
         return torch.zeros_like(y)
 
     def matrix(self, base: LinearBase) -> Tensor:
         return self.found[base].cpu()
+
+    def shares(self, base: LinearBase) -> Float[Tensor, " k"]:
+        """The part of the inputs' variance, their mean not taken off, that each direction has, largest first."""
+        return self.found[base].square().sum(1).cpu() / self.totals[base]
 
 
 class _Gradient:
