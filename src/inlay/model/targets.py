@@ -155,7 +155,7 @@ def resolve(method: Method, linears: dict[str, Linear], head: str | None, strict
     plain = [path for path in paths if linears[path].kind in ("linear", "experts")]
     problems: Problems = {}
     if method.target_modules == "all-linear":
-        chosen = {path for path in plain if path != head}
+        chosen = {path for path in plain if path != head and linears[path].one.out_features > 1}  # one output: a gate
     else:
         chosen = _select("target_modules", method.target_modules, paths, problems)
     excluded = _select("exclude_modules", method.exclude_modules, paths, problems)
