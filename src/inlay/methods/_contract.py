@@ -212,7 +212,7 @@ class LinearMethod(Method):
     """A change to linear maps. What every such method has: which maps it changes."""
 
     target_modules: Names = "all-linear"
-    """Which linear layers: all-linear (but the head and one-output gates), names with commas between, or a regular expression."""
+    """Which linear layers: all-linear (but the head, and gates of one output), names with commas, or a regular expression."""
 
     exclude_modules: Names = ()
     """Layers to leave alone, in the same three forms; it wins over target_modules."""
