@@ -17,7 +17,7 @@ Each takes one string, made by `explain`, so that it pickles and prints the same
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class InlayError(Exception):
@@ -85,6 +85,12 @@ def explain(wrong: str, *, found: str | Iterable[str] = (), do: str = "") -> str
     if do:
         lines.append(f"  hint:  {do}")
     return "\n".join(lines)
+
+
+def few(problems: Sequence[str]) -> list[str]:
+    """The first ten, and how many more there are."""
+    more = [f"and {len(problems) - 10} more"] if len(problems) > 10 else []
+    return [*problems[:10], *more]
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

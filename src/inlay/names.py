@@ -1,6 +1,6 @@
 """Modules by name: what settings such as `target_modules` and `modules_to_save` mean."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TypeGuard
 
 from inlay.errors import ConfigError, explain
@@ -75,3 +75,8 @@ def joined(names: Names, paths: Sequence[str]) -> Names:
         return "|".join([f"({names})", *(path.replace(".", r"\.") for path in paths)])
     own = split(names) if names else []
     return (*own, *(path for path in paths if path not in own))
+
+
+def is_inside(path: str, modules: Iterable[str]) -> bool:
+    """The module at `path` is one of these, or a part of one."""
+    return any(path == module or path.startswith(f"{module}.") for module in modules)

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 from safetensors.torch import save
 from torch import nn
 
-from inlay.errors import CompatibilityError, FormatError, explain
+from inlay.errors import CompatibilityError, FormatError, explain, few
 from inlay.io import _safe
 from inlay.methods import name_of
 from inlay.methods._contract import Block, Method, Params
@@ -287,11 +287,10 @@ def _params(path: Path, method: Bottleneck, config: Mapping[str, Any]) -> dict[s
                 params.setdefault(ours, {})[name] = tensor
     problems += [f"{dot}{key}: no tensor of this adapter has that name" for key in sorted(left)]
     if problems:
-        more = [f"and {len(problems) - 10} more"] if len(problems) > 10 else []
         raise FormatError(
             explain(
                 "the tensors of this adapter are not those that its configuration asks for",
-                found=[f"{path}: {problem}" for problem in problems[:10]] + more,
+                found=few([f"{path}: {problem}" for problem in problems]),
                 do="ask its author for a whole file; a training that diverged has to be run again",
             )
         )

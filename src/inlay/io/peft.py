@@ -20,7 +20,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from inlay import fields, methods
-from inlay.errors import CompatibilityError, FormatError, explain
+from inlay.errors import CompatibilityError, FormatError, explain, few
 from inlay.io import _safe, adapterhub
 from inlay.io._peft_forms import flat, flattened, kernel
 from inlay.io.card import card
@@ -138,8 +138,7 @@ def read(source: str | Path) -> PeftAdapter:
     if isinstance(method, LinearMethod) and config.get("target_modules") is None:  # as in files of old versions
         method = dataclasses.replace(method, target_modules=tuple(params))
     record = read_record(directory)
-    with _safe.about(directory / CONFIG):
-        parameters = fields.fitted(_AboutTheBase, config).get("target_parameters") or ()
+    parameters = fields.fitted(_AboutTheBase, config).get("target_parameters") or ()  # checked with the method
     base_name, task_type = config.get("base_model_name_or_path"), config.get("task_type")
     return PeftAdapter(method, params, shared, copies, base_name, record, task_type, parameters)
 
@@ -267,8 +266,9 @@ def _with_brought(method: Method, tensors: Iterable[str]) -> Method:
     ends = tuple(f".{name}.weight" for name in BROUGHT)
     paths = sorted(key.removeprefix(_PREFIX).removesuffix(".weight") for key in tensors if key.endswith(ends))
     brought = [path for path in paths if not _may_be_own(method, path, "weight")]
-    saved = joined(method.modules_to_save, brought) if brought else method.modules_to_save
-    return dataclasses.replace(method, modules_to_save=saved)
+    if not brought:
+        return method
+    return dataclasses.replace(method, modules_to_save=joined(method.modules_to_save, brought))
 
 
 def _unsupported(cls: type[Method], config: Mapping[str, Any]) -> list[str]:
@@ -308,11 +308,10 @@ def _params(path: Path, tensors: Mapping[str, Tensor], method: Method) -> tuple[
     if not tensors:
         problems.append("no tensor at all")
     if problems:
-        more = [f"and {len(problems) - 10} more"] if len(problems) > 10 else []
         raise FormatError(
             explain(
                 "the tensors of this adapter are not those of its method",
-                found=[f"{path}: {problem}" for problem in problems[:10]] + more,
+                found=few([f"{path}: {problem}" for problem in problems]),
                 do="ask its author for a whole file; a training that diverged has to be run again",
             )
         )

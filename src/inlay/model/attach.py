@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from inlay.errors import CompatibilityError, ConfigError, TargetError, UnknownNameError, explain, nearest
+from inlay.errors import CompatibilityError, ConfigError, TargetError, UnknownNameError, explain, few, nearest
 from inlay.io import adapterhub, peft
 from inlay.methods._contract import TOKEN_ROWS, LinearMethod, Method, Params
 from inlay.model import prompts, targets
@@ -138,13 +138,12 @@ class Attached:
         self._check_origin(name, file.record, force)
         problems = self.layout.problems(file.method, file.params) + self._other_weights(file.copies)
         if problems:
-            more = [f"and {len(problems) - 10} more"] if len(problems) > 10 else []
             resized = any(f"{end}.weight: shape" in problem for problem in problems for end in peft.BROUGHT)
             what = ", with its vocabulary resized and saved with the tokenizer" if resized else ""
             raise CompatibilityError(
                 explain(
                     f"{name} does not fit {self.title}",
-                    found=problems[:10] + more,
+                    found=few(problems),
                     do=f"use the base it was trained on{what}: inlay inspect names it",
                 )
             )

@@ -17,7 +17,7 @@ from inlay.model import targets
 from inlay.model.experts import Experts, stacked
 from inlay.model.frozen import QuantizedLinear
 from inlay.model.linear import Linear
-from inlay.names import is_regex, selects, split
+from inlay.names import is_inside, is_regex, selects, split
 
 Measured = Callable[[str], Tensor]
 """The matrix that the factors of the map at a path are found in, see `inlay.initializers.Source`: float32."""
@@ -223,14 +223,12 @@ class Layout:
         return [
             (own, parameter)
             for own, parameter, is_first in targets.own_tensors(self.modules, self.maps, adapted)
-            if (is_first and method.trains(own))
-            or any(own.path == path or own.path.startswith(f"{path}.") for path in saved)
+            if (is_first and method.trains(own)) or is_inside(own.path, saved)
         ]
 
     def _is_whole(self, method: Method, path: str) -> bool:
         """The weight of the module at `path` is trained whole."""
-        saved = any(path == name or path.startswith(f"{name}.") for name in self.saved(method))
-        return saved or method.trains(Own(path, "weight", "embedding", False))
+        return is_inside(path, self.saved(method)) or method.trains(Own(path, "weight", "embedding", False))
 
     def _check_experts(self, method: LinearMethod, paths: Collection[str]) -> None:
         """Refuse to leave experts out in silence, and to train their parameters whole and by factors at once."""

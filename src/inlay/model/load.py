@@ -27,12 +27,11 @@ from inlay.model import skeleton, streamed
 from inlay.model.ahead import ReadAhead
 from inlay.model.base import Base
 from inlay.model.checks import check_device, check_special_tokens
-from inlay.model.experts import Experts
+from inlay.model.experts import experts_of
 from inlay.model.frozen import QuantizedLinear, freeze_
 from inlay.model.fused import fuse_
 from inlay.model.purpose import CAUSAL_LM, Purpose, configuration, has_own_head, heads_of, is_head
 from inlay.model.quantized_cache import cached
-from inlay.model.targets import maps_of
 
 MIN_BFLOAT16_WIDTH = 256
 """Below this hidden size bfloat16 is slower than float32 even where it is native: measured with benchmarks/dtype_width.py."""
@@ -75,8 +74,8 @@ def load(
         raise ConfigError(
             explain("only a device has memory of its own", found="device_memory with device cpu", do="--device cuda")
         )
-    original = open_checkpoint(source)
-    checkpoint = _quantized(original, quantize, progress)
+    given = open_checkpoint(source)
+    checkpoint, original = _quantized(given, quantize, progress), None if quantize is None else given
     packed = bitsandbytes.quantized_weights(checkpoint)
     chosen = {None: default_dtype(checkpoint, device), "stored": checkpoint.dtype, **DTYPES}.get(dtype)
     if chosen is None:
@@ -96,18 +95,7 @@ def load(
         fuse_(model, chosen)
     scheme = ", ".join(sorted({name for name, _ in packed.values()})) or None
     heads, fresh = heads_of(model, missing, purpose, has_own_head(checkpoint, purpose))
-    return Base(
-        model,
-        tokenizer,
-        checkpoint,
-        chosen,
-        is_mapped,
-        scheme,
-        purpose,
-        heads,
-        fresh,
-        None if quantize is None else original,
-    )
+    return Base(model, tokenizer, checkpoint, chosen, is_mapped, scheme, purpose, heads, fresh, original)
 
 
 def _quantized(checkpoint: Checkpoint, scheme: str | None, progress: Callable[[int, int], None]) -> Checkpoint:
@@ -144,10 +132,8 @@ def _mapped(
 
 def _experts_are_mapped(model: nn.Module, checkpoint: Checkpoint, dtype: torch.dtype) -> bool:
     """Fused experts, where there are any, are the file's own pages: the file has them fused, in the dtype of the products."""
-    prefix, paths = (
-        getattr(model, "base_model_prefix", ""),
-        [path for path, m in maps_of(model).items() if isinstance(m, Experts)],
-    )
+    prefix = getattr(model, "base_model_prefix", "")
+    paths = [f"{path}.{e.name}" for path, module in model.named_modules() for e in experts_of(module)]
     names = [skeleton.checkpoint_path(path, prefix, checkpoint.tensors) for path in paths]
     return all(name is not None and TORCH_DTYPES[checkpoint.tensors[name].dtype] == dtype for name in names)
 

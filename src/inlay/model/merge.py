@@ -21,12 +21,12 @@ from inlay.io import bitsandbytes, checkpoint, peft
 from inlay.io import output as output_directory
 from inlay.io._safe import TORCH_DTYPES, TensorEntry, Writer, chunks, read_json, read_tensor
 from inlay.methods import name_of
-from inlay.model import purpose as purposes
 from inlay.model import skeleton, ties
 from inlay.model.adapter import Adapter
 from inlay.model.base import Base
 from inlay.model.compare import SAMPLE, Comparison, compare
 from inlay.model.experts import Experts, Part, merged_parts, parts_of
+from inlay.names import is_inside
 from inlay.quant._contract import Matrix
 
 _TILE_BYTES = 16 << 20
@@ -191,7 +191,7 @@ def _tensors(base: Base, adapter: Adapter) -> dict[str, _Tensor]:
             if path in adapter:
                 names[f"{name}.bias"] = path
     for path, tensor in _changed(base, adapter):
-        if purposes.is_inside(path, base.fresh_heads):
+        if is_inside(path, base.fresh_heads):
             continue
         if skeleton.checkpoint_path(path, prefix, packed) is not None:
             continue
@@ -230,7 +230,7 @@ def _tensors(base: Base, adapter: Adapter) -> dict[str, _Tensor]:
 def _fresh_tensors(base: Base, prefix: str, made: dict[str, _Tensor]) -> dict[str, _Tensor]:
     """The tensors of the heads that the base lacks, under the names of the model, or of another head that they replace."""
     fresh = {}
-    for path in (path for path in base.layout.modules if purposes.is_inside(path, base.fresh_heads)):
+    for path in (path for path in base.layout.modules if is_inside(path, base.fresh_heads)):
         own = base.layout.modules[path]._parameters  # as the base has it: an adapter may stand around it now
         for kind, shape in ((kind, tuple(tensor.shape)) for kind, tensor in own.items() if tensor is not None):
             name = skeleton.checkpoint_path(f"{path}.{kind}", prefix, made) or f"{path}.{kind}"

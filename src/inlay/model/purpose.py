@@ -14,7 +14,7 @@ from torch import Tensor
 from inlay.errors import CompatibilityError, ConfigError, explain
 from inlay.io.checkpoint import Checkpoint
 from inlay.methods._contract import LinearMethod, Method, Params, PromptMethod
-from inlay.names import is_regex, joined, split
+from inlay.names import is_inside, is_regex, joined, split
 
 CAUSAL_LM = "causal-lm"
 """The task that a base is loaded for unless another is asked for."""
@@ -86,11 +86,6 @@ def heads_of(
 def is_head(name: str, purpose: Purpose) -> bool:
     """A checkpoint may lack the tensor of this name: it belongs to the task's head, or to nothing that the task uses."""
     return _outermost(name, (*purpose.heads, *purpose.beside, *purpose.unused)) is not None
-
-
-def is_inside(path: str, heads: Iterable[str]) -> bool:
-    """The module at `path` is one of these heads, or a part of one."""
-    return any(path == head or path.startswith(f"{head}.") for head in heads)
 
 
 def with_heads(method: Method, heads: list[str], maps: Iterable[str]) -> Method:

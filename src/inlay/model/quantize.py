@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from inlay import quant
-from inlay.errors import CompatibilityError, ConfigError, FormatError, explain
+from inlay.errors import CompatibilityError, ConfigError, FormatError, explain, few
 from inlay.io import _safe, bitsandbytes, checkpoint, output, peft
 from inlay.io.checkpoint import Checkpoint
 from inlay.io.fingerprint import fingerprint, identities
@@ -179,11 +179,10 @@ def _refuse(source: Checkpoint, missing: list[str], problems: list[str]) -> None
         )
     if problems:
         names = ",".join(dict.fromkeys(problem.partition(":")[0].rpartition(".")[2] for problem in problems))
-        more = [f"and {len(problems) - 10} more"] if len(problems) > 10 else []
         raise ConfigError(
             explain(
                 "this scheme can't take all layers",
-                found=problems[:10] + more,
+                found=few(problems),
                 do=f"inlay quantize {source.name} --keep {names} --output DIRECTORY",
             )
         )

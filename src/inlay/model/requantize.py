@@ -23,13 +23,13 @@ from inlay.errors import CompatibilityError, ConfigError, explain
 from inlay.io import output as output_directory
 from inlay.io.checkpoint import open_checkpoint
 from inlay.methods.lora import Lora
-from inlay.model import purpose as purposes
 from inlay.model.adapter import Adapter
 from inlay.model.base import Base
 from inlay.model.compare import SAMPLE, has_answers, ids_of, logits
 from inlay.model.load import load
 from inlay.model.merge import check_mergeable, num_bytes, write
 from inlay.model.quantize import quantize
+from inlay.names import is_inside
 from inlay.quant._contract import Matrix
 
 MIN_COSINE = 0.9
@@ -144,7 +144,7 @@ def _in_sixteen_bits(base: Base) -> list[str]:
 
 def _changed(base: Base, adapter: Adapter) -> list[str]:
     """The linear maps whose weight the adapter changes, but for the heads of the task, which stay plain."""
-    paths = (path for path in adapter.params if path in base.linears and not purposes.is_inside(path, base.heads))
+    paths = (path for path in adapter.params if path in base.linears and not is_inside(path, base.heads))
     return [path for path in paths if adapter.adds(path) or "weight" in adapter.own_at(path)]
 
 
