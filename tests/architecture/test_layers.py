@@ -14,7 +14,7 @@ LAYERS = [
     {"hub"},
     {"combine"},
     {"model"},
-    {"io"},
+    {"io", "data"},
     {"text", "methods", "quant"},
     {"initializers"},
     {"kernels"},
