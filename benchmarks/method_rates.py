@@ -9,11 +9,13 @@ python -m benchmarks.method_rates ../shared/models/stories260K ../shared/data/e2
 import sys
 
 import torch
+from inlay.prepare import prepare
 
 from inlay import initializers, methods
+from inlay.data.forms import read_rows
 from inlay.errors import InlayError
 from inlay.model.load import load
-from inlay.training import data, job, loop
+from inlay.training import job, loop
 from inlay.training.measure import measure
 from inlay.training.settings import Plan, Settings, learning_rate
 
@@ -25,8 +27,8 @@ def main(model, rows, *names):
     torch.set_num_threads(1)
     base = load(model)
     how = (base.tokenizer, job.longest_row(base, None, 20), "completions", "drop")
-    read = data.read_rows(rows)[:4000]
-    train, held_out = data.prepare(read[:3800], *how), data.prepare(read[3800:], *how)
+    read = read_rows(rows)[:4000]
+    train, held_out = prepare(read[:3800], *how), prepare(read[3800:], *how)
     rate, _ = learning_rate(base.model.config)
     print(f"| method | chosen | {' | '.join(f'x {factor:g}' for factor in FACTORS)} |")
     print(f"|---|---|{'---|' * len(FACTORS)}")

@@ -12,9 +12,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import inlay
+from inlay.data.prepare import prepare
+from inlay.data.rows import Row
 from inlay.errors import CompatibilityError, ConfigError, DataError, DivergedError, FormatError, TargetError
 from inlay.io.peft import TENSORS
-from inlay.training import data, job, loop
+from inlay.training import job, loop
 from inlay.training.settings import Settings
 from tests.support import bases, models
 from tests.support.command import run
@@ -211,9 +213,9 @@ def test_prompts_are_a_list_of_text(base_directory):
 
 def test_held_out_rows_that_are_all_too_long_leave_a_run_without_them(base_directory, tmp_path):
     base = inlay.load(base_directory)
-    held = [data.Row("text", "x:0", text="ab" * 60)]
-    prepared = data.prepare(held, base.tokenizer, 30, "all", "drop", may_be_empty=True)
+    held = [Row("text", "x:0", text="ab" * 60)]
+    prepared = prepare(held, base.tokenizer, 30, "all", "drop", may_be_empty=True)
     assert (prepared.examples, prepared.num_dropped) == ([], 1)
     with pytest.raises(DataError, match="longer than max_length"):
-        data.prepare(held, base.tokenizer, 30, "all", "drop")
+        prepare(held, base.tokenizer, 30, "all", "drop")
     assert job.spread(prepared.examples, Settings().eval_rows) == []

@@ -4,8 +4,11 @@ import json
 
 import pytest
 
+from inlay.data.forms import read_rows
+from inlay.data.prepare import prepare
+from inlay.data.rows import Row
+from inlay.data.split import digest
 from inlay.errors import DataError, FormatError, UnknownNameError
-from inlay.training import data
 from tests.support import bases, templates
 from tests.support.paths import E2E, needs_shared
 
@@ -15,7 +18,7 @@ MESSAGES = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "
 def read(tmp_path, content, name="rows.jsonl"):
     path = tmp_path / name
     path.write_text(content, "utf-8")
-    return data.read_rows(path)
+    return read_rows(path)
 
 
 def lines(*rows):
@@ -118,25 +121,25 @@ def test_an_empty_file_is_refused(tmp_path, content):
 def test_a_missing_file_is_refused_with_the_nearest(tmp_path):
     read(tmp_path, lines({"text": "a"}))
     with pytest.raises(UnknownNameError, match=r"hint: .*rows\.jsonl"):
-        data.read_rows(tmp_path / "row.jsonl")
+        read_rows(tmp_path / "row.jsonl")
 
 
 def test_only_files_of_a_folder_are_read(tmp_path):
     (tmp_path / "old.jsonl").mkdir()
-    assert [row.text for row in (read(tmp_path, lines({"text": "a"})), data.read_rows(tmp_path))[1]] == ["a"]
+    assert [row.text for row in (read(tmp_path, lines({"text": "a"})), read_rows(tmp_path))[1]] == ["a"]
 
 
 def test_a_digest_follows_the_content_and_not_the_file(tmp_path):
     one = read(tmp_path, lines({"text": "a"}, {"text": "b"}))
-    assert data.digest(one) == data.digest(read(tmp_path, lines({"text": "a"}, {"text": "b"}), "other.jsonl"))
-    assert data.digest(one) != data.digest(one[::-1])
-    assert data.digest(one) != data.digest(read(tmp_path, lines({"text": "a"}, {"text": "c"})))
+    assert digest(one) == digest(read(tmp_path, lines({"text": "a"}, {"text": "b"}), "other.jsonl"))
+    assert digest(one) != digest(one[::-1])
+    assert digest(one) != digest(read(tmp_path, lines({"text": "a"}, {"text": "c"})))
 
 
 def test_rows_that_cannot_be_trained_on_are_named_together(tmp_path):
     rows = read(tmp_path, lines({"prompt": "a", "completion": "b"}, *[{"prompt": "a", "completion": " "}] * 3))
     with pytest.raises(DataError) as caught:
-        data.prepare(rows, bases.tokenizer(), 50, "completions", "drop")
+        prepare(rows, bases.tokenizer(), 50, "completions", "drop")
     assert [f"rows.jsonl:{n}" in str(caught.value) for n in (1, 2, 3, 4)] == [False, True, True, True]
 
 
@@ -144,20 +147,20 @@ def test_a_row_that_the_template_refuses_is_named(tmp_path):
     tok = bases.tokenizer(template=templates.NO_SYSTEM)
     rows = read(tmp_path, lines({"messages": MESSAGES}, {"messages": [{"role": "system", "content": "s"}, *MESSAGES]}))
     with pytest.raises(DataError, match=r"rows\.jsonl:2: no system role"):
-        data.prepare(rows, tok, 50, "completions", "drop")
+        prepare(rows, tok, 50, "completions", "drop")
 
 
 @pytest.mark.parametrize("too_long", ["drop", "window"])
 def test_nothing_left_says_how_long_the_longest_row_is(tmp_path, too_long):
     rows = read(tmp_path, lines({"text": "abc"}, {"text": "abcdefg"}))
     with pytest.raises(DataError, match=r"longest of 8 tokens(.|\n)*--max-length 8"):
-        data.prepare(rows, bases.tokenizer(), 1, "completions", too_long)
+        prepare(rows, bases.tokenizer(), 1, "completions", too_long)
 
 
 def test_rows_keep_their_order_and_number_over_many_chunks(monkeypatch):
-    monkeypatch.setattr(data, "_CHUNK_ROWS", 3)
-    rows = [data.Row("prompt+completion", f"x:{i}", prompt="a" * i, completion="b") for i in range(1, 9)]
-    prepared = data.prepare(rows, bases.tokenizer(), 50, "completions", "drop")
+    monkeypatch.setattr("inlay.data.prepare._CHUNK_ROWS", 3)
+    rows = [Row("prompt+completion", f"x:{i}", prompt="a" * i, completion="b") for i in range(1, 9)]
+    prepared = prepare(rows, bases.tokenizer(), 50, "completions", "drop")
     assert [example.source for example in prepared.examples] == [row.source for row in rows]
     assert prepared.num_trained == 2 * len(rows)  # the letter and the end
     assert prepared.num_tokens == sum(len(row.prompt) + 4 for row in rows)
@@ -165,5 +168,5 @@ def test_rows_keep_their_order_and_number_over_many_chunks(monkeypatch):
 
 @needs_shared
 def test_real_references_are_read():
-    rows = data.read_rows(E2E / "test.jsonl")
+    rows = read_rows(E2E / "test.jsonl")
     assert all(row.completion == row.references[0] for row in rows)

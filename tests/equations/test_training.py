@@ -9,9 +9,14 @@ import pytest
 import torch
 
 import inlay
+from inlay.data.forms import read_rows
+from inlay.data.prepare import prepare
+from inlay.data.rows import Row
+from inlay.data.split import digest, hold_out
 from inlay.errors import ConfigError
 from inlay.model.load import load
-from inlay.training import batch, curve, data, loop, schedule
+from inlay.text.mask import Example
+from inlay.training import batch, curve, loop, schedule
 from inlay.training.loop import Stepper, evaluate, run
 from inlay.training.settings import Settings, learning_rate, plan
 from tests.support import bases, models
@@ -27,10 +32,9 @@ def base(tmp_path_factory):
 def examples(base):
     rows = [{"prompt": "a" * (3 * i + 1), "completion": "bc" * (i + 1)} for i in range(7)]
     made = [
-        data.Row("prompt+completion", f"x:{i}", prompt=r["prompt"], completion=r["completion"])
-        for i, r in enumerate(rows)
+        Row("prompt+completion", f"x:{i}", prompt=r["prompt"], completion=r["completion"]) for i, r in enumerate(rows)
     ]
-    return data.prepare(made, base.tokenizer, 60, "completions", "drop").examples
+    return prepare(made, base.tokenizer, 60, "completions", "drop").examples
 
 
 def _gradients(base, examples, micro_batch_tokens):
@@ -78,7 +82,7 @@ def test_parts_hold_every_row_once_and_stay_small(examples, padded):
 
 
 def test_a_packed_row_holds_what_is_needed_and_no_more(examples):
-    examples = [*examples, data.Example((5,), (True,), "one"), data.Example((5, 6, 7), (False,) * 3, "none")]
+    examples = [*examples, Example((5,), (True,), "one"), Example((5, 6, 7), (False,) * 3, "none")]
     packed, padded = batch.pack(examples), batch.collate(examples)
     starts = [sum(packed.lengths[:i]) for i in range(len(examples))]
     for i, (example, start, length) in enumerate(zip(examples, starts, packed.lengths, strict=True)):
@@ -216,15 +220,15 @@ def _write(path, rows):
 @pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "parquet"])
 def test_every_kind_of_file_gives_the_same_rows(tmp_path, kind):
     _write(tmp_path / f"rows.{kind}", ROWS)
-    rows = data.read_rows(tmp_path / f"rows.{kind}")
+    rows = read_rows(tmp_path / f"rows.{kind}")
     assert [(row.prompt, row.completion) for row in rows] == [(r["prompt"], r["completion"]) for r in ROWS]
-    assert data.digest(rows) == data.digest(data.read_rows(tmp_path / f"rows.{kind}"))
+    assert digest(rows) == digest(read_rows(tmp_path / f"rows.{kind}"))
 
 
 def test_a_folder_is_all_its_files(tmp_path):
     for kind in ("jsonl", "csv"):
         _write(tmp_path / f"rows.{kind}", ROWS)
-    assert [row.source for row in data.read_rows(tmp_path)] == [
+    assert [row.source for row in read_rows(tmp_path)] == [
         "rows.csv:2",
         "rows.csv:4",
         "rows.jsonl:1",
@@ -233,21 +237,21 @@ def test_a_folder_is_all_its_files(tmp_path):
 
 
 def test_holding_out_is_stable_and_never_splits_a_prompt():
-    rows = [data.Row("prompt+completion", f"x:{i}", prompt=f"p{i % 50}", completion=f"c{i}") for i in range(400)]
-    train, held = data.hold_out(rows, 0.2)
+    rows = [Row("prompt+completion", f"x:{i}", prompt=f"p{i % 50}", completion=f"c{i}") for i in range(400)]
+    train, held = hold_out(rows, 0.2)
     assert {row.prompt for row in train}.isdisjoint(row.prompt for row in held)
     assert len(train) + len(held) == 400
     assert 0 < len(held) < 200
-    again = data.hold_out(rows[::-1], 0.2)[1]
+    again = hold_out(rows[::-1], 0.2)[1]
     assert {row.source for row in again} == {row.source for row in held}
-    assert data.hold_out(rows[:19], 0.2)[1] == []
+    assert hold_out(rows[:19], 0.2)[1] == []
 
 
 def test_dropped_and_windowed_rows_are_counted(base):
-    rows = [data.Row("text", f"x:{i}", text="ab" * (5 * i + 1)) for i in range(5)]
-    dropped = data.prepare(rows, base.tokenizer, 20, "all", "drop")
+    rows = [Row("text", f"x:{i}", text="ab" * (5 * i + 1)) for i in range(5)]
+    dropped = prepare(rows, base.tokenizer, 20, "all", "drop")
     assert (dropped.num_rows, dropped.num_dropped, len(dropped.examples)) == (5, 3, 2)
-    windowed = data.prepare(rows, base.tokenizer, 20, "all", "window")
+    windowed = prepare(rows, base.tokenizer, 20, "all", "window")
     assert windowed.num_windowed == 3
     assert windowed.num_trained == sum(len(row.text) for row in rows)  # a token per letter and the end, less the first
 

@@ -5,9 +5,9 @@ import huggingface_hub.constants
 import pytest
 
 import inlay
+from inlay.data.forms import read_rows
 from inlay.errors import UnknownNameError
 from inlay.io import peft
-from inlay.training import data
 from tests.support import bases
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -57,7 +57,7 @@ def test_a_data_set_of_the_hub_is_read_by_its_split(monkeypatch, name, split):
         return datasets.Dataset.from_list([{"prompt": "a", "completion": "b"}, {"prompt": "c", "completion": "d"}])
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    rows = data.read_rows(name)
+    rows = read_rows(name)
     assert asked == [("someone/rows", split)]
     assert [(row.prompt, row.completion, row.source) for row in rows] == [
         ("a", "b", "someone/rows:1"),
@@ -68,4 +68,4 @@ def test_a_data_set_of_the_hub_is_read_by_its_split(monkeypatch, name, split):
 def test_a_data_set_that_the_hub_does_not_have_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
     with pytest.raises(UnknownNameError, match="as a data set on the hub"):
-        data.read_rows("someone/nothing")
+        read_rows("someone/nothing")

@@ -12,12 +12,13 @@ from inlay import methods
 from inlay.cli import _screen
 from inlay.cli._command import Data, OnBase
 from inlay.cli._screen import count, say, size
+from inlay.data.forms import read_rows
+from inlay.data.prepare import prepare
 from inlay.errors import ConfigError, explain
 from inlay.io import output as output_directory
 from inlay.io.peft import read_record
 from inlay.model.base import Base
 from inlay.training import curve, job, score
-from inlay.training import data as rows_of
 from inlay.training.loop import evaluate
 from inlay.training.settings import Settings
 
@@ -122,14 +123,14 @@ class Compare(OnBase):
         return json.loads(done.stdout.splitlines()[-1]), ""
 
     def _forgotten(self, base: Base, adapter: str) -> float:
-        rows = rows_of.read_rows(str(self.other))
+        rows = read_rows(str(self.other))
         length = job.longest_row(base, None, base.get(adapter).num_virtual)
-        prepared = rows_of.prepare(rows, base.tokenizer, length, "all", "drop")
+        prepared = prepare(rows, base.tokenizer, length, "all", "drop")
         examples = job.spread(prepared.examples, FORGETTING_ROWS)
         return evaluate(base, adapter, examples) - evaluate(base, None, examples)
 
     def _bleu(self, base: Base, adapter: str) -> float:
-        wanted = score.references(rows_of.read_rows(str(self.eval_data)))
+        wanted = score.references(read_rows(str(self.eval_data)))
         prompts = job.spread(list(wanted), self.bleu)
         return score.score(base, adapter, {prompt: wanted[prompt] for prompt in prompts}).bleu
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from inlay.cli import _demo_text, _screen
 from inlay.cli._command import Common
 from inlay.cli._screen import say
+from inlay.data.forms import read_rows
 from inlay.io import output as output_directory
 from inlay.methods.lora import Lora
 from inlay.model.base import Base
@@ -17,7 +18,6 @@ from inlay.model.load import load
 from inlay.model.merge import merge
 from inlay.training import job as jobs
 from inlay.training import score
-from inlay.training.data import read_rows
 from inlay.training.loop import Progress
 from inlay.training.settings import Settings
 

@@ -7,11 +7,11 @@ from typing import Any, Literal
 from inlay.cli import _screen, _tasks
 from inlay.cli._command import Data, OnBase
 from inlay.cli._screen import count, say
+from inlay.data.rows import Row
 from inlay.errors import DataError, explain
 from inlay.model.base import Base
 from inlay.model.purpose import CAUSAL_LM
 from inlay.text.template import prompt_ids
-from inlay.training import data as rows_of
 from inlay.training import job, score, tasks
 from inlay.training.loop import evaluate
 from inlay.training.settings import require_above_zero
@@ -89,7 +89,7 @@ class Eval(OnBase):
             _screen.emit(results)
         return 0
 
-    def _wanted(self, base: Base, rows: list[rows_of.Row]) -> dict[str, list[str]]:
+    def _wanted(self, base: Base, rows: list[Row]) -> dict[str, list[str]]:
         """The prompts to answer and their references; those without room for an answer are left out, and counted."""
         wanted = score.references(rows)
         if self.rows and self.rows < len(wanted):

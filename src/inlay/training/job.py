@@ -21,13 +21,15 @@ from typing import Any, TypeVar
 import psutil
 
 from inlay import __version__, methods
+from inlay.data import split
+from inlay.data.prepare import Prepared
 from inlay.errors import DataError, InlayError, OutputError, explain
 from inlay.io import output as output_directory
 from inlay.io import peft
 from inlay.methods._contract import Method
 from inlay.model.adapter import Adapter
 from inlay.model.base import Base
-from inlay.training import data, loop, tasks
+from inlay.training import loop, tasks
 from inlay.training.measure import measure
 from inlay.training.settings import Plan, Settings, from_dict, plan
 
@@ -81,8 +83,8 @@ class Job:
     output: Path
     settings: Settings
     plan: Plan
-    train: data.Prepared
-    held_out: data.Prepared | None
+    train: Prepared
+    held_out: Prepared | None
     source: str
     digest: str
     method: Method
@@ -209,7 +211,7 @@ def prepare(
     rows = task.read(source)
     held_rows = task.read(eval_data) if eval_data is not None else []
     if eval_data is None:
-        rows, held_rows = data.hold_out(rows, settings.eval_fraction)
+        rows, held_rows = split.hold_out(rows, settings.eval_fraction)
     virtual = getattr(method, "num_virtual_tokens", 0)
     how = (base, longest_row(base, settings.max_length, virtual), settings.train_on, settings.too_long)
     train = task.prepare(rows, *how)
@@ -234,7 +236,7 @@ def prepare(
         train,
         held_out,
         str(source),
-        data.digest(rows),
+        split.digest(rows),
         adapter.method,
         evaluated,
     )

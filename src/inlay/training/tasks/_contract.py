@@ -11,10 +11,10 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from inlay.data.prepare import Prepared
 from inlay.model.attach import Rows
 from inlay.model.base import Base
 from inlay.model.purpose import Purpose
-from inlay.training.data import Prepared
 
 
 class Task(abc.ABC):
@@ -52,7 +52,7 @@ class Task(abc.ABC):
 
         **Raises:**
 
-        - `UnknownNameError`, `FormatError`, `DataError`: see `inlay.training.data.read`; rows of another form are refused with
+        - `UnknownNameError`, `FormatError`, `DataError`: see `inlay.data.sources.read`; rows of another form are refused with
           the keys that the task wants.
         """
 
@@ -71,7 +71,7 @@ class Task(abc.ABC):
         *,
         may_be_empty: bool = False,
     ) -> Prepared:
-        """The rows as samples, see `inlay.training.data.prepare`."""
+        """The rows as samples, see `inlay.data.prepare.prepare`."""
 
     @abc.abstractmethod
     def num_targets(self, samples: Sequence[Any]) -> int:

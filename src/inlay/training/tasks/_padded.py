@@ -11,10 +11,13 @@ import torch
 from torch import Tensor
 
 from inlay.core.cross_entropy import IGNORE
+from inlay.data import files
+from inlay.data.prepare import Prepared
+from inlay.data.sources import read
 from inlay.errors import ConfigError, DataError, explain
 from inlay.model import targets
 from inlay.model.base import Base
-from inlay.training import data, files, memory
+from inlay.training import memory
 from inlay.training.tasks._contract import Task
 
 
@@ -71,7 +74,7 @@ class PaddedTask(Task):
         """
 
     def read(self, source: str | Path) -> list[KeyedRow]:
-        return data.read(source, self._rows)
+        return read(source, self._rows)
 
     def _rows(self, values: Sequence[tuple[int, Any]], name: str) -> list[KeyedRow]:
         rows, problems = [], []
@@ -99,7 +102,7 @@ class PaddedTask(Task):
         too_long: str,
         *,
         may_be_empty: bool = False,
-    ) -> data.Prepared:
+    ) -> Prepared:
         self._check_settings(train_on, too_long)
         if base.max_length is not None:  # where positions are learned, some are not for tokens
             max_length = min(max_length, base.tokenizer.model_max_length)
@@ -122,7 +125,7 @@ class PaddedTask(Task):
                     do=f"--max-length {longest}",
                 )
             )
-        return data.Prepared(
+        return Prepared(
             examples=kept,
             form=self.keys,
             max_length=max_length,

@@ -1,6 +1,6 @@
 """The next token: rows are texts, prompts with completions, or conversations; packed where the model allows it.
 
-The work is done where it always was: rows in `inlay.training.data`, tokens in `inlay.text.mask`, the loss in
+The work is done where it always was: rows in `inlay.data`, tokens in `inlay.text.mask`, the loss in
 `inlay.training.loss`.
 """
 
@@ -10,9 +10,12 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from inlay.data import forms
+from inlay.data.prepare import Prepared, prepare
+from inlay.data.rows import Row
 from inlay.model.base import Base
 from inlay.text.mask import Example
-from inlay.training import batch, data, loss
+from inlay.training import batch, loss
 from inlay.training.tasks._contract import Task
 
 
@@ -24,20 +27,20 @@ class CausalLm(Task):
     task_type: ClassVar[str] = "CAUSAL_LM"
     unit: ClassVar[str] = "token"
 
-    def read(self, source: str | Path) -> list[data.Row]:
-        return data.read_rows(source)
+    def read(self, source: str | Path) -> list[Row]:
+        return forms.read_rows(source)
 
     def prepare(
         self,
-        rows: Sequence[data.Row],
+        rows: Sequence[Row],
         base: Base,
         max_length: int,
         train_on: str,
         too_long: str,
         *,
         may_be_empty: bool = False,
-    ) -> data.Prepared:
-        return data.prepare(rows, base.tokenizer, max_length, train_on, too_long, may_be_empty=may_be_empty)
+    ) -> Prepared:
+        return prepare(rows, base.tokenizer, max_length, train_on, too_long, may_be_empty=may_be_empty)
 
     def num_targets(self, samples: Sequence[Example]) -> int:
         return batch.num_targets(samples)

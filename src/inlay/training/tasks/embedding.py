@@ -20,9 +20,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from inlay.data import files
 from inlay.model.attach import Rows
 from inlay.model.base import Base
-from inlay.training import files, metrics
+from inlay.training import metrics
 from inlay.training.tasks._padded import KeyedRow, PaddedTask, Sample, inputs, text_ids
 
 TEMPERATURE = 0.05

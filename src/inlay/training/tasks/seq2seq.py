@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from inlay.core.cross_entropy import IGNORE, cross_entropy_sum
+from inlay.data import files
 from inlay.model.attach import Rows
 from inlay.model.base import DEFAULT_NEW_TOKENS, Base
 from inlay.text.mask import check_tokenizer
-from inlay.training import files
 from inlay.training.score import bleu
 from inlay.training.tasks._padded import KeyedRow, PaddedTask, Sample, inputs, pad_id, padded, text_ids
 

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from inlay.core.cross_entropy import IGNORE, cross_entropy_sum
+from inlay.data import files
 from inlay.errors import ConfigError, DataError, explain
 from inlay.model.attach import Rows
 from inlay.model.base import Base
-from inlay.training import files, metrics
+from inlay.training import metrics
 from inlay.training.tasks._labelled import LabelledTask, class_of, is_label, predictions
 from inlay.training.tasks._padded import KeyedRow, Sample, inputs, padded
 

@@ -1,4 +1,4 @@
-"""Values out of data files, whatever kind of file they are in; what they mean is for `inlay.training.data` to say."""
+"""Values out of data files, whatever kind of file they are in; what they mean is for `inlay.data.forms` to say."""
 
 import csv
 import json
