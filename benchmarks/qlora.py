@@ -45,7 +45,8 @@ def main(shape: str = "1b", rows: str = "2", tokens: str = "256") -> None:
         )
 
 
-def _peer(directory: str) -> step.Step:
+def of_peer(directory: str, **how: str) -> step.Step:
+    """The step of peft over weights that bitsandbytes quantises."""
     import peft
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
@@ -55,7 +56,7 @@ def _peer(directory: str) -> step.Step:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16,
     )
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.bfloat16, quantization_config=config)
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.bfloat16, quantization_config=config, **how)
     return step.of_peft(peft.prepare_model_for_kbit_training(model, use_gradient_checkpointing=False))
 
 
@@ -69,7 +70,7 @@ def worker(way: str, directory: str, rows: str, tokens: str) -> None:
     import transformers.models.llama  # noqa: F401
 
     start = time.perf_counter()
-    made = _peer(directory) if way == "peft and bitsandbytes" else step.of_inlay(directory, "bfloat16")[0]
+    made = of_peer(directory) if way == "peft and bitsandbytes" else step.of_inlay(directory, "bfloat16")[0]
     step.answer(way, made, int(rows), int(tokens), loaded=time.perf_counter() - start)
 
 

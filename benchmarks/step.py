@@ -129,7 +129,7 @@ def of_peft(model: torch.nn.Module, method: str = "lora") -> Step:
     return step
 
 
-def of_inlay(directory: str, dtype: str, method: str = "lora") -> tuple[Step, int]:
+def of_inlay(directory: str, dtype: str, method: str = "lora", device: str = "cpu") -> tuple[Step, int]:
     """Ours, and the number of weights of the base."""
     import inlay
     from inlay import methods
@@ -137,7 +137,7 @@ def of_inlay(directory: str, dtype: str, method: str = "lora") -> tuple[Step, in
     from inlay.training.loop import Stepper
     from inlay.training.settings import Settings
 
-    base = inlay.load(directory, dtype=dtype)
+    base = inlay.load(directory, dtype=dtype, device=device)
     base.attach(methods.find(method)(r=16), "it")
     stepper = Stepper(base, "it", Settings(), 1e-4)
 
