@@ -12,6 +12,9 @@ from inlay.io.checkpoint import Checkpoint
 MIN_TEMPERATURE = 1e-6
 """Logits are divided by the temperature in float32: below this, those of 1e32 and more would not be finite any more."""
 
+SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+"""The generation settings of a checkpoint that are followed: the roles of tokens."""
+
 
 def check_device(name: str) -> None:
     """Refuse a device that this machine, or this build of torch, does not have."""
@@ -40,6 +43,17 @@ def check_special_tokens(model: Any, checkpoint: Checkpoint) -> None:
                 do="fetch it again, or remove the file: the tokenizer has these numbers too",
             )
         )
+
+
+def keep_special_tokens_(model: Any) -> None:
+    """Leave the model the special tokens of its generation settings, and nothing else.
+
+    `transformers` lets the file decide whatever a call leaves open: beams, penalties, strings that stop, n-grams that may not
+    come again. A call that asks for the likeliest token would get another one.
+    """
+    settings = getattr(model, "generation_config", None)
+    if settings is not None:
+        model.generation_config = type(settings)(**{name: getattr(settings, name, None) for name in SPECIAL_TOKENS})
 
 
 def check_sampling(max_new_tokens: int | None, temperature: float, seed: int) -> None:

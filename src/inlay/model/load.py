@@ -26,7 +26,7 @@ from inlay.io.mapped import Mapped
 from inlay.model import skeleton, streamed
 from inlay.model.ahead import ReadAhead
 from inlay.model.base import Base
-from inlay.model.checks import check_device, check_special_tokens
+from inlay.model.checks import check_device, check_special_tokens, keep_special_tokens_
 from inlay.model.experts import experts_of
 from inlay.model.frozen import QuantizedLinear, freeze_
 from inlay.model.fused import fuse_
@@ -87,6 +87,7 @@ def load(
         model, missing, is_mapped = _mapped(checkpoint, packed, chosen, device, purpose)
         tokenizer = _tokenizer(checkpoint)
     check_special_tokens(model, checkpoint)
+    keep_special_tokens_(model)
     model.eval()
     freeze_(model, chosen)
     model.to(device)
@@ -146,10 +147,8 @@ def _model(
 
     auto: Any = getattr(transformers, purpose.auto_class)
     try:
-        how: dict[str, Any] = {}
-        if packed or purpose.labels:
-            config = configuration(checkpoint, purpose)
-            how = skeleton.arguments(config, packed) if packed else {"config": config}
+        config = configuration(checkpoint, purpose)
+        how = skeleton.arguments(config, packed) if packed else {"config": config}
         loaded: Any = auto.from_pretrained(
             checkpoint.directory,
             **how,

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from inlay.errors import CompatibilityError, ConfigError, explain
 from inlay.io.checkpoint import Checkpoint
+from inlay.io.configuration import read as read_configuration
 from inlay.methods._contract import LinearMethod, Method, Params, PromptMethod
 from inlay.names import is_inside, is_regex, joined, split
 
@@ -49,9 +50,7 @@ def configuration(checkpoint: Checkpoint, purpose: Purpose) -> Any:
 
     - `CompatibilityError`: `transformers` does not know the architecture.
     """
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(checkpoint.directory, local_files_only=True, trust_remote_code=False)
+    config = read_configuration(checkpoint.directory)
     if purpose.labels and not has_own_head(checkpoint, purpose):
         config.id2label = dict(enumerate(purpose.labels))
         config.label2id = {label: number for number, label in enumerate(purpose.labels)}

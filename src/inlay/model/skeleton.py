@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from inlay.errors import CompatibilityError, explain
+from inlay.io import configuration
 from inlay.io.checkpoint import Checkpoint
 from inlay.model.frozen import is_transposed
 
@@ -61,9 +62,7 @@ def meta(checkpoint: Checkpoint, auto_class: str = "AutoModelForCausalLM") -> nn
 
     auto: Any = getattr(transformers, auto_class)
     try:
-        config = transformers.AutoConfig.from_pretrained(
-            checkpoint.directory, local_files_only=True, trust_remote_code=False
-        )
+        config = configuration.read(checkpoint.directory)
         with torch.device("meta"):
             model: nn.Module = auto.from_config(config, trust_remote_code=False)
     except Exception as error:  # whatever the code of a thousand architectures raises
