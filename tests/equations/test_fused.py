@@ -1,5 +1,6 @@
 """Norms and gates in one pass: the equations in float64, and models that do not notice."""
 
+import copy
 import itertools
 
 import pytest
@@ -126,49 +127,181 @@ def test_what_is_not_a_number_stays_so_and_the_largest_saturate(dtype):
 
 
 class Norm(nn.Module):
-    def __init__(self, width, offset=0.0):
+    def __init__(self, width):
         super().__init__()
         self.weight = nn.Parameter(_draw(width, dtype=torch.float32), requires_grad=False)
-        self.variance_epsilon, self.offset = 1e-6, offset
+        self.variance_epsilon = 1e-6
 
     def forward(self, x):
         wide = x.float()
         normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
-        return (self.weight + self.offset) * normed.to(x.dtype)
-
-
-class OffsetNorm(Norm):
-    def __init__(self, width):
-        super().__init__(width, offset=1.0)
+        return self.weight * normed.to(x.dtype)
 
 
 class Mlp(nn.Module):
-    def __init__(self, width, activation):
+    def __init__(self, width, activation=None):
         super().__init__()
         self.gate_proj, self.up_proj = nn.Linear(width, 3 * width), nn.Linear(width, 3 * width)
-        self.down_proj, self.act_fn = nn.Linear(3 * width, width), activation
+        self.down_proj, self.act_fn = nn.Linear(3 * width, width), activation or nn.SiLU()
 
     def forward(self, x):
         return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
 
 
-class GeluMlp(Mlp):
-    pass
+def _with(parent, forward, attribute=None, **class_attributes):
+    """A module of a class that does something else than its parent."""
+    kind = type("Other", (parent,), {"forward": forward, **class_attributes})
+    made = kind(64)
+    if attribute is not None:
+        setattr(made, *attribute)
+    return made
+
+
+def _normed(self, x, eps=None):
+    wide = x.float()
+    return (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + (eps or self.variance_epsilon))).to(x.dtype)
+
+
+def _through(self, gate, up):
+    return self.down_proj(gate * up)
+
+
+def _detached(self, x):
+    wide = x.float()
+    s = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+    return self.weight * (wide * s.detach()).to(x.dtype)
+
+
+def _grouped(self, x):
+    wide = x.float().unflatten(-1, (4, -1))
+    s = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+    return self.weight * (wide * s).flatten(-2).to(x.dtype)
+
+
+def _root_first(self, x):
+    wide = x.float()
+    return self.weight * (wide / (wide.pow(2).mean(-1, keepdim=True).sqrt() + self.variance_epsilon)).to(x.dtype)
+
+
+def _across_rows(self, x):
+    wide = x.float()
+    s = torch.rsqrt(wide.pow(2).mean((-1, -2), keepdim=True) + self.variance_epsilon)
+    return self.weight * (wide * s).to(x.dtype)
+
+
+OTHER_NORMS = {
+    "takes the mean away": _with(Norm, lambda self, x: self.weight * _normed(self, x - x.mean(-1, keepdim=True))),
+    "has an offset of one": _with(Norm, lambda self, x: (1 + self.weight) * _normed(self, x)),
+    "adds a bias": _with(Norm, lambda self, x: self.weight * _normed(self, x), ("bias", nn.Parameter(torch.zeros(64)))),
+    "holds a tensor": _with(Norm, lambda self, x: self.weight * _normed(self, x), ("bias", torch.zeros(64))),
+    "has a submodule": _with(Norm, lambda self, x: self.weight * _normed(self, x), ("dropout", nn.Dropout(0.5))),
+    "takes a gate": _with(Norm, lambda self, x, gate: self.weight * _normed(self, x * torch.sigmoid(gate))),
+    "may take a gate": _with(
+        Norm, lambda self, x, gate=None: self.weight * _normed(self, x if gate is None else x * torch.sigmoid(gate))
+    ),
+    "takes what is given by name": _with(Norm, lambda self, x, **named: self.weight * _normed(self, x)),
+    "has another epsilon": _with(Norm, lambda self, x: self.weight * _normed(self, x, 1e-5)),
+    "adds epsilon to the root": _with(Norm, _root_first),
+    "is bounded": _with(Norm, lambda self, x: self.weight * _normed(self, x.clamp(-5e3, 5e3))),
+    "ignores its weight": _with(Norm, lambda self, x: _normed(self, x)),
+    "has other gradients": _with(Norm, _detached),
+    "works on groups": _with(Norm, _grouped),
+    "works on all rows at once": _with(Norm, _across_rows),
+    "answers in float32": _with(Norm, lambda self, x: (self.weight * _normed(self, x)).double()),
+    "is called otherwise": _with(
+        Norm, Norm.forward, None, __call__=lambda self, *given: 2 * nn.Module.__call__(self, *given)
+    ),
+}
+OTHER_MLPS = {
+    "has another activation": Mlp(64, nn.GELU()),
+    "has nearly the same activation": Mlp(64, nn.Mish()),
+    "activates the other half": _with(
+        Mlp, lambda self, x: _through(self, self.gate_proj(x), self.act_fn(self.up_proj(x)))
+    ),
+    "bounds its gate": _with(
+        Mlp, lambda self, x: _through(self, self.act_fn(self.gate_proj(x).clamp(max=7)), self.up_proj(x))
+    ),
+    "adds one to the other half": _with(
+        Mlp, lambda self, x: _through(self, self.act_fn(self.gate_proj(x)), self.up_proj(x) + 1)
+    ),
+    "is scaled": _with(Mlp, lambda self, x: Mlp.forward(self, x) * 1.01),
+    "keeps its input": _with(Mlp, lambda self, x: x + Mlp.forward(self, x)),
+    "holds a scale": _with(Mlp, Mlp.forward, ("scale", nn.Parameter(torch.ones(1)))),
+    "holds a norm": _with(Mlp, Mlp.forward, ("norm", nn.LayerNorm(64))),
+    "may take more": _with(Mlp, lambda self, x, scale=1: scale * Mlp.forward(self, x)),
+}
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_usual_modules_are_given_it_and_others_left_alone(dtype):
-    torch.manual_seed(0)
-    parts = [Norm(64), OffsetNorm(64), Mlp(64, nn.SiLU()), GeluMlp(64, nn.GELU())]
-    model = nn.Sequential(*parts).to(dtype).requires_grad_(False)
+@pytest.mark.parametrize("name", [*OTHER_NORMS, *OTHER_MLPS])
+def test_a_module_that_does_something_else_is_left_alone(name, dtype):
+    other = copy.deepcopy((OTHER_NORMS | OTHER_MLPS)[name]).to(dtype)
+    model = nn.Sequential(other)
     fused.fuse_(model, dtype)
-    assert ["forward" in vars(part) for part in parts] == [True, False, True, False]
+    assert "forward" not in vars(other)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("is_frozen", [True, False])
+def test_usual_modules_are_given_it(dtype, is_frozen):
+    parts = [Norm(64), Mlp(64)]
+    model = nn.Sequential(*parts).to(dtype).requires_grad_(not is_frozen)
+    before = [dict(vars(part)) for part in parts]
+    fused.fuse_(model, dtype)
+    assert all(vars(part).keys() - held.keys() == {"forward"} for part, held in zip(parts, before, strict=True))
+
+
+class Either(Norm):
+    def forward(self, x):
+        return super().forward(x - self.mean * x.mean(-1, keepdim=True))
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_modules_of_one_class_with_other_settings_are_tried_each(first):
+    parts = [Either(64) for _ in range(2)]
+    for number, part in enumerate(parts):
+        part.mean = (number + first) % 2
+    fused.fuse_(nn.Sequential(*parts), torch.float32)
+    assert ["forward" in vars(part) for part in parts] == [not part.mean for part in parts]
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_submodules_with_other_settings_are_tried_each(first):
+    parts = [Mlp(64, activation) for activation in ([nn.SiLU(), nn.GELU()], [nn.GELU(), nn.SiLU()])[first]]
+    fused.fuse_(nn.Sequential(*parts), torch.float32)
+    assert ["forward" in vars(part) for part in parts] == [isinstance(part.act_fn, nn.SiLU) for part in parts]
+
+
+def test_a_module_in_training_mode_or_with_more_arguments_does_itself():
+    class Noisy(Mlp):
+        def forward(self, x):
+            return nn.functional.dropout(super().forward(x), 0.5, self.training)
+
+    mlp, norm, x = Noisy(8), Norm(8), torch.randn(2, 8)
+    fused.fuse_(nn.Sequential(mlp, norm).eval(), torch.float32)
+    assert "forward" in vars(mlp)
+    assert torch.equal(mlp(x=x), Noisy.forward(mlp, x))
+    assert torch.equal(norm(x=x), Norm.forward(norm, x))
+    mlp.train()
+    assert (mlp(x) == 0).any()
+    mlp.eval()
+    assert not (mlp(x) == 0).any()
+
+
+def test_the_trial_compares_with_the_kernel(monkeypatch):
+    wrong = pointwise.rms_norm
+    monkeypatch.setattr(pointwise, "rms_norm", lambda x, w, eps: (1.01 * wrong(x, w, eps)[0], wrong(x, w, eps)[1]))
+    gate = pointwise.silu_gate
+    monkeypatch.setattr(pointwise, "silu_gate", lambda a, b: 1.01 * gate(a, b))
+    model = nn.Sequential(Norm(64), Mlp(64))  # as they are before they are frozen, when a norm would do itself
+    fused.fuse_(model, torch.float32)
+    assert not any("forward" in vars(part) for part in model)
 
 
 @pytest.mark.parametrize("recall", [False, True])
 def test_gradients_through_it_are_those_of_the_module(recall):
     torch.manual_seed(0)
-    model = nn.Sequential(Norm(64), Mlp(64, nn.SiLU())).requires_grad_(False)
+    model = nn.Sequential(Norm(64), Mlp(64)).requires_grad_(False).eval()
     x = torch.randn(1, 1 + MIN_ELEMENTS // 64, 64, requires_grad=True)
     expected = model(x)
     (gradient,) = torch.autograd.grad(expected.pow(2).sum(), x)
@@ -186,7 +319,7 @@ def test_gradients_through_it_are_those_of_the_module(recall):
 
 def test_what_it_makes_again_is_what_it_made():
     torch.manual_seed(0)
-    model = nn.Sequential(Norm(64), Mlp(64, nn.SiLU())).requires_grad_(False)
+    model = nn.Sequential(Norm(64), Mlp(64)).requires_grad_(False).eval()
     fused.fuse_(model, torch.float32)
     x = torch.randn(1, 1 + MIN_ELEMENTS // 64, 64, requires_grad=True)
     with recalling():
@@ -203,7 +336,7 @@ def test_what_it_makes_again_is_what_it_made():
 
 def test_a_norm_that_is_trained_does_itself():
     norm = Norm(8)
-    fused.fuse_(nn.Sequential(norm), torch.float32)
+    fused.fuse_(nn.Sequential(norm).eval(), torch.float32)
     norm.weight.requires_grad_(True)
     norm(torch.randn(2, 8)).sum().backward()
     assert norm.weight.grad is not None
@@ -229,10 +362,73 @@ def test_a_models_own_rotation_is_replaced_while_it_is_called_and_no_longer(dtyp
         assert_close(one, other, dtype, 4)
 
 
-def test_a_rotation_of_another_kind_is_left_alone():
-    def interleaved(q, k, cos, sin):
-        return tuple(
-            x * cos[:, None] + torch.stack([-x[..., 1::2], x[..., ::2]], -1).flatten(-2) * sin[:, None] for x in (q, k)
-        )
+def _halves(x):
+    first, second = x.chunk(2, -1)
+    return torch.cat([-second, first], -1)
 
-    assert not fused._is_usual(interleaved)
+
+def _pairs(x):
+    return torch.stack([-x[..., 1::2], x[..., ::2]], -1).flatten(-2)
+
+
+def _turned(rotate, each=lambda x, cos, sin: (x, cos, sin)):
+    def own(q, k, cos, sin):
+        made = (each(x, cos[:, None], sin[:, None]) for x in (q, k))
+        return tuple(x * c + rotate(x) * s for x, c, s in made)
+
+    return own
+
+
+def _first_half_of_the_angles(x, cos, sin):
+    half = x.shape[-1] // 2
+    return x, cos[..., :half].repeat(1, 1, 1, 2), sin[..., :half].repeat(1, 1, 1, 2)
+
+
+def _queries_alone(q, k, cos, sin):
+    return _turned(_halves)(q, q, cos, sin)[0], k
+
+
+OTHER_ROTATIONS = {
+    "in pairs": _turned(_pairs),
+    "with the first half of the angles": _turned(_halves, _first_half_of_the_angles),
+    "backwards": _turned(_halves, lambda x, cos, sin: (x, cos, -sin)),
+    "scaled": _turned(_halves, lambda x, cos, sin: (1.01 * x, cos, sin)),
+    "of queries alone": _queries_alone,
+    "of one tensor": lambda x, cos, sin: x,
+    "along another dimension": lambda q, k, cos, sin: tuple(x * cos[:, :, None] for x in (q, k)),
+    "by other gradients": _turned(lambda x: _halves(x).detach()),
+    "of some widths": lambda q, k, cos, sin: _turned(_halves if q.shape[-1] < 64 else _pairs)(q, k, cos, sin),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_ROTATIONS)
+def test_a_rotation_of_another_kind_is_left_alone(name):
+    assert not fused._is_usual(OTHER_ROTATIONS[name])
+
+
+def test_the_usual_rotation_is_known_by_what_it_does():
+    assert fused._is_usual(_turned(_halves))
+
+
+def test_arguments_that_were_not_tried_reach_a_models_own_rotation():
+    def own(q, k, cos, sin, unsqueeze_dim=1):
+        return q + unsqueeze_dim, k
+
+    q, cos = torch.randn(1, 2, 3, 8), torch.randn(1, 3, 8)
+    assert torch.equal(fused._rotated(own, q, q, cos, cos, 2)[0], q + 2)
+    assert torch.equal(fused._rotated(own, q, q, cos, cos, unsqueeze_dim=3)[0], q + 3)
+    assert torch.equal(fused._rotated(own, q, q, cos[..., :4], cos[..., :4])[0], q + 1)  # a part of each head
+    assert torch.equal(fused._rotated(own, *[q.expand(2, -1, -1, -1)] * 2, cos, cos)[0], q.expand(2, -1, -1, -1) + 1)
+
+
+def test_blocks_that_end_in_another_order_leave_a_models_own_rotation(monkeypatch):
+    from transformers.models.llama import modeling_llama
+
+    own = modeling_llama.apply_rotary_pos_emb
+    body = modeling_llama.LlamaModel.__new__(modeling_llama.LlamaModel)
+    first, second = fused.rotation_of(body), fused.rotation_of(body)
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    second.__exit__(None, None, None)
+    assert modeling_llama.apply_rotary_pos_emb is own

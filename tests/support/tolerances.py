@@ -12,6 +12,10 @@ import torch
 UNIT_ROUNDOFF = {torch.float64: 2.0**-53, torch.float32: 2.0**-24, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
 SAFETY = 8
 
+LOGITS = 1e-5
+"""How far logits of two layers in float32 may be from those of `transformers`, as part of the largest: the same products and
+sums in another order, some 2 x 7 x 48 of them, or sqrt(672) x 2^-24 = 1.5e-6, with room for what norms and softmax amplify."""
+
 
 def assert_close(actual, expected, dtype, terms):
     """`actual` is `expected` up to the rounding of `terms` accumulated products in `dtype`."""

@@ -6,9 +6,9 @@
 
 torch takes seven passes over the memory for the first, three for the second and six for the third, and keeps what is in
 between. `fuse_` gives a model's modules a `forward` of their own; modules, names and weights stay. `rotation_of` replaces a
-function of a model's file for as long as the model is called. Models write these things in many ways and under many names, so
-each is recognised by what it does: it is asked once, of each class the first, on a few random tokens, and left alone where its
-answer is another.
+function of a model's file for as long as the model is called. Models write these things in many ways and under many names, and
+other things under these names, so each is recognised by what it does (`inlay.model.equivalence`) and left alone where there is
+a doubt.
 
 What these functions give is not kept for the backward pass where `inlay.core.recall` is at work: `again` makes it anew.
 """
@@ -21,19 +21,16 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from inlay.kernels import pointwise
+from inlay.model import equivalence
 
 ROTATION = "apply_rotary_pos_emb"
 """What the files of `transformers` call the function that rotates queries and keys."""
 
-PROBE_TOKENS = 3
-"""Random tokens that a module is asked about."""
-
-PROBE_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05}
-"""How far the answers may differ, as part of the largest of them: above rounding, well below another function."""
+TRIAL_WIDTHS = (8, 12)
+"""Widths of the input and of the inner part of the MLP that takes the place of a real one in its trial."""
 
 
 class _RmsNorm(torch.autograd.Function):
@@ -71,17 +68,20 @@ class _SiluGate(torch.autograd.Function):
         return pointwise.silu_gate(*ctx.saved_tensors)
 
 
-def _rms_norm(self: Any, hidden_states: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
-    """The `forward` of a norm."""
-    if not pointwise.available(hidden_states, self.weight) or self.weight.requires_grad:
-        return type(self).forward(self, hidden_states)
-    y: Tensor = _RmsNorm.apply(hidden_states, self.weight, self.variance_epsilon)  # type: ignore[assignment]  # torch types apply as Any
-    return y
+def _rms_norm(self: Any, *given: Any, **named: Any) -> Any:
+    """The `forward` of a norm; one that is trained, or in training mode, or called otherwise than in its trial does itself."""
+    weight = self.weight
+    is_usual = len(given) == 1 and not named and not self.training and not weight.requires_grad
+    if not (is_usual and pointwise.available(given[0], weight)):
+        return type(self).forward(self, *given, **named)
+    return _RmsNorm.apply(given[0], weight, self.variance_epsilon)
 
 
-def _gated_mlp(self: Any, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
-    """The `forward` of an MLP."""
-    gate, up = self.gate_proj(x), self.up_proj(x)
+def _gated_mlp(self: Any, *given: Any, **named: Any) -> Any:
+    """The `forward` of an MLP; likewise."""
+    if len(given) != 1 or named or self.training:
+        return type(self).forward(self, *given, **named)
+    gate, up = self.gate_proj(given[0]), self.up_proj(given[0])
     inner = _SiluGate.apply(gate, up) if pointwise.available(gate, up) else self.act_fn(gate) * up
     return self.down_proj(inner)
 
@@ -107,7 +107,8 @@ def rotation_of(body: nn.Module) -> Iterator[None]:
     """Within the block the model of this body rotates in one pass, where its file has the usual function for that."""
     file: Any = sys.modules.get(type(body).__module__)
     own: Rotation | None = getattr(file, ROTATION, None)
-    if own is None or not pointwise.available(torch.empty(0, 4)) or not _is_usual(own):
+    is_ours = isinstance(own, functools.partial)  # another thread is within such a block, and ends it
+    if own is None or is_ours or not pointwise.available(torch.empty(0, 4)) or not _is_usual(own):
         yield
         return
     setattr(file, ROTATION, functools.partial(_rotated, own))
@@ -117,11 +118,17 @@ def rotation_of(body: nn.Module) -> Iterator[None]:
         setattr(file, ROTATION, own)
 
 
-def _rotated(own: Rotation, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, **others: Any) -> tuple[Tensor, Tensor]:
-    """What `own` does, for one row of tokens."""
-    plain = not others and len(q) == 1 and cos.shape == sin.shape == (1, q.shape[2], q.shape[3]) == (1, *k.shape[2:])
-    if not (plain and q.shape[-1] % 4 == 0 and pointwise.available(q, k, cos, sin)):
-        return own(q, k, cos, sin, **others)
+def _rotated(own: Rotation, *given: Any, **named: Any) -> tuple[Tensor, Tensor]:
+    """What `own` does, for one row of tokens whose heads are rotated whole."""
+    if len(given) == 4 and not named:
+        q, k, cos, sin = given
+        is_one = len(q) == 1 and cos.shape == sin.shape == (1, q.shape[2], q.shape[3]) == (1, *k.shape[2:])
+        if is_one and q.shape[-1] % 4 == 0 and pointwise.available(q, k, cos, sin):
+            return _rotate(q, k, cos, sin)
+    return own(*given, **named)
+
+
+def _rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
     turned = (_Rotate.apply(x[0].transpose(0, 1), cos[0], sin[0]) for x in (q, k))
     turned_q, turned_k = (x.transpose(0, 1)[None] for x in turned)  # type: ignore[union-attr]  # torch types apply as Any
     return turned_q, turned_k
@@ -129,50 +136,80 @@ def _rotated(own: Rotation, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, **ot
 
 @functools.cache
 def _is_usual(own: Rotation) -> bool:
-    """It answers a few random tokens as `_rotated` does."""
+    """It rotates a few random tokens, of several numbers of heads and widths, as `_rotate` does."""
     generator = torch.Generator().manual_seed(0)
-    q, k, cos, sin = (torch.randn(1, *shape, 8, generator=generator) for shape in ((4, 3), (2, 3), (3,), (3,)))
-    try:
-        expected, actual = own(q, k, cos, sin), _rotated(own, q, k, cos, sin)
-    except Exception:  # any model's code may refuse in any way; it then does not do the same
+    for dim, heads, kv_heads in ((8, 4, 2), (16, 1, 1), (64, 3, 3)):
+        q, k, cos, sin = (
+            torch.randn(1, *shape, dim, generator=generator) for shape in ((heads, 5), (kv_heads, 5), (5,), (5,))
+        )
+        if not equivalence.agree(own, _rotate, (q, k), (cos, sin)):
+            return False
+    return True
+
+
+_MAPS = ("gate_proj", "up_proj", "down_proj")
+"""The linear maps of a gated MLP."""
+
+
+def _is_norm(module: nn.Module, kind: torch.dtype) -> bool:
+    """A module is the norm at the top of this file for inputs of this dtype, whatever its weight is."""
+    weight, eps = module._parameters.get("weight"), module.variance_epsilon
+    if weight is None or weight.dim() != 1 or not isinstance(eps, float):
         return False
-    return all(torch.allclose(a, b, atol=1e-5) for a, b in zip(actual, expected, strict=True))
+    if not (equivalence.takes_one_tensor(module) and equivalence.holds_only(module, ("weight",), ())):
+        return False
+    drawn = torch.randn(len(weight), generator=torch.Generator().manual_seed(2)).to(kind)
+    theirs = functools.partial(type(module).forward, equivalence.twin(module, {"weight": drawn}, {}))
+
+    def ours(x: Tensor) -> Any:
+        return _RmsNorm.apply(x, drawn, eps)
+
+    return all(equivalence.agree(theirs, ours, (x,)) for x in equivalence.inputs(len(weight), kind))
 
 
-_PARTS: tuple[tuple[Callable[[Any, Tensor], Tensor], tuple[str, ...], str], ...] = (
-    (_rms_norm, ("weight", "variance_epsilon"), "weight"),
-    (_gated_mlp, ("gate_proj", "up_proj", "down_proj", "act_fn"), "gate_proj"),
+def _is_gated_mlp(module: nn.Module, kind: torch.dtype) -> bool:
+    """The same of the gated MLP, whatever its linear maps are: small ones replace them."""
+    if not (equivalence.takes_one_tensor(module) and equivalence.holds_only(module, (), (*_MAPS, "act_fn"))):
+        return False
+    width, inner = TRIAL_WIDTHS
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(2)
+        gate, up, down = (nn.Linear(*shape, dtype=kind) for shape in ((width, inner), (width, inner), (inner, width)))
+    theirs = functools.partial(
+        type(module).forward, equivalence.twin(module, {}, dict(zip(_MAPS, (gate, up, down), strict=True)))
+    )
+
+    def ours(x: Tensor) -> Any:
+        return down(_SiluGate.apply(gate(x), up(x)))
+
+    return all(equivalence.agree(theirs, ours, (x,)) for x in equivalence.inputs(width, kind))
+
+
+_PARTS: tuple[
+    tuple[Callable[..., Any], Callable[[nn.Module, torch.dtype], bool], tuple[str, ...], tuple[str, ...]], ...
+] = (
+    (_rms_norm, _is_norm, ("variance_epsilon",), ()),
+    (_gated_mlp, _is_gated_mlp, _MAPS, _MAPS),
 )
-"""(a `forward`, the attributes that it needs, the one that knows the width of the input)."""
+"""(a `forward`, what recognises the modules that it suits, the names that they have at least, the submodules that it calls)."""
 
 
 @torch.no_grad()
 def fuse_(model: nn.Module, dtype: torch.dtype) -> None:
-    """Give the modules of `model`, which computes in `dtype`, the functions above, where they do the same."""
+    """Give the modules of `model`, which computes in `dtype`, the functions above, where they do the same.
+
+    A decision holds for all modules of a class with the same settings, and for no others.
+    """
     if not pointwise.available(torch.empty(0, 2, dtype=dtype)):
         return
-    known: dict[tuple[type, Any], bool] = {}
-    for module in model.modules():
-        for forward, attributes, first in _PARTS:
-            if not all(hasattr(module, name) for name in attributes):
+    known: dict[Any, bool] = {}
+    for module in list(model.modules()):
+        held = vars(module).keys() | module._modules.keys()
+        for forward, is_it, needs, maps in _PARTS:
+            if not held.issuperset(needs):
                 continue
-            key = (type(module), forward)
+            key = (forward, equivalence.settings(module, maps))
             if key not in known:
-                known[key] = _is_same(module, forward, getattr(module, first), dtype)
+                known[key] = all(is_it(module, kind) for kind in dict.fromkeys((torch.float32, dtype)))
             if known[key]:
                 module.forward = types.MethodType(forward, module)
-
-
-def _is_same(module: nn.Module, forward: Callable[[Any, Tensor], Tensor], first: Any, dtype: torch.dtype) -> bool:
-    """A module's answer to a few random tokens is that of `forward`."""
-    width = first.shape[-1] if isinstance(first, Tensor) else getattr(first, "in_features", None)
-    if width is None:
-        return False
-    x = torch.randn(1, PROBE_TOKENS, width, generator=torch.Generator().manual_seed(0)).to(dtype)
-    try:
-        expected, actual = module(x), forward(module, x)
-    except Exception:  # any model's code may refuse in any way; it then does not do the same
-        return False
-    if not isinstance(expected, Tensor) or expected.shape != actual.shape or not pointwise.available(expected):
-        return False
-    return bool((actual - expected).abs().max() <= PROBE_TOLERANCE[dtype] * expected.abs().max())
