@@ -28,6 +28,11 @@ ALLOWED_RAISES = {
     ("__main__.py", "SystemExit"): "the exit status",
     ("cli/__init__.py", "KeyboardInterrupt"): "a request to end is answered like Ctrl-C",
     ("cli/demo.py", "KeyboardInterrupt"): "Ctrl-C in the middle of the demo ends the demo",
+    (
+        "text/_renderer.py",
+        "TemplateError",
+    ): "what transformers' raise_exception raises, in a process that knows nothing of ours",
+    ("text/_renderer.py", "SecurityError"): "what jinja2's sandbox raises, there",
     ("training/job.py", "KeyboardInterrupt"): "Ctrl-C before the first step: nothing was learned, nothing is written",
 }
 

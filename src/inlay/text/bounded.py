@@ -56,7 +56,9 @@ def rendered(template: str, variables: str, source: str) -> str:
                 do="use roles that it knows, in the order that it wants; a system text can open the first user message",
             )
         )
-    raise failure(source, text) if letter == _renderer.FAILED else _beyond(letter, source, text)
+    if letter == _renderer.FAILED:
+        raise failure(source, text)
+    raise _beyond(letter, source, text)
 
 
 def failure(source: str, reason: str) -> DataError:
