@@ -16,6 +16,12 @@ import struct
 import sys
 from typing import Any
 
+from jinja2 import TemplateError, TemplateSyntaxError, nodes, pass_eval_context
+from jinja2.exceptions import SecurityError
+from jinja2.ext import Extension, loopcontrols
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
+
 TEXT, REFUSED, FAILED, SYNTAX, MEMORY, LONG = b"trfsml"
 """The letters of the answers: text, the template refuses the messages, it fails, it is no Jinja, memory, too long a text."""
 
@@ -25,8 +31,6 @@ OUTPUT_FACTOR, OUTPUT_EXTRA = 8, 1_000_000
 
 def answer(template: str, variables: str) -> tuple[int, str]:
     """The letter and the text of one answer."""
-    from jinja2 import TemplateError, TemplateSyntaxError
-
     limit, pieces, size = OUTPUT_FACTOR * len(variables) + OUTPUT_EXTRA, [], 0
     try:
         for piece in _compiled(template).generate(json.loads(variables)):
@@ -51,69 +55,69 @@ def _compiled(template: str) -> Any:
     return _environment().from_string(template)
 
 
+class _Generation(Extension):
+    """`{% generation %}` marks what an assistant writes; here it is its content, no more."""
+
+    tags = {"generation"}  # noqa: RUF012  # as jinja2 wants it
+
+    def parse(self, parser: Any) -> Any:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.CallBlock(self.call_method("_content"), [], [], body).set_lineno(line)
+
+    @pass_eval_context
+    def _content(self, context: Any, caller: Any) -> str:
+        return caller()
+
+
+class _Namespace(Namespace):
+    """A namespace without names that begin with an underscore, which lead to the inside of Python."""
+
+    def __init__(*args: Any, **kwargs: Any):
+        self, *rest = args
+        for name in (values := dict(*rest, **kwargs)):
+            _check(name)
+        Namespace.__init__(self, values)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        _check(name)
+        Namespace.__setitem__(self, name, value)
+
+
+class _Dict:
+    """The type `dict` without the way into Python that a type is."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
+        return dict(*args, **kwargs)
+
+    def fromkeys(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
+        return dict.fromkeys(*args, **kwargs)
+
+
+def _check(name: Any) -> None:
+    if isinstance(name, str) and name.startswith("_"):
+        raise SecurityError(f"a namespace has no names with an underscore in front, such as {name!r}")
+
+
+def _raise(message: str) -> None:
+    raise TemplateError(message)
+
+
+def _tojson(
+    x: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
+) -> str:
+    return json.dumps(x, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _strftime_now(format: str) -> str:
+    return datetime.datetime.now().strftime(format)
+
+
 @functools.cache
 def _environment() -> Any:
-    from jinja2 import TemplateError, nodes, pass_eval_context
-    from jinja2.exceptions import SecurityError
-    from jinja2.ext import Extension, loopcontrols
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-    from jinja2.utils import Namespace
-
-    class Generation(Extension):
-        """`{% generation %}` marks what an assistant writes; here it is its content, no more."""
-
-        tags = {"generation"}  # noqa: RUF012  # as jinja2 wants it
-
-        def parse(self, parser: Any) -> Any:
-            line = next(parser.stream).lineno
-            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-            return nodes.CallBlock(self.call_method("_content"), [], [], body).set_lineno(line)
-
-        @pass_eval_context
-        def _content(self, context: Any, caller: Any) -> str:
-            return caller()
-
-    class Values(Namespace):
-        """A namespace without names that begin with an underscore, which lead to the inside of Python."""
-
-        def __init__(*args: Any, **kwargs: Any):
-            self, *rest = args
-            for name in (values := dict(*rest, **kwargs)):
-                _check(name)
-            Namespace.__init__(self, values)
-
-        def __setitem__(self, name: str, value: Any) -> None:
-            _check(name)
-            Namespace.__setitem__(self, name, value)
-
-    class Dict:
-        """The type `dict` without the way into Python that a type is."""
-
-        def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
-            return dict(*args, **kwargs)
-
-        def fromkeys(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
-            return dict.fromkeys(*args, **kwargs)
-
-    def _check(name: Any) -> None:
-        if isinstance(name, str) and name.startswith("_"):
-            raise SecurityError(f"a namespace has no names with an underscore in front, such as {name!r}")
-
-    def raise_exception(message: str) -> None:
-        raise TemplateError(message)
-
-    def tojson(
-        x: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
-    ) -> str:
-        return json.dumps(x, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-    def strftime_now(format: str) -> str:
-        return datetime.datetime.now().strftime(format)
-
-    made = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
-    made.filters["tojson"] = tojson
-    made.globals |= {"raise_exception": raise_exception, "strftime_now": strftime_now}
-    made.globals |= {"dict": Dict(), "namespace": Values}
+    made = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
+    made.filters["tojson"] = _tojson
+    made.globals |= {"raise_exception": _raise, "strftime_now": _strftime_now, "dict": _Dict(), "namespace": _Namespace}
     return made
 
 
