@@ -8,6 +8,7 @@ Requests come on stdin, answers go to stdout, until stdin ends; `inlay.text.boun
 The environment is that of `transformers`: jinja2's sandbox with its loop controls, `tojson` without escapes, `raise_exception`,
 `strftime_now`, `{% generation %}`, `dict` and `namespace`. It imports jinja2 and the standard library, nothing of Inlay.
 """
+# it is told where jinja2 is
 
 import datetime
 import functools
@@ -15,6 +16,9 @@ import json
 import struct
 import sys
 from typing import Any
+
+if __name__ == "__main__":
+    sys.path += sys.argv[3:]  # where jinja2 is: an isolated process looks nowhere
 
 from jinja2 import TemplateError, TemplateSyntaxError, nodes, pass_eval_context
 from jinja2.exceptions import SecurityError
@@ -156,5 +160,4 @@ def serve(seconds: float, num_bytes: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.path += sys.argv[3:]
     serve(float(sys.argv[1]), int(sys.argv[2]))
