@@ -48,12 +48,12 @@ def _guarded(command: str, arguments: list[str]) -> int:
 
     debug = "--debug" in arguments
     try:
-        with _signal(
+        with answered_by(
             signal.SIGINT, signal.SIG_DFL
         ):  # some libraries swallow a KeyboardInterrupt while they are imported
             runner = importlib.import_module(f"{__name__}._command")
             importlib.import_module(f"{__name__}.{command}")
-        with _signal(signal.SIGTERM, _interrupt), _short_warnings():
+        with answered_by(signal.SIGTERM, _interrupt), _short_warnings():
             return runner.run(command, arguments)
     except InlayError as error:
         if debug:
@@ -81,7 +81,7 @@ def _interrupt(number: int, frame: object) -> None:
 
 
 @contextlib.contextmanager
-def _signal(number: signal.Signals, handler: Any) -> Iterator[None]:
+def answered_by(number: signal.Signals, handler: Any) -> Iterator[None]:
     """Within the block a signal is answered by `handler`."""
     if threading.current_thread() is not threading.main_thread():
         yield

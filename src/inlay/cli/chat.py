@@ -1,17 +1,23 @@
 """Talk with the base and its adapters."""
 
+import contextlib
 import dataclasses
-import io
+import signal
 import sys
+from collections.abc import Iterator
 from typing import Any
 
+from inlay.cli import answered_by
 from inlay.cli._command import OnBase, repeated
+from inlay.cli._lines import Lines
 from inlay.cli._screen import say
 from inlay.cli.generate import attach_all
-from inlay.errors import InlayError
+from inlay.errors import ConfigError, InlayError, explain
 from inlay.model.base import Base
+from inlay.model.checks import check_sampling
+from inlay.model.sampling import Sampling, recommended
 
-HELP = "/use NAME, /use none, /new, or Ctrl-D to end"
+HELP = "/use NAME, /use none, /system TEXT, /new, or Ctrl-D to end; Ctrl-C ends an answer"
 """What can be typed beside messages."""
 
 
@@ -20,79 +26,177 @@ class Chat(OnBase):
     """A conversation on stdin and stdout."""
 
     adapter: repeated(str) = ()  # type: ignore[valid-type]  # an annotation built by a function
-    """An adapter directory; given several times, /use NAME changes between them."""
+    """An adapter directory, the first of which answers; given several times, /use NAME changes between them."""
+
+    system: str | None = None
+    """A system message in front of the conversation."""
 
     max_new_tokens: int | None = None
     """Longest answer in tokens; 256, or what the model's positions leave, unless given."""
 
-    temperature: float = 0.0
-    """0 takes the likeliest token; above 0 tokens are drawn."""
+    greedy: bool = False
+    """Always take the likeliest token, as --temperature 0 does."""
+
+    temperature: float | None = None
+    """0 takes the likeliest token; above 0 tokens are drawn. This and the next three are the checkpoint's own recommendation
+    unless given."""
+
+    top_p: float | None = None
+    """Draw only from the likeliest tokens that have this much of the probability together."""
+
+    top_k: int | None = None
+    """Draw only from this many of the likeliest tokens; 0: from all."""
+
+    repetition_penalty: float | None = None
+    """Above 1, tokens that are in the text already become less likely."""
 
     force: bool = False
     """Use adapters that were trained on another base: answers will be wrong in ways that look right."""
 
+    def __post_init__(self) -> None:
+        if self.greedy and self.temperature:
+            found = f"--greedy with --temperature {self.temperature:g}"
+            raise ConfigError(explain("greedy answers have no temperature", found=found, do="--greedy"))
+        start = Sampling() if self.greedy or self.temperature == 0 else Sampling(temperature=1.0)
+        check_sampling(self.max_new_tokens, self._given(start), 0)
+
     def run(self) -> int:
-        """Read lines until the end of the input."""
+        """Read messages until the end of the input."""
         base = self.load()
-        attach_all(base, self.adapter, self.force)
+        names = attach_all(base, self.adapter, self.force)
+        base.active = names[0] if names else None
+        start, source = (
+            (Sampling(), "as asked") if self.greedy or self.temperature == 0 else recommended(base.checkpoint)
+        )
+        sampling = self._given(start)
+        check_sampling(self.max_new_tokens, sampling, 0)
         say("base", base.describe())
         say("adapters", f"{', '.join(base.adapters) or 'none'} · active: {base.active or 'none'}")
+        say("answers", f"{sampling} ({source if sampling == start else 'as asked'})")
         say("", HELP)
-        messages: list[dict[str, str]] = []
-        while (line := _read()) is not None:
-            if line.startswith("/"):
-                _order(base, line, messages)
-            elif line:
-                said = [*messages, {"role": "user", "content": line}]
-                try:
-                    messages = [*said, {"role": "assistant", "content": self._answer(base, said)}]
-                except InlayError as error:  # most often, the conversation has outgrown the model's positions
-                    print(f"error: {error}\n  hint:  /new forgets the conversation so far", file=sys.stderr)
+        talk = _Talk(base, sampling, self.max_new_tokens, self.system or "")
+        with Lines() as lines:
+            while talk.take(lines):
+                pass
         return 0
 
-    def _answer(self, base: Base, messages: list[dict[str, str]]) -> str:
-        from transformers import TextStreamer
-
-        streamer: Any = TextStreamer(base.tokenizer, skip_prompt=True, skip_special_tokens=True)
-        active = base.active
-        answer = base.generate(
-            [messages],
-            active,
-            max_new_tokens=self.max_new_tokens,
-            temperature=self.temperature,
-            seed=len(messages),
-            streamer=streamer,
-        )
-        return answer[0].strip()
+    def _given(self, start: Sampling) -> Sampling:
+        """`start` with what the flags say."""
+        given = {field.name: getattr(self, field.name) for field in dataclasses.fields(Sampling)}
+        return dataclasses.replace(start, **{name: value for name, value in given.items() if value is not None})
 
 
-def _read() -> str | None:
-    """The next line of the user; None at the end."""
-    if sys.stdin.isatty():
-        print("> ", end="", file=sys.stderr, flush=True)
-    if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(errors="replace")  # a stray byte ends no conversation
-    line = sys.stdin.readline()
-    return line.strip() if line else None
+class _Talk:
+    """The conversation so far, and what is done with the next message."""
 
+    def __init__(self, base: Base, sampling: Sampling, max_new_tokens: int | None, system: str):
+        self.base, self.sampling, self.max_new_tokens, self.system = base, sampling, max_new_tokens, system
+        self.messages: list[dict[str, str]] = []
+        self.num_answers = 0
 
-def _order(base: Base, line: str, messages: list[dict[str, str]]) -> None:
-    """Do what a line with a slash says; a mistake is told, and the conversation goes on."""
-    order, _, name = line.partition(" ")
-    if order == "/use":
-        if name in ("", "none", *base.adapters):
-            base.active = None if name in ("", "none") else name
-            say("active", str(base.active or "none"))
+    def take(self, lines: Lines) -> bool:
+        """Read one message and answer it; False at the end of the input."""
+        try:
+            with _interruptible() as ctrl_c:
+                line = lines.read(f"{self.base.active or 'base'}> ")
+        except KeyboardInterrupt:
+            if not (lines.is_terminal and ctrl_c):
+                raise
+            print(f"\n{HELP}", file=sys.stderr)  # the line is thrown away, as a shell does
+            return True
+        except InlayError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return True
+        if line is None:
+            return False
+        if line.startswith("/"):
+            self._order(line)
+        elif line:
+            self._answer(line)
+        return True
+
+    def _answer(self, line: str) -> None:
+        """Answer a message; the conversation goes on whatever happens."""
+        said = [*self.messages, {"role": "user", "content": line}]
+        system = [{"role": "system", "content": self.system}] if self.system else []
+        streamer = _streamer(self.base.tokenizer)
+        self.num_answers += 1
+        try:
+            with _interruptible() as ctrl_c:
+                streamer.interrupted = ctrl_c
+                answer = self.base.generate(
+                    [[*system, *said]],
+                    self.base.active,
+                    max_new_tokens=self.max_new_tokens,
+                    seed=self.num_answers,
+                    streamer=streamer,
+                    **dataclasses.asdict(self.sampling),
+                )[0]
+        except KeyboardInterrupt:
+            if not ctrl_c:  # a request to end the program
+                raise
+            answer = streamer.text
+            print(flush=True)
+            print("the answer was interrupted; the conversation goes on", file=sys.stderr)
+        except InlayError as error:  # most often, the conversation has outgrown the model's positions
+            hint = "" if "  hint:" in str(error) else "\n  hint:  /new forgets the conversation so far"
+            print(f"error: {error}{hint}", file=sys.stderr)
+            return
+        self.messages = [*said, {"role": "assistant", "content": answer.strip()}]
+
+    def _order(self, line: str) -> None:
+        """Do what a line with a slash says; a mistake is told, and the conversation goes on."""
+        order, _, name = (part.strip() for part in line.partition(" "))
+        base = self.base
+        if order == "/use":
+            if name in ("", "none", *base.adapters):
+                base.active = None if name in ("", "none") else name
+                say("active", str(base.active or "none"))
+            else:
+                known = ", ".join([*base.adapters, "none"])
+                print(
+                    f"error: no adapter of that name is attached\n  found: {name!r}; there are {known}", file=sys.stderr
+                )
+        elif order == "/system":
+            self.system = name
+            say("system", name or "no system message")
+        elif order == "/new":
+            self.messages.clear()
+            say("new", "the conversation so far is forgotten")
+        elif order == "/help":
+            say("", HELP)
         else:
-            known = ", ".join([*base.adapters, "none"])
-            print(f"error: no adapter of that name is attached\n  found: {name!r}; there are {known}", file=sys.stderr)
-    elif order == "/new":
-        messages.clear()
-        say("new", "the conversation so far is forgotten")
-    elif order == "/help":
-        say("", HELP)
-    else:
-        print(f"error: there is no {order}\n  hint:  {HELP}", file=sys.stderr)
+            print(f"error: there is no {order}\n  hint:  {HELP}", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[list[int]]:
+    """Within the block Ctrl-C raises KeyboardInterrupt, and the list is not empty any more: other signals raise it too."""
+    pressed: list[int] = []
+
+    def press(number: int, frame: Any) -> None:
+        pressed.append(number)
+        signal.default_int_handler(number, frame)
+
+    with answered_by(signal.SIGINT, press):
+        yield pressed
+
+
+def _streamer(tokenizer: Any) -> Any:
+    """Prints an answer as it is made, and keeps it in `text`; `interrupted` is the list that Ctrl-C fills."""
+    from transformers import TextStreamer
+
+    class Streamer(TextStreamer):
+        text = ""
+        interrupted: list[int] = []  # noqa: RUF012  # replaced before use
+
+        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+            self.text += text
+            super().on_finalized_text(text, stream_end)
+            if self.interrupted:  # some library has swallowed the exception
+                signal.default_int_handler(signal.SIGINT, None)
+
+    return Streamer(tokenizer, skip_prompt=True, skip_special_tokens=True)  # type: ignore[arg-type]
 
 
 Command = Chat

@@ -27,6 +27,15 @@ class Generate(OnBase):
     temperature: float = 0.0
     """0 takes the likeliest token; above 0 tokens are drawn."""
 
+    top_p: float = 1.0
+    """Draw only from the likeliest tokens that have this much of the probability together."""
+
+    top_k: int = 0
+    """Draw only from this many of the likeliest tokens; 0: from all."""
+
+    repetition_penalty: float = 1.0
+    """Above 1, tokens that are in the text already become less likely."""
+
     seed: int = 0
     """For drawing tokens."""
 

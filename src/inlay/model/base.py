@@ -27,6 +27,7 @@ from inlay.model.layout import Measured
 from inlay.model.prompts import virtual_ids
 from inlay.model.purpose import CAUSAL_LM, Purpose
 from inlay.model.residual import residual
+from inlay.model.sampling import Sampling
 from inlay.text.template import prompt_ids
 
 DEFAULT_NEW_TOKENS = 256
@@ -164,6 +165,9 @@ class Base(Attached):
         *,
         max_new_tokens: int | None = None,
         temperature: float = 0.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        repetition_penalty: float = 1.0,
         seed: int = 0,
         streamer: Any = None,
     ) -> list[str]:
@@ -176,11 +180,13 @@ class Base(Attached):
         - `adapters`: a name for all rows, or one name or None per row; None: the plain base.
         - `max_new_tokens`: longest answer; `DEFAULT_NEW_TOKENS`, or what the positions leave, unless given.
         - `temperature`: 0 takes the likeliest token; above, tokens are drawn with `seed`.
+        - `top_p`, `top_k`, `repetition_penalty`: see `inlay.model.sampling.Sampling`.
         - `streamer`: a `transformers` streamer, for one row.
 
         **Returns:** the new text of each row, without special tokens.
         """
-        check_sampling(max_new_tokens, temperature, seed)
+        sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k, repetition_penalty=repetition_penalty)
+        check_sampling(max_new_tokens, sampling, seed)
         if isinstance(prompts, str):
             raise ConfigError(explain("prompts are a list, a row each", found=f"{prompts!r}", do=f"[{prompts!r}]"))
         if not isinstance(adapters, str | None) and len(adapters) != len(prompts):
@@ -200,7 +206,6 @@ class Base(Attached):
         ids = torch.tensor([[pad or 0] * (longest - len(row)) + row for row in rows])
         mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
         device = targets.device_of(self.model)
-        sampling = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
         torch.manual_seed(seed)
         with torch.no_grad(), self.using(adapters):
             out = self.model.generate(
@@ -211,7 +216,7 @@ class Base(Attached):
                 eos_token_id=self.end_tokens,
                 streamer=streamer,
                 logits_processor=[_finite],
-                **sampling,
+                **sampling.arguments(),
             )
         return self.tokenizer.batch_decode(out[:, longest:], skip_special_tokens=True)
 

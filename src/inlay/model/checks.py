@@ -1,6 +1,5 @@
 """What a base can't be, or be asked for: said before `transformers` or torch fail at it in words of their own."""
 
-import math
 from typing import Any
 
 import torch
@@ -8,9 +7,7 @@ import torch
 from inlay.errors import ConfigError, FormatError, explain
 from inlay.fields import MISFIT, fit, shown
 from inlay.io.checkpoint import Checkpoint
-
-MIN_TEMPERATURE = 1e-6
-"""Logits are divided by the temperature in float32: below this, those of 1e32 and more would not be finite any more."""
+from inlay.model.sampling import Sampling
 
 SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 """The generation settings of a checkpoint that are followed: the roles of tokens."""
@@ -56,15 +53,19 @@ def keep_special_tokens_(model: Any) -> None:
         model.generation_config = type(settings)(**{name: getattr(settings, name, None) for name in SPECIAL_TOKENS})
 
 
-def check_sampling(max_new_tokens: int | None, temperature: float, seed: int) -> None:
-    """Refuse an answer of no tokens, and what no token can be drawn with."""
-    problems: list[tuple[str, str]] = []
+def check_sampling(max_new_tokens: int | None, sampling: Sampling, seed: int) -> None:
+    """Refuse an answer of no tokens, and what no token can be drawn with.
+
+    **Raises:**
+
+    - `ConfigError`: a setting is out of its range, or has no effect beside the others.
+    """
+    problems = sampling.problems()
     if max_new_tokens is not None and max_new_tokens < 1:
         problems.append((f"max_new_tokens={max_new_tokens}, not above 0", "--max-new-tokens 64"))
-    if temperature != 0 and not MIN_TEMPERATURE <= temperature < math.inf:
-        problems.append((f"temperature={temperature}, not 0 or from {MIN_TEMPERATURE:g} on", "--temperature 0.8"))
     if not -(2**63) <= seed < 2**63:
         problems.append((f"seed={seed}, not of 64 bits", "--seed 1"))
     if problems:
         found, hints = zip(*problems, strict=True)
         raise ConfigError(explain("an answer can't be made with these settings", found=found, do=" ".join(hints)))
+    sampling.check()

@@ -1,0 +1,104 @@
+"""How the next token is drawn from a model's logits: the likeliest one, or one at random from those that are likely.
+
+    p = softmax(logits / temperature), over the `top_k` likeliest tokens, then over the fewest of them whose p add up to `top_p`
+
+Before that, `repetition_penalty` divides the positive logits of tokens that are in the text already, and multiplies the
+negative ones. Sources: nucleus sampling, Holtzman et al. 2020, section 3.1; the penalty, Keskar et al. 2019, section 4.1.
+"""
+
+import dataclasses
+import math
+from typing import Any, get_type_hints
+
+from inlay.errors import ConfigError, explain
+from inlay.fields import MISFIT, fit
+from inlay.io import _safe
+from inlay.io.checkpoint import Checkpoint
+
+MIN_TEMPERATURE = 1e-6
+"""Logits are divided by the temperature in float32: below this, those of 1e32 and more would not be finite any more."""
+
+SETTINGS = "generation_config.json"
+"""The file in which a checkpoint recommends how to draw from it."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How tokens are drawn."""
+
+    temperature: float = 0.0
+    """0 takes the likeliest token; above 0 tokens are drawn."""
+
+    top_p: float = 1.0
+    """Only from the likeliest tokens that have this much of the probability together."""
+
+    top_k: int = 0
+    """Only from this many of the likeliest tokens; 0: from all."""
+
+    repetition_penalty: float = 1.0
+    """Above 1, tokens that are in the text already become less likely."""
+
+    def problems(self) -> list[tuple[str, str]]:
+        """(what is out of its range, a flag that is in it), for each setting that is."""
+        found: list[tuple[str, str]] = []
+        if self.temperature != 0 and not MIN_TEMPERATURE <= self.temperature < math.inf:
+            found.append((f"temperature={self.temperature}, not 0 or from {MIN_TEMPERATURE:g} on", "--temperature 0.8"))
+        if not 0 < self.top_p <= 1:
+            found.append((f"top_p={self.top_p}, not above 0 and at most 1", "--top-p 0.9"))
+        if self.top_k < 0:
+            found.append((f"top_k={self.top_k}, below 0", "--top-k 50"))
+        if not 0 < self.repetition_penalty < math.inf:
+            found.append((f"repetition_penalty={self.repetition_penalty}, not above 0", "--repetition-penalty 1.1"))
+        return found
+
+    def check(self) -> None:
+        """Refuse settings that leave some tokens out of a draw where none is drawn.
+
+        **Raises:**
+
+        - `ConfigError`: `top_p` or `top_k` with temperature 0.
+        """
+        idle = [f"top_p={self.top_p}"] * (self.top_p != 1) + [f"top_k={self.top_k}"] * (self.top_k != 0)
+        if idle and self.temperature == 0:
+            found = f"{', '.join(idle)} with temperature 0, which takes the likeliest token"
+            raise ConfigError(
+                explain("nothing is drawn, so that nothing can be left out", found=found, do="--temperature 0.8")
+            )
+
+    def arguments(self) -> dict[str, Any]:
+        """The same for `transformers`' `generate`: each one is said, so that no file of the model decides it."""
+        drawn = {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k} if self.temperature else {}
+        return {"do_sample": bool(drawn), "num_beams": 1, "repetition_penalty": self.repetition_penalty, **drawn}
+
+    def __str__(self) -> str:
+        if not self.temperature:
+            words = ["the likeliest token"]
+        else:
+            words = [f"temperature {self.temperature:g}"] + [f"top-p {self.top_p:g}"] * (self.top_p != 1)
+            words += [f"top-k {self.top_k}"] * (self.top_k != 0)
+        words += [f"repetition penalty {self.repetition_penalty:g}"] * (self.repetition_penalty != 1)
+        return ", ".join(words)
+
+
+CHAT = Sampling(temperature=0.7, top_p=0.9)
+"""How a chat draws where the checkpoint recommends nothing: the likeliest token alone makes small models repeat themselves."""
+
+
+def recommended(checkpoint: Checkpoint) -> tuple[Sampling, str]:
+    """How a chat with this checkpoint draws, and who says so: its `generation_config.json`, or Inlay where that says nothing
+    that can be used."""
+    path = checkpoint.directory / SETTINGS
+    settings = _safe.read_json(path) if path.is_file() else {}
+    hints = get_type_hints(Sampling)
+    given = {
+        name: settings[name]
+        for name, hint in hints.items()
+        if settings.get(name) is not None and fit(settings[name], hint) is not MISFIT
+    }
+    if settings.get("do_sample") is True:
+        given = {"temperature": 1.0, **given}  # what drawing means to transformers where nothing is said
+    start = Sampling() if "temperature" in given else CHAT
+    found = dataclasses.replace(start, **given)
+    if not given or not found.temperature or found.problems():
+        return CHAT, f"Inlay's default: {checkpoint.name} recommends nothing"
+    return found, f"{checkpoint.name}'s {SETTINGS}" + ("" if start is not CHAT else ", the temperature Inlay's default")

@@ -1,0 +1,128 @@
+"""A command in a terminal of its own: what a person would type goes in, what they would see comes out."""
+
+import contextlib
+import json
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+
+LAUNCHER = """
+import fcntl, json, sys, termios, time
+if sys.stdin.isatty():
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # so that Ctrl-C is a signal
+log, *arguments = sys.argv[1:]
+from inlay.cli import main
+from inlay.model import base
+own, finite, pause = base.Base.generate, base._finite, 0.0
+def generate(self, prompts, adapters=None, **how):
+    global pause
+    pause = 0.3 if "slow" in str(prompts[-1][-1]) else 0.0
+    with open(log, "a") as file:
+        file.write(json.dumps({"prompts": prompts, "adapters": adapters}) + "\\n")
+    return own(self, prompts, adapters, **how)
+def slow(ids, scores):
+    time.sleep(pause)
+    return finite(ids, scores)
+base.Base.generate, base._finite = generate, slow
+sys.exit(main(arguments))
+"""
+"""Runs a command as it is, but for two things: what is asked is logged, and the tokens of an answer to something slow take 0.3 s each."""
+
+WAIT = 120
+"""Seconds after which something that should happen will not."""
+
+_ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\r")
+
+
+class Terminal:
+    """A running command; use it in a `with` block."""
+
+    def __init__(self, log, *arguments, stdout=None):
+        self.log = log
+        self._master, slave = pty.openpty()
+        command = [sys.executable, "-c", LAUNCHER, str(log), *map(str, arguments)]
+        own = {"TERM": "xterm", "COLUMNS": "100", "LINES": "30", "INPUTRC": os.devnull}
+        self.process = subprocess.Popen(
+            command,
+            stdin=slave,
+            stdout=stdout or slave,
+            stderr=slave,
+            start_new_session=True,
+            env={**os.environ, **own},
+        )
+        os.close(slave)
+        self.screen = ""
+        self._seen = 0
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        os.close(self._master)
+
+    def type(self, text):
+        """Press keys; the terminal takes them as fast as the command does."""
+        data = text.encode()
+        while data:
+            self._look(0)
+            data = data[os.write(self._master, data[:512]) :]
+
+    def until(self, text):
+        """What has come onto the screen up to `text`, since the last call."""
+        end = time.monotonic() + WAIT
+        while text not in self.screen[self._seen :]:
+            assert time.monotonic() < end, f"{text!r} did not come; the screen:\n{self.screen}"
+            if not self._look(0.1) and self.process.poll() is not None:
+                assert text in self.screen[self._seen :], f"ended before {text!r}; the screen:\n{self.screen}"
+        start, self._seen = self._seen, self.screen.index(text, self._seen) + len(text)
+        return self.screen[start : self._seen]
+
+    def ended(self):
+        """The exit status."""
+        end = time.monotonic() + WAIT
+        while self.process.poll() is None:
+            assert time.monotonic() < end, f"it did not end; the screen:\n{self.screen}"
+            self._look(0.1)
+        return self.process.returncode
+
+    def interrupt(self):
+        """Press Ctrl-C."""
+        self.type("\x03")
+
+    def terminate(self):
+        """What `kill` sends."""
+        self.process.send_signal(signal.SIGTERM)
+
+    def asked(self):
+        """What the model has been asked."""
+        return asked(self.log)
+
+    def _look(self, seconds):
+        if not select.select([self._master], [], [], seconds)[0]:
+            return False
+        with contextlib.suppress(OSError):  # the other side is closed
+            data = os.read(self._master, 65536)
+            self.screen += _ESCAPES.sub("", data.decode("utf-8", "replace"))
+            return bool(data)
+        return False
+
+
+def asked(log):
+    """The conversations in a log of `LAUNCHER`, each with its adapter."""
+    lines = log.read_text().splitlines() if log.exists() else []
+    return [(call["prompts"][0], call["adapters"]) for call in map(json.loads, lines)]
+
+
+def piped(log, text, *arguments):
+    """(exit status, stdout, stderr) of a command that reads `text` from a pipe."""
+    command = [sys.executable, "-c", LAUNCHER, str(log), *map(str, arguments)]
+    done = subprocess.run(command, input=text, capture_output=True, timeout=WAIT, check=False)
+    return done.returncode, done.stdout.decode(), done.stderr.decode()
