@@ -165,6 +165,87 @@ def test_generate_answers_with_each_adapter_in_one_batch(home, adapter, capsys):
     assert alone["answers"][0]["answer"] == result["answers"][3]["answer"]
 
 
+def test_generate_reads_prompts_from_a_file_and_from_stdin(home, tmp_path, capsys, monkeypatch):
+    import io
+
+    (tmp_path / "prompts").write_text("say 3\n\nsay 4\n")
+    arguments = ["generate", home / "base", "--max-new-tokens", 4, "--prompt", "say 2", "--prompts"]
+    result = run_json(capsys, *arguments, tmp_path / "prompts")
+    assert [a["prompt"] for a in result["answers"]] == ["say 2", "say 3", "say 4"]
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"say 3\nsay 4")))
+    assert run_json(capsys, *arguments, "-")["answers"] == result["answers"]
+    (tmp_path / "prompts").write_bytes(b"\xff")
+    for name, said in (("prompts", "not UTF-8"), ("nothing", "No such file")):
+        status, _, err = run(capsys, *arguments, tmp_path / name)
+        assert status == 1
+        assert said in err
+
+
+def test_many_prompts_are_answered_in_batches_as_one_by_one(home, capsys, monkeypatch):
+    from inlay.cli import generate
+
+    prompts = [part for i in range(5) for part in ("--prompt", f"say {i}")]
+    arguments = ["generate", home / "base", "--max-new-tokens", 4, *prompts]
+    result = run_json(capsys, *arguments)
+    monkeypatch.setattr(generate, "BATCH", 2)
+    assert run_json(capsys, *arguments)["answers"] == result["answers"]
+
+
+def test_the_system_message_is_in_front_of_every_prompt(home, capsys, monkeypatch):
+    from inlay.model.base import Base
+
+    asked = []
+    monkeypatch.setattr(Base, "generate", lambda self, prompts, *a, **k: [asked.append(p) or "x" for p in prompts])
+    run_json(capsys, "generate", home / "base", "--prompt", "say 3", "--prompt", "say 4", "--system", "be brief")
+    system = {"role": "system", "content": "be brief"}
+    assert asked == [[system, {"role": "user", "content": f"say {i}"}] for i in (3, 4)]
+
+
+def test_what_would_be_left_out_of_no_draw_is_refused(home, capsys):
+    for command in (["generate", home / "base", "--prompt", "say 3"], ["chat", home / "base", "--greedy"]):
+        status, _, err = run(capsys, *command, "--top-p", "0.5")
+        assert status == 2
+        assert "nothing is drawn" in err
+
+
+def test_chat_draws_as_the_checkpoint_recommends(home, tmp_path, capsys, monkeypatch):
+    import io
+    import shutil
+
+    from inlay.model.base import Base
+
+    shutil.copytree(home / "base", tmp_path / "base")
+    drawn = []
+    monkeypatch.setattr(Base, "generate", lambda self, *a, **how: [drawn.append(how) or "x"])
+    plain = {"temperature": 0.7, "top_p": 0.9, "top_k": 0, "repetition_penalty": 1.0}
+    cases = [
+        ({}, [], plain, "recommends nothing"),
+        ({"top_p": "high", "temperature": -1}, [], plain, "recommends nothing"),
+        (
+            {"do_sample": True, "temperature": 0.6, "top_k": 20},
+            [],
+            plain | {"temperature": 0.6, "top_p": 1.0, "top_k": 20},
+            "base's",
+        ),
+        ({"do_sample": True}, [], plain | {"temperature": 1.0, "top_p": 1.0}, "base's generation_config.json)"),
+        ({"repetition_penalty": 1.3}, [], plain | {"repetition_penalty": 1.3}, "the temperature Inlay's default"),
+        (
+            {"temperature": 0.6},
+            ["--greedy"],
+            plain | {"temperature": 0.0, "top_p": 1.0},
+            "the likeliest token (as asked)",
+        ),
+        ({"temperature": 0.6}, ["--top-p", "0.5"], plain | {"temperature": 0.6, "top_p": 0.5}, "(as asked)"),
+    ]
+    for settings, flags, expected, said in cases:
+        (tmp_path / "base" / "generation_config.json").write_text(json.dumps({"eos_token_id": 2, **settings}))
+        monkeypatch.setattr("sys.stdin", io.StringIO("say 3\n"))
+        status, _, err = run(capsys, "chat", tmp_path / "base", *flags)
+        assert status == 0, err
+        assert {name: drawn[-1][name] for name in plain} == expected
+        assert said in next(line for line in err.splitlines() if line.startswith("answers "))
+
+
 def test_chat_switches_adapters(home, adapter, capsys, monkeypatch):
     import io
 

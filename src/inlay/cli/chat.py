@@ -96,8 +96,9 @@ class _Talk:
 
     def take(self, lines: Lines) -> bool:
         """Read one message and answer it; False at the end of the input."""
+        ctrl_c: list[int] = []
         try:
-            with _interruptible() as ctrl_c:
+            with _interruptible(ctrl_c):
                 line = lines.read(f"{self.base.active or 'base'}> ")
         except KeyboardInterrupt:
             if not (lines.is_terminal and ctrl_c):
@@ -121,9 +122,10 @@ class _Talk:
         system = [{"role": "system", "content": self.system}] if self.system else []
         streamer = _streamer(self.base.tokenizer)
         self.num_answers += 1
+        ctrl_c: list[int] = []
+        streamer.interrupted = ctrl_c
         try:
-            with _interruptible() as ctrl_c:
-                streamer.interrupted = ctrl_c
+            with _interruptible(ctrl_c):
                 answer = self.base.generate(
                     [[*system, *said]],
                     self.base.active,
@@ -170,16 +172,15 @@ class _Talk:
 
 
 @contextlib.contextmanager
-def _interruptible() -> Iterator[list[int]]:
-    """Within the block Ctrl-C raises KeyboardInterrupt, and the list is not empty any more: other signals raise it too."""
-    pressed: list[int] = []
+def _interruptible(pressed: list[int]) -> Iterator[None]:
+    """Within the block Ctrl-C raises KeyboardInterrupt, as other signals do, and is noted in `pressed`."""
 
     def press(number: int, frame: Any) -> None:
         pressed.append(number)
         signal.default_int_handler(number, frame)
 
     with answered_by(signal.SIGINT, press):
-        yield pressed
+        yield
 
 
 def _streamer(tokenizer: Any) -> Any:

@@ -1,13 +1,18 @@
 """Answer a prompt with the base and any number of adapters."""
 
 import dataclasses
+import sys
 from pathlib import Path
 
 from inlay.cli import _screen
 from inlay.cli._command import OnBase, repeated
-from inlay.errors import ConfigError, explain
+from inlay.errors import ConfigError, FormatError, UnknownNameError, explain
 from inlay.model.base import Base
 from inlay.model.checks import check_sampling
+from inlay.model.sampling import Sampling
+
+BATCH = 32
+"""As many prompts are answered at a time."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -16,6 +21,12 @@ class Generate(OnBase):
 
     prompt: repeated(str)  # type: ignore[valid-type]  # an annotation built by a function
     """What to answer; may be given several times."""
+
+    prompts: str | None = None
+    """A file with a prompt in every line; - reads them from stdin."""
+
+    system: str | None = None
+    """A system message in front of every prompt."""
 
     adapter: repeated(str) = ()  # type: ignore[valid-type]  # likewise
     """An adapter directory, or 'none' for the plain base, which answers where none is given; given several times, all answer
@@ -43,32 +54,65 @@ class Generate(OnBase):
     """Use adapters that were trained on another base: answers will be wrong in ways that look right."""
 
     def __post_init__(self) -> None:
-        check_sampling(self.max_new_tokens, self.temperature, self.seed)
+        check_sampling(self.max_new_tokens, self._sampling, self.seed)
+
+    @property
+    def _sampling(self) -> Sampling:
+        return Sampling(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Sampling)})
 
     def run(self) -> int:
         """Print the answers: alone where there is one, labelled where there are several."""
-        if not self.prompt:
-            raise ConfigError(
-                explain("there is nothing to answer", found="no --prompt", do="--prompt 'Once upon a time'")
-            )
+        prompts = [*self.prompt, *(_lines(self.prompts) if self.prompts else ())]
+        if not prompts:
+            found = "no --prompt" if self.prompts is None else f"{self.prompts}: no line with text"
+            raise ConfigError(explain("there is nothing to answer", found=found, do="--prompt 'Once upon a time'"))
         base = self.load()
         names = attach_all(base, self.adapter, self.force) or [None]
-        rows = [(prompt, name) for prompt in self.prompt for name in names]
-        answers = base.generate(
-            [prompt for prompt, _ in rows],
-            [name for _, name in rows],
-            max_new_tokens=self.max_new_tokens,
-            temperature=self.temperature,
-            seed=self.seed,
-        )
-        for (prompt, name), answer in zip(rows, answers, strict=True):
-            if len(rows) > 1:
-                print(f"--- {name or 'base'}: {prompt}")
-            print(answer.strip())
+        rows = [(prompt, name) for prompt in prompts for name in names]
+        results: list[dict[str, str | None]] = []
+        for start in range(0, len(rows), BATCH):
+            some = rows[start : start + BATCH]
+            for (prompt, name), answer in zip(some, self._answers(base, some), strict=True):
+                if len(rows) > 1:
+                    print(f"--- {name or 'base'}: {prompt}")
+                print(answer.strip(), flush=True)
+                results.append({"prompt": prompt, "adapter": name, "answer": answer})
         if self.json:
-            results = [{"prompt": p, "adapter": n, "answer": a} for (p, n), a in zip(rows, answers, strict=True)]
             _screen.emit({"answers": results, "base_fingerprint": base.fingerprint.weights})
         return 0
+
+    def _answers(self, base: Base, rows: list[tuple[str, str | None]]) -> list[str]:
+        system = [] if self.system is None else [{"role": "system", "content": self.system}]
+        return base.generate(
+            [[*system, {"role": "user", "content": prompt}] if system else prompt for prompt, _ in rows],
+            [name for _, name in rows],
+            max_new_tokens=self.max_new_tokens,
+            seed=self.seed,
+            **dataclasses.asdict(self._sampling),
+        )
+
+
+def _lines(source: str) -> list[str]:
+    """The lines of a file, or of stdin, that hold text.
+
+    **Raises:**
+
+    - `UnknownNameError`: there is no such file.
+    - `FormatError`: it is not UTF-8.
+    """
+    try:
+        data = sys.stdin.buffer.read() if source == "-" else Path(source).expanduser().read_bytes()
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise FormatError(
+            explain("this file is not UTF-8 text", found=f"{source}: {error}", do="iconv -t utf-8")
+        ) from None
+    except OSError as error:
+        found = f"{source}: {error.strerror}"
+        raise UnknownNameError(
+            explain("the prompts can't be read", found=found, do="--prompts FILE, or - for stdin")
+        ) from None
+    return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def attach_all(base: Base, sources: tuple[str, ...], force: bool) -> list[str | None]:
