@@ -27,7 +27,8 @@ def main(shape: str = "1b", rows: str = "8", tokens: str = "1024", *ways: str) -
     device = torch.device("cuda", torch.cuda.current_device())
     print(f"{torch.cuda.get_device_name(device)}; {shape}, {rows} x {tokens} tokens", flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        plain = shapes.directory(shape, Path(folder) / shape)
+        with device:  # random weights are drawn there in no time
+            plain = shapes.directory(shape, Path(folder) / shape)
         packed = Path(folder) / f"{shape}-nf4"
         if any("inlay, nf4" in way for way in ways or WAYS):
             start = time.perf_counter()
