@@ -17,6 +17,7 @@ Each takes one string, made by `explain`, so that it pickles and prints the same
 """
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 
 
@@ -84,7 +85,24 @@ def explain(wrong: str, *, found: str | Iterable[str] = (), do: str = "") -> str
     lines += [f"  found: {line}" for line in ([found] if isinstance(found, str) else found)]
     if do:
         lines.append(f"  hint:  {do}")
-    return "\n".join(lines)
+    return "\n".join(printable(line, in_one_line=True) for line in lines)
+
+
+_CONTROL = r"\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff"
+_CONTROLS = {False: re.compile(f"[{_CONTROL}]"), True: re.compile(rf"[{_CONTROL}\n\u2028\u2029]")}
+"""Control characters, marks that turn the direction of writing, halves of characters: all but tab, or tab and newline."""
+
+
+def printable(text: str, *, in_one_line: bool = False) -> str:
+    """`text` without characters that do something to a terminal: each is written as JSON escapes it, such as \\u001b.
+
+    Names out of downloaded files, and what a model says, could clear the screen, set the title or forge lines with them.
+
+    **Arguments:**
+
+    - `in_one_line`: newlines too, where a name must not begin another line.
+    """
+    return _CONTROLS[in_one_line].sub(lambda found: rf"\u{ord(found[0]):04x}", text)
 
 
 def few(problems: Sequence[str]) -> list[str]:

@@ -8,9 +8,11 @@ the standard library.
 import contextlib
 import importlib
 import os
+import re
 import signal
 import sys
 import threading
+import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -44,16 +46,16 @@ def commands() -> list[str]:
 
 def _guarded(command: str, arguments: list[str]) -> int:
     """Run a command, and turn what it raises into a message and a status."""
-    from inlay.errors import InlayError
+    from inlay.errors import InlayError, explain
 
     debug = "--debug" in arguments
     try:
         with answered_by(
             signal.SIGINT, signal.SIG_DFL
         ):  # some libraries swallow a KeyboardInterrupt while they are imported
-            runner = importlib.import_module(f"{__name__}._command")
+            runner, screen = (importlib.import_module(f"{__name__}.{name}") for name in ("_command", "_screen"))
             importlib.import_module(f"{__name__}.{command}")
-        with answered_by(signal.SIGTERM, _interrupt), _short_warnings():
+        with answered_by(signal.SIGTERM, _interrupt), _short_warnings(), screen.printable_output():
             return runner.run(command, arguments)
     except InlayError as error:
         if debug:
@@ -71,8 +73,36 @@ def _guarded(command: str, arguments: list[str]) -> int:
     except OSError as error:
         if debug:
             raise
-        print(f"error: the system refused a file\n  found: {error}", file=sys.stderr)
+        print(f"error: {explain('the system refused a file', found=str(error))}", file=sys.stderr)
         return 1
+    except BaseException as error:  # a panic of a library in Rust is no Exception
+        if debug or isinstance(error, (SystemExit, GeneratorExit)):
+            raise
+        print(f"error: {_unforeseen(error)}", file=sys.stderr)
+        return 1
+
+
+def _unforeseen(error: BaseException) -> str:
+    """What nobody foresaw, in words: out of memory, a library that fails on what it was given, or a fault of ours."""
+    from inlay.errors import explain
+
+    reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    if isinstance(error, MemoryError) or re.search(
+        r"(?i)out of memory|can't allocate memory|not enough memory", reason
+    ):
+        hint = "a smaller --batch-size or --max-length, --quantize nf4, or a machine with more"
+        return explain("there is not enough memory for this", found=reason, do=hint)
+    places = [Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__)]
+    libraries = [path.parts[path.parts.index("site-packages") + 1] for path in places if "site-packages" in path.parts]
+    reason += f", in {'/'.join(places[-1].parts[-3:])}" if places else ""
+    if "transformers" in libraries and "models" in {part for path in places for part in path.parts}:
+        return explain(
+            "this model's own code failed", found=reason, do="--debug shows where; another base, or other rows"
+        )
+    if libraries:
+        wrong = f"the library {Path(libraries[-1]).stem} failed on what it was given"
+        return explain(wrong, found=reason, do="--debug shows where")
+    return explain("Inlay failed: this is a fault of its own", found=reason, do="--debug shows where; please report it")
 
 
 def _interrupt(number: int, frame: object) -> None:
@@ -114,8 +144,10 @@ def _summary(command: str) -> str:
 @contextlib.contextmanager
 def _short_warnings() -> Iterator[None]:
     """Within the block a warning is a line like any other, without the place in our code that it comes from."""
+    from inlay.errors import printable
+
     before = warnings.formatwarning
-    warnings.formatwarning = lambda message, *args, **kwargs: f"{'note':<9} {message}\n"
+    warnings.formatwarning = lambda message, *args, **kwargs: f"{'note':<9} {printable(str(message))}\n"
     try:
         yield
     finally:

@@ -13,7 +13,39 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from inlay.errors import printable
+
 _LABEL_WIDTH = 10
+
+
+class _Printable:
+    """A stream of text that controls no terminal, whoever writes to it; see `inlay.errors.printable`."""
+
+    def __init__(self, stream: Any):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        return self._stream.write(printable(text))
+
+    def writelines(self, lines: list[str]) -> None:
+        self.write("".join(lines))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextlib.contextmanager
+def printable_output() -> Iterator[None]:
+    """Within the block stdout has no control characters but tabs and newlines: models and downloaded names write there.
+
+    Not stderr, where progress bars move the cursor: `say` and `inlay.errors.explain` see to what is written there.
+    """
+    before: Any = sys.stdout
+    sys.stdout = _Printable(before)
+    try:
+        yield
+    finally:
+        sys.stdout = before
 
 
 def console() -> Console:
@@ -23,10 +55,15 @@ def console() -> Console:
 
 def say(label: str, text: str) -> None:
     """One labelled line; further lines are indented under the first."""
-    first, *rest = text.split("\n")
+    first, *rest = printable(text).split("\n")
     console().print(f"{label:<{_LABEL_WIDTH - 1}} {first}".rstrip())
     for line in rest:
         console().print(" " * _LABEL_WIDTH + line if line else "")
+
+
+def fact(label: str, text: str) -> None:
+    """One line on stdout, labelled unless the label is empty; a newline out of a file begins no other."""
+    print((f"{label:<{_LABEL_WIDTH}}" if label else "") + printable(text, in_one_line=True))
 
 
 def emit(values: dict[str, Any]) -> None:
@@ -54,7 +91,7 @@ def bar(label: str, unit: Callable[[float], str] = lambda value: f"{value:,.0f}"
     ]
     with Progress(*columns, console=console(), transient=True) as progress:
         task = progress.add_task(f"{label:<{_LABEL_WIDTH - 1}}", total=None, text="")
-        yield lambda done, total, text="": progress.update(task, completed=done, total=total, text=text)
+        yield lambda done, total, text="": progress.update(task, completed=done, total=total, text=printable(text))
 
 
 class _Amount(ProgressColumn):

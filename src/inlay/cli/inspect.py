@@ -45,14 +45,14 @@ class Inspect(Common):
         dtypes = ", ".join(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors}))
         fields = {field.name: getattr(method, field.name) for field in dataclasses.fields(method)}
         name = Path(self.adapter).resolve().name
-        print(f"{name}: {methods.name_of(method)} {method.describe()} on {modules(params)}")
-        print(f"{'weights':<10}{count(num_weights)}, {dtypes}, {size(num_bytes)}")
-        print(f"{'base':<10}{_base(base_name, record.get('base', {}))}")
-        print(f"{'trained':<10}{_training(record)}")
-        print(f"{'loads in':<10}{_engines(file)}")
+        _screen.fact("", f"{name}: {methods.name_of(method)} {method.describe()} on {modules(params)}")
+        _screen.fact("weights", f"{count(num_weights)}, {dtypes}, {size(num_bytes)}")
+        _screen.fact("base", f"{_base(base_name, record.get('base', {}))}")
+        _screen.fact("trained", _training(record))
+        _screen.fact("loads in", _engines(file))
         if self.adapterhub is not None and self.model is not None:
             _write(file, self.adapterhub, self.model)
-            print(f"{'wrote':<10}{self.adapterhub}/  for AdapterHub's adapters")
+            _screen.fact("wrote", f"{self.adapterhub}/  for AdapterHub's adapters")
         if self.json:
             _screen.emit(
                 {
