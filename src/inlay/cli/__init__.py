@@ -95,10 +95,9 @@ def _unforeseen(error: BaseException) -> str:
     places = [Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__)]
     libraries = [path.parts[path.parts.index("site-packages") + 1] for path in places if "site-packages" in path.parts]
     reason += f", in {'/'.join(places[-1].parts[-3:])}" if places else ""
-    if "transformers" in libraries and "models" in {part for path in places for part in path.parts}:
-        return explain(
-            "this model's own code failed", found=reason, do="--debug shows where; another base, or other rows"
-        )
+    if "transformers" in libraries:
+        wrong = "this model's own code, in transformers, failed"
+        return explain(wrong, found=reason, do="--debug shows where; another base, or other rows")
     if libraries:
         wrong = f"the library {Path(libraries[-1]).stem} failed on what it was given"
         return explain(wrong, found=reason, do="--debug shows where")
