@@ -3,8 +3,10 @@
 import platform
 import subprocess
 import sys
+import types
 
 import pytest
+import torch
 
 from inlay.model.load import load
 from inlay.training import job, memory
@@ -46,6 +48,17 @@ def test_a_model_takes_as_many_tokens_at_a_time_as_its_width_allows(tmp_path, mo
     assert memory.micro_batch_tokens(base) == 997
     monkeypatch.setattr(memory, "ACTIVATION_BYTES", one)
     assert memory.micro_batch_tokens(base) == memory.FEWEST_TOKENS
+
+
+def test_a_gpu_takes_as_many_tokens_at_a_time_as_fill_an_eighth_of_its_memory(tmp_path, monkeypatch):
+    base = load(bases.directory(tmp_path / "base"), dtype="float32")
+    one = memory.activation_bytes(base, 1)
+    card = types.SimpleNamespace(total_memory=8 * 5000 * one)
+    monkeypatch.setattr(memory.targets, "device_of", lambda model: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
+    assert memory.micro_batch_tokens(base) == 5000
+    card.total_memory //= 5
+    assert memory.micro_batch_tokens(base) == memory.MOST_TOKENS
 
 
 def test_the_peak_is_that_of_this_process_and_not_of_the_one_that_started_it():

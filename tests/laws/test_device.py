@@ -70,7 +70,8 @@ def test_losses_and_gradients_on_a_device_are_those_of_the_cpu(tmp_path, family)
         found.append([on_cpu(made), *map(on_cpu, torch.autograd.grad(made, tensors))])
         assert loss.unpacked_because(base) is None or family == "gpt2"
     for ours, expected in zip(*reversed(found), strict=True):
-        assert_close(ours, expected, torch.float32, 2 * DEPTH)  # every layer there and back
+        size = expected.abs().max().clamp(min=1)  # a sum is rounded as its largest terms are
+        assert_close(ours / size, expected / size, torch.float32, 2 * DEPTH)  # every layer there and back
 
 
 @pytest.mark.parametrize("scheme", ["nf4", "int8"])

@@ -13,6 +13,8 @@ import ctypes
 import functools
 import platform
 
+import torch
+
 from inlay.model import targets
 from inlay.model.base import Base
 
@@ -37,9 +39,15 @@ def activation_bytes(base: Base, num_tokens: int) -> int:
 
 
 def micro_batch_tokens(base: Base) -> int:
-    """How many tokens go through this model at a time; on a GPU, whose rate needs more of them, always the most."""
-    if targets.device_of(base.model).type != "cpu":
-        return MOST_TOKENS
+    """How many tokens go through this model at a time.
+
+    A GPU waits for its host where they are few: it takes as many as fill an eighth of its memory, at least `MOST_TOKENS`.
+    All of its memory counts, free or not: what is free changes from step to step, and the sums would with it.
+    """
+    device = targets.device_of(base.model)
+    if device.type == "cuda":
+        total = torch.cuda.get_device_properties(device).total_memory
+        return max(MOST_TOKENS, total // 8 // activation_bytes(base, 1))
     return min(MOST_TOKENS, max(FEWEST_TOKENS, ACTIVATION_BYTES // activation_bytes(base, 1)))
 
 

@@ -63,7 +63,7 @@ class Settings:
     """Largest norm of a step's gradient; longer ones are scaled down."""
 
     micro_batch_tokens: int | None = None
-    """Tokens that go through the model at a time, gradients summed over a step's parts; 512 to 2048, by the model's width."""
+    """Tokens that go through the model at a time, gradients summed over a step's parts; 512 to 2048, by the model's width; on a GPU by its memory."""
 
     seed: int = 0
     """For the initial adapter, the order of the rows, and dropout."""
