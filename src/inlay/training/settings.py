@@ -63,7 +63,8 @@ class Settings:
     """Largest norm of a step's gradient; longer ones are scaled down."""
 
     micro_batch_tokens: int | None = None
-    """Tokens that go through the model at a time, gradients summed over a step's parts; 512 to 2048, by the model's width; on a GPU by its memory."""
+    """Tokens that go through the model at a time, gradients summed over a step's parts; 512 to 2048 by the model's width, on
+    a GPU as many as fill an eighth of its memory."""
 
     seed: int = 0
     """For the initial adapter, the order of the rows, and dropout."""
