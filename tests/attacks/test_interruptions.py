@@ -48,12 +48,12 @@ def test_a_request_to_end_keeps_what_was_learned(place):
     assert leftovers(place) == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_while_the_result_is_written_waits_for_it(place, capsys, monkeypatch, number):
     whole = jobs.Job._write
 
-    def write(self, directory, progress, report):
-        whole(self, directory, progress, report)
+    def write(self, *given):
+        whole(self, *given)
         signal.raise_signal(number)
 
     monkeypatch.setattr(jobs.Job, "_write", write)
@@ -64,7 +64,7 @@ def test_a_signal_while_the_result_is_written_waits_for_it(place, capsys, monkey
     assert signal.getsignal(number) == before
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_while_a_model_is_merged_leaves_nothing(place, capsys, monkeypatch, number):
     from inlay.model import merge
 

@@ -120,12 +120,13 @@ def test_the_loss_of_the_start_is_measured_after_the_first_step(base, examples):
     base.attach(inlay.Lora(r=3, lora_dropout=0.5), "a")
     chosen = plan(Settings(max_steps=3), len(examples), base.model.config, inlay.Lora())
     progress = run(
-        base, "a", examples, examples[:3], Settings(), chosen, lambda p: heard.append((p.step, len(p.eval_losses)))
+        base, "a", examples, examples[:3], Settings(), chosen, lambda p: heard.append((p.doing, p.step, len(p.eval_losses)))
     )
     base.detach("a")
     assert progress.eval_losses[0] == (0, evaluate(base, None, examples[:3]))
     assert [step for step, _ in progress.eval_losses] == [0, 1, 2, 3]
-    assert heard[0] == (1, 1)
+    assert heard[:2] == [("", 0, 0), ("evaluating the base: 0/3 rows", 1, 0)]
+    assert [(step, count) for doing, step, count in heard if not doing] == [(0, 0), (1, 2), (2, 3), (3, 4)]
 
 
 def test_an_adapter_that_never_gets_better_is_that_of_the_start(base, examples, monkeypatch):
@@ -134,7 +135,7 @@ def test_an_adapter_that_never_gets_better_is_that_of_the_start(base, examples, 
     adapter = base.attach(inlay.Lora(r=3), "a")
     before = [tensor.clone() for tensor in adapter.tensors()]
     chosen = plan(Settings(max_steps=2), len(examples), base.model.config, inlay.Lora())
-    progress = run(base, "a", examples, examples[:3], Settings(), chosen)
+    progress = run(base, "a", examples, examples * 3, Settings(), chosen)
     base.detach("a")
     assert progress.best_step == 0
     assert all(torch.equal(one, other) for one, other in zip(adapter.tensors(), before, strict=True))

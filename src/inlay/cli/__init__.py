@@ -12,9 +12,13 @@ import re
 import signal
 import sys
 import threading
+<<<<<<< HEAD
 import traceback
+=======
+import time
+>>>>>>> 1fb83c0 (training: what a run has learned is written and synced before anything else may fail)
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,17 +59,23 @@ def _guarded(command: str, arguments: list[str]) -> int:
         ):  # some libraries swallow a KeyboardInterrupt while they are imported
             runner, screen = (importlib.import_module(f"{__name__}.{name}") for name in ("_command", "_screen"))
             importlib.import_module(f"{__name__}.{command}")
+<<<<<<< HEAD
         with answered_by(signal.SIGTERM, _interrupt), _short_warnings(), screen.printable_output():
+=======
+        interrupt = _interrupter()
+        with _signal(signal.SIGTERM, interrupt), _signal(_HANGUP, interrupt), _short_warnings():
+>>>>>>> 1fb83c0 (training: what a run has learned is written and synced before anything else may fail)
             return runner.run(command, arguments)
     except InlayError as error:
         if debug:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        _print(f"error: {error}")
         return 1
     except KeyboardInterrupt:
         if debug:
             raise
-        print("interrupted; nothing was left half-written", file=sys.stderr)
+        with _signal(signal.SIGINT, signal.SIG_IGN):  # pressed once more
+            _print("interrupted; nothing was left half-written")
         return 130
     except BrokenPipeError:  # whoever read our output has stopped, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -73,7 +83,11 @@ def _guarded(command: str, arguments: list[str]) -> int:
     except OSError as error:
         if debug:
             raise
+<<<<<<< HEAD
         print(f"error: {explain('the system refused a file', found=str(error))}", file=sys.stderr)
+=======
+        _print(f"error: the system refused a file\n  found: {error}")
+>>>>>>> 1fb83c0 (training: what a run has learned is written and synced before anything else may fail)
         return 1
     except BaseException as error:  # a panic of a library in Rust is no Exception
         if debug or isinstance(error, (SystemExit, GeneratorExit)):
@@ -104,15 +118,36 @@ def _unforeseen(error: BaseException) -> str:
     return explain("Inlay failed: this is a fault of its own", found=reason, do="--debug shows where; please report it")
 
 
-def _interrupt(number: int, frame: object) -> None:
-    """A request to end is as good as Ctrl-C: it is answered in the same places."""
-    raise KeyboardInterrupt
+_HANGUP: signal.Signals | None = getattr(signal, "SIGHUP", None)
+"""What a process hears when its terminal is closed; some systems have none."""
+
+_GRACE_SECONDS = 2.0
+"""A system that ends a process may ask in several ways at once: what comes so soon after the first is the same request."""
+
+
+def _interrupter() -> Callable[[int, object], None]:
+    """What makes a request to end as good as Ctrl-C: it is answered in the same places."""
+    requests: list[float] = []
+
+    def interrupt(number: int, frame: object) -> None:
+        requests.append(time.monotonic())
+        if len(requests) == 1 or requests[-1] - requests[-2] >= _GRACE_SECONDS:
+            raise KeyboardInterrupt
+
+    return interrupt
 
 
 @contextlib.contextmanager
+<<<<<<< HEAD
 def answered_by(number: signal.Signals, handler: Any) -> Iterator[None]:
     """Within the block a signal is answered by `handler`."""
     if threading.current_thread() is not threading.main_thread():
+=======
+def _signal(number: signal.Signals | None, handler: Any) -> Iterator[None]:
+    """Within the block a signal is answered by `handler`, unless the process was told to ignore it, as `nohup` does."""
+    is_main = threading.current_thread() is threading.main_thread()
+    if number is None or not is_main or signal.getsignal(number) in (signal.SIG_IGN, None):
+>>>>>>> 1fb83c0 (training: what a run has learned is written and synced before anything else may fail)
         yield
         return
     before = signal.signal(number, handler)
@@ -120,6 +155,12 @@ def answered_by(number: signal.Signals, handler: Any) -> Iterator[None]:
         yield
     finally:
         signal.signal(number, before)
+
+
+def _print(text: str) -> None:
+    """A line on stderr, where somebody still reads it."""
+    with contextlib.suppress(OSError, ValueError):
+        print(text, file=sys.stderr)
 
 
 def _help() -> str:

@@ -18,7 +18,7 @@ from inlay.errors import ConfigError, explain
 from inlay.io import output as output_directory
 from inlay.io.peft import read_record
 from inlay.model.base import Base
-from inlay.training import curve, job, score
+from inlay.training import curve, job, keep, score
 from inlay.training.loop import evaluate
 from inlay.training.settings import Settings
 
@@ -88,7 +88,8 @@ class Compare(OnBase):
             columns = table(results)
             (directory / TABLE).write_text(columns + "\n", "utf-8")
             (directory / RESULTS).write_text(json.dumps([dataclasses.asdict(r) for r in results], indent=2), "utf-8")
-            curve.compared(directory / PICTURE, [r for r in results if not r.reason])
+            with keep.beside("the picture was not drawn"):
+                (directory / PICTURE).write_bytes(curve.compared([r for r in results if not r.reason]))
         print(columns)
         say("wrote", f"{self.output}/  ({TABLE}, {PICTURE}, {RESULTS}, and the adapters)")
         if self.json:

@@ -44,7 +44,8 @@ class Demo(Common):
         try:
             return self._live(folder)
         except BaseException:  # an error, a full disk, Ctrl-C: half a demo is of no use
-            shutil.rmtree(folder, ignore_errors=True)
+            with output_directory.uninterrupted():
+                shutil.rmtree(folder, ignore_errors=True)
             raise
 
     def _live(self, folder: Path) -> int:

@@ -1,23 +1,34 @@
-"""Results that appear whole or not at all.
+"""Results that appear whole or not at all, and stay.
 
-A directory is filled under a hidden name beside its place and renamed at the end, so that Ctrl-C, an error or a full disk
-leaves nothing half-written, and nothing that was there is touched.
+A directory is filled under a hidden name beside its place, written through to the disk and renamed at the end, so that Ctrl-C,
+an error, a full disk or a power cut leaves nothing half-written, and nothing that was there is touched. A process that was
+killed leaves its hidden directory behind: who writes the same result next removes it. A lock, which ends with the process that
+holds it, tells a directory that was left from one that is being filled.
 """
 
 import contextlib
 import errno
+import functools
 import os
 import shutil
 import signal
+import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from inlay.errors import OutputError, explain
 
-STOPPING = (signal.SIGINT, signal.SIGTERM)
-"""The signals that ask for an end: Ctrl-C, and what a system sends before it stops a process."""
+STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+"""The signals that ask for an end: Ctrl-C, what a system sends before it stops a process, and the end of its terminal."""
+
+PARTIAL = ".partial-"
+"""What the hidden names of unfinished results have after the name of the result."""
+
+_NOT_SYNCED = (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES, errno.EISDIR)
+"""What systems answer that can't sync this kind of file: network and FUSE file systems, directories on Windows."""
 
 
 def check_free(path: Path) -> None:
@@ -57,51 +68,91 @@ def check_space(path: Path, num_bytes: int) -> None:
 
 @contextlib.contextmanager
 def new_directory(path: Path) -> Iterator[Path]:
-    """A temporary directory that becomes `path` when the block ends, and vanishes when it fails.
+    """A temporary directory that becomes `path` when the block ends, synced, and vanishes when it fails.
+
+    A request to end is answered within the block alone: not while the directory is made, renamed or removed.
 
     **Raises:**
 
     - `OutputError`: `path` exists, or the disk is full.
     """
     check_free(path)
-    with refusals(path):
+    with refusals(path), _Shielded() as shield:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{path.name[:100]}.partial-", dir=path.parent))
+        prefix = f".{path.name[:100]}{PARTIAL}"
+        _sweep(path.parent, prefix)
+        partial, lock = _held(lambda: tempfile.mkdtemp(prefix=prefix, dir=path.parent))
         try:
-            yield partial
-            partial.chmod(0o777 & ~_umask())  # mkdtemp's 0700 would hide a shared result
+            with shield.lifted():
+                yield partial
+                partial.chmod(0o777 & ~_umask())  # mkdtemp's 0700 would hide a shared result
+                sync(partial)
             with contextlib.suppress(FileNotFoundError):
                 path.rmdir()  # an empty directory of that name may stand there
             partial.rename(path)
+            _sync_one(path.parent)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+            lock()
 
 
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
     """Within the block Ctrl-C and a request to end do nothing: for the short work of writing what long work has found."""
-    if threading.current_thread() is not threading.main_thread():
+    with handled(lambda number, frame: None):
         yield
-        return
-    before = {number: signal.signal(number, lambda n, frame: None) for number in STOPPING}
+
+
+@contextlib.contextmanager
+def handled(handler: Callable[[int, Any], None]) -> Iterator[dict[signal.Signals, Any]]:
+    """Within the block `handler` answers what asks for an end; what it gives are the handlers before.
+
+    Signals that the process was told to ignore, as `nohup` does, stay ignored; outside the main thread nothing changes.
+    """
+    before: dict[signal.Signals, Any] = {}
     try:
-        yield
+        if threading.current_thread() is threading.main_thread():
+            for number in STOPPING:
+                if signal.getsignal(number) not in (signal.SIG_IGN, None):
+                    before[number] = signal.getsignal(number)
+                    signal.signal(number, handler)
+        yield before
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, old in before.items():
+            signal.signal(number, old)
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all; its folder is made where it is missing."""
+    """Write a file whole or not at all, and sync it; its folder is made where it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        Path(name).chmod(0o666 & ~_umask())  # mkstemp's 0600 would hide a shared result
-        Path(name).replace(path)
-    finally:
-        Path(name).unlink(missing_ok=True)
+    prefix = f".{path.name[:100]}{PARTIAL}"
+    with _Shielded():
+        _sweep(path.parent, prefix)
+
+        def made() -> str:
+            handle, name = tempfile.mkstemp(prefix=prefix, dir=path.parent)
+            os.close(handle)
+            return name
+
+        partial, lock = _held(made)
+        try:
+            partial.write_bytes(content)
+            partial.chmod(0o666 & ~_umask())  # mkstemp's 0600 would hide a shared result
+            _sync_one(partial)
+            partial.replace(path)
+            _sync_one(path.parent)
+        finally:
+            partial.unlink(missing_ok=True)
+            lock()
+
+
+def sync(directory: Path) -> None:
+    """Write a directory and all that is in it through to the disk: what is renamed before that may be empty after a power
+    cut."""
+    for folder, _, names in os.walk(directory, topdown=False):
+        for name in names:
+            _sync_one(Path(folder) / name)
+        _sync_one(Path(folder))
 
 
 @contextlib.contextmanager
@@ -140,6 +191,120 @@ def locked(directory: Path, shared: bool = False) -> Iterator[None]:
         ) from None
     try:
         yield
+    finally:
+        os.close(handle)
+
+
+class _Shielded:
+    """Within the block requests to end wait, but for the part where the shield is lifted.
+
+    The first one that comes there is answered by the handler before; a default that would end the process at once ends it
+    after the block instead. Whatever comes later waits no more: an end is under way.
+    """
+
+    def __init__(self) -> None:
+        self._lifted, self._answered = False, False
+        self._waiting: list[int] = []
+        self._fatal: int | None = None
+
+    def __enter__(self) -> "_Shielded":
+        self._handling = handled(self._take)
+        self._before = self._handling.__enter__()
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        self._handling.__exit__(None, None, None)
+        if self._fatal is not None:
+            signal.raise_signal(self._fatal)
+
+    @contextlib.contextmanager
+    def lifted(self) -> Iterator[None]:
+        """Within the block a request to end is answered."""
+        self._lifted = True
+        try:
+            if self._waiting:
+                self._take(self._waiting[0], None)
+            yield
+        finally:
+            self._lifted = False
+
+    def _take(self, number: int, frame: Any) -> None:
+        if not self._lifted or self._answered:
+            self._waiting.append(number)
+            return
+        self._answered = True
+        handler = self._before[signal.Signals(number)]
+        if not callable(handler):
+            self._fatal, handler = number, signal.default_int_handler
+        handler(number, frame)
+
+
+def _held(make: Callable[[], str]) -> tuple[Path, Callable[[], None]]:
+    """A file or directory that `make` makes, locked for as long as this process lives, and what unlocks it.
+
+    Another process may sweep it before it is locked: then another one is made.
+    """
+    while True:
+        path = Path(make())
+        handle = _lock(path, wait=True)
+        if handle is None:
+            if path.exists():
+                return path, lambda: None
+            continue
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.fstat(handle), path.stat()):
+                return path, functools.partial(os.close, handle)
+        os.close(handle)
+
+
+def _lock(path: Path, wait: bool = False) -> int | None:
+    """An open handle that locks a path; None where the system has no such locks, it is gone, or, but for `wait`, locked."""
+    try:
+        import fcntl
+
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
+    except (ImportError, OSError):
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:
+        os.close(handle)
+        return None
+    return handle
+
+
+def _sweep(folder: Path, prefix: str) -> None:
+    """Remove what killed processes have left: our own files and directories of this prefix that nobody has locked."""
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in [entry for entry in entries if entry.name.startswith(prefix)]:
+            handle = _lock(Path(entry.path))
+            if handle is None:
+                continue
+            try:
+                if hasattr(os, "getuid") and os.fstat(handle).st_uid == os.getuid():
+                    if entry.is_dir(follow_symlinks=False):
+                        shutil.rmtree(entry.path, ignore_errors=True)
+                    else:
+                        Path(entry.path).unlink(missing_ok=True)
+            finally:
+                os.close(handle)
+
+
+def _sync_one(path: Path) -> None:
+    """Write one file, or the names in one directory, through to the disk, where the system can."""
+    try:
+        handle = os.open(path, os.O_RDWR if sys.platform == "win32" else os.O_RDONLY)
+    except PermissionError:  # a directory on Windows
+        return
+    try:
+        os.fsync(handle)
+        if sys.platform == "darwin":  # there fsync stops at the disk's own cache
+            import fcntl
+
+            fcntl.fcntl(handle, fcntl.F_FULLFSYNC)
+    except OSError as error:
+        if error.errno not in _NOT_SYNCED:
+            raise
     finally:
         os.close(handle)
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from inlay import fields, methods
 from inlay.errors import CompatibilityError, FormatError, explain, few
-from inlay.io import _safe, adapterhub
+from inlay.io import _safe, adapterhub, output
 from inlay.io._peft_forms import flat, flattened, kernel
 from inlay.io.card import card
 from inlay.io.checkpoint import fetch
@@ -223,7 +223,7 @@ def write(
 def write_record(directory: Path, record: Mapping[str, Any]) -> None:
     """Write `inlay.json`."""
     text = json.dumps({"format": RECORD_FORMAT, **record}, indent=2, ensure_ascii=False)
-    (directory / RECORD).write_text(text + "\n", "utf-8")
+    output.write_file(directory / RECORD, f"{text}\n".encode())
 
 
 def num_bytes(directory: Path) -> int:

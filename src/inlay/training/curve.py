@@ -1,20 +1,62 @@
 """The loss curve of a run, and several methods beside each other, as pictures."""
 
-from collections.abc import Sequence
-from pathlib import Path
+import contextlib
+import io
+import os
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from inlay.training.loop import Progress
 
 
-def draw(path: Path, progress: Progress) -> None:
-    """Write a PNG: the loss of every step, a running mean, and the held-out loss."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+def draw(progress: Progress) -> bytes:
+    """A PNG: the loss of every step, a running mean, and the held-out loss."""
+    with _figure(7) as (figure, png):
+        _draw(figure.add_subplot(), progress)
+    return png.getvalue()
 
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+
+def compared(results: Sequence[Any]) -> bytes:
+    """A PNG of several methods: their held-out losses over their trained weights, and what each forgot where that is known."""
+    shown = [result for result in results if result.forgetting is not None]
+    with _figure(9 if shown else 5) as (figure, png):
+        left, *right = figure.subplots(1, 2 if shown else 1, squeeze=False)[0]
+        for result in results:
+            left.plot(result.trainable_parameters, result.loss, "o", color="tab:blue")
+            left.annotate(f" {result.method}", (result.trainable_parameters, result.loss))
+        left.set_xscale("log")
+        left.set_xlabel("trained weights")
+        left.set_ylabel("held-out loss, nats per token")
+        for axes in right:
+            axes.barh([r.method for r in shown], [r.forgetting for r in shown], color="tab:orange")
+            axes.set_xlabel("growth of the loss on other text, nats per token")
+    return png.getvalue()
+
+
+@contextlib.contextmanager
+def _figure(width: float) -> Iterator[tuple[Any, io.BytesIO]]:
+    """An empty figure, and what holds its PNG after the block.
+
+    As the package has it: no settings of the user's, nor of a `matplotlibrc` in the current folder, which may ask for LaTeX,
+    another backend, or what is not installed.
+    """
+    backend = os.environ.pop("MPLBACKEND", None)
+    try:
+        import matplotlib
+    finally:
+        if backend is not None:
+            os.environ["MPLBACKEND"] = backend
+    with matplotlib.rc_context(matplotlib.rcParamsDefault):
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
+        figure, png = Figure(figsize=(width, 4), layout="constrained"), io.BytesIO()
+        FigureCanvasAgg(figure)
+        yield figure, png
+        figure.savefig(png, dpi=120, format="png")
+
+
+def _draw(axes: Any, progress: Progress) -> None:
     steps = range(1, len(progress.losses) + 1)
     axes.plot(steps, progress.losses, color="0.8", linewidth=1, label="each step")
     axes.plot(steps, running_mean(progress.losses), color="tab:blue", label="running mean")
@@ -26,27 +68,6 @@ def draw(path: Path, progress: Progress) -> None:
     axes.set_ylabel("nats per supervised token")
     axes.set_ylim(bottom=0)
     axes.legend(frameon=False)
-    figure.savefig(path, dpi=120)
-
-
-def compared(path: Path, results: Sequence[Any]) -> None:
-    """Write a PNG of several methods: their held-out losses over their trained weights, and what each forgot."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 4), layout="constrained")
-    FigureCanvasAgg(figure)
-    left, right = figure.subplots(1, 2)
-    for result in results:
-        left.plot(result.trainable_parameters, result.loss, "o", color="tab:blue")
-        left.annotate(f" {result.method}", (result.trainable_parameters, result.loss))
-    left.set_xscale("log")
-    left.set_xlabel("trained weights")
-    left.set_ylabel("held-out loss, nats per token")
-    shown = [result for result in results if result.forgetting is not None]
-    right.barh([result.method for result in shown], [result.forgetting for result in shown], color="tab:orange")
-    right.set_xlabel("growth of the loss on other text, nats per token")
-    figure.savefig(path, dpi=120)
 
 
 def running_mean(losses: list[float], decay: float = 0.9) -> list[float]:

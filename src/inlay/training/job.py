@@ -3,17 +3,18 @@
     job = prepare(base, "rows.jsonl", method=Lora(r=16), output="mine")    # everything is chosen and checked, nothing learned
     report = job.run()                                                     # train, keep the best, write
 
-The output directory appears whole at the end: the adapter as the exchange format has it, `inlay.json` with the record of
-the run, and the loss curve as `curve.png`.
+The output directory appears whole at the end: the adapter as the exchange format has it, and `inlay.json` with the record of
+the run. The loss curve, `curve.png`, follows.
 """
 
 import contextlib
 import dataclasses
+import functools
 import importlib.metadata
 import platform
 import sys
-import tempfile
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,15 +24,16 @@ import psutil
 from inlay import __version__, methods
 from inlay.data import split
 from inlay.data.prepare import Prepared
-from inlay.errors import DataError, InlayError, OutputError, explain
+from inlay.errors import DataError, InlayError, explain
 from inlay.io import output as output_directory
 from inlay.io import peft
 from inlay.methods._contract import Method
 from inlay.model.adapter import Adapter
 from inlay.model.base import Base
-from inlay.training import loop, tasks
+from inlay.training import keep, loop, tasks
 from inlay.training.measure import measure
 from inlay.training.settings import Plan, Settings, from_dict, plan
+from inlay.training.stop import Stop
 
 Item = TypeVar("Item")
 
@@ -91,9 +93,14 @@ class Job:
     """As it was asked for; the adapter's own is what is left of it once training is over."""
     evaluated: Sequence[Any]
     """The held-out rows that are evaluated."""
+    goes_on: dict[str, Any] | None = None
+    """The adapter that it starts from, for the record; None where it starts anew."""
 
     def run(self, listener: Callable[[loop.Progress], None] = lambda progress: None) -> Report:
         """Train, keep the best adapter, write the output directory.
+
+        The adapter is written, synced and in its place before anything else is done. What the run raises after its first step,
+        or its listener, is raised once that is so.
 
         **Raises:**
 
@@ -101,24 +108,57 @@ class Job:
         - `OutputError`: the directory appeared meanwhile, or the disk is full; the adapter is then kept elsewhere, and the
           message says where.
         """
-        start = time.perf_counter()
-        try:
-            progress = loop.run(
-                self.base, self.adapter.name, self.train.examples, self.evaluated, self.settings, self.plan, listener
-            )
-            if not progress.losses:
-                raise KeyboardInterrupt
-        except BaseException:  # nothing was learned: the base is as it was, and the name is free again
-            self.base.detach(self.adapter.name)
-            raise
-        report = self._report(progress, time.perf_counter() - start)
-        with output_directory.uninterrupted():
+        start, stop = time.perf_counter(), Stop()
+        _ = self.base.fingerprint, _versions()  # for the record: found now, they can't fail once something is learned
+        with stop.heard():
             try:
-                with output_directory.new_directory(self.output) as directory:
-                    self._write(directory, progress, report)
-            except OutputError as error:
-                raise self._rescued(error, progress, report) from None
-        return dataclasses.replace(report, adapter_bytes=peft.num_bytes(self.output))
+                progress = loop.run(
+                    self.base,
+                    self.adapter.name,
+                    self.train.examples,
+                    self.evaluated,
+                    self.settings,
+                    self.plan,
+                    listener,
+                    goes_on=self.goes_on is not None,
+                    stop=stop,
+                )
+            except BaseException:  # nothing was learned: the base is as it was, and the name is free again
+                self.base.detach(self.adapter.name)
+                raise
+            report = self._report(progress, time.perf_counter() - start)
+            kept = keep.keep(lambda directory, whole: self._write(directory, progress, report, whole), self.output)
+        report = dataclasses.replace(report, adapter_bytes=peft.num_bytes(kept.place))
+        return self._concluded(kept, progress, report, hurry=stop.cut or (stop.asked and stop.by_system))
+
+    def _concluded(self, kept: keep.Kept, progress: loop.Progress, report: Report, hurry: bool) -> Report:
+        """The report with what comes after the adapter is safe: scores, picture, and what went wrong before."""
+        error = keep.error_of(kept, self.output)
+        if error is not None:
+            raise error from None
+        if kept.problem is not None:
+            warnings.warn(
+                f"the record of the run could not be written: {kept.problem}; the adapter is whole", stacklevel=3
+            )
+        if progress.failure is not None:
+            warnings.warn(f"{self.output} holds what was learned in {progress.step} steps", stacklevel=3)
+            raise progress.failure
+        try:
+            if self.evaluated and not hurry:
+                with keep.beside("no scores were computed"):
+                    report = self._scored(report)
+            with keep.beside("the loss curve was not drawn"):
+                keep.draw(self.output, progress)
+        except KeyboardInterrupt:
+            report = dataclasses.replace(report, interrupted=True)
+        return report
+
+    def _scored(self, report: Report) -> Report:
+        scores = tasks.of(self.base).scores(self.base, self.adapter.name, self.evaluated)
+        if scores:
+            self.adapter.record["training"]["scores"] = scores
+            peft.write_record(self.output, self.adapter.record)
+        return dataclasses.replace(report, scores=scores or None)
 
     def _report(self, progress: loop.Progress, seconds: float) -> Report:
         evaluated = dict(progress.eval_losses)
@@ -139,18 +179,13 @@ class Job:
             interrupted=progress.interrupted,
             diverged=progress.diverged,
             output=str(self.output),
-            scores=tasks.of(self.base).scores(self.base, self.adapter.name, self.evaluated) or None
-            if self.evaluated
-            else None,
         )
 
-    def _write(self, directory: Path, progress: loop.Progress, report: Report) -> None:
-        from inlay.training import curve
-
+    def _write(self, directory: Path, progress: loop.Progress, report: Report, whole: bool = True) -> None:
+        record = self._record(progress, report) if whole else {}
         self.adapter.record = {"base": {"name": self.base.checkpoint.name, **self.base.fingerprint.as_dict()}}
-        self.adapter.record |= self.base.about_task | self._record(progress, report)
-        self.base.save(self.adapter.name, directory, self._record(progress, report))
-        curve.draw(directory / "curve.png", progress)
+        self.adapter.record |= self.base.about_task | record
+        self.base.save(self.adapter.name, directory, record)
 
     def _record(self, progress: loop.Progress, report: Report) -> dict[str, Any]:
         return {
@@ -165,22 +200,8 @@ class Job:
                 "date": time.strftime("%Y-%m-%d"),
                 "dtype": str(self.base.dtype).removeprefix("torch."),
             },
-            "versions": {
-                "python": platform.python_version(),
-                "inlay": __version__,
-                **{name: importlib.metadata.version(name) for name in ("torch", "transformers")},
-            },
+            "versions": _versions(),
         }
-
-    def _rescued(self, error: OutputError, progress: loop.Progress, report: Report) -> OutputError:
-        """The error of a failed write, after the adapter has been written to the system's temporary directory."""
-        place = Path(tempfile.gettempdir()) / f"{self.output.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-        try:
-            with output_directory.new_directory(place) as directory:
-                self._write(directory, progress, report)
-        except (OSError, InlayError):
-            return error
-        return OutputError(f"{error}\n  kept:  {place} holds the adapter that was trained")
 
 
 def prepare(
@@ -256,6 +277,13 @@ def train(
     **Arguments:** those of `prepare`; every field of `Settings` by its name.
     """
     return prepare(base, source, method=method, output=output, eval_data=eval_data, settings=from_dict(settings)).run()
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
+    """What a run was made with."""
+    others = {name: importlib.metadata.version(name) for name in ("torch", "transformers")}
+    return {"python": platform.python_version(), "inlay": __version__, **others}
 
 
 def longest_row(base: Base, wanted: int | None, num_virtual: int = 0) -> int:

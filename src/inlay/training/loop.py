@@ -8,12 +8,9 @@ so a batch split in two, or rows of unequal length, give the gradient of the who
 its own dropout is off, the adapter's is on.
 """
 
-import contextlib
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,12 +18,20 @@ import torch
 from torch import Tensor
 
 from inlay.errors import DivergedError, explain
-from inlay.io.output import STOPPING
 from inlay.model.adapter import Adapter
 from inlay.model.attach import Rows
 from inlay.model.base import Base
 from inlay.training import batch, memory, schedule, tasks
 from inlay.training.settings import Plan, Settings
+from inlay.training.stop import Stop
+
+MIN_ROWS_TO_CHOOSE = 20
+"""With fewer held-out rows the last adapter is kept, not the best one: the mean loss of n rows is uncertain by the spread
+between rows over the root of n, more than a fifth of it, and the evaluations of a run that goes well differ by less. Choosing
+among them would be drawing lots, and steps thrown away."""
+
+PATIENCE_SECONDS = 5.0
+"""The longest evaluation after a system has asked for an end: some kill a process ten seconds after that."""
 
 
 @dataclass
@@ -43,11 +48,29 @@ class Progress:
     num_supervised: int = 0
     step_seconds: float = 0.0
     """Time spent in steps alone."""
+    num_evaluations: int = 0
+    """As many evaluations as the run makes, that of the start among them."""
+    eval_seconds: float = 0.0
+    """Time spent in evaluations."""
+    doing: str = ""
+    """What is being done, where that is no step."""
     best_step: int = 0
+    """The step whose tensors are kept."""
     interrupted: bool = False
     """Ctrl-C, or the system, ended the run before its last step."""
     diverged: bool = False
-    """The loss became infinite after some evaluation; the adapter is that of the best one."""
+    """The loss became infinite after some evaluation; the adapter is that of the best one, or of the last."""
+    failure: Exception | None = None
+    """What ended the run before its last step, or in an evaluation; the adapter is that of the last step."""
+
+    @property
+    def seconds_left(self) -> float | None:
+        """How long the steps and evaluations that are to come will take, by those that were; None before the first step."""
+        if not self.step:
+            return None
+        evaluation = self.eval_seconds / max(1, len(self.eval_losses))
+        evaluations = max(0, self.num_evaluations - len(self.eval_losses))
+        return self.step_seconds / self.step * (self.num_steps - self.step) + evaluation * evaluations
 
 
 class Stepper:
@@ -115,16 +138,25 @@ class Stepper:
 
 
 @torch.no_grad()
-def evaluate(base: Base, rows: Rows, examples: Sequence[Any], max_tokens: int | None = None) -> float:
-    """The loss per supervised token of some rows, in nats, with these adapters.
+def evaluate(
+    base: Base,
+    rows: Rows,
+    examples: Sequence[Any],
+    max_tokens: int | None = None,
+    listener: Callable[[int], None] = lambda done: None,
+) -> float:
+    """The loss per supervised token of some rows, in nats, with these adapters; `listener` hears how many rows are done.
 
     **Raises:**
 
     - `DivergedError`: it is not finite.
     """
     task = tasks.of(base)
+    total, done = 0.0, 0
     with base.using(rows):
-        total = sum(task.loss_of(base, part).item() for part in task.parts(base, examples, max_tokens))
+        for part in task.parts(base, examples, max_tokens):
+            listener(done)
+            total, done = total + task.loss_of(base, part).item(), done + len(part)
     if not math.isfinite(total):
         raise DivergedError(
             explain(
@@ -144,46 +176,31 @@ def run(
     settings: Settings,
     plan: Plan,
     listener: Callable[[Progress], None] = lambda progress: None,
+    *,
+    goes_on: bool = False,
+    stop: Stop | None = None,
 ) -> Progress:
     """Train an attached adapter; afterwards it holds the tensors of the best evaluation, or of the last step.
 
-    Ctrl-C, or a request to end, ends the run after the step under way and keeps what was learned; a second one ends it at
-    once.
+    The best is chosen where at least `MIN_ROWS_TO_CHOOSE` rows are held out. Ctrl-C, or a request to end, ends the run after
+    the step under way, and the adapter is evaluated once more; a second one ends it at once, with the tensors of the last
+    step. So does whatever fails after the first step: it is kept as `Progress.failure`.
+
+    **Arguments:**
+
+    - `listener`: hears of every step with its evaluation, once; before, of each thing that is being done (`Progress.doing`).
+    - `goes_on`: the adapter has been trained before, so that it is the start that is to be measured, not the base.
+    - `stop`: what hears the requests to end.
 
     **Raises:**
 
     - `DivergedError`: the loss is not finite any more, and no evaluation had been better than the start.
     """
     torch.manual_seed(settings.seed)
-    stepper = Stepper(base, adapter, settings, plan.learning_rate, plan.num_steps)
-    progress = Progress(plan.num_steps)
-    best = _Best(stepper.tensors, not (stepper.method.changes_at_start or base.fresh_heads))
-    order = batch.order(len(examples), plan.batch_size, plan.num_steps, settings.seed)
-    with _interruptible(progress):
-        try:
-            for numbers in order:
-                if progress.interrupted:
-                    break
-                _step(stepper, [examples[i] for i in numbers], progress)
-                if progress.step == 1:
-                    _measure_start(base, held_out, settings, progress, best)
-                listener(progress)
-                if progress.step % plan.eval_every == 0 or progress.step == plan.num_steps:
-                    stepper.check_finite()
-                    _evaluate(stepper, held_out, progress, best, listener)
-        except DivergedError:
-            if not progress.step:  # it may be the base that is at fault, which then says so
-                _measure_start(base, held_out, settings, progress, best)
-            if not best.step:
-                raise
-            progress.diverged = True
-    if held_out and (best.step or not progress.interrupted):
-        best.restore_(stepper.tensors)
-        progress.best_step = best.step
-    else:
-        progress.best_step = progress.step
+    under_way = _Run(base, adapter, held_out, settings, plan, listener, goes_on, stop or Stop())
+    under_way.learn(examples)
     base.get(adapter).finish_()
-    return progress
+    return under_way.progress
 
 
 def _groups(adapter: Adapter) -> list[dict[str, Any]]:
@@ -196,16 +213,16 @@ def _groups(adapter: Adapter) -> list[dict[str, Any]]:
 
 
 class _Best:
-    """The tensors of the lowest held-out loss so far; at first those of the start."""
+    """The tensors of the lowest held-out loss so far, or of the latest evaluation; at first those of the start."""
 
-    def __init__(self, tensors: Sequence[Tensor], starts_as_base: bool):
+    def __init__(self, tensors: Sequence[Tensor], by_loss: bool):
         self.loss = float("inf")
         self.step = 0
-        self.starts_as_base = starts_as_base
+        self.by_loss = by_loss
         self._tensors = [tensor.detach().clone() for tensor in tensors]
 
     def offer(self, loss: float, step: int, tensors: Sequence[Tensor]) -> None:
-        if loss < self.loss:
+        if loss < self.loss or not self.by_loss:
             self.loss, self.step = loss, step
             for kept, tensor in zip(self._tensors, tensors, strict=True):
                 kept.copy_(tensor.detach())
@@ -216,6 +233,120 @@ class _Best:
             tensor.copy_(kept)
 
 
+class _Run:
+    """A run under way: what it moves, what it has measured, and how it ends."""
+
+    def __init__(
+        self,
+        base: Base,
+        adapter: str,
+        held_out: Sequence[Any],
+        settings: Settings,
+        plan: Plan,
+        listener: Callable[[Progress], None],
+        goes_on: bool,
+        stop: Stop,
+    ):
+        self.base, self.held_out, self.settings, self.plan = base, held_out, settings, plan
+        self.stepper = Stepper(base, adapter, settings, plan.learning_rate, plan.num_steps)
+        self.goes_on = goes_on
+        self.starts_as_base = not (goes_on or self.stepper.method.changes_at_start or base.fresh_heads)
+        self.best = _Best(self.stepper.tensors, by_loss=len(held_out) >= MIN_ROWS_TO_CHOOSE)
+        due = sum(plan.evaluates_at(step) for step in range(1, plan.num_steps + 1))
+        self.progress = Progress(plan.num_steps, num_evaluations=1 + due if held_out else 0)
+        self.listener, self.stop = listener, stop
+
+    def learn(self, examples: Sequence[Any]) -> None:
+        """All steps and evaluations; afterwards the adapter holds what is kept."""
+        progress = self.progress
+        with self.stop.heard():
+            try:
+                self._steps(examples)
+            except DivergedError:
+                if not progress.step:  # it may be the base that is at fault, which then says so
+                    self._measure_start()
+                if not self.best.step:
+                    raise
+                progress.diverged = True
+            except KeyboardInterrupt:
+                if not progress.step:
+                    raise
+                progress.interrupted = True
+            except Exception as error:
+                if not progress.step:
+                    raise
+                progress.failure = error
+            progress.doing = ""
+            self._keep()
+
+    def _steps(self, examples: Sequence[Any]) -> None:
+        plan, progress, settings = self.plan, self.progress, self.settings
+        if self.goes_on:
+            self._measure_start()
+        self._say("")
+        for numbers in batch.order(len(examples), plan.batch_size, plan.num_steps, settings.seed):
+            with self.stop.may_cut():
+                _step(self.stepper, [examples[i] for i in numbers], progress)
+            if progress.step == 1 and not self.goes_on:
+                self._measure_start()
+            stopped = self.stop.asked and progress.step < plan.num_steps
+            if (self._has_time() if stopped else plan.evaluates_at(progress.step)) and self.held_out:
+                self.stepper.check_finite()
+                self._evaluate()
+            self._say("")
+            if stopped:
+                progress.interrupted = True
+                break
+        self.stepper.check_finite()
+
+    def _keep(self) -> None:
+        """Put back what was best, where that is to be kept."""
+        progress, best = self.progress, self.best
+        evaluated = bool(progress.eval_losses) and progress.eval_losses[-1][0] == progress.step
+        is_finite = all(torch.isfinite(tensor).all() for tensor in self.stepper.tensors)
+        chosen = best.by_loss and evaluated and progress.failure is None
+        if progress.diverged or chosen or (not is_finite and best.step):
+            best.restore_(self.stepper.tensors)
+            progress.best_step = best.step
+        else:
+            progress.best_step = progress.step
+
+    def _measure_start(self) -> None:
+        """The held-out loss of the start. Where that is the base's it is known after the first step, and delays nothing."""
+        if self.held_out:
+            loss = self._measured(self.stepper.adapter if self.goes_on else None)
+            self.progress.eval_losses.append((0, loss))
+            self.best.loss = loss if self.starts_as_base or self.goes_on else self.best.loss
+
+    def _evaluate(self) -> None:
+        loss = self._measured(self.stepper.adapter)
+        self.progress.eval_losses.append((self.progress.step, loss))
+        self.best.offer(loss, self.progress.step, self.stepper.tensors)
+
+    def _measured(self, rows: Rows) -> float:
+        start, what = time.perf_counter(), "evaluating" if rows else "evaluating the base"
+        with self.stop.may_cut():
+            loss = evaluate(
+                self.base,
+                rows,
+                self.held_out,
+                self.settings.micro_batch_tokens,
+                lambda done: self._say(f"{what}: {done}/{len(self.held_out)} rows"),
+            )
+        self.progress.eval_seconds += time.perf_counter() - start
+        return loss
+
+    def _has_time(self) -> bool:
+        """An end was asked for, and the last evaluation is not likely to take longer than whoever asked waits."""
+        progress = self.progress
+        seconds = progress.eval_seconds / max(1, len(progress.eval_losses))
+        return not self.stop.cut and not (self.stop.by_system and seconds > PATIENCE_SECONDS)
+
+    def _say(self, doing: str) -> None:
+        self.progress.doing = doing
+        self.listener(self.progress)
+
+
 def _step(stepper: Stepper, examples: Sequence[Any], progress: Progress) -> None:
     start = time.perf_counter()
     loss = stepper.step(examples, schedule.factor(progress.step, progress.num_steps))
@@ -224,47 +355,3 @@ def _step(stepper: Stepper, examples: Sequence[Any], progress: Progress) -> None
     progress.losses.append(loss)
     progress.num_tokens += stepper.task.num_tokens(examples)
     progress.num_supervised += stepper.task.num_targets(examples)
-
-
-def _measure_start(base: Base, held_out: Sequence[Any], settings: Settings, progress: Progress, best: _Best) -> None:
-    """The held-out loss of the base, where most adapters start: known after the first step, it delays nothing."""
-    if held_out:
-        loss = evaluate(base, None, held_out, settings.micro_batch_tokens)
-        progress.eval_losses.append((0, loss))
-        best.loss = loss if best.starts_as_base else best.loss
-
-
-def _evaluate(
-    stepper: Stepper,
-    held_out: Sequence[Any],
-    progress: Progress,
-    best: _Best,
-    listener: Callable[[Progress], None],
-) -> None:
-    if not held_out:
-        return
-    loss = evaluate(stepper.base, stepper.adapter, held_out, stepper.settings.micro_batch_tokens)
-    progress.eval_losses.append((progress.step, loss))
-    best.offer(loss, progress.step, stepper.tensors)
-    listener(progress)
-
-
-@contextlib.contextmanager
-def _interruptible(progress: Progress) -> Iterator[None]:
-    """Turn the first Ctrl-C, or request to end, into a flag, so that no step is cut in half."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.getsignal(number) for number in STOPPING}
-
-    def stop(number: int, frame: object) -> None:
-        progress.interrupted = True
-        signal.signal(number, before[signal.Signals(number)])
-
-    for number in STOPPING:
-        signal.signal(number, stop)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

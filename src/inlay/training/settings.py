@@ -54,7 +54,8 @@ class Settings:
     """At most this many held-out rows are evaluated, spread evenly over them."""
 
     eval_every: int | None = None
-    """Steps between evaluations; a fifth of the run. The best adapter is kept."""
+    """Steps between evaluations; a fifth of the run. Of 20 held-out rows or more the best adapter is kept, of fewer the
+    last."""
 
     weight_decay: float = 0.0
     """Decoupled weight decay of AdamW."""
@@ -86,6 +87,12 @@ class Plan:
     learning_rate: float
     learning_rate_reason: str
     eval_every: int
+
+    def evaluates_at(self, step: int) -> bool:
+        """The held-out rows are evaluated after this step: every `eval_every`, and after the last, but not twice near the
+        end."""
+        left = self.num_steps - step
+        return left == 0 or (step % self.eval_every == 0 and 2 * left > self.eval_every)
 
     def __str__(self) -> str:
         return (

@@ -1,0 +1,78 @@
+"""What a run has learned is kept before anything else may fail: written, synced and renamed into its place.
+
+Then, and only then, come the scores and the picture, which need memory, other packages and time: what fails there is a note.
+"""
+
+import contextlib
+import gc
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from inlay.errors import OutputError
+from inlay.io import output
+from inlay.training.loop import Progress
+
+PICTURE = "curve.png"
+
+
+class Kept(NamedTuple):
+    """Where an adapter lies, and what went wrong on the way."""
+
+    place: Path
+    problem: Exception | None
+    """Why it is not where it was asked for, or lacks a part of its record."""
+
+
+def keep(write: Callable[[Path, bool], None], place: Path) -> Kept:
+    """Write an adapter to `place`; where that fails to the system's temporary directory; with a short record if need be.
+
+    **Arguments:**
+
+    - `write`: writes into a directory that exists; the record whole, or only what no adapter can do without.
+
+    **Raises:** what the first attempt did, where no other went better.
+    """
+    problem: Exception | None = None
+    elsewhere = Path(tempfile.gettempdir()) / f"{place.name[:100]}-{time.strftime('%Y%m%d-%H%M%S')}"
+    for directory in (place, elsewhere):
+        for whole in (True, False):
+            try:
+                with output.new_directory(directory) as partial:
+                    write(partial, whole)
+                return Kept(directory, problem)
+            except OSError as error:
+                problem = problem or error
+                break  # it is the place that is at fault
+            except Exception as error:
+                problem = problem or error
+                gc.collect()
+    assert problem is not None, "something failed"
+    raise problem
+
+
+def error_of(kept: Kept, place: Path) -> OutputError | None:
+    """What the run raises where the adapter is not at `place`."""
+    if kept.place == place:
+        return None
+    return OutputError(f"{kept.problem}\n  kept:  {kept.place} holds the adapter that was trained")
+
+
+@contextlib.contextmanager
+def beside(what: str) -> Iterator[None]:
+    """Within the block something is made that the adapter does not need: what fails is a warning that begins with `what`."""
+    try:
+        yield
+    except Exception as error:
+        first = str(error).strip().split("\n")[0]
+        warnings.warn(f"{what}: {first or type(error).__name__}; nothing else is missing", stacklevel=3)
+
+
+def draw(directory: Path, progress: Progress) -> None:
+    """The loss curve of a run, beside its adapter."""
+    from inlay.training import curve
+
+    output.write_file(directory / PICTURE, curve.draw(progress))
