@@ -80,3 +80,8 @@ def joined(names: Names, paths: Sequence[str]) -> Names:
 def is_inside(path: str, modules: Iterable[str]) -> bool:
     """The module at `path` is one of these, or a part of one."""
     return any(path == module or path.startswith(f"{module}.") for module in modules)
+
+
+def printable(name: str) -> str:
+    """A name that any file can hold: bytes of a path that are no UTF-8, as Python keeps them, are written out (`r\\xe9`)."""
+    return "".join(f"\\x{ord(c) & 0xFF:02x}" if "\ud800" <= c <= "\udfff" else c for c in name)

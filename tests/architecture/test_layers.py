@@ -19,7 +19,7 @@ LAYERS = [
     {"initializers"},
     {"kernels"},
     {"core"},
-    {"fields", "names", "plugins"},
+    {"fields", "names", "plugins", "screen"},
     {"errors"},
 ]
 """Top to bottom. A module imports its own folder or a lower layer: never up, never sideways."""

@@ -12,11 +12,8 @@ import re
 import signal
 import sys
 import threading
-<<<<<<< HEAD
-import traceback
-=======
 import time
->>>>>>> 1fb83c0 (training: what a run has learned is written and synced before anything else may fail)
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -59,12 +56,8 @@ def _guarded(command: str, arguments: list[str]) -> int:
         ):  # some libraries swallow a KeyboardInterrupt while they are imported
             runner, screen = (importlib.import_module(f"{__name__}.{name}") for name in ("_command", "_screen"))
             importlib.import_module(f"{__name__}.{command}")
-<<<<<<< HEAD
-        with answered_by(signal.SIGTERM, _interrupt), _short_warnings(), screen.printable_output():
-=======
-        interrupt = _interrupter()
-        with _signal(signal.SIGTERM, interrupt), _signal(_HANGUP, interrupt), _short_warnings():
->>>>>>> 1fb83c0 (training: what a run has learned is written and synced before anything else may fail)
+        end = _interrupter()
+        with answered_by(signal.SIGTERM, end), answered_by(_HANGUP, end), _short_warnings(), screen.printable_output():
             return runner.run(command, arguments)
     except InlayError as error:
         if debug:
@@ -74,7 +67,7 @@ def _guarded(command: str, arguments: list[str]) -> int:
     except KeyboardInterrupt:
         if debug:
             raise
-        with _signal(signal.SIGINT, signal.SIG_IGN):  # pressed once more
+        with answered_by(signal.SIGINT, signal.SIG_IGN):  # pressed once more
             _print("interrupted; nothing was left half-written")
         return 130
     except BrokenPipeError:  # whoever read our output has stopped, as `head` does
@@ -83,16 +76,12 @@ def _guarded(command: str, arguments: list[str]) -> int:
     except OSError as error:
         if debug:
             raise
-<<<<<<< HEAD
-        print(f"error: {explain('the system refused a file', found=str(error))}", file=sys.stderr)
-=======
-        _print(f"error: the system refused a file\n  found: {error}")
->>>>>>> 1fb83c0 (training: what a run has learned is written and synced before anything else may fail)
+        _print(f"error: {explain('the system refused a file', found=str(error))}")
         return 1
     except BaseException as error:  # a panic of a library in Rust is no Exception
         if debug or isinstance(error, (SystemExit, GeneratorExit)):
             raise
-        print(f"error: {_unforeseen(error)}", file=sys.stderr)
+        _print(f"error: {_unforeseen(error)}")
         return 1
 
 
@@ -138,16 +127,10 @@ def _interrupter() -> Callable[[int, object], None]:
 
 
 @contextlib.contextmanager
-<<<<<<< HEAD
-def answered_by(number: signal.Signals, handler: Any) -> Iterator[None]:
-    """Within the block a signal is answered by `handler`."""
-    if threading.current_thread() is not threading.main_thread():
-=======
-def _signal(number: signal.Signals | None, handler: Any) -> Iterator[None]:
+def answered_by(number: signal.Signals | None, handler: Any) -> Iterator[None]:
     """Within the block a signal is answered by `handler`, unless the process was told to ignore it, as `nohup` does."""
     is_main = threading.current_thread() is threading.main_thread()
     if number is None or not is_main or signal.getsignal(number) in (signal.SIG_IGN, None):
->>>>>>> 1fb83c0 (training: what a run has learned is written and synced before anything else may fail)
         yield
         return
     before = signal.signal(number, handler)

@@ -8,9 +8,10 @@ import dataclasses
 import importlib
 import os
 import re
+import types
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import tyro
 import yaml
@@ -60,21 +61,44 @@ def parse(cls: Any, command: str, arguments: Sequence[str]) -> Any:
         )
 
 
+FLAGS = {"from_adapter": "from"}
+"""What the flags and keys of fields are called whose names would be words of Python's."""
+
 METHOD_FIELD = "adapter"
 """The field of a command with a method that holds the method's configuration."""
 
 
-def with_method(cls: Any, arguments: Sequence[str]) -> Any:
-    """The command `cls` with the flags of the method that the arguments, or their configuration file, name."""
+def with_method(cls: Any, values: dict[str, Any]) -> Any:
+    """The command `cls` with the flags of the method that its `given` values name, or of the adapter to go on from.
+
+    **Raises:**
+
+    - `ConfigError`: both are named, and the adapter is of another method.
+    """
     from inlay import methods
 
-    config = value_of("--config", arguments)
-    in_file = read_config(Path(config)).get("method") if config else None
-    method: Any = methods.find(str(value_of("--method", arguments) or in_file or "lora"))
-    default = dataclasses.field(default_factory=method)
+    name, source = values.get("method"), values.get("from")
+    if source is None:
+        start: Any = methods.find(str(name or "lora"))
+        default = dataclasses.field(default_factory=start)
+    else:
+        from inlay.io import peft
+        from inlay.training import going_on
+
+        has = peft.read(str(source)).method
+        going_on.check_method(str(source), has, None if name is None else str(name))
+        start, default = type(has), dataclasses.field(default=has)
     return dataclasses.make_dataclass(
-        f"{cls.__name__}WithMethod", [(METHOD_FIELD, method, default)], bases=(cls,), frozen=True, kw_only=True
+        f"{cls.__name__}WithMethod", [(METHOD_FIELD, start, default)], bases=(cls,), frozen=True, kw_only=True
     )
+
+
+def given(arguments: Sequence[str]) -> dict[str, Any]:
+    """What decides which flags there are: the values of a few of them, unparsed, or of the configuration file."""
+    config = value_of("--config", arguments)
+    values = read_config(Path(config)) if config else {}
+    flags = {name: value_of(f"--{name.replace('_', '-')}", arguments) for name in ("method", "from", "show_tokens")}
+    return values | {name: value for name, value in flags.items() if value is not None}
 
 
 def value_of(flag: str, arguments: Sequence[str]) -> str | None:
@@ -95,6 +119,7 @@ def read_config(path: Path) -> dict[str, Any]:
     - `UnknownNameError`: there is no such file.
     - `FormatError`: it is not YAML, not a mapping, or gives a name twice.
     """
+    path = Path(os.path.expanduser(path))
     if not os.path.isfile(path):
         raise UnknownNameError(explain("there is no such configuration file", found=str(path), do="--config run.yaml"))
     try:
@@ -159,22 +184,29 @@ def from_mapping(cls: Any, values: dict[str, Any]) -> Any:
     return result
 
 
-def _filled(cls: Any, left: dict[str, Any]) -> Any:
+def _filled(cls: Any, left: dict[str, Any], start: Any = None) -> Any:
+    """An instance of `cls`, or `start` with other values."""
     from inlay.methods._contract import Layers
 
     hints = get_type_hints(cls)
     given: dict[str, Any] = {}
     others: dict[str, Any] = {}
     for field in dataclasses.fields(cls):
-        hint = hints[field.name]
+        hint, name = hints[field.name], FLAGS.get(field.name, field.name)
         if dataclasses.is_dataclass(hint):
-            others[field.name] = _filled(hint, left)
-        elif field.name in left:
-            value = left.pop(field.name)
-            given[field.name] = layers(value) if hint == Layers | None and isinstance(value, str) else value
+            has_default = dataclasses.is_dataclass(field.default)
+            others[field.name] = _filled(hint, left, field.default if has_default else None)
+        elif name in left:
+            value = left.pop(name)
+            if isinstance(value, str) and hint == Layers | None:
+                value = layers(value)
+            elif isinstance(value, str) and hint in (Path, Path | None):
+                value = os.path.expanduser(value)
+            given[field.name] = value
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             others[field.name] = tyro.MISSING
-    return cls(**fields.fitted(cls, given), **others)
+    values = fields.fitted(cls, given) | others
+    return cls(**values) if start is None else dataclasses.replace(start, **values)
 
 
 def _names(cls: Any) -> list[str]:
@@ -182,7 +214,7 @@ def _names(cls: Any) -> list[str]:
     names: list[str] = []
     for field in dataclasses.fields(cls):
         nested = hints[field.name]
-        names += _names(nested) if dataclasses.is_dataclass(nested) else [field.name]
+        names += _names(nested) if dataclasses.is_dataclass(nested) else [FLAGS.get(field.name, field.name)]
     return names
 
 
@@ -194,13 +226,33 @@ def _types() -> tyro.constructors.ConstructorRegistry:
 
     @registry.primitive_rule
     def rule(info: tyro.constructors.PrimitiveTypeInfo) -> Any:
+        if info.type is Path:
+            return _spec("PATH", lambda text: Path(os.path.expanduser(text)), str)
         if info.type == Names:
-            return _spec("NAMES", str, lambda value: value if isinstance(value, str) else ",".join(value))
+            return _spec(
+                "NAMES", str, lambda value: value if isinstance(value, str) and value else ",".join(value) or "none"
+            )
         if info.type in (Layers, Layers | None):
             return _spec("LAYERS", layers, lambda value: ",".join(map(str, value)) if value is not None else "all")
+        kinds = get_args(info.type) if get_origin(info.type) in (Union, types.UnionType) else ()
+        if len(kinds) == 2 and type(None) in kinds:
+            kind = next(kind for kind in kinds if kind is not type(None))
+            made = tyro.constructors.PrimitiveTypeInfo.make(kind, set(info.markers))
+            return _or_unset(tyro.constructors.ConstructorRegistry.get_primitive_spec(made))
         return None
 
     return registry
+
+
+def _or_unset(spec: Any) -> Any:
+    """A value that need not be given, written as one that is. What happens without it is in the words beside the flag."""
+    if not isinstance(spec, tyro.constructors.PrimitiveConstructorSpec):  # it has no form on the command line
+        return None
+    return dataclasses.replace(
+        spec,
+        is_instance=lambda value: value is None or spec.is_instance(value),
+        str_from_instance=lambda value: ["unset"] if value is None else spec.str_from_instance(value),
+    )
 
 
 def _spec(metavar: str, read: Any, write: Any) -> tyro.constructors.PrimitiveConstructorSpec[Any]:
@@ -243,16 +295,16 @@ class OnBase(Common):
     model: Model
     """The base: a directory, or a name on the hub."""
 
-    quantize: str | None = None
+    quantize: Annotated[str | None, tyro.conf.arg(metavar="{nf4,int8}")] = None
     """Compute over the base's linear layers in nf4 or int8; made once, and kept in Inlay's cache for the next time."""
 
-    dtype: str | None = None
+    dtype: Annotated[str | None, tyro.conf.arg(metavar="{bfloat16,float16,float32}")] = None
     """What the base computes in: bfloat16, float16 or float32; by default bfloat16 where the processor multiplies it."""
 
     device: str = "cpu"
     """Where to compute, such as cpu or cuda."""
 
-    device_memory: str | None = None
+    device_memory: Annotated[str | None, tyro.conf.arg(metavar="SIZE")] = None
     """Memory of the device that a quantised base may take, such as 24GB; layers beyond that travel there as they are used."""
 
     def load(self, purpose: "Purpose | None" = None) -> "Base":

@@ -7,7 +7,7 @@ from typing import Any
 
 from inlay import methods
 from inlay.cli import _screen
-from inlay.cli._command import METHOD_FIELD, Common, Model, with_method
+from inlay.cli._command import METHOD_FIELD, Common, Model, given, with_method
 from inlay.cli._screen import count, say, size
 from inlay.cli.inspect import modules
 from inlay.io.checkpoint import open_config
@@ -52,4 +52,4 @@ class Plan(Common):
 
 def command(arguments: Sequence[str]) -> Any:
     """The command with the flags of the method that the arguments name."""
-    return with_method(Plan, arguments)
+    return with_method(Plan, given(arguments))

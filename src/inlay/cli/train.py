@@ -3,22 +3,27 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import tyro
 
 from inlay import methods
 from inlay.cli import _screen, _tasks
-from inlay.cli._command import METHOD_FIELD, Data, OnBase, Verbose, with_method
+from inlay.cli._command import METHOD_FIELD, Data, OnBase, Verbose, given, with_method
 from inlay.cli._screen import count, say, size
+from inlay.io import peft
 from inlay.io.fingerprint import short
 from inlay.kernels import native
+from inlay.methods._contract import Method
 from inlay.model.base import Base
 from inlay.model.purpose import CAUSAL_LM
 from inlay.text.mask import show
+from inlay.training import going_on, tasks
 from inlay.training import job as jobs
-from inlay.training import tasks
-from inlay.training.loop import Progress
+from inlay.training.loop import MIN_ROWS_TO_CHOOSE
 from inlay.training.loss import unpacked_because
 from inlay.training.settings import Settings
+from inlay.training.watch import watch
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,11 +36,14 @@ class Train(OnBase):
     output: Path
     """The directory that will hold the adapter; it must not exist."""
 
-    task: str = CAUSAL_LM
+    task: Annotated[str, tyro.conf.arg(metavar="{" + ",".join(tasks.names()) + "}")] = CAUSAL_LM
     """What to learn: causal-lm, sequence-classification, token-classification, seq2seq or embedding."""
 
-    method: str = "lora"
+    method: Annotated[str, tyro.conf.arg(metavar="{" + ",".join(methods.names()) + "}")] = "lora"
     """How to adapt."""
+
+    from_adapter: Annotated[str | None, tyro.conf.arg(name="from", metavar="ADAPTER")] = None
+    """Go on from this adapter, with its method; without it, a new one starts."""
 
     eval_data: str | None = None
     """Held-out rows; without it, a part of the data is held out."""
@@ -54,38 +62,63 @@ class Train(OnBase):
 
     def run(self) -> int:
         """Prepare, say what will happen, train, say what happened."""
-        base = self.load(_tasks.purpose(self.model, self.task, self.data))
+        with _screen.bar("loading"):
+            base = self.load(_tasks.purpose(self.model, self.task, self.data, self.from_adapter))
         say("base", f"{base.describe()} · {base.fingerprint}")
-        job = jobs.prepare(
-            base,
-            self.data,
-            method=getattr(self, METHOD_FIELD),
-            output=self.output,
-            eval_data=self.eval_data,
-            settings=self.settings,
-        )
+        method = self._method()
         if self.show_tokens:
-            _tasks.check_causal(self.task, f"--show-tokens {self.show_tokens}")
-            for i, example in enumerate(job.train.examples[: self.show_tokens]):
-                trained = sum(example.trained)
-                print(f"row {i} ({len(example.input_ids)} tokens, {trained} trained on)")
-                print("  " + show(base.tokenizer, example))
-            return 0
+            return self._show_tokens(base, getattr(method, "num_virtual_tokens", 0))
+        with _screen.bar("preparing") as update:
+            job = jobs.prepare(
+                base,
+                self.data,
+                method=method,
+                output=self.output,
+                eval_data=self.eval_data,
+                from_adapter=self.from_adapter,
+                settings=self.settings,
+                doing=lambda what: update(0, None, what),
+            )
         announce(job)
         if self.verbose:
             say("path", path(base))
             say("kernels", kernels())
-        with _screen.bar("step") as update:
-            report = job.run(_listener(update, "tok" if base.task == CAUSAL_LM else f"{tasks.of(base).unit}s"))
+        with _screen.bar("step", timed=False) as update:
+            report = job.run(watch(update, tasks.of(base).unit))
         _conclude(job, report, self.model)
         if self.json:
             _screen.emit(report.as_dict())
         return 130 if report.interrupted else int(report.diverged)
 
+    def _method(self) -> Method | None:
+        """The method that was asked for; None where it is that of the adapter to go on from."""
+        method: Method = getattr(self, METHOD_FIELD)
+        if self.from_adapter is None:
+            return method
+        going_on.check_method(self.from_adapter, peft.read(self.from_adapter).method, method)
+        return None
+
+    def _show_tokens(self, base: Base, num_virtual: int) -> int:
+        _tasks.check_causal(self.task, f"--show-tokens {self.show_tokens}")
+        rows = jobs.first_rows(base, self.data, self.show_tokens, self.eval_data, self.settings, num_virtual)
+        for i, example in enumerate(rows):
+            trained = sum(example.trained)
+            print(f"row {i} ({len(example.input_ids)} tokens, {trained} trained on)")
+            print("  " + show(base.tokenizer, example))
+        return 0
+
 
 def command(arguments: Sequence[str]) -> Any:
-    """The command with the flags of the method that the arguments, or their configuration file, name."""
-    return with_method(Train, arguments)
+    """The command with the flags of the method that the arguments, or their configuration file, name.
+
+    With --show-tokens nothing is written, so that --output need not be given.
+    """
+    values = given(arguments)
+    cls = with_method(Train, values)
+    if str(values.get("show_tokens") or 0) == "0":
+        return cls
+    nowhere = ("output", Path, dataclasses.field(default=Path()))
+    return dataclasses.make_dataclass(cls.__name__, [nowhere], bases=(cls,), frozen=True, kw_only=True)
 
 
 def announce(job: jobs.Job) -> None:
@@ -159,45 +192,24 @@ def _held_out(job: jobs.Job) -> str:
         return f"nothing: its {job.held_out.num_rows:,} rows are longer than {job.held_out.max_length:,} tokens"
     some = f", {len(job.evaluated)} of them evaluated" if len(job.evaluated) < total else ""
     every = f"every {job.plan.eval_every} steps" if job.plan.eval_every > 1 else "every step"
-    return f"{total:,} rows{some}, {every}; the best adapter is kept"
-
-
-def _listener(update: Any, unit: str) -> Any:
-    said = -1
-
-    def listen(progress: Progress) -> None:
-        nonlocal said
-        parts = [f"loss {progress.losses[-1]:.3f}"] if progress.losses else []
-        parts += [_held_out_loss(*progress.eval_losses[-1])] if progress.eval_losses else []
-        if progress.step_seconds:
-            parts.append(f"{progress.num_supervised / progress.step_seconds:,.0f} {unit}/s trained")
-        text = "  ".join([*parts, size(jobs.peak_rss_bytes())])
-        update(progress.step, progress.num_steps, text)
-        evaluated = progress.eval_losses[-1][0] if progress.eval_losses else -1
-        if evaluated > said and not _screen.is_terminal():
-            said = evaluated
-            say("step", f"{progress.step}/{progress.num_steps}  {text}{_left(progress)}")
-
-    return listen
-
-
-def _held_out_loss(step: int, loss: float) -> str:
-    return f"held-out {loss:.3f}" + ("" if step else " at the start")
-
-
-def _left(progress: Progress) -> str:
-    if not progress.step:
-        return ""
-    seconds = progress.step_seconds / progress.step * (progress.num_steps - progress.step)
-    return f"  {seconds // 60:.0f}:{seconds % 60:02.0f} left"
+    few = len(job.evaluated) < MIN_ROWS_TO_CHOOSE
+    kept = "the last adapter is kept: so few can't tell which is best" if few else "the best adapter is kept"
+    return f"{total:,} rows{some}, {every}; {kept}"
 
 
 def _conclude(job: jobs.Job, report: jobs.Report, model: str) -> None:
     unit = tasks.of(job.base).unit
+    done = f"after {report.steps} of {job.plan.num_steps} steps"
     if report.diverged:
-        say("diverged", f"after {report.steps} of {job.plan.num_steps} steps; the best adapter before that is kept")
-    if report.interrupted:
-        say("stopped", f"after {report.steps} of {job.plan.num_steps} steps; what was learned so far is kept")
+        say("diverged", f"{done}; the adapter of step {report.best_step}, before that, is kept")
+    if report.interrupted and report.best_step == report.steps:
+        say(
+            "stopped",
+            f"{done}; what was learned so far is kept" + ("" if report.eval_loss is not None else ", not evaluated"),
+        )
+    elif report.interrupted:
+        was = f"what was learned so far is kept as it was at step {report.best_step}"
+        say("stopped", f"{done}; {was}: later steps were worse on the held-out rows")
     if report.eval_loss_before is not None and report.eval_loss is not None:
         best = "" if report.best_step == report.steps else f" (best at step {report.best_step})"
         say("held-out", f"loss {report.eval_loss_before:.3f} → {report.eval_loss:.3f} nats per {unit}{best}")

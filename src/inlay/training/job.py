@@ -7,21 +7,18 @@ The output directory appears whole at the end: the adapter as the exchange forma
 the run. The loss curve, `curve.png`, follows.
 """
 
-import contextlib
 import dataclasses
 import functools
 import importlib.metadata
+import os
 import platform
-import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import psutil
-
-from inlay import __version__, methods
+from inlay import __version__, methods, screen
 from inlay.data import split
 from inlay.data.prepare import Prepared
 from inlay.errors import DataError, InlayError, explain
@@ -30,12 +27,16 @@ from inlay.io import peft
 from inlay.methods._contract import Method
 from inlay.model.adapter import Adapter
 from inlay.model.base import Base
-from inlay.training import keep, loop, tasks
+from inlay.names import printable
+from inlay.training import going_on, keep, loop, tasks, watch
 from inlay.training.measure import measure
+from inlay.training.memory import peak_rss_bytes
 from inlay.training.settings import Plan, Settings, from_dict, plan
 from inlay.training.stop import Stop
 
 Item = TypeVar("Item")
+
+DEFAULT_METHOD = "lora"
 
 LONGEST_DEFAULT = 2048
 """Rows are not made longer than this unless asked, whatever positions the model has: memory grows with it."""
@@ -191,6 +192,7 @@ class Job:
         return {
             "method": {"name": methods.name_of(self.method), **dataclasses.asdict(self.method)},
             "data": {"source": self.source, "sha256": self.digest, "rows": len(self.train.examples)},
+            **({} if self.goes_on is None else {"from": self.goes_on}),
             "training": {
                 **dataclasses.asdict(self.settings),
                 **dataclasses.asdict(self.plan),
@@ -206,45 +208,60 @@ class Job:
 
 def prepare(
     base: Base,
-    source: str | Path,
+    source: Any,
     *,
-    method: Method,
+    method: Method | str | None = None,
     output: str | Path,
-    eval_data: str | Path | None = None,
+    eval_data: Any = None,
+    from_adapter: str | Path | None = None,
     settings: Settings | None = None,
+    doing: Callable[[str], None] = lambda what: None,
 ) -> Job:
     """Read and check everything that a run needs, attach the new adapter, and choose what was left open.
 
     **Arguments:**
 
     - `source`, `eval_data`: rows of the task that the base was loaded for; see `inlay.training.tasks`.
+    - `method`: how to adapt, as a method or by its name; `DEFAULT_METHOD`, or that of `from_adapter`, unless given.
     - `output`: the directory that will hold the adapter; it must not exist. Its last part is the adapter's name.
+    - `from_adapter`: an adapter of this base that the training goes on from.
+    - `doing`: hears what is being done.
 
     **Raises:**
 
     - `OutputError`: the output exists, or the disk has no room for it.
     - `DataError`, `FormatError`, `UnknownNameError`: the data is missing, malformed, or leaves nothing to train on.
-    - `TargetError`, `ConfigError`: the method does not fit the model.
+    - `TargetError`, `ConfigError`: the method does not fit the model, or is not that of `from_adapter`.
+    - `CompatibilityError`: `from_adapter` was trained on another base.
     """
-    settings, output = settings or Settings(), Path(output)
+    settings, output = settings or Settings(), Path(os.path.expanduser(output))
     output_directory.check_free(output)
+    name, earlier = output.resolve().name, None
+    if from_adapter is not None:
+        earlier = going_on.read(base, from_adapter, name, method)
+        method = earlier.method
+    elif not isinstance(method, Method):
+        method = methods.find(method or DEFAULT_METHOD)()
+    doing("reading rows")
     task = tasks.of(base)
-    rows = task.read(source)
-    held_rows = task.read(eval_data) if eval_data is not None else []
-    if eval_data is None:
-        rows, held_rows = split.hold_out(rows, settings.eval_fraction)
+    rows, held_rows = _rows(task, source, eval_data, settings)
+    doing(f"tokenizing {len(rows) + len(held_rows):,} rows")
     virtual = getattr(method, "num_virtual_tokens", 0)
     how = (base, longest_row(base, settings.max_length, virtual), settings.train_on, settings.too_long)
     train = task.prepare(rows, *how)
     held_out = task.prepare(held_rows, *how, may_be_empty=eval_data is None) if held_rows else None
-    method, measured = measure(
-        base, method, spread(train.examples, MEASURED), settings.micro_batch_tokens, settings.seed
-    )
-    adapter = base.create(method, output.resolve().name, settings.seed, measured)
+    doing("measuring what the adapter starts from")
+    if earlier is not None:
+        adapter = base.put(earlier)
+    else:
+        some = spread(train.examples, MEASURED)
+        method, measured = measure(base, method, some, settings.micro_batch_tokens, settings.seed)
+        adapter = base.create(method, name, settings.seed, measured)
     try:
         output_directory.check_space(output, 8 * adapter.num_weights + (1 << 20))
         chosen = plan(settings, len(train.examples), base.model.config, method)
-    except InlayError:
+        goes_on = None if from_adapter is None else going_on.about(from_adapter)
+    except (InlayError, OSError):
         base.detach(adapter.name)
         raise
     evaluated = spread(held_out.examples, settings.eval_rows) if held_out else []
@@ -256,27 +273,81 @@ def prepare(
         chosen,
         train,
         held_out,
-        str(source),
+        data_name(source),
         split.digest(rows),
         adapter.method,
         evaluated,
+        goes_on,
     )
 
 
 def train(
     base: Base,
-    source: str | Path,
+    source: Any,
     *,
-    method: Method,
+    method: Method | str | None = None,
     output: str | Path,
-    eval_data: str | Path | None = None,
+    eval_data: Any = None,
+    from_adapter: str | Path | None = None,
+    progress: bool | None = None,
+    on_step: Callable[[loop.Progress], Any] | None = None,
     **settings: Any,
 ) -> Report:
     """Train an adapter of `method` on the rows of `source`, write it to `output`, and leave it attached and active.
 
-    **Arguments:** those of `prepare`; every field of `Settings` by its name.
+    **Arguments:** those of `prepare`; every field of `Settings` by its name; and
+
+    - `progress`: show what is being done on stderr; where somebody watches it, a terminal or a notebook, unless given.
+    - `on_step`: called after every step, and its evaluation, with where the run stands. What it raises ends the run, and is
+      raised again once what was learned is written.
     """
-    return prepare(base, source, method=method, output=output, eval_data=eval_data, settings=from_dict(settings)).run()
+    shown = screen.is_watched() if progress is None else progress
+    with screen.bar("step", shown=shown, timed=False) as update:
+        job = prepare(
+            base,
+            source,
+            method=method,
+            output=output,
+            eval_data=eval_data,
+            from_adapter=from_adapter,
+            settings=from_dict(settings),
+            doing=lambda what: update(0, None, what),
+        )
+        listeners = [watch.watch(update, tasks.of(base).unit)] if shown else []
+        listeners += [] if on_step is None else [watch.each_step(on_step)]
+
+        def listen(where: loop.Progress) -> None:
+            for listener in listeners:
+                listener(where)
+
+        return job.run(listen)
+
+
+def first_rows(base: Base, source: Any, count: int, eval_data: Any, settings: Settings, num_virtual: int) -> list[Any]:
+    """The first rows that a run would train on, as tokens; no more are made than it takes to find as many."""
+    task, length = tasks.of(base), longest_row(base, settings.max_length, num_virtual)
+    rows, _ = _rows(task, source, eval_data, settings)
+    found: list[Any] = []
+    for first in range(0, len(rows), count):
+        part = rows[first : first + count]
+        found += task.prepare(part, base, length, settings.train_on, settings.too_long, may_be_empty=True).examples
+        if len(found) >= count:
+            break
+    return found[:count]
+
+
+def _rows(task: tasks.Task, source: Any, eval_data: Any, settings: Settings) -> tuple[list[Any], list[Any]]:
+    """The rows to train on, and those held out."""
+    rows = task.read(source)
+    return split.hold_out(rows, settings.eval_fraction) if eval_data is None else (rows, task.read(eval_data))
+
+
+def data_name(source: Any) -> str:
+    """What data is called in a record that is shared: the last part of a path, the name on the hub, or the kind of object."""
+    if not isinstance(source, str | Path):
+        return type(source).__name__
+    path = os.path.expanduser(source)
+    return printable(Path(path).resolve().name if os.path.exists(path) else str(source))
 
 
 @functools.cache
@@ -314,19 +385,3 @@ def spread(examples: Sequence[Item], count: int) -> list[Item]:
     if len(examples) <= count:
         return list(examples)
     return [examples[i * len(examples) // count] for i in range(count)]
-
-
-def peak_rss_bytes() -> int:
-    """The most memory that this process has held so far.
-
-    From /proc where there is one: the figure of `getrusage` begins with what the process held that started this one.
-    """
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/self/status").read_text("utf-8").splitlines()
-        return 1024 * int(next(line.split()[1] for line in lines if line.startswith("VmHWM:")))
-    with contextlib.suppress(ImportError):
-        import resource
-
-        unit = 1 if sys.platform == "darwin" else 1024
-        return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return psutil.Process().memory_info().rss

@@ -54,8 +54,7 @@ class Settings:
     """At most this many held-out rows are evaluated, spread evenly over them."""
 
     eval_every: int | None = None
-    """Steps between evaluations; a fifth of the run. Of 20 held-out rows or more the best adapter is kept, of fewer the
-    last."""
+    """Steps between evaluations; a fifth of the run. The best adapter is kept, of fewer than 20 held-out rows the last."""
 
     weight_decay: float = 0.0
     """Decoupled weight decay of AdamW."""

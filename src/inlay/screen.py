@@ -1,0 +1,170 @@
+"""What the screen says: labelled lines and progress on stderr, data on stdout.
+
+Every event has a line, which stays. In a terminal a bar under the lines shows where the work stands.
+"""
+
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from inlay.errors import printable
+
+_LABEL_WIDTH = 10
+
+_live: list[Progress] = []
+"""The progress display that is on the screen: there is one at a time."""
+
+
+class _Printable:
+    """A stream of text that controls no terminal, whoever writes to it; see `inlay.errors.printable`."""
+
+    def __init__(self, stream: Any):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        return self._stream.write(printable(text))
+
+    def writelines(self, lines: list[str]) -> None:
+        self.write("".join(lines))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextlib.contextmanager
+def printable_output() -> Iterator[None]:
+    """Within the block stdout has no control characters but tabs and newlines: models and downloaded names write there.
+
+    Not stderr, where progress bars move the cursor: `say` and `inlay.errors.explain` see to what is written there.
+    """
+    before: Any = sys.stdout
+    sys.stdout = before and _Printable(before)  # there is none where it was closed, as by `>&-`
+    try:
+        yield
+    finally:
+        sys.stdout = before
+
+
+def console() -> Console:
+    """The terminal on stderr, without invention: no wrapping of what is not a terminal, no guessed colours in text."""
+    return Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
+
+
+def say(label: str, text: str) -> None:
+    """One labelled line, above the bar where one is shown; further lines are indented under the first.
+
+    Work goes on where nobody can read it any more: the terminal is closed, the pipe is broken, the disk of the log is full.
+    """
+    first, *rest = printable(text).split("\n")
+    out = _live[0].console if _live else console()
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # closed: a ValueError; None, as in `2>&-`: the last
+        out.print(f"{label:<{_LABEL_WIDTH - 1}} {first}".rstrip())
+        for line in rest:
+            out.print(" " * _LABEL_WIDTH + line if line else "")
+
+
+def fact(label: str, text: str) -> None:
+    """One line on stdout, labelled unless the label is empty; a newline out of a file begins no other."""
+    print((f"{label:<{_LABEL_WIDTH}}" if label else "") + printable(text, in_one_line=True))
+
+
+def emit(values: dict[str, Any]) -> None:
+    """One JSON object on stdout, escaped where the encoding of stdout lacks a character."""
+    text = json.dumps(values, ensure_ascii=False)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        text = json.dumps(values)
+    print(text, flush=True)
+
+
+@contextlib.contextmanager
+def bar(
+    label: str,
+    unit: Callable[[float], str] = lambda value: f"{value:,.0f}",
+    *,
+    timed: bool = True,
+    shown: bool = True,
+) -> Iterator[Callable[..., None]]:
+    """A progress bar; call what it gives with (done, total, text) as the work goes on. Within another one, a line under it.
+
+    **Arguments:**
+
+    - `unit`: how to write an amount of work.
+    - `timed`: show how long it will take, by the rate so far.
+    - `shown`: False for none.
+    """
+    out = console()
+    if not shown or not (_live or (is_terminal() and out.is_terminal)):
+        yield lambda done, total, text="": None
+        return
+    columns = [
+        TextColumn("{task.description}"),
+        BarColumn(),
+        _Amount(),
+        TextColumn("{task.fields[text]}"),
+        _Remaining(),
+    ]
+    progress = _live[0] if _live else Progress(*columns, console=out, transient=True)
+    description = f"{label:<{_LABEL_WIDTH - 1}}"
+    task = progress.add_task(description, total=None, text="", unit=unit, timed=timed)
+    is_first = not _live
+    try:
+        if is_first:
+            _live.append(progress)
+            with contextlib.suppress(OSError, ValueError):
+                progress.start()
+        yield lambda done, total, text="": progress.update(
+            task, completed=done, total=total, text=printable(text)
+        )
+    finally:
+        progress.remove_task(task)
+        if is_first:
+            _live.remove(progress)
+            with contextlib.suppress(OSError, ValueError):  # the terminal is closed
+                progress.stop()
+
+
+class _Amount(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        unit = task.fields["unit"]
+        return Text("" if task.total is None else f"{unit(task.completed)}/{unit(task.total)}")
+
+
+class _Remaining(TimeRemainingColumn):
+    def render(self, task: Task) -> Text:
+        return super().render(task) if task.fields["timed"] and task.total is not None else Text("")
+
+
+def size(num_bytes: float) -> str:
+    """A number of bytes for people."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if num_bytes < 1000:
+            return f"{num_bytes:.3g} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:.3g} TB"
+
+
+def count(number: float) -> str:
+    """A count for people: 402, 4,812, 402k, 1.31M."""
+    if number < 10_000:
+        return f"{number:,.0f}"
+    return f"{number / 1000:.0f}k" if number < 1e6 else f"{number / 1e6:.3g}M"
+
+
+def is_terminal() -> bool:
+    """Somebody watches stderr."""
+    with contextlib.suppress(ValueError, AttributeError):  # closed, or None
+        return sys.stderr.isatty()
+    return False
+
+
+def is_watched() -> bool:
+    """Somebody watches stderr, in a terminal or a notebook."""
+    return is_terminal() or "ipykernel" in sys.modules

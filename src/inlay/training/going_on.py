@@ -1,0 +1,75 @@
+"""Training that goes on from an adapter: its method and tensors are the start, its base is the only one that fits."""
+
+import dataclasses
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from inlay import methods
+from inlay.errors import ConfigError, explain
+from inlay.io import peft
+from inlay.io.checkpoint import fetch
+from inlay.methods._contract import Method
+from inlay.model.adapter import Adapter
+from inlay.model.base import Base
+from inlay.names import printable
+
+
+def read(base: Base, source: str | Path, name: str, method: Method | str | None) -> Adapter:
+    """The adapter at `source`, checked against the base and not attached, its tensors in float32 and its own.
+
+    **Arguments:**
+
+    - `name`: what it is called from now on.
+    - `method`: what was asked for; it can only be the adapter's own.
+
+    **Raises:**
+
+    - `ConfigError`: another method was asked for.
+    - those of `inlay.model.attach.Attached.read`: it is no adapter, or was trained on another base.
+    """
+    adapter = base.read(source, name)
+    check_method(source, adapter.method, method)
+    own = {path: {key: _own(tensor) for key, tensor in params.items()} for path, params in adapter.params.items()}
+    return Adapter(name, adapter.method, own, shared=adapter.shared)
+
+
+def check_method(source: str | Path, has: Method, asked: Method | str | None) -> None:
+    """Refuse a method, or a field of one, that is not the adapter's.
+
+    **Raises:**
+
+    - `ConfigError`: it is another one.
+    """
+    if asked is None or asked == methods.name_of(has) or asked == has:
+        return
+    if isinstance(asked, str) or type(asked) is not type(has):
+        other = asked if isinstance(asked, str) else methods.name_of(asked)
+        found = f"{source}: {methods.name_of(has)}; asked for: {other}"
+    else:
+        fields = [field.name for field in dataclasses.fields(has)]
+        found = [
+            f"{name}={getattr(asked, name)!r}, the adapter has {getattr(has, name)!r}"
+            for name in fields
+            if getattr(asked, name) != getattr(has, name)
+        ]
+    raise ConfigError(
+        explain(
+            "training that goes on from an adapter has its method", found=found, do="leave the method's settings out"
+        )
+    )
+
+
+def about(source: str | Path) -> dict[str, Any]:
+    """The adapter at `source` for the record of the run that goes on: its name, what it holds, and how long it was trained."""
+    directory = fetch(source, "adapter", list(peft.FILES))
+    tensors = next(file for file in sorted(directory.iterdir()) if file.suffix == ".safetensors")
+    digest = hashlib.sha256(tensors.read_bytes()).hexdigest()
+    steps = peft.read_record(directory).get("training", {}).get("steps")
+    return {"name": printable(directory.name), "sha256": digest, "steps": steps}
+
+
+def _own(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().to(torch.float32, copy=True) if tensor.is_floating_point() else tensor
