@@ -5,9 +5,9 @@ that. Where every core is ours, spinning saves the time of waking; where another
 it from the thread that everybody waits for.
 
 One process for each way of waiting, all with as many threads as there are cores. They step in turn, the others asleep, so that
-each round compares them at one load. Printed are the median of the seconds of a step, and the median over the rounds of its ratio to
-the step of the library's own way. LOAD is the number of other processes that compute all the while: 0 for a quiet machine.
-SHAPES are names with commas between: `demo`, and those of `benchmarks/shapes.py`.
+each round compares them at one load. Printed are the median of the seconds of a step, and the median over the rounds of its
+ratio to the step of the library's own way. LOAD is the number of other processes that compute all the while: 0 for a quiet
+machine. SHAPES are names with commas between: `demo`, and those of `benchmarks/shapes.py`.
 """
 
 import json
@@ -76,7 +76,9 @@ def _compare(name: str, folder: Path, load: str) -> None:
         seconds = median(turn[i]["seconds"] for turn in rounds)
         ratio = median(turn[i]["seconds"] / turn[0]["seconds"] for turn in rounds)
         used = median(turn[i]["cpu_seconds"] for turn in rounds)
-        print(f"  {way:14} {1000 * seconds:9.1f} ms, {ratio:5.3f} of the library's own way; {1000 * used:9.1f} ms of processors")
+        print(
+            f"  {way:14} {1000 * seconds:9.1f} ms, {ratio:5.3f} of the library's own way; {1000 * used:9.1f} ms of processors"
+        )
 
 
 def worker(directory: str, rows: str, tokens: str, repeats: str) -> None:

@@ -9,6 +9,8 @@ is here under its class's name: `inlay.Lora` is the class in `inlay/methods/lora
 """
 
 import importlib
+import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -31,6 +33,13 @@ _HOMES = {
     "merge": "inlay.model.merge",
     "train": "inlay.training.job",
 }
+
+
+def __dir__() -> list[str]:
+    """The public names: those of `__all__` and the classes of the methods, read from their files without importing them."""
+    files = (Path(__file__).parent / "methods").glob("[!_]*.py")
+    classes = (re.findall(r"^class ([A-Z]\w*)", file.read_text("utf-8"), re.MULTILINE) for file in files)
+    return sorted({*__all__, *(name for names in classes for name in names)})
 
 
 def __getattr__(name: str) -> Any:

@@ -120,7 +120,13 @@ def test_the_loss_of_the_start_is_measured_after_the_first_step(base, examples):
     base.attach(inlay.Lora(r=3, lora_dropout=0.5), "a")
     chosen = plan(Settings(max_steps=3), len(examples), base.model.config, inlay.Lora())
     progress = run(
-        base, "a", examples, examples[:3], Settings(), chosen, lambda p: heard.append((p.doing, p.step, len(p.eval_losses)))
+        base,
+        "a",
+        examples,
+        examples[:3],
+        Settings(),
+        chosen,
+        lambda p: heard.append((p.doing, p.step, len(p.eval_losses))),
     )
     base.detach("a")
     assert progress.eval_losses[0] == (0, evaluate(base, None, examples[:3]))

@@ -36,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if arguments[0] not in commands():
         return _unknown(arguments[0])
+    _let_threads_sleep()
     return _guarded(arguments[0], arguments[1:])
 
 
@@ -112,6 +113,20 @@ _HANGUP: signal.Signals | None = getattr(signal, "SIGHUP", None)
 
 _GRACE_SECONDS = 2.0
 """A system that ends a process may ask in several ways at once: what comes so soon after the first is the same request."""
+
+
+WAITING = {"OMP_WAIT_POLICY": "PASSIVE"}
+"""How threads wait for each other: asleep. By default they spin, and where another program wants a core they keep it from the
+thread that all wait for: measured beside other programs, a step took up to 18 times as long (benchmarks/busy.py)."""
+
+WAITING_OF_THE_USER = (*WAITING, "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+"""The variables by which it can be said otherwise; whatever one of them says stays."""
+
+
+def _let_threads_sleep() -> None:
+    """Set how threads wait, before torch loads the library that reads it."""
+    if "torch" not in sys.modules and not any(name in os.environ for name in WAITING_OF_THE_USER):
+        os.environ.update(WAITING)
 
 
 def _interrupter() -> Callable[[int, object], None]:

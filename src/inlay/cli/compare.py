@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from inlay.data.forms import read_rows
 from inlay.data.prepare import prepare
 from inlay.errors import ConfigError, explain
 from inlay.io import output as output_directory
-from inlay.io.peft import read_record
+from inlay.io.peft import TENSORS, read_record
 from inlay.model.base import Base
 from inlay.training import curve, job, keep, score
 from inlay.training.loop import evaluate
@@ -80,21 +81,36 @@ class Compare(OnBase):
             raise ConfigError(explain("answers are scored on rows of their own", found="--bleu", do="--eval-data FILE"))
         base = self.load()
         say("base", f"{base.describe()} · {base.fingerprint}")
+        results: list[Result] = []
         with output_directory.new_directory(self.output) as directory:
-            results = []
-            for number, name in enumerate(names):
-                say("method", f"{name} ({number + 1} of {len(names)})")
-                results.append(self._one(base, name, directory))
-            columns = table(results)
-            (directory / TABLE).write_text(columns + "\n", "utf-8")
-            (directory / RESULTS).write_text(json.dumps([dataclasses.asdict(r) for r in results], indent=2), "utf-8")
-            with keep.beside("the picture was not drawn"):
-                (directory / PICTURE).write_bytes(curve.compared([r for r in results if not r.reason]))
+            interrupted = False
+            try:
+                for number, name in enumerate(names):
+                    say("method", f"{name} ({number + 1} of {len(names)})")
+                    results.append(self._one(base, name, directory))
+            except KeyboardInterrupt:
+                if not any((directory / name / TENSORS).exists() for name in names):  # there is nothing to keep
+                    raise
+                interrupted = True
+            with output_directory.uninterrupted():
+                columns = self._write(directory, results)
         print(columns)
         say("wrote", f"{self.output}/  ({TABLE}, {PICTURE}, {RESULTS}, and the adapters)")
+        if interrupted:
+            say("stopped", f"in {names[len(results)]}; what was trained before is kept")
         if self.json:
             _screen.emit({"results": [dataclasses.asdict(result) for result in results]})
-        return 0
+        return 130 if interrupted else int(all(result.reason for result in results))
+
+    def _write(self, directory: Path, results: Sequence[Result]) -> str:
+        """The table, the numbers and the picture; returns the table."""
+        columns = table(results)
+        numbers = json.dumps([dataclasses.asdict(result) for result in results], indent=2)
+        (directory / TABLE).write_text(columns + "\n", "utf-8", "backslashreplace")
+        (directory / RESULTS).write_text(numbers, "utf-8")
+        with keep.beside("the picture was not drawn"):
+            (directory / PICTURE).write_bytes(curve.compared([result for result in results if not result.reason]))
+        return columns
 
     def _one(self, base: Base, name: str, directory: Path) -> Result:
         """Train one method, then measure its adapter beside the base."""
@@ -116,12 +132,15 @@ class Compare(OnBase):
         given = {"model", "data", "quantize", "dtype", "device", "device_memory", "eval_data"}
         values = {key: getattr(self, key) for key in given} | dataclasses.asdict(self.settings)
         flags = [text for key, value in values.items() if key not in ("model", "data") for text in _flag(key, value)]
-        command = [sys.executable, "-m", "inlay", "train", self.model, self.data, "--method", name, "--json", *flags]
-        done = subprocess.run([*command, "--output", str(directory)], capture_output=True, text=True)
-        if done.returncode:
-            lines = [line for line in done.stderr.splitlines() if line.startswith(("error: ", "  found: "))]
-            return {}, " · ".join(line.strip() for line in lines) or done.stderr[-300:]
-        return json.loads(done.stdout.splitlines()[-1]), ""
+        arguments = ["train", self.model, self.data, "--method", name, "--json", *flags, "--output", str(directory)]
+        status, out, err = _apart(arguments)
+        if status == 130:
+            raise KeyboardInterrupt
+        if status:
+            lines = [line for line in err.splitlines() if line.startswith(("error: ", "  found: "))]
+            killed = "its process was killed, as systems do where memory runs out" if status == -9 else ""
+            return {}, " · ".join(line.strip() for line in lines) or killed or err[-300:] or f"exit status {status}"
+        return json.loads(out.splitlines()[-1]), ""
 
     def _forgotten(self, base: Base, adapter: str) -> float:
         rows = read_rows(str(self.other))
@@ -134,6 +153,27 @@ class Compare(OnBase):
         wanted = score.references(read_rows(str(self.eval_data)))
         prompts = job.spread(list(wanted), self.bleu)
         return score.score(base, adapter, {prompt: wanted[prompt] for prompt in prompts}).bleu
+
+
+def _apart(arguments: Sequence[str]) -> tuple[int, str, str]:
+    """(exit status, stdout, stderr) of `inlay` in a process of its own, which looks for modules where this one does.
+
+    `python -m` would look in the current folder first: what lies there may be anybody's. A request to end that reaches this
+    process alone reaches the other one too.
+    """
+    paths = [path for path in sys.path if os.path.isabs(path)]
+    code = f"import sys; sys.path[:] = {paths!r}; from inlay.cli import main; raise SystemExit(main())"
+    command = [sys.executable, "-c", code, *arguments]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace"
+    ) as process:
+        try:
+            out, err = process.communicate()
+        except KeyboardInterrupt:
+            process.terminate()  # it ends after the step under way
+            process.communicate()
+            raise
+        return process.returncode, out, err
 
 
 def table(results: Sequence[Result]) -> str:
