@@ -33,7 +33,13 @@ ALLOWED_RAISES = {
         "TemplateError",
     ): "what transformers' raise_exception raises, in a process that knows nothing of ours",
     ("text/_renderer.py", "SecurityError"): "what jinja2's sandbox raises, there",
-    ("training/job.py", "KeyboardInterrupt"): "Ctrl-C before the first step: nothing was learned, nothing is written",
+    ("cli/compare.py", "KeyboardInterrupt"): "the process of one method was interrupted: so is the comparison",
+    (
+        "training/stop.py",
+        "KeyboardInterrupt",
+    ): "the second Ctrl-C ends a step or an evaluation, and is caught around them",
+    ("training/job.py", "failure"): "what ended the run, raised again once what was learned is written",
+    ("training/keep.py", "problem"): "what the first attempt to write raised, where no other went better",
 }
 
 

@@ -134,9 +134,8 @@ class Job:
 
     def _concluded(self, kept: keep.Kept, progress: loop.Progress, report: Report, hurry: bool) -> Report:
         """The report with what comes after the adapter is safe: scores, picture, and what went wrong before."""
-        error = keep.error_of(kept, self.output)
-        if error is not None:
-            raise error from None
+        if kept.place != self.output:
+            raise keep.elsewhere(kept) from None
         if kept.problem is not None:
             warnings.warn(
                 f"the record of the run could not be written: {kept.problem}; the adapter is whole", stacklevel=3
@@ -251,34 +250,24 @@ def prepare(
     train = task.prepare(rows, *how)
     held_out = task.prepare(held_rows, *how, may_be_empty=eval_data is None) if held_rows else None
     doing("measuring what the adapter starts from")
-    if earlier is not None:
-        adapter = base.put(earlier)
-    else:
-        some = spread(train.examples, MEASURED)
-        method, measured = measure(base, method, some, settings.micro_batch_tokens, settings.seed)
-        adapter = base.create(method, name, settings.seed, measured)
+    adapter = _new(base, name, method, train, settings) if earlier is None else base.put(earlier)
     try:
         output_directory.check_space(output, 8 * adapter.num_weights + (1 << 20))
-        chosen = plan(settings, len(train.examples), base.model.config, method)
+        chosen = plan(settings, len(train.examples), base.model.config, adapter.method)
         goes_on = None if from_adapter is None else going_on.about(from_adapter)
     except (InlayError, OSError):
         base.detach(adapter.name)
         raise
     evaluated = spread(held_out.examples, settings.eval_rows) if held_out else []
-    return Job(
-        base,
-        adapter,
-        output,
-        settings,
-        chosen,
-        train,
-        held_out,
-        data_name(source),
-        split.digest(rows),
-        adapter.method,
-        evaluated,
-        goes_on,
-    )
+    about = (data_name(source), split.digest(rows), adapter.method, evaluated, goes_on)
+    return Job(base, adapter, output, settings, chosen, train, held_out, *about)
+
+
+def _new(base: Base, name: str, method: Method, train: Prepared, settings: Settings) -> Adapter:
+    """A new adapter, attached; where its start has to be measured on rows, on some of these."""
+    some = spread(train.examples, MEASURED)
+    method, measured = measure(base, method, some, settings.micro_batch_tokens, settings.seed)
+    return base.create(method, name, settings.seed, measured)
 
 
 def train(

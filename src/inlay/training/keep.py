@@ -37,8 +37,8 @@ def keep(write: Callable[[Path, bool], None], place: Path) -> Kept:
     **Raises:** what the first attempt did, where no other went better.
     """
     problem: Exception | None = None
-    elsewhere = Path(tempfile.gettempdir()) / f"{place.name[:100]}-{time.strftime('%Y%m%d-%H%M%S')}"
-    for directory in (place, elsewhere):
+    refuge = Path(tempfile.gettempdir()) / f"{place.name[:100]}-{time.strftime('%Y%m%d-%H%M%S')}"
+    for directory in (place, refuge):
         for whole in (True, False):
             try:
                 with output.new_directory(directory) as partial:
@@ -54,10 +54,8 @@ def keep(write: Callable[[Path, bool], None], place: Path) -> Kept:
     raise problem
 
 
-def error_of(kept: Kept, place: Path) -> OutputError | None:
-    """What the run raises where the adapter is not at `place`."""
-    if kept.place == place:
-        return None
+def elsewhere(kept: Kept) -> OutputError:
+    """What a run raises whose adapter could not be written where it was asked for."""
     return OutputError(f"{kept.problem}\n  kept:  {kept.place} holds the adapter that was trained")
 
 
