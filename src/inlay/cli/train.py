@@ -193,7 +193,7 @@ def _held_out(job: jobs.Job) -> str:
     some = f", {len(job.evaluated)} of them evaluated" if len(job.evaluated) < total else ""
     every = f"every {job.plan.eval_every} steps" if job.plan.eval_every > 1 else "every step"
     few = len(job.evaluated) < MIN_ROWS_TO_CHOOSE
-    kept = "the last adapter is kept: so few can't tell which is best" if few else "the best adapter is kept"
+    kept = "the last adapter is kept, as so few can't tell which is best" if few else "the best adapter is kept"
     return f"{total:,} rows{some}, {every}; {kept}"
 
 
