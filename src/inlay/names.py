@@ -82,6 +82,6 @@ def is_inside(path: str, modules: Iterable[str]) -> bool:
     return any(path == module or path.startswith(f"{module}.") for module in modules)
 
 
-def printable(name: str) -> str:
+def in_utf8(name: str) -> str:
     """A name that any file can hold: bytes of a path that are no UTF-8, as Python keeps them, are written out (`r\\xe9`)."""
     return "".join(f"\\x{ord(c) & 0xFF:02x}" if "\ud800" <= c <= "\udfff" else c for c in name)

@@ -120,9 +120,7 @@ def bar(
             _live.append(progress)
             with contextlib.suppress(OSError, ValueError):
                 progress.start()
-        yield lambda done, total, text="": progress.update(
-            task, completed=done, total=total, text=printable(text)
-        )
+        yield lambda done, total, text="": progress.update(task, completed=done, total=total, text=printable(text))
     finally:
         progress.remove_task(task)
         if is_first:

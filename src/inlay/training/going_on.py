@@ -14,7 +14,7 @@ from inlay.io.checkpoint import fetch
 from inlay.methods._contract import Method
 from inlay.model.adapter import Adapter
 from inlay.model.base import Base
-from inlay.names import printable
+from inlay.names import in_utf8
 
 
 def read(base: Base, source: str | Path, name: str, method: Method | str | None) -> Adapter:
@@ -68,7 +68,7 @@ def about(source: str | Path) -> dict[str, Any]:
     tensors = next(file for file in sorted(directory.iterdir()) if file.suffix == ".safetensors")
     digest = hashlib.sha256(tensors.read_bytes()).hexdigest()
     steps = peft.read_record(directory).get("training", {}).get("steps")
-    return {"name": printable(directory.name), "sha256": digest, "steps": steps}
+    return {"name": in_utf8(directory.name), "sha256": digest, "steps": steps}
 
 
 def _own(tensor: torch.Tensor) -> torch.Tensor:

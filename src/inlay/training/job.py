@@ -27,7 +27,7 @@ from inlay.io import peft
 from inlay.methods._contract import Method
 from inlay.model.adapter import Adapter
 from inlay.model.base import Base
-from inlay.names import printable
+from inlay.names import in_utf8
 from inlay.training import going_on, keep, loop, tasks, watch
 from inlay.training.measure import measure
 from inlay.training.memory import peak_rss_bytes
@@ -336,7 +336,7 @@ def data_name(source: Any) -> str:
     if not isinstance(source, str | Path):
         return type(source).__name__
     path = os.path.expanduser(source)
-    return printable(Path(path).resolve().name if os.path.exists(path) else str(source))
+    return in_utf8(Path(path).resolve().name if os.path.exists(path) else str(source))
 
 
 @functools.cache
