@@ -17,7 +17,6 @@ import sys
 from pathlib import Path
 
 import psutil
-
 import torch
 
 from inlay.model import targets
