@@ -58,3 +58,7 @@ def test_logits_are_those_of_transformers(pair):
         assert apart(*both_logits(pair, ids, mask)) <= LOGITS, how
     assert apart(*both_logits(pair, ids[:1])) <= LOGITS, "one row"
     assert apart(*both_logits(pair, ids, training=True)) <= LOGITS, "in training mode"
+
+
+def test_tokens_see_nothing_of_what_comes_after_them(pair):
+    pair.base.check_causal()

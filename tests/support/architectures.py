@@ -1,6 +1,6 @@
 """Small random models of the architectures of `transformers`: what `inlay.load` is held to compute as `transformers` does.
 
-Every parameter and buffer that is saved gets generic values: a bias that is left at 0 or a norm that is left at 1 hides what is
+Every parameter and vector that is saved gets generic values: a bias that is left at 0 or a norm that is left at 1 hides what is
 done with it.
 """
 
@@ -44,7 +44,7 @@ _MAMBA2 = dict(mamba_n_heads=8, mamba_d_head=8, mamba_d_state=8, mamba_n_groups=
 _DELTA = dict(
     linear_num_key_heads=2, linear_num_value_heads=4, linear_key_head_dim=8, linear_value_head_dim=8
 )  # gated delta rule
-_POSITIONS = dict(
+POSITIONS = dict(
     max_position_embeddings=66, pad_token_id=1
 )  # RoBERTa's positions begin after the padding token's number
 
@@ -150,7 +150,7 @@ CAUSAL = {
     "qwen3_next": _EXPERTS | _DELTA | dict(layer_types=["linear_attention", "full_attention"]),
     "recurrent_gemma": dict(num_hidden_layers=3, lru_width=32, attention_window_size=4),
     "rembert": dict(is_decoder=True, input_embedding_size=16, output_embedding_size=16),
-    "roberta": dict(is_decoder=True) | _POSITIONS,
+    "roberta": dict(is_decoder=True) | POSITIONS,
     "roformer": dict(is_decoder=True),
     "rwkv": dict(attention_hidden_size=32),
     "seed_oss": {},
@@ -187,9 +187,9 @@ ENCODERS = {
     "distilbert": dict(dim=32, hidden_dim=48, n_heads=4, n_layers=2),
     "electra": dict(embedding_size=16),
     "modernbert": {},
-    "mpnet": _POSITIONS,
-    "roberta": _POSITIONS,
-    "xlm-roberta": _POSITIONS,
+    "mpnet": POSITIONS,
+    "roberta": POSITIONS,
+    "xlm-roberta": POSITIONS,
 }
 """Encoders, for classification and embedding."""
 
@@ -230,10 +230,14 @@ def model(auto_class, kind, settings, dtype=torch.float32):
 
 @torch.no_grad()
 def randomize_(module, seed=11):
-    """Give every tensor that is saved generic values, near those that it has where it is a vector."""
+    """Give every tensor that is saved generic values, near those that it has where it is a vector.
+
+    But not the tables of what is computed, such as the decays of a linear attention, which some models save as buffers.
+    """
     generator = torch.Generator().manual_seed(seed)
+    tables = {name for name, buffer in module.named_buffers() if buffer.dim() > 1}
     for name, tensor in module.state_dict(keep_vars=True).items():
-        if not tensor.is_floating_point():
+        if name in tables or not tensor.is_floating_point():
             continue
         drawn = torch.randn(tensor.shape, generator=generator)
         if tensor.dim() < 2:

@@ -21,6 +21,7 @@ from inlay.model import purpose as purposes
 from inlay.model import targets
 from inlay.model.adapter import Adapter
 from inlay.model.attach import Attached, Rows
+from inlay.model.causality import check_causal
 from inlay.model.checks import check_sampling
 from inlay.model.frozen import QuantizedLinear
 from inlay.model.layout import Measured
@@ -158,6 +159,16 @@ class Base(Attached):
         with self.using(rows):
             return self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
 
+    def check_causal(self) -> None:
+        """Refuse a base whose tokens see what comes after them.
+
+        **Raises:**
+
+        - `CompatibilityError`: see `inlay.model.causality`.
+        """
+        with self.using(None):
+            check_causal(self.model, self.dtype, {*self.tokenizer.all_special_ids, self.pad_token}, self.title)
+
     def generate(
         self,
         prompts: Sequence[str | Sequence[dict[str, str]]],
@@ -194,6 +205,7 @@ class Base(Attached):
                 explain("every row names an adapter or None", found=f"{len(prompts)} rows, {len(adapters)} adapters")
             )
         purposes.check_generates(self.purpose)
+        self.check_causal()
         if not prompts:
             return []
         rows = [prompt_ids(self.tokenizer, prompt) for prompt in prompts]

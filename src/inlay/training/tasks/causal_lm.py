@@ -40,6 +40,7 @@ class CausalLm(Task):
         *,
         may_be_empty: bool = False,
     ) -> Prepared:
+        base.check_causal()
         return prepare(rows, base.tokenizer, max_length, train_on, too_long, may_be_empty=may_be_empty)
 
     def num_targets(self, samples: Sequence[Example]) -> int:
