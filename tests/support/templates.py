@@ -43,3 +43,5 @@ ALL = {
 }
 END = {"chatml": "<|im_end|>", "headers": "<|im_end|>", "forgetful": "<|im_end|>"}
 """The end-of-turn token of a template; the tokenizer's end token for the others."""
+A_ROW_FOR_EACH_ANSWER = {"forgetful", "endless"}
+"""Templates that write earlier turns in another way than the last."""

@@ -102,8 +102,7 @@ class Train(OnBase):
         _tasks.check_causal(self.task, f"--show-tokens {self.show_tokens}")
         rows = jobs.first_rows(base, self.data, self.show_tokens, self.eval_data, self.settings, num_virtual)
         for i, example in enumerate(rows):
-            trained = sum(example.trained)
-            print(f"row {i} ({len(example.input_ids)} tokens, {trained} trained on)")
+            print(f"row {i} ({len(example.input_ids)} tokens, {example.num_trained} trained on)")
             print("  " + show(base.tokenizer, example))
         return 0
 

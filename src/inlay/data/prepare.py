@@ -8,6 +8,7 @@ from inlay.data import files
 from inlay.data.rows import Row
 from inlay.errors import DataError, explain
 from inlay.text import mask
+from inlay.text.answers import Draft, drafts
 from inlay.text.mask import Example
 
 _CHUNK_ROWS = 1000
@@ -73,7 +74,7 @@ def prepare(
         max_length=max_length,
         num_rows=len(rows),
         num_tokens=sum(len(example.input_ids) for example in examples),
-        num_trained=sum(sum(example.trained) for example in examples),
+        num_trained=sum(example.num_trained for example in examples),
         num_dropped=too_many if too_long == "drop" else 0,
         num_windowed=too_many if too_long == "window" else 0,
     )
@@ -83,27 +84,27 @@ def _examples(rows: Sequence[Row], tokenizer: Any, train_on: str, problems: list
     """The rows as tokens; entries in `problems` for those that can't be trained on."""
     for first in range(0, len(rows), _CHUNK_ROWS):
         part = rows[first : first + _CHUNK_ROWS]
-        made = [value for row in part if (value := _tried(row, tokenizer, train_on, problems)) is not None]
-        drafts = [value for value in made if isinstance(value, mask.Draft)]
+        made = [value for row in part for value in _tried(row, tokenizer, train_on, problems)]
+        drafts = [value for value in made if isinstance(value, Draft)]
         for example in [*(value for value in made if isinstance(value, Example)), *mask.encoded(tokenizer, drafts)]:
-            if any(example.trained):
+            if example.num_trained:
                 yield example
             else:
                 problems.append(f"{example.source}: no token of it would be trained on")
 
 
-def _tried(row: Row, tokenizer: Any, train_on: str, problems: list[str]) -> mask.Draft | Example | None:
+def _tried(row: Row, tokenizer: Any, train_on: str, problems: list[str]) -> Sequence[Draft | Example]:
     try:
         if row.text is not None:
-            return mask.document(tokenizer, row.text, row.source)
+            return [mask.document(tokenizer, row.text, row.source)]
         if row.messages is not None:
             prompt, completion = [], row.messages
         else:
             prompt, completion = _messages("user", row.prompt), _messages("assistant", row.completion)
-        return mask.draft(tokenizer, prompt, completion, row.source, train_on_all=train_on == "all")
+        return drafts(tokenizer, prompt, completion, row.source, train_on_all=train_on == "all")
     except DataError as error:
         problems.append(str(error).replace("\n  found:", ":").split("\n  hint:")[0])
-        return None
+        return []
 
 
 def _messages(role: str, value: Any) -> list[dict[str, str]]:

@@ -71,6 +71,12 @@ class _Record(TypedDict, total=False):
     data: Mapping[str, Any]
     training: Mapping[str, Any]
     task: Mapping[str, Any]
+    text: Mapping[str, Any]
+
+
+class _Text(TypedDict, total=False):
+    form: str
+    stop_tokens: tuple[str, ...]
 
 
 class _Task(TypedDict, total=False):
@@ -161,6 +167,7 @@ def read_record(directory: Path) -> dict[str, Any]:
         parts = fields.fitted(_Record, record)
         fields.fitted(_Training, parts.get("training", {}))
         fields.fitted(_Task, parts.get("task", {}))
+        fields.fitted(_Text, parts.get("text", {}))
     return record
 
 

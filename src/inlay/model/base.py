@@ -29,6 +29,8 @@ from inlay.model.prompts import virtual_ids
 from inlay.model.purpose import CAUSAL_LM, Purpose
 from inlay.model.residual import residual
 from inlay.model.sampling import Sampling
+from inlay.model.stopping import stopping
+from inlay.text import stops
 from inlay.text.template import prompt_ids
 
 DEFAULT_NEW_TOKENS = 256
@@ -181,20 +183,25 @@ class Base(Attached):
         repetition_penalty: float = 1.0,
         seed: int = 0,
         streamer: Any = None,
+        raw: bool | None = None,
+        system: str | None = None,
     ) -> list[str]:
         """Continue every prompt, each row with the adapter that it names.
 
         **Arguments:**
 
         - `prompts`: texts, or conversations as lists of messages; either is rendered with the chat template, exactly as
-          training renders it.
+          training renders it. A text for an adapter that was trained on texts is taken as it is.
         - `adapters`: a name for all rows, or one name or None per row; None: the plain base.
         - `max_new_tokens`: longest answer; `DEFAULT_NEW_TOKENS`, or what the positions leave, unless given.
         - `temperature`: 0 takes the likeliest token; above, tokens are drawn with `seed`.
         - `top_p`, `top_k`, `repetition_penalty`: see `inlay.model.sampling.Sampling`.
         - `streamer`: a `transformers` streamer, for one row.
+        - `raw`: True takes texts as they are, False renders them, whatever the adapters were trained on.
+        - `system`: what the system says before each prompt.
 
-        **Returns:** the new text of each row, without special tokens.
+        **Returns:** the new text of each row, without special tokens, up to one of the tokens that end an answer of the row's
+        adapter (`stop_ids`).
         """
         sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k, repetition_penalty=repetition_penalty)
         check_sampling(max_new_tokens, sampling, seed)
@@ -208,8 +215,11 @@ class Base(Attached):
         self.check_causal()
         if not prompts:
             return []
-        rows = [prompt_ids(self.tokenizer, prompt) for prompt in prompts]
-        names = [adapters] * len(rows) if isinstance(adapters, str | None) else adapters
+        names = [adapters] * len(prompts) if isinstance(adapters, str | None) else adapters
+        rows = [
+            prompt_ids(self.tokenizer, prompt, raw=self.asks_raw(prompt, name, raw, system), system=system)
+            for prompt, name in zip(prompts, names, strict=True)
+        ]
         entries = [None if name is None else self.get(name) for name in names]
         rows = [virtual_ids(entry) + row for entry, row in zip(entries, rows, strict=True)]
         longest = max(map(len, rows), default=0)
@@ -225,7 +235,7 @@ class Base(Attached):
                 attention_mask=mask.to(device),
                 max_new_tokens=new_tokens,
                 pad_token_id=pad,
-                eos_token_id=self.end_tokens,
+                **stopping([self.stop_ids(name) for name in names]),
                 streamer=streamer,
                 logits_processor=[_finite],
                 **sampling.arguments(),
@@ -234,10 +244,31 @@ class Base(Attached):
 
     @property
     def end_tokens(self) -> list[int]:
-        """The tokens that end an answer: the tokenizer's, and those of the model's own generation settings."""
+        """The tokens that end a text: the tokenizer's, and those of the model's own generation settings."""
         configured = self.model.generation_config.eos_token_id
         ids = [self.tokenizer.eos_token_id, *(configured if isinstance(configured, list) else [configured])]
         return list(dict.fromkeys(token for token in ids if token is not None))
+
+    def stop_ids(self, adapter: str | None = None) -> list[int]:
+        """The tokens that end an answer: `end_tokens`, and those that ended what the adapter was trained on.
+
+        Without a record of them, as for the plain base, those that would end a turn of the chat template.
+        """
+        record = {} if adapter is None else self.get(adapter).record
+        return list(dict.fromkeys([*self.end_tokens, *stops.stop_ids(self.tokenizer, record)]))
+
+    def asks_raw(
+        self,
+        prompt: str | Sequence[dict[str, Any]],
+        adapter: str | None,
+        raw: bool | None = None,
+        system: str | None = None,
+    ) -> bool:
+        """Whether a prompt is taken as it is, without the chat template: by default where the adapter was trained on texts."""
+        if raw is not None:
+            return raw
+        is_text = isinstance(prompt, str) and not system
+        return is_text and adapter is not None and stops.is_raw(self.get(adapter).record)
 
     @property
     def pad_token(self) -> int:

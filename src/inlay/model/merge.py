@@ -26,6 +26,8 @@ from inlay.model.adapter import Adapter
 from inlay.model.base import Base
 from inlay.model.compare import SAMPLE, Comparison, compare
 from inlay.model.experts import Experts, Part, merged_parts, parts_of
+from inlay.model.purpose import CAUSAL_LM
+from inlay.model.stopping import write_settings
 from inlay.names import is_inside
 from inlay.quant._contract import Matrix
 
@@ -107,6 +109,8 @@ def write(base: Base, adapter: Adapter, directory: Path, progress: Callable[[int
     unties = ties.unties(base, adapter)
     if base.scheme is not None or unties or base.fresh_heads:
         _describe_anew(base, directory, tensors, unties)
+    if base.task == CAUSAL_LM:
+        write_settings(directory, base.stop_ids(adapter.name))
     _write_record(base, adapter, directory)
 
 

@@ -1,53 +1,54 @@
 """Rows as tokens, and which of them the loss is taken on.
 
-A conversation is rendered whole. The answer of turn i lies between what the template renders before it, generation
-prompt included, and what it renders after it; this needs no marks in the template. Where a template rewrites earlier
-turns, as those do that drop old reasoning, the conversation is rendered again with a mark in the answer's place. The
-end-of-turn token belongs to the answer: without it a model never learns to stop.
+    trained = the tokens of the answers (`inlay.text.answers`), each with the token that ends it
 
-The text is encoded whole, and cut only where a prompt has other tokens alone than with its answer behind it: generation
-starts from the prompt alone.
+The end-of-turn token belongs to the answer: without it a model never learns to stop. The text is encoded whole, and cut only
+where a prompt has other tokens alone than with its answer behind it: generation starts from the prompt alone.
+
+A token takes 5 bytes: 4 for its number, 1 for whether it is trained on.
 """
 
 import bisect
 import dataclasses
-import functools
 import itertools
-import re
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from inlay.errors import ConfigError, DataError, explain
-from inlay.text.template import Message, encode, render
+from inlay.text.answers import QUOTED, Draft, drafts
+from inlay.text.pieces import Message, Span
+from inlay.text.template import added_tokens
+from inlay.text.tokens import Added, encode, encode_quoting, has_quoted, quoted, text_ids, with_offsets
 
-Span = tuple[int, int]
-"""Characters start <= i < stop of a rendered text."""
-
-_MARK = "\ue0f1\ue0f2\ue0f1"
-"""Stands in the place of an answer; private characters, so that no data has them."""
+STARTED = "texts begin with the start token already: it is not doubled"
+CONTROLS = "control tokens inside texts are read as such"
+"""What is said of rows of text; see `inlay.text.answers.SPLIT`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Example:
     """A row as tokens; `trained[i]`: token i is a target of the loss (the first token never is one)."""
 
-    input_ids: tuple[int, ...]
-    trained: tuple[bool, ...]
+    input_ids: Sequence[int]
+    """Kept as an array of 4 bytes each."""
+    trained: Sequence[int]
+    """Kept as a byte each, 1 or 0."""
     source: str
     """Where the row came from, such as train.jsonl:12."""
+    ends: tuple[int, ...] = ()
+    """The tokens that end its answers, each once."""
+    notes: tuple[str, ...] = ()
+    """What was done to the row, in words that follow a number of such things."""
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "input_ids", array("i", self.input_ids))
+        object.__setattr__(self, "trained", bytes(self.trained))
 
-@dataclasses.dataclass(frozen=True)
-class Draft:
-    """A row as text, for `encoded` to turn into tokens together with others."""
-
-    text: str
-    spans: tuple[Span, ...]
-    """The answers."""
-    is_unended: bool
-    """The text stops with an answer whose end token is still to be added."""
-    train_on_all: bool
-    source: str
+    @property
+    def num_trained(self) -> int:
+        """How many tokens are targets."""
+        return bytes(self.trained).count(1, 1)
 
 
 def check_tokenizer(tokenizer: Any) -> None:
@@ -67,95 +68,72 @@ def check_tokenizer(tokenizer: Any) -> None:
         )
 
 
-def conversation(tokenizer: Any, messages: Sequence[Message], source: str, *, train_on_all: bool = False) -> Example:
-    """A conversation as tokens, all assistant turns trained on, or everything."""
-    return answers(tokenizer, [], messages, source, train_on_all=train_on_all)
-
-
-def answers(
+def conversation(
     tokenizer: Any,
-    prompts: Sequence[Message],
-    completions: Sequence[Message],
+    messages: Sequence[Message],
     source: str,
     *,
     train_on_all: bool = False,
-) -> Example:
-    """A prompt and its completion as tokens, trained on the assistant turns of the completion."""
-    return encoded(tokenizer, [draft(tokenizer, prompts, completions, source, train_on_all=train_on_all)])[0]
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    trained: Sequence[bool] | None = None,
+) -> list[Example]:
+    """A conversation as tokens, its answers trained on, or everything; several rows where one text can't hold all answers.
 
-
-def draft(
-    tokenizer: Any,
-    prompts: Sequence[Message],
-    completions: Sequence[Message],
-    source: str,
-    *,
-    train_on_all: bool = False,
-) -> Draft:
-    """A prompt and its completion as text, and the assistant turns of the completion in it.
-
-    **Raises:**
-
-    - `DataError`: the template refuses the row; or, unless `train_on_all`, there is no answer, one has no text, or the
-      template leaves one out.
+    The arguments are those of `inlay.text.answers.drafts`.
     """
-    messages = [*prompts, *completions]
-    turns = [i for i in range(len(prompts), len(messages)) if messages[i]["role"] == "assistant"]
-    if not train_on_all:
-        _check_answers(messages, turns, source)
-    text = render(tokenizer, messages, source)
-    spans: list[Span] = []
-    for i in turns:
-        after = spans[-1][1] if spans else 0
-        span = _between(tokenizer, messages, i, text, after) or _marked(tokenizer, messages, i, text, after)
-        if span is not None:
-            spans.append(span)
-        elif not train_on_all:
-            raise _left_out(messages[i], source)
-    is_unended = False
-    if spans and not text[spans[-1][1] :].strip():  # the row stops with this answer: so must its tokens
-        stop = spans[-1][1]
-        is_unended = re.search(rf"(?:{_special_pattern(tokenizer)})$", text[:stop]) is None
-        text = text[:stop] if is_unended else text
-    return Draft(text, tuple(spans), is_unended, train_on_all, source)
+    made = drafts(tokenizer, [], messages, source, train_on_all=train_on_all, tools=tools, trained=trained)
+    return encoded(tokenizer, made)
 
 
-def encoded(tokenizer: Any, drafts: Sequence[Draft]) -> list[Example]:
+def encoded(tokenizer: Any, rows: Sequence[Draft]) -> list[Example]:
     """Drafts as tokens. Many at a time are faster than one by one."""
-    if not drafts:
+    if not rows:
         return []
+    known = added_tokens(tokenizer)
     if not tokenizer.is_fast:
-        return [_example(tokenizer, row, *_piecewise(tokenizer, row)) for row in drafts]
-    whole = _encoded(tokenizer, [row.text for row in drafts])
-    added = frozenset(tokenizer.get_added_vocab().values())
+        return [_example(tokenizer, row, *_piecewise(tokenizer, row, known), 0) for row in rows]
+    whole = with_offsets(tokenizer, [row.text for row in rows])
     tails = [
-        [(start, *_tail(ids, offsets, start, added)) for start, _ in row.spans]
-        for row, (ids, offsets) in zip(drafts, whole, strict=True)
+        [(start, *_tail(ids, offsets, start, known.ids)) for start, _ in row.spans]
+        for row, (ids, offsets) in zip(rows, whole, strict=True)
     ]
-    texts = {row.text[at:start] for row, starts in zip(drafts, tails, strict=True) for start, _, at in starts}
-    alone = {text: ids for text, (ids, _) in zip(texts, _encoded(tokenizer, list(texts)), strict=True)} if texts else {}
+    texts = list({row.text[at:start] for row, starts in zip(rows, tails, strict=True) for start, _, at in starts})
+    alone = {text: ids for text, (ids, _) in zip(texts, with_offsets(tokenizer, texts), strict=True)}
     examples = []
-    for row, (ids, offsets), starts in zip(drafts, whole, tails, strict=True):
-        trained: list[bool] | None = [False] * len(ids)
+    for row, (ids, offsets), starts in zip(rows, whole, tails, strict=True):
+        num_quoted = len(quoted(ids, offsets, row.contents, known))
+        trained: bytearray | None = None if num_quoted else bytearray(len(ids))
         for (start, i, at), (_, stop) in zip(starts, row.spans, strict=True):
+            if trained is None:
+                break
             first = _meets(ids, i, alone[row.text[at:start]]) or _meets(ids, 0, encode(tokenizer, row.text[:start]))
             if not first:
                 trained = None
                 break
             end = bisect.bisect_left(offsets, (stop, 0))
-            trained[first:end] = [True] * (end - first)
-        examples.append(_example(tokenizer, row, *(_piecewise(tokenizer, row) if trained is None else (ids, trained))))
+            trained[first:end] = b"\1" * (end - first)
+        made = _piecewise(tokenizer, row, known) if trained is None else (ids, trained)
+        examples.append(_example(tokenizer, row, *made, num_quoted))
     return examples
 
 
 def document(tokenizer: Any, text: str, source: str) -> Example:
-    """A text as tokens, with the tokenizer's own start and one end token; everything is trained on."""
-    ids = list(tokenizer(text, verbose=False)["input_ids"])
+    """A text as tokens, with the tokenizer's own start and one end token, neither twice; everything is trained on.
+
+    It may have been through a template already: control tokens in it stay what they are.
+    """
+    end, start = tokenizer.eos_token or "", tokenizer.bos_token
+    text = text.rstrip() if end and text.rstrip().endswith(end) else text
+    ids = text_ids(tokenizer, text)
     if not text.strip() or not ids:
         raise DataError(explain("a row has no text", found=source, do="remove the row"))
+    while len(ids) > 1 and ids[-1] == ids[-2] == tokenizer.eos_token_id:
+        ids.pop()
     if ids[-1] != tokenizer.eos_token_id:
         ids.append(tokenizer.eos_token_id)
-    return Example(tuple(ids), (False,) + (True,) * (len(ids) - 1), source)
+    inside = sum(token in added_tokens(tokenizer).control_ids for token in ids[1:-1])
+    notes = [STARTED] * bool(start and text.startswith(start)) + [CONTROLS] * inside
+    return Example(ids, (False,) + (True,) * (len(ids) - 1), source, (ids[-1],), tuple(notes))
 
 
 def fit(example: Example, max_length: int, too_long: str) -> list[Example]:
@@ -172,7 +150,7 @@ def fit(example: Example, max_length: int, too_long: str) -> list[Example]:
     for start in range(0, len(example.input_ids) - 1, max_length - 1):
         ids, trained = example.input_ids[start : start + max_length], example.trained[start : start + max_length]
         if any(trained[1:]):
-            windows.append(Example(ids, (False, *trained[1:]), example.source))
+            windows.append(dataclasses.replace(example, input_ids=ids, trained=bytes((0, *trained[1:]))))
     return windows
 
 
@@ -187,85 +165,18 @@ def show(tokenizer: Any, example: Example, marks: tuple[str, str] = ("[[", "]]")
     return "".join(pieces).replace("\n", "⏎")
 
 
-def _check_answers(messages: Sequence[Message], turns: Sequence[int], source: str) -> None:
-    if not turns:
-        raise DataError(
-            explain("a row has no turn of the assistant", found=source, do="add its answer, or --train-on all")
-        )
-    if not all(messages[i]["content"].strip() or messages[i].get("tool_calls") for i in turns):
-        raise DataError(explain("a row has an empty answer", found=source, do="remove the row"))
-
-
-def _left_out(message: Message, source: str) -> DataError:
-    return DataError(
-        explain(
-            "the chat template leaves an answer out, or changes it, so that it can't be trained on",
-            found=f"{source}: {message['content'].strip()[:60]!r}",
-            do="a row for each answer: prompt, the messages before it, and completion, the answer",
-        )
-    )
-
-
-def _between(tokenizer: Any, messages: Sequence[Message], i: int, text: str, after: int) -> Span | None:
-    """The answer of turn i, between what is rendered before it and with it; None where the text has other fronts."""
-    if i == 0:
-        return None
-    try:
-        before = render(tokenizer, messages[:i], add_generation_prompt=True)
-        # the last turn's end is the text's own end: the template need not be asked again
-        upto = text if i == len(messages) - 1 else render(tokenizer, messages[: i + 1])
-    except DataError:  # a part of a conversation may be refused where the whole is not
-        return None
-    if not (text.startswith(before) and text.startswith(upto) and after <= len(before) < len(upto)):
-        return None
-    return len(before), len(before) + len(_without_tail(tokenizer, upto[len(before) :]))
-
-
-def _marked(tokenizer: Any, messages: Sequence[Message], i: int, text: str, after: int) -> Span | None:
-    """The answer of turn i, where a mark put in its place comes out, with the end-of-turn token after it."""
-    content = messages[i]["content"].strip()
-    try:
-        marked = render(tokenizer, [*messages[:i], {**messages[i], "content": _MARK}, *messages[i + 1 :]])
-    except DataError:
-        return None
-    before, mark, behind = marked.partition(_MARK)
-    start, stop = len(before), len(text) - len(behind)
-    if not (content and mark and text.startswith(before) and text.endswith(behind) and after <= start < stop):
-        return None
-    if text[start:stop].strip() != content:
-        return None
-    match = re.compile(rf"\s*({_special_pattern(tokenizer)})").match(text, stop)
-    return start, match.end() if match else stop
-
-
-def _without_tail(tokenizer: Any, answer: str) -> str:
-    """The answer up to its end-of-turn token: white space behind that is the template's, not the model's to write."""
-    matches = list(re.finditer(_special_pattern(tokenizer), answer))
-    return answer[: matches[-1].end()] if matches and not answer[matches[-1].end() :].strip() else answer.rstrip()
-
-
-def _special_pattern(tokenizer: Any) -> str:
-    """A pattern for the special tokens of a tokenizer, and other whole tokens that were added to it."""
-    return _any_of(frozenset([*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()]))
-
-
-@functools.lru_cache(maxsize=8)
-def _any_of(texts: frozenset[str]) -> str:
-    return "|".join(re.escape(text) for text in sorted(texts, key=len, reverse=True)) or "(?!)"
-
-
-def _example(tokenizer: Any, row: Draft, ids: list[int], trained: list[bool]) -> Example:
+def _example(tokenizer: Any, row: Draft, ids: Sequence[int], trained: Sequence[int], num_quoted: int) -> Example:
     if row.is_unended:
         ids, trained = [*ids, tokenizer.eos_token_id], [*trained, True]
+    ends = tuple(dict.fromkeys(ids[i] for i in _run_ends(trained)))
     if row.train_on_all:
-        trained = [True] * len(ids)
-    return Example(tuple(ids), (False, *trained[1:]), row.source)
+        ends, trained = ends or (ids[-1],), b"\1" * len(ids)
+    return Example(ids, (0, *trained[1:]), row.source, ends, (*row.notes, *[QUOTED] * num_quoted))
 
 
-def _encoded(tokenizer: Any, texts: list[str]) -> list[tuple[list[int], list[Span]]]:
-    """The tokens of each text and the characters that they stand for."""
-    made = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
-    return [(one.ids, one.offsets) for one in made.encodings]
+def _run_ends(trained: Sequence[int]) -> Iterable[int]:
+    """The last numbers of the runs of trained tokens."""
+    return (i for i, (now, then) in enumerate(itertools.pairwise([*trained, 0])) if now and not then)
 
 
 def _tail(ids: list[int], offsets: list[Span], start: int, added: frozenset[int]) -> tuple[int, int]:
@@ -282,26 +193,29 @@ def _meets(ids: list[int], i: int, prompt: list[int]) -> int:
     return stop if ids[i:stop] == prompt else 0
 
 
-def _piecewise(tokenizer: Any, row: Draft) -> tuple[list[int], list[bool]]:
+def _piecewise(tokenizer: Any, row: Draft, known: Added) -> tuple[list[int], list[bool]]:
     """The tokens of a text that is cut where an answer starts, if the prompt's tokens are others without it.
 
-    A tokenizer that does not tell which characters a token stands for has the text cut at the answers' ends too.
+    It is cut at the answers' ends too where a token does not tell which characters it stands for: by a tokenizer that does
+    not know, or in a content whose control tokens are text.
     """
-    edges = {0, len(row.text)} | ({stop for _, stop in row.spans} if not tokenizer.is_fast else set())
+    is_blind = not tokenizer.is_fast or has_quoted(row.text, row.contents, known)
+    edges = {0, len(row.text)} | ({edge for span in row.spans for edge in span} if is_blind else set())
     cut = 0
-    for start, stop in row.spans:
+    for start, stop in row.spans if not is_blind else ():
         prompt = encode(tokenizer, row.text[cut:start])
-        if not tokenizer.is_fast or encode(tokenizer, row.text[cut:stop])[: len(prompt)] != prompt:
+        if encode(tokenizer, row.text[cut:stop])[: len(prompt)] != prompt:
             edges.add(start)
             cut = start
     ids: list[int] = []
     trained: list[bool] = []
     for left, right in itertools.pairwise(sorted(edges)):
-        if tokenizer.is_fast:
-            piece, offsets = _encoded(tokenizer, [row.text[left:right]])[0]
-            inside = [any(start <= left + at < stop for start, stop in row.spans) for at, _ in offsets]
-        else:
-            piece = encode(tokenizer, row.text[left:right])
+        if is_blind:
+            contents = [(max(a, left) - left, min(b, right) - left) for a, b in row.contents if a < right and b > left]
+            piece = encode_quoting(tokenizer, row.text[left:right], contents, known)
             inside = [any(start <= left < stop for start, stop in row.spans)] * len(piece)
+        else:
+            ((piece, offsets),) = with_offsets(tokenizer, [row.text[left:right]])
+            inside = [any(start <= left + at < stop for start, stop in row.spans) for at, _ in offsets]
         ids, trained = ids + piece, trained + inside
     return ids, trained

@@ -7,14 +7,20 @@ The default is what a prompt and its completion look like to a base model:
 Every message ends with a newline but the last answer, and an answer ends with the end token before it.
 """
 
+import contextlib
+import dataclasses
 import functools
+import json
 import keyword
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
+from weakref import WeakKeyDictionary
 
-from inlay.errors import DataError, explain
+from inlay.errors import ConfigError, DataError, explain
 from inlay.text.bounded import failure, rendered
+from inlay.text.pieces import TOOLS, Fault, Message, Said, Span, refusal
+from inlay.text.tokens import Added, added, encode_quoting, text_ids
 
 PLAIN = (
     "{{ bos_token or '' }}"
@@ -25,8 +31,6 @@ PLAIN = (
     "{% endfor %}"
 )
 """The template for tokenizers that have none."""
-
-Message = dict[str, Any]
 
 
 def render(
@@ -39,6 +43,9 @@ def render(
 ) -> str:
     """The conversation as text, up to where an answer starts if `add_generation_prompt`.
 
+    Templates of models that see pictures get contents as lists of parts; those that put the arguments of a call into the text
+    as they are get them as JSON.
+
     **Arguments:**
 
     - `tools`: the schemas of the functions that the model may call, for templates that list them.
@@ -48,6 +55,52 @@ def render(
     - `DataError`: the template refuses the messages, as some do with a system message, or fails on them; it names `source`.
     - `FormatError`: the template is not Jinja, or goes beyond the bounds of `inlay.text.bounded`.
     """
+    manners = _manners_of(tokenizer, source)
+    text = _with_its_arguments(
+        tokenizer,
+        [_in_parts(message) for message in messages] if manners.parts else list(messages),
+        source,
+        add_generation_prompt,
+        tools,
+    )
+    return text + manners.lost_newline if add_generation_prompt else text
+
+
+def _with_its_arguments(
+    tokenizer: Any,
+    messages: list[Message],
+    source: str,
+    add_generation_prompt: bool,
+    tools: Sequence[Mapping[str, Any]] | None,
+) -> str:
+    """What the template makes of the messages, the arguments of calls as objects or, where that is wrong, as JSON."""
+    objects = [arguments for message in messages for arguments in _arguments(message)]
+    text, error = "", None
+    try:
+        text = _rendered(tokenizer, messages, source, add_generation_prompt, tools)
+    except DataError as refusal:
+        error = refusal
+    if error is None and not any(str(value) in text and str(value) != json.dumps(value) for value in objects):
+        return text
+    if error is not None and not objects:
+        raise error
+    try:
+        as_text = [_with_arguments_as_text(message) for message in messages]
+        return _rendered(tokenizer, as_text, source, add_generation_prompt, tools)
+    except DataError:
+        if error is not None:
+            raise error from None
+        return text
+
+
+def _rendered(
+    tokenizer: Any,
+    messages: list[Message],
+    source: str,
+    add_generation_prompt: bool,
+    tools: Sequence[Mapping[str, Any]] | None,
+) -> str:
+    """What the template makes of just these messages."""
     given: dict[str, Any] = {"tools": None if tools is None else list(tools)}
     given["add_generation_prompt"] = add_generation_prompt
     names = ["messages", "documents", *given, *tokenizer.special_tokens_map]
@@ -72,34 +125,219 @@ def _all_of(names: Iterable[str]) -> str:
     return f"{{{{ {{{pairs}}} | tojson }}}}"
 
 
-def encode(tokenizer: Any, text: str) -> list[int]:
-    """The tokens of rendered text, whose special tokens are in it already."""
-    return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+def _arguments(message: Message) -> list[Any]:
+    """The arguments of a message's calls that are objects with something in them."""
+    calls = [call.get("function", call) for call in message.get("tool_calls") or [] if isinstance(call, Mapping)]
+    found = [call.get("arguments") for call in calls if isinstance(call, Mapping)]
+    return [value for value in found if isinstance(value, Mapping) and value]
 
 
-def prompt_ids(tokenizer: Any, prompt: str | Sequence[Message]) -> list[int]:
+def _with_arguments_as_text(message: Message) -> Message:
+    if not _arguments(message):
+        return message
+    calls = []
+    for call in message["tool_calls"]:
+        inner = call.get("function", call)
+        text = inner.get("arguments")
+        text = text if isinstance(text, str) else json.dumps(text, ensure_ascii=False)
+        calls.append(
+            {**call, "function": {**inner, "arguments": text}} if "function" in call else {**call, "arguments": text}
+        )
+    return {**message, "tool_calls": calls}
+
+
+def _in_parts(message: Message) -> Message:
+    content = message.get("content")
+    return {**message, "content": [{"type": "text", "text": content}]} if isinstance(content, str) else message
+
+
+@dataclasses.dataclass(frozen=True)
+class _Manners:
+    """What a template does whatever the conversation."""
+
+    parts: bool = False
+    """It reads contents as lists of parts, and writes nothing of one that is a text."""
+    opens_always: bool = False
+    """It may write the header of a next answer whether asked for one or not: a question has the same text either way."""
+    lost_newline: str = ""
+    """What stands behind the header of an answer, and is missing from a generation prompt that the template always writes:
+    jinja2 drops the newline that a template ends with."""
+
+
+def _manners_of(tokenizer: Any, source: str = "a trial") -> _Manners:
+    """The manners of a tokenizer's template, found by a trial; looked up once. What goes beyond the bounds names `source`."""
+    template = tokenizer.chat_template
+    if not template:
+        return _Manners()
+    if (found := _manners.get(tokenizer)) is None or found[0] != template:
+        parts = _writes(tokenizer, PROBE[:1], source) is False and bool(
+            _writes(tokenizer, [_in_parts(PROBE[0])], source)
+        )
+        probe = [_in_parts(message) for message in PROBE[:2]] if parts else PROBE[:2]
+        found = (template, _Manners(parts, *_opening(tokenizer, probe)))
+        _manners[tokenizer] = found
+    return found[1]
+
+
+def _opening(tokenizer: Any, probe: list[Message]) -> tuple[bool, str]:
+    """`opens_always` and `lost_newline`."""
+    try:
+        asked, unasked = (_rendered(tokenizer, probe[:1], "a trial", add, None) for add in (True, False))
+        whole = _rendered(tokenizer, probe, "a trial", False, None)
+    except DataError:
+        return False, ""
+    is_lost = asked == unasked and asked == asked.rstrip() and whole.startswith(f"{asked}\n{PROBE[1]['content']}")
+    return asked == unasked, "\n" if is_lost else ""
+
+
+def _writes(tokenizer: Any, messages: list[Message], source: str) -> bool | None:
+    """The template writes what the user says, and not a list that it is in; None where it refuses."""
+    try:
+        text = _rendered(tokenizer, messages, source, False, None)
+    except DataError:
+        return None
+    return PROBE[0]["content"] in text and "'type'" not in text and '"type"' not in text
+
+
+PROBE: list[Message] = [
+    {"role": "user", "content": "Boil an egg?"},
+    {"role": "assistant", "content": "Nine minutes."},
+    {"role": "user", "content": "And soft?"},
+    {"role": "assistant", "content": "Six."},
+]
+"""A conversation that shows what a template does."""
+
+_manners: WeakKeyDictionary[Any, tuple[Any, _Manners]] = WeakKeyDictionary()
+_added: WeakKeyDictionary[Any, tuple[Any, Added]] = WeakKeyDictionary()
+
+
+def opening(tokenizer: Any) -> str | None:
+    """What is missing from a header of a next answer that a template writes unasked: a newline, taken by jinja2, or nothing.
+
+    None where a template writes a header only when asked.
+    """
+    manners = _manners_of(tokenizer)
+    return manners.lost_newline if manners.opens_always else None
+
+
+def added_tokens(tokenizer: Any) -> Added:
+    """The added tokens of a tokenizer, and which of them its template writes; looked up once."""
+    state = (tokenizer.chat_template, len(tokenizer), tokenizer.eos_token)
+    if (found := _added.get(tokenizer)) is None or found[0] != state:
+        written = ""
+        with contextlib.suppress(DataError):
+            written = render(tokenizer, PROBE, add_generation_prompt=True)
+        found = (state, added(tokenizer, str(tokenizer.chat_template or PLAIN), written))
+        _added[tokenizer] = found
+    return found[1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rendered:
+    """A conversation as text, and where each thing that it says stands."""
+
+    text: str
+    said: Said
+    spans: list[list[Span]]
+
+    @functools.cached_property
+    def contents(self) -> list[Span]:
+        """The characters that come from the conversation, sorted, without overlap."""
+        return sorted({span for spans in self.spans for span in spans})
+
+    @functools.cached_property
+    def extents(self) -> dict[int, Span]:
+        """From where to where a message's pieces stand, by its number."""
+        found: dict[int, Span] = {}
+        for piece, places in zip(self.said.pieces, self.spans, strict=True):
+            if places and piece.turn != TOOLS:
+                start, stop = found.get(piece.turn, places[0])
+                found[piece.turn] = min(start, places[0][0]), max(stop, places[0][1])
+        return found
+
+    @functools.cached_property
+    def faults(self) -> list[Fault]:
+        return self.said.faults(self.text, self.spans)
+
+
+def rendering(
+    tokenizer: Any,
+    messages: Sequence[Message],
+    source: str = "the prompt",
+    *,
+    add_generation_prompt: bool = False,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+) -> Rendered:
+    """The conversation as text, as `render` gives it, with the places of its pieces; raises as that does."""
+    text = render(tokenizer, messages, source, add_generation_prompt=add_generation_prompt, tools=tools)
+    said = Said(messages, tools)
+    if said.can_mark:
+        with contextlib.suppress(DataError):  # a template may refuse what has marks in it
+            marked = render(tokenizer, said.messages, add_generation_prompt=add_generation_prompt, tools=said.tools)
+            plain, spans = said.located(marked)
+            if plain == text:
+                return Rendered(text, said, spans)
+    return Rendered(text, said, said.searched(text))
+
+
+def prompt_ids(
+    tokenizer: Any,
+    prompt: str | Sequence[Message],
+    *,
+    raw: bool = False,
+    system: str | None = None,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+) -> list[int]:
     """The tokens that a model is given before it answers: those that stood before the answer in training.
 
     **Arguments:**
 
     - `prompt`: what the user says, or a conversation that ends with it.
+    - `raw`: the text as it is, without the chat template, as rows of `text` are trained on.
+    - `system`: what the system says before it.
+    - `tools`: the schemas of the functions that the model may call.
 
     **Raises:**
 
-    - `DataError`: the prompt is not text, or the template refuses it or makes no token of it.
+    - `ConfigError`: `raw` with messages, a system text or tools.
+    - `DataError`: the prompt is not text, or the template refuses it, leaves a part of it out, or makes no token of it.
     """
-    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    for message in messages:
-        broken = [character for character in message["content"] if "\ud800" <= character <= "\udfff"]
-        if broken:
-            raise DataError(explain("a prompt is not text", found=f"{broken[0]!a}, half a character", do="UTF-8 text"))
-    ids = encode(tokenizer, render(tokenizer, messages, add_generation_prompt=True))
-    if not ids:
-        raise DataError(
-            explain(
-                "the chat template of this model makes no text of the prompt",
-                found=f"{str(prompt)[:80]!r}",
-                do="a prompt that is not empty, or a template that is right in the model's chat_template.jinja",
+    if raw:
+        if not isinstance(prompt, str) or system or tools:
+            raise ConfigError(
+                explain(
+                    "a text that is continued as it is has no messages, system text or tools",
+                    found=f"{str(prompt)[:80]!r}" + (f", system {system[:40]!r}" if system else ""),
+                    do="one text, or the chat template",
+                )
             )
+        _check_text(prompt)
+        return text_ids(tokenizer, prompt) or _no_tokens(prompt)
+    messages: list[Message] = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+    if system:
+        messages = [{"role": "system", "content": system}, *messages]
+    for message in messages:
+        _check_text(message.get("content"))
+    made = rendering(tokenizer, messages, add_generation_prompt=True, tools=tools)
+    if not made.text:
+        _no_tokens(prompt)
+    for fault in made.faults:
+        if fault.piece.role != "assistant":  # what it said before is rewritten by many, in training too
+            raise refusal(fault, "the prompt", tokenizer.name_or_path)
+    return encode_quoting(tokenizer, made.text, made.contents, added_tokens(tokenizer)) or _no_tokens(prompt)
+
+
+def _check_text(text: Any) -> None:
+    broken = [character for character in text or "" if "\ud800" <= character <= "\udfff"]
+    if broken:
+        raise DataError(explain("a prompt is not text", found=f"{broken[0]!a}, half a character", do="UTF-8 text"))
+
+
+def _no_tokens(prompt: Any) -> NoReturn:
+    raise DataError(
+        explain(
+            "the chat template of this model makes no text of the prompt",
+            found=f"{str(prompt)[:80]!r}",
+            do="a prompt that is not empty, or a template that is right in the model's chat_template.jinja",
         )
-    return ids
+    )

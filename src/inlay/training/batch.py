@@ -39,7 +39,7 @@ class Packed:
 
 def num_targets(examples: Sequence[Example]) -> int:
     """How many tokens the loss is taken on."""
-    return sum(sum(example.trained[1:]) for example in examples)
+    return sum(example.num_trained for example in examples)
 
 
 def num_tokens(examples: Sequence[Example]) -> int:
@@ -53,24 +53,32 @@ def collate(examples: Sequence[Example]) -> Batch:
     input_ids = torch.zeros(len(examples), longest, dtype=torch.long)
     labels = torch.full((len(examples), longest), IGNORE)
     for i, example in enumerate(examples):
-        ids = torch.tensor(example.input_ids)
-        trained = torch.tensor(example.trained)
+        ids, wanted = _tensors(example)
         input_ids[i, : len(ids)] = ids
-        labels[i, : len(ids) - 1] = ids[1:].where(trained[1:], torch.tensor(IGNORE))
+        labels[i, : len(ids) - 1] = wanted[1:]
     return Batch(input_ids, labels)
 
 
 def pack(examples: Sequence[Example], front: Sequence[int] = ()) -> Packed:
     """The rows as one, each with the virtual tokens `front` before it."""
-    lengths = [max([t for t, trained in enumerate(e.trained) if trained and t] or [1]) for e in examples]
-    input_ids, positions, labels = [], [], []
+    lengths = [max(1, bytes(example.trained).rfind(1)) for example in examples]
+    virtual, input_ids, positions, labels = torch.tensor(front, dtype=torch.long), [], [], []
     for example, length in zip(examples, lengths, strict=True):
-        ids, trained = example.input_ids, example.trained
-        input_ids += [*front, *ids[:length]]
-        positions += range(len(front) + length)
-        labels += [IGNORE] * len(front) + [ids[t + 1] if any(trained[t + 1 : t + 2]) else IGNORE for t in range(length)]
+        ids, wanted = _tensors(example)
+        input_ids += [virtual, ids[:length]]
+        positions.append(torch.arange(len(front) + length))
+        row = torch.full((len(front) + length,), IGNORE)
+        following = wanted[1 : length + 1]  # one less than `length` where the row has one token
+        row[len(front) : len(front) + len(following)] = following
+        labels.append(row)
     whole = tuple(len(front) + length for length in lengths)
-    return Packed(torch.tensor(input_ids), torch.tensor(positions), torch.tensor(labels), whole)
+    return Packed(torch.cat(input_ids), torch.cat(positions), torch.cat(labels), whole)
+
+
+def _tensors(example: Example) -> tuple[Tensor, Tensor]:
+    """The tokens of a row, and the same with `IGNORE` for those that are not trained on."""
+    ids = torch.tensor(example.input_ids, dtype=torch.long)
+    return ids, ids.where(torch.frombuffer(bytearray(example.trained), dtype=torch.bool), IGNORE)
 
 
 def parts(examples: Sequence[Example], max_tokens: int, *, padded: bool) -> Iterator[list[Example]]:
