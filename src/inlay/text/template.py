@@ -75,22 +75,18 @@ def _with_its_arguments(
 ) -> str:
     """What the template makes of the messages, the arguments of calls as objects or, where that is wrong, as JSON."""
     objects = [arguments for message in messages for arguments in _arguments(message)]
-    text, error = "", None
+    as_text = [_with_arguments_as_text(message) for message in messages]
     try:
         text = _rendered(tokenizer, messages, source, add_generation_prompt, tools)
-    except DataError as refusal:
-        error = refusal
-    if error is None and not any(str(value) in text and str(value) != json.dumps(value) for value in objects):
-        return text
-    if error is not None and not objects:
-        raise error
-    try:
-        as_text = [_with_arguments_as_text(message) for message in messages]
-        return _rendered(tokenizer, as_text, source, add_generation_prompt, tools)
     except DataError:
-        if error is not None:
-            raise error from None
-        return text
+        if objects:
+            with contextlib.suppress(DataError):
+                return _rendered(tokenizer, as_text, source, add_generation_prompt, tools)
+        raise
+    if any(str(value) in text and str(value) != json.dumps(value) for value in objects):
+        with contextlib.suppress(DataError):
+            return _rendered(tokenizer, as_text, source, add_generation_prompt, tools)
+    return text
 
 
 def _rendered(
