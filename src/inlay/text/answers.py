@@ -108,12 +108,15 @@ class _Row:
         self.tokenizer, self.messages, self.turns = tokenizer, messages, turns
         self.source, self.tools, self.train_on_all = source, tools, train_on_all
         self.added = added_tokens(tokenizer)
+        self.prompts: dict[int, str] = {}
         calls = [call for message in messages for call in message.get("tool_calls") or [] if isinstance(call, Mapping)]
         ids = {*(call.get("id") for call in calls), *(message.get("tool_call_id") for message in messages)}
         self.ids = [value for value in ids if isinstance(value, str) and value]
 
     def drafts(self) -> list[Draft]:
-        whole = rendering(self.tokenizer, self.messages, self.source, tools=self.tools)
+        last = self.turns[-1] if self.turns else 0
+        whole = rendering(self.tokenizer, self.messages, self.source, tools=self.tools, prompt_of=last)
+        self.prompts = whole.prompts
         forgotten = self._check(whole, len(self.messages))
         if self.train_on_all and not self.turns:
             return [self._draft(whole, [], "", ())]
@@ -210,7 +213,10 @@ class _Row:
         return None if end is None else (first - len(prompt), end)
 
     def _prompt(self, i: int) -> str:
-        return render(self.tokenizer, self.messages[:i], self.source, add_generation_prompt=True, tools=self.tools)
+        if i not in self.prompts:
+            before = self.messages[:i]
+            self.prompts[i] = render(self.tokenizer, before, self.source, add_generation_prompt=True, tools=self.tools)
+        return self.prompts[i]
 
     def _tail(self, i: int) -> str | None:
         """What stands behind turn i where it is the last."""

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 from weakref import WeakKeyDictionary
 
 from inlay.errors import ConfigError, DataError, explain
-from inlay.text.bounded import failure, rendered
+from inlay.text.bounded import failure, rendered, rendered_all
 from inlay.text.pieces import TOOLS, Fault, Message, Said, Span, refusal
 from inlay.text.tokens import Added, added, encode_quoting, text_ids
 
@@ -97,18 +97,29 @@ def _rendered(
     tools: Sequence[Mapping[str, Any]] | None,
 ) -> str:
     """What the template makes of just these messages."""
+    template, text = _prepared(tokenizer, messages, source, add_generation_prompt, tools)
+    return text if template is None else rendered(template, text, source)
+
+
+def _prepared(
+    tokenizer: Any,
+    messages: list[Message],
+    source: str,
+    add_generation_prompt: bool,
+    tools: Sequence[Mapping[str, Any]] | None,
+) -> tuple[str | None, str]:
+    """The template and its variables as JSON; or None and the text itself, where the tokenizer has no template."""
     given: dict[str, Any] = {"tools": None if tools is None else list(tools)}
     given["add_generation_prompt"] = add_generation_prompt
     names = ["messages", "documents", *given, *tokenizer.special_tokens_map]
-    apply = functools.partial(tokenizer.apply_chat_template, list(messages), tokenize=False, **given)
+    apply = functools.partial(tokenizer.apply_chat_template, messages, tokenize=False, **given)
     try:
         template = tokenizer.get_chat_template(None if tokenizer.chat_template else PLAIN, given["tools"])
         if template == PLAIN:
-            return apply(chat_template=PLAIN)
-        variables = apply(chat_template=_all_of(name for name in names if _VARIABLE.fullmatch(name)))
+            return None, apply(chat_template=PLAIN)
+        return str(template), apply(chat_template=_all_of(name for name in names if _VARIABLE.fullmatch(name)))
     except Exception as error:  # what transformers asks of messages and tools differs from version to version
         raise failure(source, f"{type(error).__name__}: {error}") from None
-    return rendered(str(template), variables, source)
 
 
 _VARIABLE = re.compile(r"(?!(?:true|false|none)$)[A-Za-z]\w*", re.ASCII)
@@ -223,7 +234,7 @@ def added_tokens(tokenizer: Any) -> Added:
         written = ""
         with contextlib.suppress(DataError):
             written = render(tokenizer, PROBE, add_generation_prompt=True)
-        found = (state, added(tokenizer, str(tokenizer.chat_template or PLAIN), written))
+        found = (state, added(tokenizer, written))
         _added[tokenizer] = found
     return found[1]
 
@@ -235,6 +246,8 @@ class Rendered:
     text: str
     said: Said
     spans: list[list[Span]]
+    prompts: dict[int, str] = dataclasses.field(default_factory=dict)
+    """By the numbers of turns, the texts that generation is given for them, as far as they were rendered on the way."""
 
     @functools.cached_property
     def contents(self) -> list[Span]:
@@ -263,17 +276,47 @@ def rendering(
     *,
     add_generation_prompt: bool = False,
     tools: Sequence[Mapping[str, Any]] | None = None,
+    prompt_of: int = 0,
 ) -> Rendered:
-    """The conversation as text, as `render` gives it, with the places of its pieces; raises as that does."""
-    text = render(tokenizer, messages, source, add_generation_prompt=add_generation_prompt, tools=tools)
+    """The conversation as text, as `render` gives it, with the places of its pieces; raises as that does.
+
+    `prompt_of`, if not 0, is the number of a turn whose prompt will be needed: it may be rendered on the way.
+    """
     said = Said(messages, tools)
-    if said.can_mark:
+    asked = [(list(messages), add_generation_prompt, tools), (said.messages, add_generation_prompt, said.tools)]
+    if prompt_of:
+        asked.append((list(messages[:prompt_of]), True, tools))
+    text, marked, prompt = (*_at_once(tokenizer, asked, source), None)[:3]
+    if text is None:
+        text = render(tokenizer, messages, source, add_generation_prompt=add_generation_prompt, tools=tools)
+    if said.can_mark and marked is None:
         with contextlib.suppress(DataError):  # a template may refuse what has marks in it
-            marked = render(tokenizer, said.messages, add_generation_prompt=add_generation_prompt, tools=said.tools)
-            plain, spans = said.located(marked)
-            if plain == text:
-                return Rendered(text, said, spans)
-    return Rendered(text, said, said.searched(text))
+            marked = render(
+                tokenizer, said.messages, source, add_generation_prompt=add_generation_prompt, tools=said.tools
+            )
+    prompts = {} if prompt is None else {prompt_of: prompt}
+    plain, spans = said.located(marked) if said.can_mark and marked is not None else ("", [])
+    return Rendered(text, said, spans if plain == text and marked is not None else said.searched(text), prompts)
+
+
+def _at_once(
+    tokenizer: Any, asked: Sequence[tuple[list[Message], bool, Sequence[Mapping[str, Any]] | None]], source: str
+) -> list[str | None]:
+    """What `render` gives for each, rendered together; None where that has to be asked."""
+    manners = _manners_of(tokenizer, source)
+    if any(_arguments(message) for message in asked[0][0]):
+        return [None] * len(asked)
+    given = [
+        ([_in_parts(message) for message in messages] if manners.parts else messages, source, add, tools)
+        for messages, add, tools in asked
+    ]
+    prepared = [_prepared(tokenizer, *each) for each in given]
+    template = prepared[0][0]
+    texts = (
+        [text for _, text in prepared] if template is None else rendered_all(template, [text for _, text in prepared])
+    )
+    endings = [manners.lost_newline if add else "" for _, add, _ in asked]
+    return [None if text is None else text + end for text, end in zip(texts, endings, strict=True)]
 
 
 def prompt_ids(

@@ -13,8 +13,6 @@ from typing import Any
 from inlay.errors import DataError, explain
 from inlay.text.pieces import Span, is_tag
 
-NAMED = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token")
-
 
 @dataclasses.dataclass(frozen=True)
 class Added:
@@ -22,7 +20,7 @@ class Added:
 
     ids: frozenset[int]
     control_ids: frozenset[int]
-    """Those that contents may not hold: the named ones, and those that the chat template writes itself."""
+    """Those that contents may not hold: special ones, and those that the chat template writes; tags of thoughts they may."""
     control_texts: tuple[str, ...]
     _whole: dict[int, frozenset[str]]
     """All of them by their length, the longest first."""
@@ -48,15 +46,12 @@ class Added:
         return None
 
 
-def added(tokenizer: Any, template: str, written: str) -> Added:
-    """The added tokens of a tokenizer whose chat template is `template` and writes, for one, `written`."""
+def added(tokenizer: Any, written: str) -> Added:
+    """The added tokens of a tokenizer whose chat template writes, for one, `written`."""
     vocabulary = tokenizer.get_added_vocab()
     special = set(tokenizer.all_special_tokens)
-    named = {getattr(tokenizer, name, None) for name in NAMED} - {None}
-    controls = set(named)
-    for text in [*vocabulary, *special]:
-        if text.strip() and not is_tag(text) and (text in written or (text in special and text in template)):
-            controls.add(text)
+    controls = {text for text in {*vocabulary, *special} if text.strip() and not is_tag(text)}
+    controls = {text for text in controls if text in special or text in written}
     # some vocabularies have runs of newlines among them, which end nothing
     whole = sorted((text for text in {*vocabulary, *special} if text.strip()), key=len, reverse=True)
     by_length = {length: frozenset(group) for length, group in itertools.groupby(whole, key=len)}
