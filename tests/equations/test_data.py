@@ -86,11 +86,11 @@ def test_a_malformed_json_file_is_named_with_its_line(tmp_path):
         ({"text": None}, "text is null"),
         ({"text": "\ud800"}, "half a character"),
         ({"messages": []}, "an empty list, not a list of messages"),
-        ({"messages": [{"role": "user"}]}, "message 0 has no role and content"),
-        ({"messages": [{"role": "human", "content": "a"}]}, "role 'human'"),
+        ({"messages": [{"role": "user"}]}, "message 0 has no content"),
+        ({"messages": [{"role": "narrator", "content": "a"}]}, "role 'narrator'"),
         ({"prompt": "a", "references": []}, "references is empty"),
-        ({"conversations": [{"from": "human", "value": "a"}]}, "did you mean messages, of role and content?"),
-        ({"instruction": "a", "output": "b"}, "instruction: did you mean prompt?; output: did you mean completion?"),
+        ({"mesages": MESSAGES}, "mesages: did you mean messages?"),
+        ({"promt": "a", "complation": "b"}, "promt: did you mean prompt?; complation: did you mean completion?"),
     ],
 )
 def test_a_row_of_no_form_is_named_with_what_is_wrong(tmp_path, row, says):

@@ -16,7 +16,7 @@ def purpose(model: str, task: str, data: str, adapter: str | None = None) -> Pur
     if not found.heads or has_own_head(open_checkpoint(model), found.purpose()):
         return tasks.purpose(model, task)
     labels = tasks.labels_of(adapter) if adapter else ()
-    return tasks.purpose(model, task, labels or found.labels(found.read(data)))
+    return tasks.purpose(model, task, labels or found.labels(found.read(data).rows))
 
 
 def check_causal(task: str, flag: str) -> None:

@@ -8,6 +8,7 @@ from inlay.cli import _screen, _tasks
 from inlay.cli._command import Data, OnBase
 from inlay.cli._screen import count, say
 from inlay.data.rows import Row
+from inlay.data.sources import TEST
 from inlay.errors import DataError, explain
 from inlay.model.base import Base
 from inlay.model.purpose import CAUSAL_LM
@@ -61,7 +62,8 @@ class Eval(OnBase):
             _tasks.check_causal(self.task, f"--max-new-tokens {self.max_new_tokens}")
         base = self.load(_tasks.purpose(self.model, self.task, self.data, self.adapter))
         adapter = base.attach(self.adapter, force=self.force).name if self.adapter else None
-        rows = task.read(self.data)
+        data = task.read(self.data, TEST)
+        rows = data.rows
         length = job.longest_row(base, self.max_length, base.get(adapter).num_virtual if adapter else 0)
         prepared = task.prepare(rows, base, length, self.train_on, "drop")
         examples = job.spread(prepared.examples, self.rows or len(prepared.examples))
@@ -71,6 +73,8 @@ class Eval(OnBase):
         )
         targets = "" if task.unit == "row" else f", {count(task.num_targets(examples))} {task.unit}s"
         say("data", f"{self.data} · {len(examples):,} rows{targets} measured{left_out}")
+        for note in data.notes:
+            say("", note)
         if base.fresh_heads:
             say("note", f"{', '.join(base.fresh_heads)} of this base starts fresh: alone it says nothing yet")
         names = [None] if adapter is None else [None, adapter]

@@ -7,6 +7,7 @@ from pathlib import Path
 from inlay.cli import _screen, _tasks
 from inlay.cli._command import AdapterDirectory, Common, Model
 from inlay.cli._screen import say, size
+from inlay.data.sources import TEST
 from inlay.errors import ConfigError, explain
 from inlay.model import targets
 from inlay.model.base import Base
@@ -133,7 +134,7 @@ class Merge(Common):
 def _texts(base: Base, source: str, most: int) -> list[str]:
     """The text of some rows of a file: rendered, for next tokens; else what the task reads of a row first."""
     task = tasks.of(base)
-    rows = task.read(source)
+    rows = task.read(source, TEST).rows
     rows = rows[:: max(1, len(rows) // most)][:most]
     train_on = "all" if base.task == CAUSAL_LM else "completions"
     prepared = task.prepare(rows, base, 1 << 30, train_on, "drop")

@@ -11,6 +11,7 @@ from inlay import methods
 from inlay.cli import _screen, _tasks
 from inlay.cli._command import METHOD_FIELD, Data, OnBase, Verbose, given, with_method
 from inlay.cli._screen import count, say, size
+from inlay.data.split import MIN_ROWS_TO_HOLD_OUT
 from inlay.io import peft
 from inlay.io.fingerprint import short
 from inlay.kernels import native
@@ -100,7 +101,9 @@ class Train(OnBase):
 
     def _show_tokens(self, base: Base, num_virtual: int) -> int:
         _tasks.check_causal(self.task, f"--show-tokens {self.show_tokens}")
-        rows = jobs.first_rows(base, self.data, self.show_tokens, self.eval_data, self.settings, num_virtual)
+        rows, notes = jobs.first_rows(base, self.data, self.show_tokens, self.eval_data, self.settings, num_virtual)
+        for note in notes:
+            say("data" if note == notes[0] else "", note)
         for i, example in enumerate(rows):
             print(f"row {i} ({len(example.input_ids)} tokens, {example.num_trained} trained on)")
             print("  " + show(base.tokenizer, example))
@@ -129,6 +132,8 @@ def announce(job: jobs.Job) -> None:
     say("data", f"{job.source} · {train.num_rows:,} rows of {train.form}{form}")
     trained_on = f"{count(train.num_trained)} of them" if is_causal else f"{count(train.num_trained)} {unit}s"
     say("", f"{count(train.num_tokens)} tokens, {trained_on} trained on{_left_out(job)}")
+    for note in [*job.notes, *([f"{train.advice} of the rows"] if train.advice else [])]:
+        say("", note)
     if not is_causal:
         say("task", _tasks.describe(base))
     say("held out", _held_out(job))
@@ -185,7 +190,8 @@ def _left_out(job: jobs.Job) -> str:
 
 def _held_out(job: jobs.Job) -> str:
     if job.held_out is None:
-        return "nothing: too few rows; --eval-data FILE names some"
+        reason = "too few rows" if job.train.num_rows < MIN_ROWS_TO_HOLD_OUT else "all rows say the same"
+        return f"nothing: {reason if job.settings.eval_fraction else 'as asked'}; --eval-data FILE names some"
     total = len(job.held_out.examples)
     if not total:
         return f"nothing: its {job.held_out.num_rows:,} rows are longer than {job.held_out.max_length:,} tokens"

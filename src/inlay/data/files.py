@@ -1,53 +1,72 @@
-"""Values out of data files, whatever kind of file they are in; what they mean is for `inlay.data.forms` to say."""
+"""Values out of data files, whatever kind of file they are in; what they mean is for `inlay.data.forms` to say.
+
+What kind a file is of is told by what it begins with; its name decides between kinds of text alone. Rows are read one after
+the other, and no more than a row is held twice: one of more than `MAX_ROW_CHARACTERS` is refused, and so is a name that stands
+twice in one object or in one header, since one of the two would be lost.
+"""
 
 import csv
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from inlay.errors import DataError, FormatError, explain
+import psutil
 
-MAX_PROBLEMS = 10
-"""As many are named in one message; the rest are counted."""
+from inlay.data import arrow, json_text
+from inlay.errors import CapacityError, DataError, FormatError, explain
+
+Numbered = tuple[int, Any]
+"""A row as it stands in a file, with its line or number."""
+
+MAX_ROW_CHARACTERS = 64 << 20
+"""A row is not longer than this: a book of a hundred million words is no row."""
+
+_KNOWN_STARTS = {
+    b"\x1f\x8b": ("compressed with gzip", "gunzip {name}"),
+    b"PK\x03\x04": ("a ZIP archive", "unzip {name}"),
+    b"\x28\xb5\x2f\xfd": ("compressed with zstd", "unzstd {name}"),
+    b"BZh": ("compressed with bzip2", "bunzip2 {name}"),
+    b"\xfd7zXZ": ("compressed with xz", "unxz {name}"),
+    b"SQLite format 3": ("an SQLite database", "export its table as CSV"),
+    b"version https://git-lfs": ("a pointer of git-lfs, not the data", "git lfs pull"),
+    b"<!DOCTYPE": ("a web page", "fetch the file itself"),
+    b"<html": ("a web page", "fetch the file itself"),
+}
+"""How files begin that hold no rows as they are -> what they are, what to do."""
+
+ROWS_OF_TEXT = 'JSON lines such as {"text": "a whole document"}, or --data with prompt and completion'
 
 
-def values(path: Path) -> list[tuple[int, Any]]:
+def values(path: Path) -> Iterator[Numbered]:
     """The rows of a file as they stand in it, each with its line or number.
 
     **Raises:**
 
     - `FormatError`: the file is of an unknown kind, malformed, not UTF-8, or can't be read.
-    - `DataError`: it is empty.
+    - `DataError`: it is empty, or a row of it is too long.
+    - `CapacityError`: it is larger than the free memory.
     """
-    reader = READERS.get(path.suffix)
-    if reader is None:
-        raise FormatError(
-            explain("this kind of data file is not known", found=str(path), do=f"a file of {kinds()}, named so")
-        )
+    is_empty = True
     try:
-        found = list(reader(path))
+        for value in _reader(path)(path):
+            is_empty = False
+            yield value
     except UnicodeDecodeError as error:
         raise FormatError(
             explain("this file is not UTF-8 text", found=f"{path}: {error}", do="iconv -t utf-8")
         ) from None
     except OSError as error:
         raise FormatError(explain("this data file can't be read", found=f"{path}: {error.strerror}")) from None
-    if not found:
+    if is_empty:
         raise DataError(
             explain("this data file is empty", found=str(path), do="one JSON object per line, for instance")
         )
-    return found
-
-
-def first(problems: list[str]) -> list[str]:
-    """The problems that a message names."""
-    more = len(problems) - MAX_PROBLEMS
-    return problems[:MAX_PROBLEMS] + ([f"and {more:,} more"] if more > 0 else [])
 
 
 def what(value: Any) -> str:
     """What a value is, in words."""
+    if isinstance(value, arrow.Unread):
+        return f"a {value.kind}"
     return "null" if value is None else f"a {type(value).__name__}" if value else f"an empty {type(value).__name__}"
 
 
@@ -56,83 +75,94 @@ def kinds() -> str:
     return ", ".join(READERS)
 
 
-def _read_jsonl(path: Path) -> Iterator[tuple[int, Any]]:
-    problems: list[str] = []
+def _reader(path: Path) -> Callable[[Path], Iterator[Numbered]]:
+    """What reads a file, by its first bytes, and by its name where they may begin several kinds."""
+    with path.open("rb") as file:
+        start = file.read(64)
+    for known, (what_it_is, do) in _KNOWN_STARTS.items():
+        if start.startswith(known):
+            found = f"{path} is {what_it_is}"
+            raise FormatError(explain("this data file can't be read as it is", found=found, do=do.format(name=path)))
+    if start.startswith(b"PAR1"):
+        return arrow.read_parquet
+    if start.startswith((b"ARROW1", b"\xff\xff\xff\xff")):
+        return arrow.read_ipc
+    reader = READERS.get(path.suffix)
+    if reader is None:
+        do = ROWS_OF_TEXT if path.suffix in (".txt", ".md", "") else f"a file of {kinds()}, named so"
+        raise FormatError(explain("this kind of data file is not known", found=str(path), do=do))
+    size, free = path.stat().st_size, psutil.virtual_memory().available
+    if size > free:
+        found = f"{path}: {size:,} bytes; {free:,} are free"
+        raise CapacityError(explain("this data file is larger than the free memory", found=found, do="a part of it"))
+    return reader
+
+
+def _read_json(path: Path) -> Iterator[Numbered]:
     with path.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                yield number, _parsed(line.rstrip(), path, number, problems)
-    _check_json(problems)
+        yield from json_text.values(file, path, MAX_ROW_CHARACTERS, one_per_line=path.suffix != ".json")
 
 
-def _read_json(path: Path) -> Iterator[tuple[int, Any]]:
-    problems: list[str] = []
-    text = path.read_text("utf-8-sig")
-    value = _parsed(text, path, 1, problems) if text.strip() else []
-    _check_json(problems)
-    if isinstance(value, dict):
-        lists = [item for item in value.values() if isinstance(item, list)]
-        value = lists[0] if len(lists) == 1 else value
-    if not isinstance(value, list):
-        raise FormatError(explain("this JSON file is not a list of rows", found=f"{path}: {what(value)}"))
-    yield from enumerate(value, start=1)
-
-
-def _read_csv(path: Path) -> Iterator[tuple[int, Any]]:
-    limit = csv.field_size_limit(1 << 30)  # Python's own, 128 KiB, is less than a long text has
+def _read_csv(path: Path) -> Iterator[Numbered]:
+    limit = csv.field_size_limit(MAX_ROW_CHARACTERS)  # Python's own, 128 KiB, is less than a long text has
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
+            lines = json_text.bounded_lines(file, path, MAX_ROW_CHARACTERS)
+            reader = csv.reader(lines, delimiter="\t" if path.suffix == ".tsv" else ",")
+            header = next(reader, [])
+            _check_header(header, path)
             for row in reader:
-                if None in row or None in row.values():
+                if not row:
+                    continue
+                if len(row) != len(header):
                     raise FormatError(
                         explain(
                             "a row of this CSV file has not as many fields as its header",
-                            found=f"{path}:{reader.line_num}",
+                            found=f"{path}:{reader.line_num}: {len(row):,} fields, and {len(header):,} columns",
                             do="quote fields that hold commas or line breaks",
                         )
                     )
-                yield reader.line_num, row
+                yield reader.line_num, dict(zip(header, row, strict=True))
     except csv.Error as error:
         raise FormatError(explain("this is not CSV", found=f"{path}: {error}")) from None
     finally:
         csv.field_size_limit(limit)
 
 
-def _read_parquet(path: Path) -> Iterator[tuple[int, Any]]:
-    import pyarrow.lib
-    import pyarrow.parquet
-
-    try:
-        table = pyarrow.parquet.read_table(path)
-    except (pyarrow.lib.ArrowException, OSError) as error:
+def _check_header(header: list[str], path: Path) -> None:
+    check_names(header, str(path))
+    if len(header) == 1 and (other := next((sign for sign in ";\t|" if sign in header[0]), None)):
         raise FormatError(
-            explain("this is not a Parquet file", found=f"{path}: {str(error).splitlines()[0]}")
-        ) from None
-    yield from enumerate(table.to_pylist(), start=1)
+            explain(
+                "the columns of this CSV file are not separated by commas",
+                found=f"{path}: its header is {header[0][:80]!r}, with {other!r}",
+                do="write it with commas; tabs where the file is named .tsv",
+            )
+        )
 
 
-READERS: dict[str, Callable[[Path], Iterator[tuple[int, Any]]]] = {
-    ".jsonl": _read_jsonl,
+def check_names(names: Iterable[str], where: str) -> None:
+    """Refuse a column that stands twice.
+
+    **Raises:**
+
+    - `FormatError`: one does: a row can keep one of the two alone.
+    """
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise FormatError(
+                explain("a column stands twice", found=f"{where}: {name!r}", do="rename or remove one of the two")
+            )
+        seen.add(name)
+
+
+READERS: dict[str, Callable[[Path], Iterator[Numbered]]] = {
+    ".jsonl": _read_json,
+    ".ndjson": _read_json,
     ".json": _read_json,
     ".csv": _read_csv,
-    ".parquet": _read_parquet,
+    ".tsv": _read_csv,
+    ".parquet": arrow.read_parquet,
+    ".arrow": arrow.read_ipc,
 }
-
-
-def _parsed(text: str, path: Path, line: int, problems: list[str]) -> Any:
-    """The value of a text that starts at `line` of a file, or None and an entry in `problems`."""
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        problems.append(f"{path}:{line + error.lineno - 1}, column {error.colno}: {error.msg}")
-    except (ValueError, RecursionError) as error:  # a number of too many digits, too many brackets
-        problems.append(f"{path}:{line}: {str(error).split(';')[0]}")
-    return None
-
-
-def _check_json(problems: list[str]) -> None:
-    if problems:
-        raise FormatError(
-            explain("this is not JSON", found=first(problems), do="mend the line; python -m json.tool shows it")
-        )

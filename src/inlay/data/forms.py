@@ -1,42 +1,49 @@
-"""Rows to learn from: read from files, recognised by their keys.
+"""Layouts of rows, recognised by their keys: what stands in a row is used, ignored by a short list, or counted as not used.
 
     messages              {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}
     prompt+completion     {"prompt": "...", "completion": "..."}, either also as a list of messages; for scoring also
                           {"prompt": "...", "references": ["...", "..."]}
     text                  {"text": "..."}
 
-Files: .jsonl (an object per line), .json (a list of objects), .csv (with a header), .parquet; a folder of them; or the
-name of a data set on the hub, `owner/name` or `owner/name:split`.
+Every other layout, of Alpaca, ShareGPT, OpenAI and others, becomes one of these by the names in `inlay.data.keys`;
+`docs/guides/data.md` shows them all. A value that is null is as if it were not there.
 """
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from inlay.data import files
-from inlay.data.rows import Row
-from inlay.data.sources import read
-from inlay.errors import DataError, explain, nearest
+from inlay.data import messages, sources
+from inlay.data.files import Numbered, what
+from inlay.data.keys import (
+    COMPLETIONS,
+    CONTEXTS,
+    CONVERSATIONS,
+    HISTORY,
+    PREFERENCES,
+    PROMPTS,
+    SYSTEMS,
+    TOOLS,
+    unused_of,
+)
+from inlay.data.rows import Message, Row
+from inlay.errors import DataError, explain, few, nearest
 
 FORMS = ("messages", "prompt+completion", "text")
 
-_KIN = {
-    "conversations": "messages, of role and content",
-    "instruction": "prompt",
-    "question": "prompt",
-    "input": "prompt",
-    "output": "completion",
-    "response": "completion",
-    "answer": "completion",
-    "content": "text",
-}
-"""Keys of other tools -> the nearest of ours."""
+MAX_DEPTH = 100
+"""Values nested more deeply than this are no arguments of a function."""
 
-_ROLES = ("system", "user", "assistant", "tool", "developer")
+_NAMED = (*CONVERSATIONS, *PROMPTS, *COMPLETIONS, "text")
 
 
-def read_rows(source: str | Path) -> list[Row]:
-    """The rows of a file, a folder of files, or a data set on the hub.
+def read_rows(source: sources.Source) -> list[Row]:
+    """The rows of a file, a folder of files, a data set on the hub, a list, a data frame; see `read`."""
+    return read(source).rows
+
+
+def read(source: sources.Source, splits: tuple[str, ...] = sources.TRAIN) -> sources.Data[Row]:
+    """The rows of a source, and what there is to say about it; see `inlay.data.sources.read`.
 
     **Raises:**
 
@@ -44,91 +51,235 @@ def read_rows(source: str | Path) -> list[Row]:
     - `FormatError`: a file is malformed or of an unknown kind.
     - `DataError`: it is empty, or its rows are of no form that is known; up to ten problems in one message.
     """
-    rows = read(source, _rows)
-    forms = {row.form: row.source for row in reversed(rows)}
+    found = sources.read(source, rows_of, splits)
+    forms = {row.form: row.source for row in reversed([*found.rows, *found.held_out])}
     if len(forms) > 1:
         listed = ", ".join(f"{form} at {where}" for form, where in forms.items())
         raise DataError(explain("the rows are not all of one form", found=listed, do="one form per data set"))
-    return rows
+    return found
 
 
-def _rows(values: Sequence[tuple[int, Any]], name: str) -> list[Row]:
+def rows_of(values: Iterable[Numbered], name: str, unused: Counter[str]) -> list[Row]:
+    """The rows that values of a file called `name` are; columns that are not used are counted in `unused`."""
     problems: list[str] = []
-    rows = [row for number, value in values if (row := _checked(value, f"{name}:{number}", problems))]
+    rows: list[Row] = []
+    for number, value in values:
+        try:
+            rows.append(_row(value, f"{name}:{number}", unused))
+        except DataError as error:
+            problems.append(f"{name}:{number}: {error}")
     if problems:
         raise DataError(
             explain(
                 "some rows are of no form that is known",
-                found=files.first(problems),
+                found=few(problems),
                 do="messages, prompt and completion, or text",
             )
         )
     return rows
 
 
-def _checked(value: Any, source: str, problems: list[str]) -> Row | None:
-    """One checked row, or None and an entry in `problems`."""
-    row = _row(value, source, problems)
-    try:
-        if row is not None:
-            row.content().encode()
-    except UnicodeEncodeError as error:
-        problems.append(f"{source}: {error.object[error.start]!a} is half a character (a lone surrogate)")
-        return None
+class _Columns:
+    """The columns of a row that are not null, and which of them were taken."""
+
+    def __init__(self, value: Mapping[str, Any]):
+        self.given = {key: item for key, item in value.items() if not is_null(item)}
+        self._left = dict.fromkeys(self.given)
+
+    def take(self, key: str) -> Any:
+        """The value of a column, which is then used."""
+        self._left.pop(key, None)
+        return self.given[key]
+
+    def first(self, keys: Iterable[str]) -> str | None:
+        """The first of some columns that is there and not empty."""
+        return next((key for key in keys if key in self.given and self.given[key] not in ("", [])), None)
+
+    def unused(self) -> list[str]:
+        """Those that were not taken, but for the ones that say nothing."""
+        return unused_of(self._left)
+
+
+def is_null(value: Any) -> bool:
+    """Nothing stands in a column: null, or what data frames write for it."""
+    return value is None or (isinstance(value, float) and value != value)
+
+
+def _row(value: Any, source: str, unused: Counter[str]) -> Row:
+    if not isinstance(value, Mapping):
+        raise DataError(f"{what(value)}, not an object")
+    columns = _Columns(value)
+    row = _laid_out(columns, source, value)
+    _check_values(row)
+    unused.update(columns.unused())
     return row
 
 
-def _row(value: Any, source: str, problems: list[str]) -> Row | None:
-    if not isinstance(value, dict):
-        problems.append(f"{source}: a {type(value).__name__}, not an object")
-    elif "messages" in value:
-        if _is_messages(value["messages"], source, problems):
-            return Row("messages", source, messages=value["messages"])
-    elif "prompt" in value and ("completion" in value or "references" in value):
-        return _prompt_row(value, source, problems)
-    elif "text" in value:
-        if isinstance(value["text"], str):
-            return Row("text", source, text=value["text"])
-        problems.append(f"{source}: text is {files.what(value['text'])}, not a string")
-    else:
-        keys = [str(key) for key in value]
-        wanted = ("messages", "prompt", "completion", "text")
-        meant = {key: _KIN.get(key) or nearest(key, wanted) for key in keys if key not in wanted}
-        near = [f"{key}: did you mean {other}?" for key, other in meant.items() if other]
-        problems.append(f"{source}: keys {', '.join(keys) or 'none'}" + (f" ({'; '.join(near)})" if near else ""))
-    return None
+def _laid_out(columns: _Columns, source: str, value: Mapping[str, Any]) -> Row:
+    given = columns.given
+    if conversation := next((key for key in CONVERSATIONS if key in given), None):
+        return _conversation(columns, conversation, source)
+    if all(key in given for key in PREFERENCES):
+        raise DataError("chosen and rejected are preferences, which are not trained on: keep chosen as completion")
+    if "prompt" in given and ("completion" in given or "references" in given):
+        return _prompted(columns, "prompt", "completion" if "completion" in given else None, source)
+    asks, answers = ([key for key in names if key in given] for names in (PROMPTS, COMPLETIONS))
+    if asks and answers:
+        context = CONTEXTS.get(asks[0], ())
+        for kind, names in (("ask", [key for key in asks if key not in context]), ("answer", answers)):
+            if len(names) > 1:
+                raise DataError(f"{' and '.join(names)} both {kind}: rename or remove one of them")
+        return _prompted(columns, asks[0], answers[0], source)
+    if "text" in given:
+        text = columns.take("text")
+        if not isinstance(text, str):
+            raise DataError(f"text is {what(text)}, not a string")
+        return Row("text", source, text=text)
+    raise DataError(_unknown(value))
 
 
-def _prompt_row(value: dict[str, Any], source: str, problems: list[str]) -> Row | None:
-    references = value.get("references", [])
-    if not (isinstance(references, list) and all(isinstance(text, str) for text in references)):
-        problems.append(f"{source}: references is not a list of strings")
-        return None
-    if "completion" not in value and not references:
-        problems.append(f"{source}: no completion, and references is empty")
-        return None
-    completion = value["completion"] if "completion" in value else references[0]
-    for key, part in (("prompt", value["prompt"]), ("completion", completion)):
-        if isinstance(part, list):
-            if not _is_messages(part, f"{source}: {key}", problems):
-                return None
-        elif not isinstance(part, str):
-            problems.append(f"{source}: {key} is {files.what(part)}, not a string")
-            return None
-    return Row("prompt+completion", source, prompt=value["prompt"], completion=completion, references=tuple(references))
+def _unknown(value: Mapping[str, Any]) -> str:
+    """That a row is of no layout, and what was meant."""
+    keys = [str(key) for key, item in value.items() if not is_null(item)]
+    nulls = [f"{key} is null" for key, item in value.items() if is_null(item)]
+    meant = {key: "text" if key == "content" else nearest(key, _NAMED) for key in keys if key not in _NAMED}
+    notes = nulls + [f"{key}: did you mean {other}?" for key, other in meant.items() if other]
+    return f"keys {', '.join(keys) or 'none'}" + (f" ({'; '.join(notes[:5])})" if notes else "")
 
 
-def _is_messages(value: Any, source: str, problems: list[str]) -> bool:
-    if not isinstance(value, list) or not value:
-        problems.append(f"{source}: messages is {files.what(value)}, not a list of messages")
+def _conversation(columns: _Columns, key: str, source: str) -> Row:
+    found, trained = messages.conversation(columns.take(key), key)
+    if system := _system(columns):
+        if found[0]["role"] in ("system", "developer"):
+            if found[0]["content"].strip() != system.strip():
+                raise DataError("a column and the first message are two different system messages")
+        else:
+            found = [{"role": "system", "content": system}, *found]
+            trained = None if trained is None else [True, *trained]
+    return Row(
+        "messages", source, messages=found, tools=_tools(columns), trained=None if trained is None else tuple(trained)
+    )
+
+
+def _prompted(columns: _Columns, asks: str, answers: str | None, source: str) -> Row:
+    """A row of what is asked and answered; without the name of an answer, `references` answer."""
+    if isinstance(columns.given.get("label"), bool):
+        raise DataError("a label of true or false beside a completion is a preference: keep the good rows, without it")
+    references = _references(columns, answers)
+    answer = columns.take(answers) if answers and not (answers == "answers" and references) else references[0]
+    prompt, first = _said(columns.take(asks), asks)
+    completion, second = _said(answer, answers or "references")
+    if isinstance(prompt, str):
+        prompt = _with_context(columns, asks, prompt)
+    before = _history(columns)
+    system = _system(columns)
+    if system or before:
+        opening = [{"role": "system", "content": system}] if system else []
+        if not isinstance(prompt, str) and (before or prompt[0]["role"] in ("system", "developer")):
+            raise DataError("a column and the prompt's own messages say what comes first")
+        last = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        first = None if first is None else [True] * (len(opening) + len(before)) + first
+        prompt = [*opening, *before, *last]
+    trained = None
+    if first is not None or second is not None:
+        counts = [1 if isinstance(part, str) else len(part) for part in (prompt, completion)]
+        trained = (*(first or [True] * counts[0]), *(second or [True] * counts[1]))
+    return Row(
+        "prompt+completion",
+        source,
+        prompt=prompt,
+        completion=completion,
+        references=references,
+        tools=_tools(columns),
+        trained=trained,
+    )
+
+
+def _said(value: Any, key: str) -> tuple[str | list[Message], list[bool] | None]:
+    """(A text or messages, which of them are trained on)."""
+    if isinstance(value, str):
+        return value, None
+    if not isinstance(value, list | tuple):
+        raise DataError(f"{key} is {what(value)}, not a string")
+    try:
+        return messages.conversation(value, key)
+    except DataError as error:
+        raise DataError(f"{key}: {error}") from None
+
+
+def _references(columns: _Columns, answers: str | None) -> tuple[str, ...]:
+    """All the answers to a prompt, where a row has several."""
+    key = "references" if "references" in columns.given else "answers" if answers == "answers" else None
+    if key is None or (key == "answers" and isinstance(columns.given[key], str)):
+        return ()
+    found = columns.take(key)
+    if key == "answers" and isinstance(found, Mapping) and isinstance(found.get("text"), list):
+        found = found["text"]  # as SQuAD has them
+    if not (isinstance(found, list | tuple) and all(isinstance(text, str) for text in found)):
+        raise DataError(f"{key} is not a list of strings")
+    if not found and answers in (None, "answers"):
+        raise DataError(f"no completion, and {key} is empty")
+    return tuple(found)
+
+
+def _with_context(columns: _Columns, asks: str, prompt: str) -> str:
+    """An instruction with its input behind it, or a question with its context before it."""
+    keys = [key for key in CONTEXTS.get(asks, ()) if columns.first([key])]
+    if len(keys) > 1:
+        raise DataError(f"{' and '.join(keys)} both go with {asks}: remove one of them")
+    for key in CONTEXTS.get(asks, ()):
+        if key in columns.given and key not in keys:
+            columns.take(key)  # empty: there is nothing to add
+    if not keys:
+        return prompt
+    text = columns.take(keys[0])
+    if not isinstance(text, str):
+        raise DataError(f"{keys[0]} is {what(text)}, not a string")
+    return f"{prompt}\n\n{text}" if asks == "instruction" else f"{text}\n\n{prompt}"
+
+
+def _history(columns: _Columns) -> list[Message]:
+    if HISTORY not in columns.given:
+        return []
+    pairs = columns.take(HISTORY)
+    sound = isinstance(pairs, list | tuple) and all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs)
+    if not sound or not all(isinstance(text, str) for pair in pairs for text in pair):
+        raise DataError("history is not a list of pairs of strings")
+    roles = ("user", "assistant")
+    return [{"role": role, "content": text} for pair in pairs for role, text in zip(roles, pair, strict=True)]
+
+
+def _system(columns: _Columns) -> str:
+    keys = [key for key in SYSTEMS if key in columns.given]
+    if len(keys) > 1:
+        raise DataError(f"{' and '.join(keys)} are both system messages: remove one of them")
+    text = columns.take(keys[0]) if keys else ""
+    if not isinstance(text, str):
+        raise DataError(f"{keys[0]} is {what(text)}, not a string")
+    return text
+
+
+def _tools(columns: _Columns) -> list[dict[str, Any]] | None:
+    keys = [key for key in TOOLS if key in columns.given]
+    if len(keys) > 1:
+        raise DataError(f"{' and '.join(keys)} are both schemas of functions: remove one of them")
+    return messages.schemas(columns.take(keys[0]), keys[0]) if keys else None
+
+
+def _check_values(row: Row) -> None:
+    """Refuse what is no text: half a character, values that JSON has not, or nested without end."""
+    if _is_deep([row.messages, row.prompt, row.completion, row.tools], MAX_DEPTH):
+        raise DataError(f"values are nested more than {MAX_DEPTH} deep")
+    try:
+        row.content().encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"{error.object[error.start]!a} is half a character (a lone surrogate)") from None
+    except (TypeError, ValueError) as error:  # from Python: a time stamp among the arguments, a list that holds itself
+        raise DataError(f"holds what JSON has not: {error}") from None
+
+
+def _is_deep(value: Any, left: int) -> bool:
+    if not isinstance(value, dict | list | tuple):
         return False
-    for i, message in enumerate(value):
-        if isinstance(message, dict) and message.get("tool_calls") and message.get("content") is None:
-            message["content"] = ""  # what a turn that only calls a tool has in some data sets
-        if not isinstance(message, dict) or not isinstance(message.get("content"), str):
-            problems.append(f"{source}: message {i} has no role and content")
-            return False
-        if message.get("role") not in _ROLES:
-            problems.append(f"{source}: message {i} has role {message.get('role')!r}; roles are {', '.join(_ROLES)}")
-            return False
-    return True
+    inner = value.values() if isinstance(value, dict) else value
+    return left == 0 or any(_is_deep(item, left - 1) for item in inner)

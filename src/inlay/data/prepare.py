@@ -1,15 +1,19 @@
 """Rows as tokens, none longer than a model takes, and what became of them."""
 
+import array
 import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from inlay.data import files
-from inlay.data.rows import Row
-from inlay.errors import DataError, explain
+from inlay.data.rows import Message, Row
+from inlay.errors import DataError, explain, few
 from inlay.text import mask
 from inlay.text.answers import Draft, drafts
 from inlay.text.mask import Example
+
+MANY, TOO_MANY = 0.1, 0.5
+"""Parts of the rows that are left out as too long: beyond the first it is said what would keep them, beyond the second the
+rows are refused, unless it was said what happens to longer ones."""
 
 _CHUNK_ROWS = 1000
 """Rows that are turned into tokens at a time."""
@@ -31,43 +35,48 @@ class Prepared:
     """Rows longer than max_length that were left out."""
     num_windowed: int
     """Rows longer than max_length that were cut into windows."""
+    advice: str = ""
+    """What would keep the rows that were left out, where these are more than `MANY` of all."""
 
 
 def prepare(
-    rows: Sequence[Row], tokenizer: Any, max_length: int, train_on: str, too_long: str, *, may_be_empty: bool = False
+    rows: Sequence[Row],
+    tokenizer: Any,
+    max_length: int,
+    train_on: str,
+    too_long: str | None,
+    *,
+    may_be_empty: bool = False,
+    positions: int | None = None,
 ) -> Prepared:
     """The rows as tokens with their targets marked, none longer than `max_length`.
 
     **Arguments:**
 
     - `train_on`: 'completions' or 'all', see `inlay.text.mask`.
-    - `too_long`: 'drop' or 'window', see `inlay.text.mask.fit`.
+    - `too_long`: 'drop' or 'window', see `inlay.text.mask.fit`; None is 'drop' for at most half of the rows.
     - `may_be_empty`: no row need be left.
+    - `positions`: the most tokens that the model takes, for what is advised; None: any number.
 
     **Raises:**
 
     - `ConfigError`: the tokenizer has no end token.
-    - `DataError`: a row has nothing to train on, or nothing is left.
+    - `DataError`: a row has nothing to train on, nothing is left, or less than half where that was not asked for.
     """
     mask.check_tokenizer(tokenizer)
-    problems: list[str] = []
-    whole = list(_examples(rows, tokenizer, train_on, problems))
+    problems: dict[str, str] = {}
+    examples: list[Example] = []
+    lengths = array.array("l")
+    for example in _examples(rows, tokenizer, train_on, problems):
+        if not problems:
+            lengths.append(len(example.input_ids))
+            examples += mask.fit(example, max_length, too_long or "drop")
     if problems:
-        raise DataError(
-            explain("some rows can't be trained on", found=files.first(problems), do="mend or remove these rows")
-        )
-    fitted = [mask.fit(example, max_length, too_long) for example in whole]
-    examples = [part for parts in fitted for part in parts]
-    too_many = sum(len(example.input_ids) > max_length for example in whole)
-    if not examples and not may_be_empty:
-        longest = max(len(example.input_ids) for example in whole)
-        raise DataError(
-            explain(
-                "no row is left to train on: all are longer than max_length",
-                found=f"{len(whole)} rows, the longest of {longest:,} tokens; max_length={max_length:,}",
-                do=f"--max-length {longest}, or --too-long window",
-            )
-        )
+        hints = [*dict.fromkeys(hint for hint in problems.values() if hint)][:2]
+        do = "; ".join(hints) or "mend or remove these rows"
+        raise DataError(explain("some rows can't be trained on", found=few([*problems]), do=do))
+    check_lengths(lengths, max_length, too_long, positions, may_be_empty=may_be_empty, num_left=len(examples))
+    too_many = sum(length > max_length for length in lengths)
     return Prepared(
         examples=examples,
         form=rows[0].form,
@@ -75,13 +84,59 @@ def prepare(
         num_rows=len(rows),
         num_tokens=sum(len(example.input_ids) for example in examples),
         num_trained=sum(example.num_trained for example in examples),
-        num_dropped=too_many if too_long == "drop" else 0,
+        num_dropped=0 if too_long == "window" else too_many,
         num_windowed=too_many if too_long == "window" else 0,
+        advice="" if too_long == "window" else advice(lengths, max_length, positions),
     )
 
 
-def _examples(rows: Sequence[Row], tokenizer: Any, train_on: str, problems: list[str]) -> Iterator[Example]:
-    """The rows as tokens; entries in `problems` for those that can't be trained on."""
+def check_lengths(
+    lengths: Sequence[int],
+    max_length: int,
+    too_long: str | None,
+    positions: int | None,
+    *,
+    may_be_empty: bool,
+    num_left: int,
+    can_window: bool = True,
+) -> None:
+    """Refuse rows of which none is left, or less than half although nobody said that longer ones may be left out.
+
+    **Raises:**
+
+    - `DataError`: this is so.
+    """
+    if may_be_empty:
+        return
+    num_long = sum(length > max_length for length in lengths)
+    found = f"{len(lengths):,} rows, the longest of {max(lengths):,} tokens; max_length={max_length:,}"
+    window = ", or --too-long window" if can_window else ""
+    if not num_left:
+        wrong = "no row is left to train on: all are longer than max_length"
+        raise DataError(explain(wrong, found=found, do=f"--max-length {max(lengths)}{window}"))
+    if too_long is None and num_long > TOO_MANY * len(lengths):
+        wrong = f"{num_long:,} of {len(lengths):,} rows are longer than max_length, and would be left out"
+        do = advice(lengths, max_length, positions) + window + ", or --too-long drop to train on the others"
+        raise DataError(explain(wrong, found=found, do=do.removeprefix(", or ")))
+
+
+def advice(lengths: Sequence[int], max_length: int, positions: int | None) -> str:
+    """What would keep most of the rows, and all of them, where more than `MANY` are longer than `max_length`."""
+    num_long = sum(length > max_length for length in lengths)
+    if num_long <= MANY * len(lengths):
+        return ""
+    ordered = sorted(lengths)
+    most, longest = ordered[min(len(ordered) - 1, int(0.95 * len(ordered)))], ordered[-1]
+    wanted = [most, longest] if max_length < most < 0.8 * longest else [longest]
+    room = [length for length in wanted if positions is None or length <= positions]
+    if not room and positions is not None and positions > max_length:
+        room = [positions]
+    kept = {length: sum(other <= length for other in lengths) / len(lengths) for length in room}
+    return ", ".join(f"--max-length {length} keeps {100 * part:.0f} %" for length, part in kept.items())
+
+
+def _examples(rows: Sequence[Row], tokenizer: Any, train_on: str, problems: dict[str, str]) -> Iterator[Example]:
+    """The rows as tokens; entries in `problems` for those that can't be trained on, each with what to do."""
     for first in range(0, len(rows), _CHUNK_ROWS):
         part = rows[first : first + _CHUNK_ROWS]
         made = [value for row in part for value in _tried(row, tokenizer, train_on, problems)]
@@ -90,10 +145,10 @@ def _examples(rows: Sequence[Row], tokenizer: Any, train_on: str, problems: list
             if example.num_trained:
                 yield example
             else:
-                problems.append(f"{example.source}: no token of it would be trained on")
+                problems[f"{example.source}: no token of it would be trained on"] = ""
 
 
-def _tried(row: Row, tokenizer: Any, train_on: str, problems: list[str]) -> Sequence[Draft | Example]:
+def _tried(row: Row, tokenizer: Any, train_on: str, problems: dict[str, str]) -> Sequence[Draft | Example]:
     try:
         if row.text is not None:
             return [mask.document(tokenizer, row.text, row.source)]
@@ -101,11 +156,13 @@ def _tried(row: Row, tokenizer: Any, train_on: str, problems: list[str]) -> Sequ
             prompt, completion = [], row.messages
         else:
             prompt, completion = _messages("user", row.prompt), _messages("assistant", row.completion)
-        return drafts(tokenizer, prompt, completion, row.source, train_on_all=train_on == "all")
+        how: dict[str, Any] = {"train_on_all": train_on == "all", "tools": row.tools, "trained": row.trained}
+        return drafts(tokenizer, prompt, completion, row.source, **how)
     except DataError as error:
-        problems.append(str(error).replace("\n  found:", ":").split("\n  hint:")[0])
+        said, _, hint = str(error).replace("\n  found:", ":").partition("\n  hint:  ")
+        problems[said] = hint
         return []
 
 
-def _messages(role: str, value: Any) -> list[dict[str, str]]:
+def _messages(role: str, value: Any) -> list[Message]:
     return [{"role": role, "content": value}] if isinstance(value, str) else value

@@ -1,31 +1,208 @@
-"""Where rows come from: a file, a folder of files, or a data set on the hub."""
+"""Where rows come from: a file, a folder of files, a data set on the hub; from Python a list, a data set or a data frame."""
 
+import dataclasses
 import os
-from collections.abc import Callable, Sequence
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
-from inlay.data import files
-from inlay.errors import DataError, UnknownNameError, explain, nearest
+from inlay.data import arrow, files, folders
+from inlay.data.files import Numbered
+from inlay.errors import DataError, FormatError, UnknownNameError, explain, few, nearest
+from inlay.names import in_utf8
+
+Source = Any  # a path or name, a sequence of rows, a datasets.Dataset or a pandas.DataFrame: those are not imported for a hint
+
+TRAIN = ("train", folders.NO_SPLIT)
+VALIDATION = ("validation", "test", folders.NO_SPLIT, "train")
+TEST = ("test", "validation", folders.NO_SPLIT, "train")
+"""Splits in the order in which they are wanted, for training, for choosing the best adapter, and for measuring it."""
+
+_TABLES = {
+    ("datasets", "Dataset"): "data set",
+    ("datasets", "DatasetDict"): "data set",
+    ("pandas", "DataFrame"): "data frame",
+}
+"""Module and class of what holds rows -> what it is, in words."""
 
 Found = TypeVar("Found")
+RowsOf = Callable[[Iterable[Numbered], str, Counter[str]], list[Found]]
+"""What makes rows of values, each with its number, of the name of their file, and counts the columns that it did not use."""
 
 
-def read(source: str | Path, rows_of: Callable[[Sequence[tuple[int, Any]], str], list[Found]]) -> list[Found]:
-    """What `rows_of` makes of the values of a file, each with its number, and of the file's name."""
-    path = Path(os.path.expanduser(source))  # os.path takes names as they come: too long, or of no user
+@dataclasses.dataclass(frozen=True)
+class Data(Generic[Found]):
+    """The rows of a source."""
+
+    rows: list[Found]
+    held_out: list[Found]
+    """The rows of its own validation split, where its training split was read."""
+    held_out_name: str
+    """The files of those."""
+    notes: tuple[str, ...]
+    """What a reader has to be told: columns that are not used, files that are left alone."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Part:
+    """A file's worth of values."""
+
+    name: str
+    values: Iterable[Numbered]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Opened:
+    """The parts of a source by their split."""
+
+    splits: dict[str, list[_Part]]
+    left: list[str] = dataclasses.field(default_factory=list)
+    """Files that are not read."""
+
+
+def read(source: Source, rows_of: RowsOf[Found], splits: Sequence[str] = TRAIN) -> Data[Found]:
+    """What `rows_of` makes of the values of a source, file by file.
+
+    **Arguments:**
+
+    - `source`: a file, a folder, either with `:SPLIT` behind it, the name of a data set on the hub, `owner/name` or
+      `owner/name:split`; a list of rows, a `datasets.Dataset` or `DatasetDict`, or a `pandas.DataFrame`.
+    - `splits`: the first of these that it has is read; for training the validation split is read beside it.
+
+    **Raises:**
+
+    - `UnknownNameError`: there is no such file, folder or data set.
+    - `FormatError`, `DataError`, `CapacityError`: see `inlay.data.files.values`; it has no rows of these splits.
+    """
+    opened = _open(source)
+    wanted = next((split for split in splits if split in opened.splits), None)
+    if wanted is None:
+        found = ", ".join(_names(opened, set(opened.splits)))
+        do = "name the file itself, if it is what to train on"
+        raise DataError(explain("this data has no rows to train on", found=f"{name_of(source)}: {found}", do=do))
+    is_training = tuple(splits) == TRAIN
+    unused: Counter[str] = Counter()
+    rows = [row for part in opened.splits[wanted] for row in rows_of(part.values, part.name, unused)]
+    if not rows:
+        raise DataError(explain("this data is empty", found=name_of(source), do="rows such as {'prompt': ...}"))
+    held_parts = opened.splits.get("validation", []) if is_training else []
+    held = [row for part in held_parts for row in rows_of(part.values, part.name, unused)]
+    read_too = {wanted, "validation"} if is_training else {wanted}
+    left = [*_names(opened, set(opened.splits) - read_too), *opened.left]
+    notes = [_unused_in_words(unused, len(rows) + len(held))] if unused else []
+    if not is_training and len(opened.splits) > 1:
+        notes.append(f"of these files: {', '.join(few(_names(opened, {wanted})))}")
+    if left:
+        notes.append(f"left alone: {', '.join(few(left))}")
+    return Data(rows, held, ", ".join(few([part.name for part in held_parts])), tuple(notes))
+
+
+def name_of(source: Source) -> str:
+    """What a source is called, without the folders that it lies in: what may be told to others."""
+    if isinstance(source, str | os.PathLike):
+        text = str(source)
+        path, split = _path_of(text)
+        is_local = os.path.exists(path) or path.suffix in files.READERS or text.count("/") != 1
+        return in_utf8(path.resolve().name + (f":{split}" if split else "") if is_local else text)
+    size = f"{len(source):,} rows" if isinstance(source, Sequence) or _kind_of(source) else "rows"
+    return f"{_kind_of(source) or 'list'} of {size}"
+
+
+def _path_of(text: str) -> tuple[Path, str]:
+    """(The path that a name says, the split behind it)."""
+    path = Path(os.path.expanduser(text))  # os.path takes names as they come: too long, or of no user
+    before, colon, split = text.rpartition(":")
+    if colon and not os.path.exists(path) and os.path.isdir(os.path.expanduser(before)):
+        return Path(os.path.expanduser(before)), split
+    return path, ""
+
+
+def _names(opened: _Opened, splits: set[str]) -> list[str]:
+    return [part.name for split, parts in opened.splits.items() if split in splits for part in parts]
+
+
+def _unused_in_words(unused: Counter[str], num_rows: int) -> str:
+    """Columns that are not used, with the rows that they stand in where not all have them."""
+    shown = [name if count >= num_rows else f"{name} (in {count:,} rows)" for name, count in unused.most_common()]
+    return f"{len(unused):,} {'column' if len(unused) == 1 else 'columns'} not used: {', '.join(few(shown))}"
+
+
+def _open(source: Source) -> _Opened:
+    if isinstance(source, str | os.PathLike):
+        return _open_name(str(source))
+    if kind := _kind_of(source):
+        return _open_table(source, kind)
+    if isinstance(source, Sequence) and not isinstance(source, bytes):
+        return _Opened({folders.NO_SPLIT: [_Part("row", enumerate(source, start=1))]})
+    do = "a list of rows, one of them such as {'prompt': ..., 'completion': ...}"
+    if isinstance(source, Mapping):
+        do += "; a list of columns is datasets.Dataset.from_dict(...)"
+    raise DataError(explain("this is no data to read rows from", found=f"a {type(source).__name__}", do=do))
+
+
+def _kind_of(source: Source) -> str:
+    """What a value of `datasets` or `pandas` is, in words; empty for other values, and where those were never imported."""
+    for (module, name), kind in _TABLES.items():
+        cls = getattr(sys.modules.get(module), name, None)
+        if cls is not None and isinstance(source, cls):
+            return kind
+    return ""
+
+
+def _open_table(source: Any, kind: str) -> _Opened:  # of a class that is not imported here
+    if isinstance(source, Mapping):  # a DatasetDict
+        splits: dict[str, list[_Part]] = {}
+        for name, table in source.items():
+            split = folders.SPLITS.get(str(name).lower(), str(name))
+            splits.setdefault(split, []).append(_Part(str(name), _table_rows(table)))
+        return _Opened(splits)
+    return _Opened(
+        {folders.NO_SPLIT: [_Part("row", _frame_rows(source) if kind == "data frame" else _table_rows(source))]}
+    )
+
+
+def _table_rows(table: Any) -> Iterator[Numbered]:  # a datasets.Dataset
+    yield from arrow.rows_of(table.with_format("arrow").iter(arrow.BATCH_ROWS), "a data set")
+
+
+def _frame_rows(frame: Any) -> Iterator[Numbered]:  # a pandas.DataFrame
+    import pyarrow.lib
+
+    try:
+        table = pyarrow.lib.Table.from_pandas(frame, preserve_index=False)
+    except (pyarrow.lib.ArrowException, ValueError, TypeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        do = "one type for the values of each column"
+        raise FormatError(explain("this data frame can't be read", found=reason, do=do)) from None
+    yield from arrow.rows_of(table.to_batches(arrow.BATCH_ROWS), "a data frame")
+
+
+def _open_name(name: str) -> _Opened:
+    path, split = _path_of(name)
     if os.path.isdir(path):
-        found = sorted(file for file in path.iterdir() if file.suffix in files.READERS and file.is_file())
-        if not found:
-            raise DataError(explain("this folder has no data files", found=str(path), do=f"files of {files.kinds()}"))
-        return [row for file in found for row in rows_of(files.values(file), file.name)]
+        found = folders.look(path)
+        whole = {
+            said: [_Part(str(file.relative_to(path)), files.values(file)) for file in paths]
+            for said, paths in found.splits.items()
+        }
+        return _only(whole, split, path) if split else _Opened(whole, found.left)
     if os.path.isfile(path):
-        return rows_of(files.values(path), path.name)
-    values, repository = _from_hub(str(source))
-    return rows_of(values, repository)
+        return _Opened({folders.NO_SPLIT: [_Part(path.name, files.values(path))]})
+    return _from_hub(name)
 
 
-def _from_hub(name: str) -> tuple[list[tuple[int, Any]], str]:
+def _only(splits: dict[str, list[_Part]], split: str, path: Path) -> _Opened:
+    wanted = folders.SPLITS.get(split.lower(), split)
+    if wanted not in splits:
+        known = ", ".join(name for name in splits if name) or "files without a split"
+        found = f"{path} has {known}, not {split}"
+        raise UnknownNameError(explain("there is no such split", found=found, do=f"{path}:{next(iter(splits))}"))
+    return _Opened({folders.NO_SPLIT: splits[wanted]})
+
+
+def _from_hub(name: str) -> _Opened:
     path = Path(name)
     known = [child.name for child in path.parent.iterdir()] if os.path.isdir(path.parent) else []
     near = nearest(path.name, known)
@@ -51,4 +228,4 @@ def _from_hub(name: str) -> tuple[list[tuple[int, Any]], str]:
                 do="check the path or the name (owner/name:split), and the connection",
             )
         ) from None
-    return list(enumerate(table, start=1)), repository
+    return _Opened({folders.NO_SPLIT: [_Part(repository, _table_rows(table))]})

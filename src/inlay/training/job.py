@@ -21,13 +21,13 @@ from typing import Any, TypeVar
 from inlay import __version__, methods, screen
 from inlay.data import split
 from inlay.data.prepare import Prepared
+from inlay.data.sources import Source, name_of
 from inlay.errors import DataError, InlayError, explain
 from inlay.io import output as output_directory
 from inlay.io import peft
 from inlay.methods._contract import Method
 from inlay.model.adapter import Adapter
 from inlay.model.base import Base
-from inlay.names import in_utf8
 from inlay.training import going_on, keep, loop, tasks, watch
 from inlay.training.measure import measure
 from inlay.training.memory import peak_rss_bytes
@@ -96,6 +96,8 @@ class Job:
     """The held-out rows that are evaluated."""
     goes_on: dict[str, Any] | None = None
     """The adapter that it starts from, for the record; None where it starts anew."""
+    notes: tuple[str, ...] = ()
+    """What there is to say about the data: columns that are not used, files that are left alone."""
 
     def run(self, listener: Callable[[loop.Progress], None] = lambda progress: None) -> Report:
         """Train, keep the best adapter, write the output directory.
@@ -207,11 +209,11 @@ class Job:
 
 def prepare(
     base: Base,
-    source: Any,
+    source: Source,
     *,
     method: Method | str | None = None,
     output: str | Path,
-    eval_data: Any = None,
+    eval_data: Source | None = None,
     from_adapter: str | Path | None = None,
     settings: Settings | None = None,
     doing: Callable[[str], None] = lambda what: None,
@@ -220,7 +222,8 @@ def prepare(
 
     **Arguments:**
 
-    - `source`, `eval_data`: rows of the task that the base was loaded for; see `inlay.training.tasks`.
+    - `source`, `eval_data`: rows of the task that the base was loaded for, see `inlay.training.tasks`: a path, a name on the
+      hub, a list of dictionaries, a `datasets.Dataset` or a `pandas.DataFrame`; see `inlay.data.sources.read`.
     - `method`: how to adapt, as a method or by its name; `DEFAULT_METHOD`, or that of `from_adapter`, unless given.
     - `output`: the directory that will hold the adapter; it must not exist. Its last part is the adapter's name.
     - `from_adapter`: an adapter of this base that the training goes on from.
@@ -243,7 +246,8 @@ def prepare(
         method = methods.find(method or DEFAULT_METHOD)()
     doing("reading rows")
     task = tasks.of(base)
-    rows, held_rows = _rows(task, source, eval_data, settings)
+    parts = split.divided(task.read, source, eval_data, settings.eval_fraction)
+    rows, held_rows = parts.rows, parts.held_out
     doing(f"tokenizing {len(rows) + len(held_rows):,} rows")
     virtual = getattr(method, "num_virtual_tokens", 0)
     how = (base, longest_row(base, settings.max_length, virtual), settings.train_on, settings.too_long)
@@ -259,7 +263,7 @@ def prepare(
         base.detach(adapter.name)
         raise
     evaluated = spread(held_out.examples, settings.eval_rows) if held_out else []
-    about = (data_name(source), split.digest(rows), adapter.method, evaluated, goes_on)
+    about = (name_of(source), split.digest(rows), adapter.method, evaluated, goes_on, parts.notes)
     return Job(base, adapter, output, settings, chosen, train, held_out, *about)
 
 
@@ -272,11 +276,11 @@ def _new(base: Base, name: str, method: Method, train: Prepared, settings: Setti
 
 def train(
     base: Base,
-    source: Any,
+    source: Source,
     *,
     method: Method | str | None = None,
     output: str | Path,
-    eval_data: Any = None,
+    eval_data: Source | None = None,
     from_adapter: str | Path | None = None,
     progress: bool | None = None,
     on_step: Callable[[loop.Progress], Any] | None = None,
@@ -312,31 +316,21 @@ def train(
         return job.run(listen)
 
 
-def first_rows(base: Base, source: Any, count: int, eval_data: Any, settings: Settings, num_virtual: int) -> list[Any]:
-    """The first rows that a run would train on, as tokens; no more are made than it takes to find as many."""
+def first_rows(
+    base: Base, source: Source, count: int, eval_data: Source | None, settings: Settings, num_virtual: int
+) -> tuple[list[Any], tuple[str, ...]]:
+    """(The first rows that a run would train on, as tokens; what there is to say about the data). No more rows are made than it
+    takes to find as many."""
     task, length = tasks.of(base), longest_row(base, settings.max_length, num_virtual)
-    rows, _ = _rows(task, source, eval_data, settings)
+    parts = split.divided(task.read, source, eval_data, settings.eval_fraction)
+    rows = parts.rows
     found: list[Any] = []
     for first in range(0, len(rows), count):
         part = rows[first : first + count]
         found += task.prepare(part, base, length, settings.train_on, settings.too_long, may_be_empty=True).examples
         if len(found) >= count:
             break
-    return found[:count]
-
-
-def _rows(task: tasks.Task, source: Any, eval_data: Any, settings: Settings) -> tuple[list[Any], list[Any]]:
-    """The rows to train on, and those held out."""
-    rows = task.read(source)
-    return split.hold_out(rows, settings.eval_fraction) if eval_data is None else (rows, task.read(eval_data))
-
-
-def data_name(source: Any) -> str:
-    """What data is called in a record that is shared: the last part of a path, the name on the hub, or the kind of object."""
-    if not isinstance(source, str | Path):
-        return type(source).__name__
-    path = os.path.expanduser(source)
-    return in_utf8(Path(path).resolve().name if os.path.exists(path) else str(source))
+    return found[:count], parts.notes
 
 
 @functools.cache

@@ -41,8 +41,9 @@ class Settings:
     max_length: int | None = None
     """Longest row in tokens; the model's positions, at most 2048."""
 
-    too_long: Literal["drop", "window"] = "drop"
-    """What happens to longer rows: left out, or cut into windows; either way they are counted."""
+    too_long: Literal["drop", "window"] | None = None
+    """What happens to longer rows: left out, or cut into windows; either way they are counted. Left out, where they are at most
+    half of the rows; more have to be asked for."""
 
     train_on: Literal["completions", "all"] = "completions"
     """Which tokens the loss is taken on: the completions or assistant turns, or all."""

@@ -6,12 +6,12 @@ over its targets, so that a step or an evaluation does not depend on how it was 
 
 import abc
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 from torch import Tensor
 
 from inlay.data.prepare import Prepared
+from inlay.data.sources import TRAIN, Data, Source
 from inlay.model.attach import Rows
 from inlay.model.base import Base
 from inlay.model.purpose import Purpose
@@ -47,13 +47,13 @@ class Task(abc.ABC):
         )
 
     @abc.abstractmethod
-    def read(self, source: str | Path) -> list[Any]:
-        """The rows of a file, a folder or a data set on the hub, checked.
+    def read(self, source: Source, splits: tuple[str, ...] = TRAIN) -> Data[Any]:
+        """The rows of a file, a folder, a data set on the hub, a list or a data frame, checked; see `inlay.data.sources.read`.
 
         **Raises:**
 
-        - `UnknownNameError`, `FormatError`, `DataError`: see `inlay.data.sources.read`; rows of another form are refused with
-          the keys that the task wants.
+        - `UnknownNameError`, `FormatError`, `DataError`: see there; rows of another form are refused with the keys that the
+          task wants.
         """
 
     def labels(self, rows: Sequence[Any]) -> tuple[str, ...]:
@@ -67,7 +67,7 @@ class Task(abc.ABC):
         base: Base,
         max_length: int,
         train_on: str,
-        too_long: str,
+        too_long: str | None,
         *,
         may_be_empty: bool = False,
     ) -> Prepared:

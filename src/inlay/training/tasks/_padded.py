@@ -3,8 +3,8 @@
 import abc
 import dataclasses
 import json
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -12,9 +12,11 @@ from torch import Tensor
 
 from inlay.core.cross_entropy import IGNORE
 from inlay.data import files
-from inlay.data.prepare import Prepared
-from inlay.data.sources import read
-from inlay.errors import ConfigError, DataError, explain
+from inlay.data.forms import is_null
+from inlay.data.keys import unused_of
+from inlay.data.prepare import Prepared, advice, check_lengths
+from inlay.data.sources import TRAIN, Data, Source, read
+from inlay.errors import ConfigError, DataError, explain, few
 from inlay.model import targets
 from inlay.model.base import Base
 from inlay.training import memory
@@ -73,23 +75,25 @@ class PaddedTask(Task):
         - `DataError`: it can't be one; the first line of the message says why.
         """
 
-    def read(self, source: str | Path) -> list[KeyedRow]:
-        return read(source, self._rows)
+    def read(self, source: Source, splits: tuple[str, ...] = TRAIN) -> Data[KeyedRow]:
+        return read(source, self._rows, splits)
 
-    def _rows(self, values: Sequence[tuple[int, Any]], name: str) -> list[KeyedRow]:
+    def _rows(self, values: Iterable[files.Numbered], name: str, unused: Counter[str]) -> list[KeyedRow]:
         rows, problems = [], []
         for number, value in values:
-            found = self.row(value) if isinstance(value, dict) else f"{files.what(value)}, not an object"
+            given = {key: item for key, item in value.items() if not is_null(item)} if isinstance(value, dict) else {}
+            found = self.row(given) if isinstance(value, dict) else f"{files.what(value)}, not an object"
             where = f"{name}:{number}"
             if isinstance(found, str):
                 problems.append(f"{where}: {found}")
                 continue
+            unused.update(unused_of(given.keys() - found.keys()))
             row = KeyedRow(where, found, self.keys, found[self.split_by])
             if any(0xD800 <= ord(character) < 0xE000 for character in row.content()):
                 problems.append(f"{where}: half a character (a lone surrogate)")
             rows.append(row)
         if problems:
-            found = files.first(problems)
+            found = few(problems)
             raise DataError(explain(f"rows for {self.name} have {self.keys}", found=found, do=self.example))
         return rows
 
@@ -99,7 +103,7 @@ class PaddedTask(Task):
         base: Base,
         max_length: int,
         train_on: str,
-        too_long: str,
+        too_long: str | None,
         *,
         may_be_empty: bool = False,
     ) -> Prepared:
@@ -113,18 +117,19 @@ class PaddedTask(Task):
             except DataError as error:
                 problems.append(f"{row.source}: {error}")
         if problems:
-            found = files.first(problems)
+            found = few(problems)
             raise DataError(explain("some rows can't be trained on", found=found, do="mend or remove these rows"))
         kept = [sample for sample in samples if self.length(sample) <= max_length]
-        if not kept and not may_be_empty:
-            longest = max(map(self.length, samples))
-            raise DataError(
-                explain(
-                    "no row is left to train on: all are longer than max_length",
-                    found=f"{len(samples)} rows, the longest of {longest:,} tokens; max_length={max_length:,}",
-                    do=f"--max-length {longest}",
-                )
-            )
+        lengths = [*map(self.length, samples)]
+        check_lengths(
+            lengths,
+            max_length,
+            too_long,
+            base.max_length,
+            may_be_empty=may_be_empty,
+            num_left=len(kept),
+            can_window=False,
+        )
         return Prepared(
             examples=kept,
             form=self.keys,
@@ -134,10 +139,12 @@ class PaddedTask(Task):
             num_trained=self.num_targets(kept),
             num_dropped=len(samples) - len(kept),
             num_windowed=0,
+            advice=advice(lengths, max_length, base.max_length),
         )
 
-    def _check_settings(self, train_on: str, too_long: str) -> None:
-        asked = [f"train_on={train_on}"] * (train_on != "completions") + [f"too_long={too_long}"] * (too_long != "drop")
+    def _check_settings(self, train_on: str, too_long: str | None) -> None:
+        asked = [f"train_on={train_on}"] * (train_on != "completions")
+        asked += [f"too_long={too_long}"] * (too_long == "window")
         if asked:
             raise ConfigError(
                 explain(

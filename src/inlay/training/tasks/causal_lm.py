@@ -5,7 +5,6 @@ The work is done where it always was: rows in `inlay.data`, tokens in `inlay.tex
 """
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import ClassVar
 
 from torch import Tensor
@@ -13,6 +12,7 @@ from torch import Tensor
 from inlay.data import forms
 from inlay.data.prepare import Prepared, prepare
 from inlay.data.rows import Row
+from inlay.data.sources import TRAIN, Data, Source
 from inlay.model.base import Base
 from inlay.text.mask import Example
 from inlay.training import batch, loss
@@ -27,8 +27,8 @@ class CausalLm(Task):
     task_type: ClassVar[str] = "CAUSAL_LM"
     unit: ClassVar[str] = "token"
 
-    def read(self, source: str | Path) -> list[Row]:
-        return forms.read_rows(source)
+    def read(self, source: Source, splits: tuple[str, ...] = TRAIN) -> Data[Row]:
+        return forms.read(source, splits)
 
     def prepare(
         self,
@@ -36,12 +36,13 @@ class CausalLm(Task):
         base: Base,
         max_length: int,
         train_on: str,
-        too_long: str,
+        too_long: str | None,
         *,
         may_be_empty: bool = False,
     ) -> Prepared:
         base.check_causal()
-        return prepare(rows, base.tokenizer, max_length, train_on, too_long, may_be_empty=may_be_empty)
+        how = (base.tokenizer, max_length, train_on, too_long)
+        return prepare(rows, *how, may_be_empty=may_be_empty, positions=base.max_length)
 
     def num_targets(self, samples: Sequence[Example]) -> int:
         return batch.num_targets(samples)

@@ -1,0 +1,194 @@
+"""Rows out of Parquet files and Arrow files, the latter as `datasets` saves them.
+
+Read in small batches, so that a few rows are held in Arrow's form at a time. A file of a few kilobytes can hold a thousand
+million rows, or gigabytes of one letter: what its own figures say is looked at before anything is decompressed, and what is
+read is counted.
+
+Arrow gives every struct of a column all members that any row has, filled up with nulls: these are left out again, at any
+depth. Columns of types that no text is made of, such as time stamps and pictures, are not read; a row has an `Unread` there,
+which names the type where somebody wanted it.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from inlay.errors import CapacityError, FormatError, explain
+
+MAX_INFLATED_BYTES = 1 << 30
+"""Beyond this a file may not hold more than `MAX_RATIO` times its own size."""
+
+MAX_RATIO = 20
+"""Text that was written by people becomes three to ten times smaller, not twenty."""
+
+MIN_ROW_BYTES = 128
+"""What a row takes at least, as Python holds it."""
+
+BATCH_ROWS, _BATCH_BYTES = 100, 256 << 20
+"""Rows that are read at a time, and what they may take if every one of them were all that its row group holds."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Unread:
+    """Stands for a value of a column that was not read."""
+
+    kind: str
+    """The type of the column, as Arrow writes it."""
+
+
+def read_parquet(path: Path) -> Iterator[tuple[int, Any]]:
+    """The rows of a Parquet file, numbered from 1; errors as `inlay.data.files.values` says."""
+    import pyarrow.lib
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            columns, unread = _columns(file.schema_arrow, str(path))
+            groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
+            inflated = max(sum(group.total_byte_size for group in groups), MIN_ROW_BYTES * file.metadata.num_rows)
+            meter = _Meter(path)
+            meter.check(inflated)
+            number = 0
+            for i, group in enumerate(groups):
+                size = max(1, min(BATCH_ROWS, _BATCH_BYTES // max(1, group.total_byte_size)))
+                for batch in file.iter_batches(max(size, 16), row_groups=[i], columns=columns):
+                    for row in _rows(batch, unread, meter):
+                        number += 1
+                        yield number, row
+    except UnicodeDecodeError:
+        raise
+    except (pyarrow.lib.ArrowException, OSError, ValueError, OverflowError) as error:
+        raise _broken("a Parquet file", path, error) from None
+
+
+def read_ipc(path: Path) -> Iterator[tuple[int, Any]]:
+    """The rows of an Arrow file, of either form, numbered from 1; errors as `inlay.data.files.values` says."""
+    import pyarrow
+    import pyarrow.ipc
+    import pyarrow.lib
+
+    try:
+        with pyarrow.memory_map(str(path)) as source:
+            if source.read(6) == b"ARROW1":
+                reader: Any = pyarrow.ipc.open_file(source)  # two readers without a common class
+                batches: Iterator[Any] = (reader.get_batch(i) for i in range(reader.num_record_batches))
+            else:
+                source.seek(0)
+                reader = batches = pyarrow.ipc.open_stream(source)
+            columns, unread = _columns(reader.schema, str(path))
+            meter, number = _Meter(path), 0
+            for batch in batches:
+                for start in range(0, batch.num_rows, BATCH_ROWS):
+                    for row in _rows(batch.slice(start, BATCH_ROWS).select(columns), unread, meter):
+                        number += 1
+                        yield number, row
+    except UnicodeDecodeError:
+        raise
+    except (pyarrow.lib.ArrowException, OSError, ValueError, OverflowError) as error:
+        raise _broken("an Arrow file", path, error) from None
+
+
+def rows_of(batches: Iterable[Any], where: str) -> Iterator[tuple[int, Any]]:
+    """The rows of tables or batches that Python holds already, numbered from 1; `where` they are, for a message.
+
+    **Raises:**
+
+    - `FormatError`: two columns, or two members of a struct, have one name.
+    """
+    number = 0
+    for batch in batches:
+        columns, unread = _columns(batch.schema, where)
+        for row in batch.select(columns).to_pylist():
+            number += 1
+            yield number, without_nulls(row) | unread
+
+
+def without_nulls(value: Any) -> Any:
+    """A value without the members of objects that are null, at any depth."""
+    if isinstance(value, dict):
+        return {key: without_nulls(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list):
+        return [without_nulls(item) for item in value]
+    return value
+
+
+def _broken(kind: str, path: Path, error: Exception) -> FormatError:
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return FormatError(explain(f"this is not {kind}, or a broken one", found=f"{path}: {reason}"))
+
+
+def _columns(schema: Any, where: str) -> tuple[list[str], dict[str, Unread]]:
+    """(The columns that are read, the others by name).
+
+    **Raises:**
+
+    - `FormatError`: two columns, or two members of a struct, have one name.
+    """
+    _check_names(schema, where)
+    unread = {field.name: Unread(str(field.type)) for field in schema if not _is_readable(field.type)}
+    return [name for name in schema.names if name not in unread], unread
+
+
+def _check_names(fields: Any, where: str) -> None:
+    names = [field.name for field in fields]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        do = "rename or remove one of the two"
+        raise FormatError(explain("a column stands twice", found=f"{where}: {twice!r}", do=do))
+    for field in fields:
+        _check_names([field.type.field(i) for i in range(field.type.num_fields)], f"{where}: {field.name}")
+
+
+def _is_readable(kind: Any) -> bool:
+    """A value of this type is text, a number, true or false, or made of these."""
+    from pyarrow import types
+
+    if types.is_dictionary(kind):
+        return _is_readable(kind.value_type)
+    if types.is_struct(kind) or types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+        return all(_is_readable(kind.field(i).type) for i in range(kind.num_fields))
+    plain = (types.is_string, types.is_large_string, types.is_string_view, types.is_boolean, types.is_null)
+    return any(is_kind(kind) for is_kind in (*plain, types.is_integer, types.is_floating))
+
+
+def _rows(batch: Any, unread: dict[str, Unread], meter: "_Meter") -> Iterator[dict[str, Any]]:
+    meter.count(batch)
+    for row in batch.to_pylist():
+        yield without_nulls(row) | unread
+
+
+class _Meter:
+    """Counts what a file becomes."""
+
+    def __init__(self, path: Path):
+        self._path, self._total, self._size = path, 0, path.stat().st_size
+        self._free = psutil.virtual_memory().available
+
+    def count(self, batch: Any) -> None:
+        """Add a batch of rows."""
+        self._total += max(batch.nbytes, MIN_ROW_BYTES * batch.num_rows)
+        self.check(self._total)
+
+    def check(self, inflated: int) -> None:
+        """Refuse a file that holds far more than its size, or than the memory.
+
+        **Raises:**
+
+        - `CapacityError`: it does.
+        """
+        if inflated > self._free:
+            found = f"{self._path}: {inflated:,} bytes or more when it is read; {self._free:,} are free"
+            raise CapacityError(
+                explain("this data file is larger than the free memory", found=found, do="a part of it")
+            )
+        if inflated > MAX_INFLATED_BYTES and inflated > MAX_RATIO * self._size:
+            raise CapacityError(
+                explain(
+                    "this data file becomes far larger than data does",
+                    found=f"{self._path}: {self._size:,} bytes, {inflated:,} or more when it is read",
+                    do="JSON lines, if it is what it should be",
+                )
+            )

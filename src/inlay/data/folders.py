@@ -1,0 +1,161 @@
+"""Folders of data files: which of them are to be trained on, which are held out, which are left alone.
+
+    train.jsonl valid.jsonl test.jsonl            a file of each split
+    train/a.jsonl test/b.jsonl                    a folder of each
+    data/train-00000-of-00002.parquet             as a snapshot of the hub has it
+    dataset_dict.json train/ test/                as `datasets` saves it; also state.json and data-00000-of-00001.arrow
+
+A file belongs to the split that its name says, or else the nearest folder's; without one it is trained on where no other file
+is named for training. Files of the test split are never trained on, and nothing is left alone without a word.
+"""
+
+import dataclasses
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from inlay.data import files
+from inlay.errors import DataError, FormatError, explain, few
+
+SPLITS = {
+    "train": "train",
+    "training": "train",
+    "valid": "validation",
+    "validation": "validation",
+    "val": "validation",
+    "dev": "validation",
+    "eval": "validation",
+    "evaluation": "validation",
+    "heldout": "validation",
+    "test": "test",
+    "testing": "test",
+}
+"""Words in the name of a file or folder -> the split that it belongs to."""
+
+NO_SPLIT = ""
+"""The split of files whose names say nothing."""
+
+_ABOUT = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
+"""Files of `datasets` that describe the data and hold no rows."""
+
+_LEFT = (".gz", ".zst", ".bz2", ".xz", ".zip", ".txt")
+"""Endings of files that may hold rows and are not read: they are named."""
+
+_SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})\b")
+_MAX_DEPTH = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Folder:
+    """The data files of a folder."""
+
+    splits: dict[str, list[Path]]
+    """train, validation, test or `NO_SPLIT` -> its files, sorted."""
+    left: list[str]
+    """Names of files that are not read."""
+
+
+def look(folder: Path) -> Folder:
+    """What a folder holds.
+
+    **Raises:**
+
+    - `DataError`: no data files, several data sets, or a part of one is missing.
+    - `FormatError`: a file is named for two splits.
+    """
+    if os.path.isfile(folder / "dataset_dict.json"):
+        parts = [child for child in sorted(folder.iterdir()) if child.is_dir() and os.path.isfile(child / "state.json")]
+        return Folder({_split_of(part.name) or NO_SPLIT: _saved(part) for part in parts}, [])
+    if os.path.isfile(folder / "state.json"):
+        return Folder({NO_SPLIT: _saved(folder)}, [])
+    inside = _inside(folder)
+    found = [path for path in inside if path.suffix in files.READERS and path.name not in _ABOUT]
+    left = [path for path in inside if path.suffix in _LEFT]
+    if not found:
+        listed = ", ".join(few([path.name for path in left])) or str(folder)
+        raise DataError(explain("this folder has no data files", found=listed, do=f"files of {files.kinds()}"))
+    sets: dict[str, list[Path]] = {}
+    for path in found:
+        sets.setdefault(_set_of(path.relative_to(folder)), []).append(path)
+    if len(sets) > 1 and "" not in sets:
+        listed = [f"{name}: {len(paths)} files" for name, paths in sorted(sets.items())]
+        do = str(folder / min(sets))
+        raise DataError(explain("this folder holds several data sets", found=few(listed), do=do))
+    chosen = sets.get("") or next(iter(sets.values()))
+    _check_shards(chosen)
+    splits: dict[str, list[Path]] = {}
+    for path in chosen:
+        splits.setdefault(_split_of_path(path.relative_to(folder)), []).append(path)
+    others = [path for paths in sets.values() if paths is not chosen for path in paths]
+    if "train" in splits:
+        others += splits.pop(NO_SPLIT, [])
+    return Folder(splits, [str(path.relative_to(folder)) for path in [*left, *others]])
+
+
+def _inside(folder: Path) -> list[Path]:
+    """The files of a folder and of those in it, sorted, without hidden ones."""
+    found: list[Path] = []
+    for place, folders, names in os.walk(folder):
+        depth = len(Path(place).relative_to(folder).parts)
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and depth < _MAX_DEPTH)
+        found += [Path(place) / name for name in names if not name.startswith(".")]
+    return sorted(path for path in found if path.is_file())
+
+
+def _saved(folder: Path) -> list[Path]:
+    """The Arrow files of a data set that `datasets` saved, in order.
+
+    **Raises:**
+
+    - `DataError`: it has none.
+    """
+    found = sorted(folder.glob("data-*-of-*.arrow"))
+    if not found:
+        raise DataError(explain("a saved data set has no data files", found=str(folder), do="save it again"))
+    _check_shards(found)
+    return found
+
+
+def _split_of(name: str) -> str | None:
+    """The split that a name says, if it says one.
+
+    **Raises:**
+
+    - `FormatError`: it says two.
+    """
+    words = re.findall(r"[a-z]+", re.sub(r"held[-_ ]out", "heldout", name.lower()))
+    said = {SPLITS[word] for word in words if word in SPLITS}
+    if len(said) > 1:
+        do = "rename it, or name one file instead of the folder"
+        raise FormatError(explain("a file is named for two splits", found=f"{name}: {', '.join(sorted(said))}", do=do))
+    return next(iter(said), None)
+
+
+def _split_of_path(path: Path) -> str:
+    """The split of a file by its name, or else by the nearest folder's."""
+    for name in (path.stem, *reversed(path.parts[:-1])):
+        if split := _split_of(name):
+            return split
+    return NO_SPLIT
+
+
+def _set_of(path: Path) -> str:
+    """The data set that a file belongs to: the folders that it is in, but for those of splits and the hub's own."""
+    return "/".join(name for name in path.parts[:-1] if name != "data" and _split_of(name) is None)
+
+
+def _check_shards(paths: Iterable[Path]) -> None:
+    """Refuse a data set of which a part is missing."""
+    parts: dict[tuple[str, int], set[int]] = {}
+    for path in paths:
+        if match := _SHARD.match(path.name):
+            parts.setdefault((str(path.parent / match[1]), int(match[3])), set()).add(int(match[2]))
+    missing = [
+        f"{name}-{number:05}-of-{total:05}"
+        for (name, total), numbers in parts.items()
+        for number in range(min(total, 1 << 12))
+        if number not in numbers
+    ]
+    if missing:
+        raise DataError(explain("a part of this data set is missing", found=few(missing), do="fetch it whole"))
