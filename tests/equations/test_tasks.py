@@ -49,7 +49,7 @@ def load(place, model, task, labels=None, **how):
 
 def samples_of(base, place):
     task = tasks.of(base)
-    return task.prepare(task.read(place / "rows.jsonl"), base, 60, "completions", "drop").examples
+    return task.prepare(task.read(place / "rows.jsonl").rows, base, 60, "completions", "drop").examples
 
 
 def outputs(base, samples):
@@ -183,7 +183,7 @@ def test_the_first_piece_of_a_word_is_scored(tmp_path):
 def test_numbers_are_labels_in_their_order(tmp_path):
     bases.jsonl(tmp_path / "rows.jsonl", [{"text": "a", "label": n} for n in (10, 9, 2)])
     task = tasks.find("sequence-classification")
-    assert task.labels(task.read(tmp_path / "rows.jsonl")) == ("2", "9", "10")
+    assert task.labels(task.read(tmp_path / "rows.jsonl").rows) == ("2", "9", "10")
 
 
 def test_pairs_of_texts_say_which_is_which(tmp_path):

@@ -44,7 +44,7 @@ def place_for(tmp_path, task, model):
 
 def load(place, task, model, **how):
     found = tasks.find(task)
-    labels = () if model == "bert_seq" else found.labels(found.read(place / "rows.jsonl"))
+    labels = () if model == "bert_seq" else found.labels(found.read(place / "rows.jsonl").rows)
     return inlay.load(place / "base", task=task, labels=labels, **how)
 
 
@@ -65,7 +65,7 @@ def test_a_task_is_learned_over_it_and_its_heads_are_plain_and_trained(tmp_path,
             path, _, last = f"{head}.{name}".rpartition(".")
             assert not torch.equal(adapter.own_at(path)[last], tensor)
     samples = (
-        tasks.of(again).prepare(tasks.of(again).read(place / "rows.jsonl"), again, 60, "completions", "drop").examples
+        tasks.of(again).prepare(tasks.of(again).read(place / "rows.jsonl").rows, again, 60, "completions", "drop").examples
     )
     assert tasks.of(again).scores(again, "mine", samples) == report.scores
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import psutil
 
-from inlay.errors import CapacityError, FormatError, explain
+from inlay.errors import CapacityError, FormatError, InlayError, explain
 
 MAX_INFLATED_BYTES = 1 << 30
 """Beyond this a file may not hold more than `MAX_RATIO` times its own size."""
@@ -58,7 +58,7 @@ def read_parquet(path: Path) -> Iterator[tuple[int, Any]]:
                     for row in _rows(batch, unread, meter):
                         number += 1
                         yield number, row
-    except UnicodeDecodeError:
+    except (InlayError, UnicodeDecodeError):
         raise
     except (pyarrow.lib.ArrowException, OSError, ValueError, OverflowError) as error:
         raise _broken("a Parquet file", path, error) from None
@@ -85,7 +85,7 @@ def read_ipc(path: Path) -> Iterator[tuple[int, Any]]:
                     for row in _rows(batch.slice(start, BATCH_ROWS).select(columns), unread, meter):
                         number += 1
                         yield number, row
-    except UnicodeDecodeError:
+    except (InlayError, UnicodeDecodeError):
         raise
     except (pyarrow.lib.ArrowException, OSError, ValueError, OverflowError) as error:
         raise _broken("an Arrow file", path, error) from None

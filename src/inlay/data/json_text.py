@@ -180,9 +180,9 @@ class _Window:
         while True:
             try:
                 value, stop = _DECODER.raw_decode(self._text, self._at)
-                if stop < len(self._text) or self._ended:  # a number may go on in what was not read yet
+                if (stop < len(self._text) or self._ended) and stop - self._at <= self._max:
                     self._at = stop
-                    return value
+                    return value  # at the end of what was read a number may go on
             except (ValueError, RecursionError) as error:
                 if self._ended or not isinstance(error, json.JSONDecodeError):
                     if isinstance(error, json.JSONDecodeError):
