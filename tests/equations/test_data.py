@@ -166,6 +166,43 @@ def test_rows_keep_their_order_and_number_over_many_chunks(monkeypatch):
     assert prepared.num_tokens == sum(len(row.prompt) + 4 for row in rows)
 
 
+def letters(*lengths):
+    return [Row("text", f"x:{i}", text="a" * length) for i, length in enumerate(lengths)]
+
+
+def test_many_rows_that_are_too_long_say_what_would_keep_them():
+    rows = letters(*[5] * 8, 40, 90)
+    assert prepare(rows, bases.tokenizer(), 20, "all", None).advice == "--max-length 91 keeps 100 %"
+    assert prepare(rows, bases.tokenizer(), 20, "all", "window").advice == ""
+    assert prepare(letters(*[5] * 9, 90), bases.tokenizer(), 20, "all", None).advice == ""  # a tenth
+    some = letters(*[5] * 80, *[40] * 18, 90, 91)
+    assert (
+        prepare(some, bases.tokenizer(), 20, "all", None).advice
+        == "--max-length 41 keeps 98 %, --max-length 92 keeps 100 %"
+    )
+    assert prepare(some, bases.tokenizer(), 20, "all", None, positions=60).advice == "--max-length 41 keeps 98 %"
+    assert prepare(rows, bases.tokenizer(), 20, "all", None, positions=30).advice == "--max-length 30 keeps 80 %"
+
+
+def test_most_rows_are_left_out_only_if_that_was_asked_for():
+    rows = letters(5, 5, 5, 40, 41, 42, 90)
+    with pytest.raises(DataError) as caught:
+        prepare(rows, bases.tokenizer(), 20, "all", None)
+    said = str(caught.value)
+    assert said.startswith("4 of 7 rows are longer than max_length, and would be left out")
+    assert "--max-length 91 keeps 100 %, or --too-long window, or --too-long drop" in said
+    assert prepare(rows, bases.tokenizer(), 20, "all", "drop").num_dropped == 4
+    assert prepare(rows, bases.tokenizer(), 20, "all", "window").num_windowed == 4
+    assert prepare(rows, bases.tokenizer(), 20, "all", None, may_be_empty=True).num_dropped == 4
+    assert prepare(letters(5, 5, 40, 40), bases.tokenizer(), 20, "all", None).num_dropped == 2  # half
+
+
+def test_a_problem_of_a_row_brings_what_to_do(tmp_path):
+    rows = read(tmp_path, lines({"messages": MESSAGES[:1]}))
+    with pytest.raises(DataError, match="hint:  add its answer, or --train-on all"):
+        prepare(rows, bases.tokenizer(), 50, "completions", "drop")
+
+
 @needs_shared
 def test_real_references_are_read():
     rows = read_rows(E2E / "test.jsonl")

@@ -180,6 +180,39 @@ def test_the_first_piece_of_a_word_is_scored(tmp_path):
     assert sample.labels == (2, -100, -100, 3, -100, 0, -100, -100)
 
 
+def test_words_whose_tag_is_minus_100_are_no_class_and_not_scored(tmp_path):
+    base = load(tmp_path, "bert", "token-classification")
+    words = {"tokens": ["ab", "c", "def"]}
+    bases.jsonl(
+        tmp_path / "rows.jsonl", [words | {"tags": ["B-red", -100, "B-blue"]}, words | {"tags": ["O", "-100", -100]}]
+    )
+    assert [sample.labels for sample in samples_of(base, tmp_path)] == [
+        (2, -100, -100, -100, -100, 0, -100, -100),
+        (3, -100, -100, -100, -100, -100, -100, -100),
+    ]
+    task = tasks.of(base)
+    assert task.labels(task.read(tmp_path / "rows.jsonl").rows) == ("B-blue", "B-red", "O")
+    bases.jsonl(tmp_path / "rows.jsonl", [words | {"tags": [-100] * 3}])
+    with pytest.raises(DataError, match=r"rows\.jsonl:1: no word of it is scored"):
+        samples_of(base, tmp_path)
+
+
+@pytest.mark.parametrize("label", [-1, -100])
+def test_a_row_without_a_label_is_no_class(tmp_path, label):
+    bases.jsonl(tmp_path / "rows.jsonl", [{"text": "a", "label": 1}, {"text": "b", "label": label}])
+    with pytest.raises(DataError, match=rf"rows\.jsonl:2: label {label} says that the row has no label"):
+        tasks.find("sequence-classification").read(tmp_path / "rows.jsonl")
+    bases.jsonl(tmp_path / "rows.jsonl", [{"text": "a", "label": "1"}, {"text": "b", "label": "-1"}])
+    assert len(tasks.find("sequence-classification").read(tmp_path / "rows.jsonl").rows) == 2
+
+
+def test_columns_of_a_task_that_are_not_used_are_named(tmp_path):
+    rows = [{"anchor": "a", "positive": "b", "negative": "c", "id": 1, "score": None}]
+    bases.jsonl(tmp_path / "rows.jsonl", rows)
+    for source in (tmp_path / "rows.jsonl", rows):
+        assert tasks.find("embedding").read(source).notes == ("1 column not used: negative",)
+
+
 def test_numbers_are_labels_in_their_order(tmp_path):
     bases.jsonl(tmp_path / "rows.jsonl", [{"text": "a", "label": n} for n in (10, 9, 2)])
     task = tasks.find("sequence-classification")
@@ -334,7 +367,7 @@ def test_what_can_not_be_done_is_refused_by_name(tmp_path):
         tasks.find("token_clasification")
     with pytest.raises(DataError, match="two or more"):
         tasks.find("sequence-classification").labels(
-            tasks.find("sequence-classification").read(tmp_path / "rows.jsonl")
+            tasks.find("sequence-classification").read(tmp_path / "rows.jsonl").rows
         )
     with pytest.raises(ConfigError, match="too_long=window"):
         tasks.of(base).prepare([], base, 60, "completions", "window")

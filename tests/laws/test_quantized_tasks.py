@@ -65,7 +65,9 @@ def test_a_task_is_learned_over_it_and_its_heads_are_plain_and_trained(tmp_path,
             path, _, last = f"{head}.{name}".rpartition(".")
             assert not torch.equal(adapter.own_at(path)[last], tensor)
     samples = (
-        tasks.of(again).prepare(tasks.of(again).read(place / "rows.jsonl").rows, again, 60, "completions", "drop").examples
+        tasks.of(again)
+        .prepare(tasks.of(again).read(place / "rows.jsonl").rows, again, 60, "completions", "drop")
+        .examples
     )
     assert tasks.of(again).scores(again, "mine", samples) == report.scores
 

@@ -11,13 +11,16 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from inlay.core.cross_entropy import cross_entropy_sum
+from inlay.core.cross_entropy import IGNORE, cross_entropy_sum
 from inlay.data import files
 from inlay.model.attach import Rows
 from inlay.model.base import Base
 from inlay.training import metrics
 from inlay.training.tasks._labelled import LabelledTask, class_of, is_label, predictions
 from inlay.training.tasks._padded import KeyedRow, Sample, inputs, text_ids
+
+UNLABELLED = (-1, IGNORE)
+"""Labels of rows that were never labelled: GLUE's test rows, and what everybody leaves out of a loss."""
 
 
 class SequenceClassification(LabelledTask):
@@ -39,6 +42,8 @@ class SequenceClassification(LabelledTask):
                 return f"{key} is {files.what(value[key])}, not a string"
         if not is_label(value["label"]):
             return f"label is {files.what(value['label'])}, not a string or a whole number"
+        if not isinstance(value["label"], str) and value["label"] in UNLABELLED:
+            return f"label {value['label']} says that the row has no label: remove it, or write a class as text"
         texts = {key: value[key] for key in ("text", "text_pair") if key in value}
         return {**texts, "label": str(value["label"])}
 

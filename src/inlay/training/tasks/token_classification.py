@@ -3,7 +3,7 @@
     {"tokens": ["Ada", "wrote", "it"], "tags": ["PERSON", "O", "O"]}
 
 The words are put together with spaces between them, as a tokenizer is used to seeing them; of each word the first piece is
-scored, the others and what the tokenizer adds are not.
+scored, the others and what the tokenizer adds are not. A tag of -100 means that its word is not scored.
 
     loss = sum over words of -log softmax(model(text)[first piece of the word])[tag]
 """
@@ -22,6 +22,9 @@ from inlay.model.base import Base
 from inlay.training import metrics
 from inlay.training.tasks._labelled import LabelledTask, class_of, is_label, predictions
 from inlay.training.tasks._padded import KeyedRow, Sample, inputs, padded
+
+NOT_SCORED = str(IGNORE)
+"""The tag of words that are not scored, as everybody writes it."""
 
 OUTSIDE = "O"
 """The tag of words that are no part of anything: F1 leaves it out."""
@@ -51,7 +54,7 @@ class TokenClassification(LabelledTask):
         return {"tokens": tokens, "tags": [str(tag) for tag in tags]}
 
     def labels(self, rows: Sequence[KeyedRow]) -> tuple[str, ...]:
-        return self.names(tag for row in rows for tag in row.values["tags"])
+        return self.names(tag for row in rows for tag in row.values["tags"] if tag != NOT_SCORED)
 
     def sample(self, row: KeyedRow, base: Base) -> Sample:
         if not base.tokenizer.is_fast:
@@ -65,15 +68,18 @@ class TokenClassification(LabelledTask):
         words, tags = row.values["tokens"], row.values["tags"]
         made = base.tokenizer(" ".join(words), return_offsets_mapping=True)
         labels = [IGNORE] * len(made["input_ids"])
-        start, piece = 0, 0
+        start, piece, last = 0, 0, -1
         for word, tag in zip(words, tags, strict=True):
             stop = start + len(word)
             while piece < len(labels) and made["offset_mapping"][piece][1] <= start:
                 piece += 1
-            if piece == len(labels) or made["offset_mapping"][piece][0] >= stop or labels[piece] != IGNORE:
+            if piece == len(labels) or made["offset_mapping"][piece][0] >= stop or piece == last:
                 raise DataError(f"the tokenizer has no piece of its own for {word!r}")
-            labels[piece] = class_of(tag, base)
-            start = stop + 1
+            if tag != NOT_SCORED:
+                labels[piece] = class_of(tag, base)
+            start, last = stop + 1, piece
+        if all(label == IGNORE for label in labels):
+            raise DataError(f"no word of it is scored: all tags are {NOT_SCORED}")
         return Sample(row, tuple(made["input_ids"]), tuple(labels))
 
     def loss_of(self, base: Base, samples: Sequence[Sample]) -> Tensor:
