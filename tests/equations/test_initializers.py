@@ -194,7 +194,7 @@ def base(tmp_path):
     held = load(bases.directory(tmp_path / "base"), dtype="float32")
     rows = bases.jsonl(tmp_path / "rows.jsonl", bases.rows(12))
     task = tasks.of(held)
-    examples = task.prepare(task.read(rows), held, 64, "completions", "drop").examples
+    examples = task.prepare(task.read(rows).rows, held, 64, "completions", "drop").examples
     return held, rows, examples
 
 
