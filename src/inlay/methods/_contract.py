@@ -101,7 +101,7 @@ class Decoder(NamedTuple):
     width: int
     """Numbers in an embedding."""
     num_heads: int
-    """Heads of the keys and values, which several heads of the queries may share."""
+    """Heads of the keys and values, which several heads of the queries may share; 0 where its layers are of another kind."""
     head_dim: int
     embed: Callable[[Tensor], Tensor]
     """The embeddings of token ids."""

@@ -8,18 +8,19 @@ layers. With no route, or no row that names an adapter, y is returned as the bas
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from inlay.core.routed import Factors, Segment, routed, row_segments
-from inlay.errors import ShapeError, explain
+from inlay.errors import CompatibilityError, ShapeError, explain, few
 from inlay.methods._contract import BlockMethod, LinearMethod
 from inlay.model.adapter import Adapter
 from inlay.model.frozen import FrozenEmbedding
 from inlay.model.linear import Embedding, Linear
+from inlay.model.trial import Order
 
 
 class Route:
@@ -34,18 +35,50 @@ class Route:
         self.entries = [None if entry is None else numbers[entry] for entry in entries]
         """The number of each row's adapter among them."""
         self._segments: dict[tuple[int, ...], tuple[Segment, ...]] = {}
+        self._flat: frozenset[str] = frozenset()
+        self._shared: Mapping[str, frozenset[int | str]] = {}
+
+    def follow_(self, order: Order | None, whole: Mapping[str, str], changed: Iterable[str]) -> None:
+        """Take the rows of a batch as the modules get them; `changed` are the modules that the adapters change.
+
+        `whole` are those whose tensors can't be others for some of the rows, and why.
+
+        **Raises:**
+
+        - `CompatibilityError`: some of them don't say which of their inputs are whose, or have tensors of an adapter that
+          can't be for some of the rows.
+        """
+        strange = {path: "its inputs don't say whose they are" for path in changed if order and path in order.strange}
+        strange |= {path: whole[path] for a in self.adapters for path in a.own if a.own_at(path) and path in whole}
+        if strange:
+            raise CompatibilityError(
+                explain(
+                    "this model can't take rows with several adapters, or with one and none, in one batch",
+                    found=few([f"{path}: {why}" for path, why in strange.items()]),
+                    do="a batch for each adapter, or adapters that exclude those layers",
+                )
+            )
+        if order:
+            self._flat, self._shared = order.flat, order.shared
+
+    def shared(self, path: str) -> frozenset[int | str]:
+        """The arguments of the module at `path`, by position or name, that all rows share."""
+        return self._shared.get(path, frozenset())
+
+    def share(self, path: str, length: int) -> int | None:
+        """How many of an input's first dimension of this length are of each row; None where that is not known."""
+        rows = self.num_rows or 1
+        if length == rows:
+            return 1
+        return length // rows if path in self._flat and length % rows == 0 else None
 
     def segments(self, path: str, shape: Sequence[int]) -> tuple[Segment, ...]:
         """The segments of an input whose tokens are of `shape` (rows, ...), flattened to one row per token."""
         key = tuple(shape)
+        if self.num_rows is not None and (not key or self.share(path, key[0]) is None):
+            raise self.other_rows(path, shape)
         if key not in self._segments:
-            num_tokens = math.prod(key)
-            if self.num_rows is None:
-                self._segments[key] = row_segments(self.entries, num_tokens)
-            elif key and key[0] == self.num_rows:
-                self._segments[key] = row_segments(self.entries, num_tokens // self.num_rows)
-            else:
-                raise self.other_rows(path, shape)
+            self._segments[key] = row_segments(self.entries, math.prod(key) // (self.num_rows or 1))
         return self._segments[key]
 
     def other_rows(self, path: str, shape: Sequence[int]) -> ShapeError:
@@ -54,8 +87,7 @@ class Route:
             explain(
                 "the rows of this input are not the rows that name their adapters",
                 found=f"{path} got an input of shape {tuple(shape)}; {self.num_rows} rows name an adapter",
-                do="one adapter for each row of the batch, or one for all of them; where a model hands its layers tokens "
-                "without their rows, adapters that exclude those layers",
+                do="one adapter for each row of the batch, or one for all of them",
             )
         )
 
@@ -90,11 +122,21 @@ class Adapted(nn.Module):
         self.router = router
 
     def __getattr__(self, name: str) -> Any:
-        """What the module itself would answer, for models that read weights and sizes from their modules."""
+        """What the module itself would answer, for models that read weights and sizes from their modules.
+
+        A tensor that an adapter replaces is the adapter's, where that is the same for all rows.
+        """
         try:
             return super().__getattr__(name)
         except AttributeError:
-            return getattr(super().__getattr__("base"), name)
+            base: Any = super().__getattr__("base")
+        route = self.router.route if name in base._parameters else None
+        owners = [a for a in route.adapters if name in a.own_at(self.path)] if route else []
+        if not route or not owners:
+            return getattr(base, name)
+        if route.num_rows is not None:
+            raise route.other_rows(f"{self.path}.{name}", ())
+        return owners[0].own_at(self.path)[name].to(_own_dtype(base, name))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         route = self.router.route
@@ -182,19 +224,57 @@ def _called(adapted: Adapted, route: Route, args: tuple[Any, ...], kwargs: dict[
         return _added(adapter, path, args, with_tensors(adapted, adapter, args, kwargs))
     num_rows, given = route.num_rows, next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
     if given.shape[0] == 1 and num_rows > 1:  # positions, which all rows share
-        args, kwargs = _rows_of(args, kwargs, 1, lambda value: value.expand(num_rows, *value.shape[1:]))
-    elif given.shape[0] != num_rows:
+        args, kwargs = _rows_of(args, kwargs, lambda slot, value: _expanded(value, num_rows))
+    elif route.share(path, given.shape[0]) is None:
         raise route.other_rows(path, given.shape)
-    y = adapted.base(*args, **kwargs)
-    out = y.clone()
+    y, length, shared = adapted.base(*args, **kwargs), max(given.shape[0], num_rows), route.shared(path)
+    outs = [part.clone() for part in _parts(y)]
     for start, stop, number in row_segments(route.entries, 1):
-        adapter, rows = route.adapters[number], slice(start, stop)
+        adapter = route.adapters[number]
         if path not in adapter:
             continue
-        some, more = _rows_of(args, kwargs, num_rows, lambda value, rows=rows: value[rows])
-        own = with_tensors(adapted, adapter, some, more) if adapter.own_at(path) else y[rows]
-        out[rows] = _added(adapter, path, some, own)
-    return out
+
+        def rows(value: Tensor, start: int = start, stop: int = stop) -> Tensor:
+            per_row = len(value) // num_rows
+            return value[start * per_row : stop * per_row]
+
+        def taken(slot: int | str, value: Tensor, rows: Any = rows) -> Tensor:
+            return rows(value) if value.dim() and len(value) == length and slot not in shared else value
+
+        some, more = _rows_of(args, kwargs, taken)
+        own = _alone(adapted, adapter, some, more) if adapter.own_at(path) else _like(y, map(rows, _parts(y)))
+        for out, part in zip(outs, _parts(_added(adapter, path, some, own)), strict=True):
+            rows(out).copy_(part)
+    return _like(y, outs)
+
+
+def _alone(adapted: Adapted, adapter: Adapter, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """The output of the module for some of the rows; see `with_tensors`.
+
+    **Raises:**
+
+    - `CompatibilityError`: the module takes all rows or none, such as one that keeps a state for each.
+    """
+    try:
+        return with_tensors(adapted, adapter, args, kwargs)
+    except (RuntimeError, IndexError, TypeError, ValueError) as error:
+        raise CompatibilityError(
+            explain(
+                "a module of this model can't be called for some of the rows",
+                found=f"{adapted.path}: {type(adapted.base).__name__}: {str(error).splitlines()[0]}",
+                do="a batch for each adapter",
+            )
+        ) from error
+
+
+def _parts(y: Any) -> Sequence[Tensor]:
+    """The tensors that a module answers with."""
+    return [y] if isinstance(y, Tensor) else list(y)
+
+
+def _like(y: Any, parts: Iterable[Tensor]) -> Any:
+    """Tensors in the form of the answer `y`."""
+    return next(iter(parts)) if isinstance(y, Tensor) else type(y)(parts)
 
 
 def with_tensors(adapted: Adapted, adapter: Adapter, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
@@ -204,7 +284,7 @@ def with_tensors(adapted: Adapted, adapter: Adapter, args: Sequence[Any], kwargs
     return torch.func.functional_call(module, own, tuple(args), kwargs) if own else module(*args, **kwargs)
 
 
-def _added(adapter: Adapter, path: str, args: tuple[Any, ...], y: Tensor) -> Tensor:
+def _added(adapter: Adapter, path: str, args: tuple[Any, ...], y: Any) -> Any:
     """The output of a block with what the adapter adds to it."""
     method = adapter.methods.get(path)
     if not isinstance(method, BlockMethod) or not adapter.adds(path):
@@ -217,13 +297,15 @@ def _own_dtype(module: nn.Module, name: str) -> torch.dtype:
     return module.dtype if isinstance(module, FrozenEmbedding) else getattr(module, name).dtype
 
 
-def _rows_of(args: tuple[Any, ...], kwargs: dict[str, Any], num_rows: int, take: Any) -> tuple[Any, dict[str, Any]]:
-    """The arguments of a call with `take` done to each tensor of so many rows."""
+def _rows_of(args: tuple[Any, ...], kwargs: dict[str, Any], take: Any) -> tuple[Any, dict[str, Any]]:
+    """The arguments of a call with `take` done to each tensor, which gets its position or name, and the tensor."""
+    slots = {**dict(enumerate(args)), **kwargs}
+    slots = {slot: take(slot, value) if isinstance(value, Tensor) else value for slot, value in slots.items()}
+    return tuple(slots[k] for k in range(len(args))), {name: slots[name] for name in kwargs}
 
-    def taken(value: Any) -> Any:
-        return take(value) if isinstance(value, Tensor) and value.dim() and value.shape[0] == num_rows else value
 
-    return tuple(map(taken, args)), {key: taken(value) for key, value in kwargs.items()}
+def _expanded(value: Tensor, num_rows: int) -> Tensor:
+    return value.expand(num_rows, *value.shape[1:]) if value.shape[:1] == (1,) else value
 
 
 def dropped(x: Tensor, path: str, adapters: Sequence[Adapter], segments: Sequence[Segment]) -> Tensor:

@@ -5,6 +5,7 @@ module itself, its weight and its name in the model never change.
 """
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -14,12 +15,15 @@ from torch import Tensor, nn
 
 from inlay.errors import CompatibilityError, ConfigError, TargetError, UnknownNameError, explain, few, nearest
 from inlay.io import adapterhub, peft
-from inlay.methods._contract import TOKEN_ROWS, LinearMethod, Method, Params
+from inlay.methods._contract import Method, Params, PromptMethod
 from inlay.model import prompts, targets
 from inlay.model.adapted import Adapted, Route, Router
 from inlay.model.adapter import Adapter
 from inlay.model.experts import AdaptedExperts, experts_of, nested, unnested
-from inlay.model.layout import Layout, Measured
+from inlay.model.fitting import check_heard, fit_
+from inlay.model.fresh import Measured
+from inlay.model.layout import Layout
+from inlay.model.prompt_trial import PromptTrials
 from inlay.model.prompts import PromptedEmbedding
 from inlay.names import selects
 
@@ -39,7 +43,7 @@ class Attached:
     def __init__(self, module: nn.Module):
         self.module = module
         self.adapters: dict[str, Adapter] = {}
-        self.layout = Layout(module, lambda: prompts.decoder_of(module, self._tokenize))
+        self.layout = Layout(module, lambda: prompts.decoder_of(module, self._tokenize), lambda: self.using(None))
         """What the model is made of, as it is without adapters."""
         self.maps = self.layout.maps
         """The maps that can be adapted, by path: linear layers, embeddings, convolutions."""
@@ -53,6 +57,7 @@ class Attached:
         self.router = Router()
         self._active: Rows = None
         self._routes: dict[str, Route] = {}
+        self._trials = PromptTrials(module, self.router, self.layout)
         self._places = targets.places(module)
         if isinstance(module, nn.Linear):
             raise TargetError(
@@ -147,6 +152,7 @@ class Attached:
                     do=f"use the base it was trained on{what}: inlay inspect names it",
                 )
             )
+        check_heard(name, file, self.layout)
         return Adapter(name, file.method, file.params, file.record, file.shared)
 
     def save(
@@ -204,6 +210,9 @@ class Attached:
         """
         self._check_name(name)
         params, shared = self.layout.fresh(method, torch.Generator().manual_seed(seed), measured)
+        left_out = self.layout.left_out(method)
+        if left_out:
+            warnings.warn(f"{name} leaves out {'; '.join(targets.reasons(left_out))}", stacklevel=3)
         return self._place_(Adapter(name, method, params, shared=shared))
 
     def put(self, adapter: Adapter) -> Adapter:
@@ -224,20 +233,7 @@ class Attached:
 
     def _place_(self, adapter: Adapter) -> Adapter:
         """Attach an adapter that is known to fit, and make it active."""
-        device = targets.device_of(self.module)
-        adapter.params = {path: _to(params, device) for path, params in adapter.params.items()}
-        adapter.shared = _to(adapter.shared, device)
-        for path, params in adapter.params.items():
-            method = adapter.methods[path]
-            if isinstance(method, LinearMethod) and path in self.layout.maps:
-                adapter.share_(path, method.share(adapter.shared, self.layout.maps[path].one))
-            own = self.layout.modules[self.layout.module_of(path)]._parameters
-            adapter.own[path] = frozenset(name for name in params if own.get(name) is not None)
-            if "weight" in adapter.own[path] and not selects(adapter.method.modules_to_save, path):
-                adapter.aliases |= {tied: path for tied in self.layout.tied.get(path, ()) if tied not in adapter.params}
-            if TOKEN_ROWS in params:
-                adapter.tables = (path, *self.layout.tied.get(path, ()))
-                adapter.base_rows = self.maps[path].stored.detach()[list(adapter.method.token_ids)].float()
+        fit_(adapter, self.layout, targets.device_of(self.module))
         for path in self._changed_by(adapter):
             if not self._is_adapted(path):
                 self._set_(path, self._wrapper(path))
@@ -245,6 +241,12 @@ class Attached:
             self.module.forward = prompts.prompted(self.module, self.router)
         self.adapters[adapter.name] = adapter
         self.active = adapter.name
+        if isinstance(adapter.method, PromptMethod):
+            try:
+                self._trials.check(adapter.method)
+            except CompatibilityError:
+                self.detach(adapter.name)
+                raise
         return adapter
 
     def _wrapper(self, path: str) -> Adapted:
@@ -346,7 +348,11 @@ class Attached:
             if rows not in self._routes:
                 self._routes[rows] = Route(self.get(rows))
             return self._routes[rows]
-        return Route([None if row is None else self.get(row) for row in rows])
+        route = Route([None if row is None else self.get(row) for row in rows])
+        changed = [path for adapter in route.adapters for path in self._changed_by(adapter)]
+        if changed:
+            route.follow_(self.layout.order, self.layout.whole, changed)
+        return route
 
     def _check_name(self, name: str) -> None:
         if name in self.adapters:
@@ -387,7 +393,3 @@ def attach(module: nn.Module, source: str | Path | Method, name: str | None = No
 def _names(rows: Rows) -> set[str]:
     """The adapters that `rows` names."""
     return {row for row in ([rows] if isinstance(rows, str) else rows or ()) if row is not None}
-
-
-def _to(params: Params, device: torch.device) -> Params:
-    return {key: tensor.to(device) for key, tensor in params.items()}

@@ -23,8 +23,8 @@ from inlay.model.adapter import Adapter
 from inlay.model.attach import Attached, Rows
 from inlay.model.causality import check_causal
 from inlay.model.checks import check_sampling
+from inlay.model.fresh import Measured
 from inlay.model.frozen import QuantizedLinear
-from inlay.model.layout import Measured
 from inlay.model.prompts import virtual_ids
 from inlay.model.purpose import CAUSAL_LM, Purpose
 from inlay.model.residual import residual

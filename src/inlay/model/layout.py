@@ -4,23 +4,23 @@ Nothing here reads a weight, unless fresh tensors start from it: on the meta dev
 known, and counted, in milliseconds.
 """
 
+import contextlib
 import math
 from collections.abc import Callable, Collection, Mapping
+from functools import cached_property
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from inlay.errors import ConfigError, TargetError, explain, nearest
+from inlay.errors import TargetError, explain, nearest
 from inlay.methods import name_of
 from inlay.methods._contract import TOKEN_ROWS, BlockMethod, Decoder, LinearMethod, Method, Own, Params, PromptMethod
-from inlay.model import targets
-from inlay.model.experts import Experts, stacked
+from inlay.model import targets, trial
+from inlay.model.experts import Experts, experts_of, stacked
+from inlay.model.fresh import Measured, check_source, fresh
 from inlay.model.frozen import QuantizedLinear
 from inlay.model.linear import Linear
 from inlay.names import is_inside, is_regex, selects, split
-
-Measured = Callable[[str], Tensor]
-"""The matrix that the factors of the map at a path are found in, see `inlay.initializers.Source`: float32."""
 
 Shapes = dict[str, dict[str, tuple[int, ...]]]
 """The shapes of tensors, by module path and name."""
@@ -37,16 +37,76 @@ class Layout:
     - `blocks`: the blocks of the layers, by the path of the map that speaks for each.
     - `table`: the path of the input embedding, where it has one.
     - `tied`: modules that share their weight with an earlier one, by the path of that one.
+
+    **Arguments:**
+
+    - `decoder`: what prompts need to know of the model.
+    - `plainly`: within its block the model computes without adapters.
     """
 
-    def __init__(self, module: nn.Module, decoder: Callable[[], Decoder | None] = lambda: None):
+    def __init__(
+        self,
+        module: nn.Module,
+        decoder: Callable[[], Decoder | None] = lambda: None,
+        plainly: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
+    ):
         self.modules = dict(module.named_modules())
         self.maps = targets.maps_of(module)
         self.head = targets.output_head(module)
         self.blocks = targets.blocks(module, self.maps)
         self.tied = _tied(self.modules)
         self.table = targets.input_embedding(self.modules)
-        self._find_decoder = decoder
+        self._find_decoder, self._plainly = decoder, plainly
+
+    @cached_property
+    def silent(self) -> dict[str, str]:
+        """Modules and maps that an adapter beside them could not speak through, and why; see `inlay.model.trial`."""
+        with self._plainly():
+            found = trial.silent(self.modules, self._holders)
+        inner = {path: found[self.module_of(path)] for path in self.maps if self.module_of(path) in found}
+        return found | inner
+
+    @cached_property
+    def order(self) -> trial.Order | None:
+        """How the modules get the rows of a batch; None where it is not known."""
+        with self._plainly():
+            order = trial.row_order(self.modules, self._holders)
+        if order is None:
+            return None
+        common = {path for path, m in self.maps.items() if m.kind != "embedding" and 0 in order.shared.get(path, ())}
+        return order._replace(strange=order.strange | common)
+
+    @cached_property
+    def whole(self) -> dict[str, str]:
+        """Modules whose own tensors can't be others for some rows of a batch, and why: one call has one set of them."""
+        read = {path: why for path, why in self.silent.items() if why == trial.READ}
+        read |= dict.fromkeys(self.order.stateful if self.order else (), "it keeps a state of all rows")
+        return read | {
+            path: "it holds tensors for the parts inside it"
+            for path, module in self.modules.items()
+            if not experts_of(module) and any(len(list(child.parameters())) for child in module.children())
+        }
+
+    @cached_property
+    def _holders(self) -> list[str]:
+        """The modules that hold what an adapter can change."""
+        mapped = {*map(self.module_of, self.maps), *(block.path for block in self.blocks.values())}
+        return [
+            path
+            for path, module in self.modules.items()
+            if path and (path in mapped or any(tensor is not None for tensor in module._parameters.values()))
+        ]
+
+    def paths(self, method: LinearMethod, strict: bool = True, whole: bool = False) -> list[str]:
+        """The maps that `method` adapts; see `targets.resolve`. `whole`: with those that are silent."""
+        return targets.resolve(method, self.maps, self.head, strict, {} if whole else self.silent)
+
+    def left_out(self, method: Method) -> dict[str, str]:
+        """What `method` names, or all layers that it names are of, and is left out because it is silent; and why."""
+        if not self.silent:
+            return {}
+        kept, every = self.wanted(method, strict=False), self.wanted(method, strict=False, whole=True)
+        return {path: self.silent[path] for path in every if every[path] != kept.get(path) and path in self.silent}
 
     def count(self, method: Method) -> int:
         """How many weights `method` trains on this model, once a network that only training has is gone."""
@@ -57,12 +117,13 @@ class Layout:
             if method.rate(name)
         )
 
-    def wanted(self, method: Method, strict: bool = True) -> Shapes:
+    def wanted(self, method: Method, strict: bool = True, whole: bool = False) -> Shapes:
         """The shape of every tensor that `method` has for this model, by module path and name.
 
         **Arguments:**
 
         - `strict`: refuse names that match nothing, see `targets.resolve`, and a model that has nothing to train.
+        - `whole`: count what is silent in.
 
         **Raises:**
 
@@ -70,7 +131,7 @@ class Layout:
         """
         shapes: Shapes = {}
         if isinstance(method, LinearMethod):
-            paths = targets.resolve(method, self.maps, self.head, strict)
+            paths = self.paths(method, strict, whole)
             if strict:
                 self._check_experts(method, paths)
             for path in paths:
@@ -78,10 +139,11 @@ class Layout:
                 assert isinstance(one, LinearMethod), "a method for one module is of the method's kind"
                 shapes[path] = _shapes(one, self.maps[path])
         elif isinstance(method, BlockMethod):
-            shapes = {path: method.shapes(self.blocks[key]) for path, key in self._block_places(method).items()}
+            places = self._block_places(method, whole)
+            shapes = {path: method.shapes(self.blocks[key]) for path, key in places.items()}
         elif isinstance(method, PromptMethod):
-            shapes = {"": {"prompt_embeddings": (method.num_virtual_tokens, method.numbers(self._decoder()))}}
-        for own, parameter in self._trained(method, shapes):
+            shapes = {"": {"prompt_embeddings": (method.num_virtual_tokens, method.numbers(self._decoder(method)))}}
+        for own, parameter in self._trained(method, shapes, whole):
             shapes.setdefault(own.path, {})[own.name] = tuple(parameter.shape)
         for path, rows in self._token_rows(method).items():
             shapes.setdefault(path, {})[TOKEN_ROWS] = tuple(rows.shape)
@@ -99,7 +161,7 @@ class Layout:
         params: dict[str, Params] = {}
         shared: Params = {}
         if isinstance(method, LinearMethod):
-            paths = targets.resolve(method, self.maps, self.head)
+            paths = self.paths(method)
             self._check_experts(method, paths)
             shared = method.shared([self.maps[path].one for path in paths])
             for path in paths:
@@ -108,18 +170,18 @@ class Layout:
                 linear = self.maps[path]
                 if isinstance(linear, Experts):
                     check_source(one, {path: linear})
-                    params[path] = stacked([_fresh(one, e, path, generator, None) for e in linear.each])
+                    params[path] = stacked([fresh(one, e, path, generator, None) for e in linear.each])
                 else:
-                    params[path] = _fresh(one, linear, path, generator, measured)
+                    params[path] = fresh(one, linear, path, generator, measured)
         elif isinstance(method, BlockMethod):
             params = {
                 path: method.init(self.blocks[key], generator) for path, key in self._block_places(method).items()
             }
         elif isinstance(method, PromptMethod):
-            params = {"": method.init(self._decoder(), generator)}
+            params = {"": method.init(self._decoder(method), generator)}
         for own, parameter in self._trained(method, params):
-            fresh = parameter.detach().to("cpu", torch.float32, copy=True)
-            params.setdefault(own.path, {})[own.name] = fresh
+            tensor = parameter.detach().to("cpu", torch.float32, copy=True)
+            params.setdefault(own.path, {})[own.name] = tensor
         for path, rows in self._token_rows(method).items():
             params.setdefault(path, {})[TOKEN_ROWS] = rows.to("cpu", torch.float32)
         if not params:
@@ -128,7 +190,8 @@ class Layout:
 
     def problems(self, method: Method, params: Mapping[str, Params]) -> list[str]:
         """How these tensors differ from those that `method` has for this model; empty where they fit."""
-        wanted, given = self.wanted(method.finished(), strict=False), method.finish(params)
+        needed, given = self.wanted(method.finished(), strict=False), method.finish(params)
+        wanted = self.wanted(method.finished(), strict=False, whole=True) if self.silent else needed
         problems = [
             f"{path}: this model has no layer of that name that {name_of(method)} could change"
             for path in given
@@ -139,11 +202,12 @@ class Layout:
             for path in given
             if path not in wanted and path in self.maps
         ]
-        problems += [f"{path}: no tensors, though target_modules names it" for path in wanted if path not in given]
+        problems += [f"{path}: no tensors, though target_modules names it" for path in needed if path not in given]
         for path, tensors in given.items():
-            expected = wanted.get(path)
-            if expected is None:
+            if path not in wanted:
                 continue
+            expected = needed.get(path, {})
+            expected = expected if set(tensors) <= set(expected) else wanted[path]
             dot = f"{path}." if path else ""
             problems += [f"{dot}{key}: missing" for key in expected if key not in tensors]
             problems += [f"{dot}{key}: not a tensor of this method" for key in tensors if key not in expected]
@@ -154,8 +218,16 @@ class Layout:
             ]
         return problems
 
-    def _decoder(self) -> Decoder:
+    def _decoder(self, method: PromptMethod) -> Decoder:
         found = self._find_decoder()
+        if found is not None and method.is_prefix and not found.num_layers * found.num_heads * found.head_dim:
+            raise TargetError(
+                explain(
+                    "this model has no keys and values of one width in every layer that could be a prefix's",
+                    found=type(self.modules[""]).__name__,
+                    do="--method prompt, or --method lora",
+                )
+            )
         if found is None:
             raise TargetError(
                 explain(
@@ -166,9 +238,10 @@ class Layout:
             )
         return found
 
-    def _block_places(self, method: BlockMethod) -> dict[str, str]:
+    def _block_places(self, method: BlockMethod, whole: bool = False) -> dict[str, str]:
         """Where the method's tensors are: the path of the module that it changes -> its block in `blocks`."""
         places = {key: block for key, block in self.blocks.items() if block.role in method.roles}
+        places = {key: block for key, block in places.items() if whole or key not in self.silent}
         for block in places.values() if method.is_parallel else ():
             first = next(linear for path, linear in self.maps.items() if path.startswith(f"{block.path}."))
             if first.in_features != block.width:
@@ -208,7 +281,7 @@ class Layout:
             )
         return [path for path in paths if selects(names, path)]
 
-    def _trained(self, method: Method, adapted: Collection[str]) -> list[tuple[Own, nn.Parameter]]:
+    def _trained(self, method: Method, adapted: Collection[str], whole: bool = False) -> list[tuple[Own, nn.Parameter]]:
         """The model's own tensors that are trained and kept: those that the method asks for, and whole modules by name."""
         saved = self.saved(method)
         packed = [path for path, linear in self.maps.items() if isinstance(linear.module, QuantizedLinear)]
@@ -223,8 +296,14 @@ class Layout:
         return [
             (own, parameter)
             for own, parameter, is_first in targets.own_tensors(self.modules, self.maps, adapted)
-            if (is_first and method.trains(own)) or is_inside(own.path, saved)
+            if (is_first and method.trains(own) and (whole or not self._is_mute(own.path)))
+            or is_inside(own.path, saved)
         ]
+
+    def _is_mute(self, path: str) -> bool:
+        """Other tensors of the module at `path` would change nothing, here or in a module that shares them."""
+        holders = (path, *self.tied.get(path, ()))
+        return all(self.silent.get(holder, trial.READ) != trial.READ for holder in holders)
 
     def _is_whole(self, method: Method, path: str) -> bool:
         """The weight of the module at `path` is trained whole."""
@@ -281,39 +360,6 @@ class Layout:
 def _shapes(method: LinearMethod, linear: Linear) -> dict[str, tuple[int, ...]]:
     experts = (len(linear.each),) if isinstance(linear, Experts) else ()
     return {name: (*experts, *shape) for name, shape in method.shapes(linear.one).items()}
-
-
-def _fresh(
-    method: LinearMethod, linear: Linear, path: str, generator: torch.Generator, measured: Measured | None
-) -> Params:
-    """New tensors of one map."""
-    try:
-        params = method.init(linear, generator)
-    except ConfigError as error:
-        raise ConfigError(f"{error}, or --exclude-modules {path.rpartition('.')[2]}") from None
-    if method.source == "weight":
-        return method.start(params, linear.weight(torch.float32), generator)
-    return method.start(params, _found(method, measured)(path), generator) if method.source else params
-
-
-def check_source(method: LinearMethod, maps: Mapping[str, Linear]) -> None:
-    """Refuse an initialiser that needs to know more of a map than there is: an embedding's inputs are no vectors."""
-    wrong = [f"{path} is {linear.kind}" for path, linear in maps.items() if linear.kind not in ("linear", "conv2d")]
-    if wrong and method.source not in (None, "weight"):
-        what = f"an initialiser that needs the {method.source} of a map is for linear and conv2d"
-        raise TargetError(explain(what, found=wrong[:10], do="other --target-modules, or --initializer uniform"))
-
-
-def _found(method: LinearMethod, measured: Measured | None) -> Measured:
-    if measured is None:
-        raise ConfigError(
-            explain(
-                "what this adapter starts from is measured beforehand",
-                found=f"{method.describe()}: it starts from the {method.source} of each layer",
-                do="inlay.train(base, rows, method=...), or inlay train",
-            )
-        )
-    return measured
 
 
 def _tied(modules: Mapping[str, nn.Module]) -> dict[str, list[str]]:

@@ -73,17 +73,23 @@ def decoder_of(model: nn.Module, tokenize: Callable[[str], Sequence[int]] | None
     if getter is None or config is None or getattr(config, "is_encoder_decoder", False):
         return None
     text, table = config.get_text_config(), getter()
-    heads = text.num_attention_heads
+    heads = _number(text, "num_attention_heads")
     count, width = table.weight.shape
     return Decoder(
-        num_layers=text.num_hidden_layers,
+        num_layers=_number(text, "num_hidden_layers"),
         width=width,
-        num_heads=getattr(text, "num_key_value_heads", None) or heads,
-        head_dim=getattr(text, "head_dim", None) or text.hidden_size // heads,
+        num_heads=heads and (_number(text, "num_key_value_heads") or heads),
+        head_dim=_number(text, "head_dim") or (_number(text, "hidden_size") // heads if heads else 0),
         embed=lambda ids: table.weight.detach()[ids.to(table.weight.device)].cpu(),
         tokenize=tokenize or _no_tokenizer,
         num_tokens=count,
     )
+
+
+def _number(config: Any, name: str) -> int:
+    """A number of a configuration; 0 where it has none of that name, or one for each layer."""
+    value = getattr(config, name, None)
+    return value if isinstance(value, int) else 0
 
 
 def prompted(model: Any, router: Router) -> Callable[..., Any]:

@@ -10,6 +10,7 @@ in each child of a layer, a layer being a member of a `torch.nn.ModuleList`. `ow
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from types import MappingProxyType
 
 import torch
 from torch import nn
@@ -136,7 +137,13 @@ def heads(model: nn.Module, paths: Iterable[str]) -> list[str]:
     return [path for path in paths if path == head or not path.startswith(inside) or "pooler" in path.split(".")]
 
 
-def resolve(method: Method, linears: dict[str, Linear], head: str | None, strict: bool = True) -> list[str]:
+def resolve(
+    method: Method,
+    linears: dict[str, Linear],
+    head: str | None,
+    strict: bool = True,
+    silent: Mapping[str, str] = MappingProxyType({}),
+) -> list[str]:
     """The paths that `method` adapts, in the model's order.
 
     **Arguments:**
@@ -144,10 +151,12 @@ def resolve(method: Method, linears: dict[str, Linear], head: str | None, strict
     - `linears`: the model's linear maps, as `maps_of` gives them.
     - `head`: the path that 'all-linear' leaves out.
     - `strict`: refuse what matches nothing; without it such names are passed over, as the exchange format allows.
+    - `silent`: maps that are left out because a change beside them would do nothing, and why; see `inlay.model.trial`.
 
     **Raises:**
 
-    - `TargetError`: a name, pattern or layer number matches nothing, or nothing is left; the message lists all of them.
+    - `TargetError`: a name, pattern or layer number matches nothing, or nothing but silent maps, or nothing is left; the
+      message lists all of them.
     """
     if not isinstance(method, LinearMethod):
         return []
@@ -175,7 +184,9 @@ def resolve(method: Method, linears: dict[str, Linear], head: str | None, strict
         _refuse(problems, method, plain)
     if strict and fused and method.target_modules == "all-linear":
         _refuse_experts(method, fused, [path for path in plain if path != head])
-    return chosen
+    if strict:
+        _check_heard(method, chosen, silent, [path for path in plain if path != head and path not in silent])
+    return [path for path in chosen if path not in silent]
 
 
 def _refuse_experts(method: LinearMethod, fused: list[str], plain: list[str]) -> None:
@@ -187,6 +198,32 @@ def _refuse_experts(method: LinearMethod, fused: list[str], plain: list[str]) ->
             do=f"--method lora, or --target-modules {','.join(dict.fromkeys(p.rpartition('.')[2] for p in plain))}",
         )
     )
+
+
+def _check_heard(method: LinearMethod, chosen: list[str], silent: Mapping[str, str], others: list[str]) -> None:
+    """Refuse a name that means silent maps alone; of those that it means beside others, the caller is told."""
+    names = method.target_modules
+    if is_regex(names) or names == "all-linear":
+        groups = [chosen]
+    else:
+        groups = [[path for path in chosen if is_named(name, path)] for name in split(names)]
+    wrong = [path for group in groups if group and all(path in silent for path in group) for path in group]
+    if wrong:
+        raise TargetError(
+            explain(
+                "an adapter of these layers would change nothing",
+                found=reasons({path: silent[path] for path in wrong}),
+                do=f"--target-modules {','.join(dict.fromkeys(path.rpartition('.')[2] for path in others))}",
+            )
+        )
+
+
+def reasons(silent: Mapping[str, str]) -> list[str]:
+    """Silent modules in words, by the reason why: 'dt_proj (2): the model reads its weight itself'."""
+    by_reason: dict[str, list[str]] = {}
+    for path, why in silent.items():
+        by_reason.setdefault(why, []).append(path)
+    return [f"{summary(paths)}: {why}" for why, paths in by_reason.items()]
 
 
 def _check_kinds(method: LinearMethod, linears: dict[str, Linear]) -> None:

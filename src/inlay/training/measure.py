@@ -17,9 +17,8 @@ from torch import Tensor
 from inlay.core import lowrank
 from inlay.errors import TargetError, explain
 from inlay.methods._contract import LinearBase, LinearMethod, Method, Params
-from inlay.model import targets
 from inlay.model.base import Base
-from inlay.model.layout import Measured, check_source
+from inlay.model.fresh import Measured, check_source
 from inlay.training import tasks
 
 NAME = "measured"
@@ -67,7 +66,7 @@ def measure(
     if not isinstance(method, LinearMethod) or method.source not in ("inputs", "gradient"):
         return method, None
     look = _Inputs(method.num_found, seed) if method.source == "inputs" else _Gradient(method.num_found, seed)
-    paths, task = targets.resolve(method, base.maps, base.head), tasks.of(base)
+    paths, task = base.layout.paths(method), tasks.of(base)
     check_source(method, {path: base.maps[path] for path in paths})
     base.create(_Probe(look=look, target_modules=tuple(paths)), NAME)
     try:

@@ -1,0 +1,70 @@
+"""An adapter's tensors on the layers of a model: which replace what the layer holds, and whether they change anything there."""
+
+import warnings
+
+import torch
+
+from inlay.errors import CompatibilityError, explain, few
+from inlay.io.peft import PeftAdapter
+from inlay.methods._contract import TOKEN_ROWS, LinearMethod, Params
+from inlay.model import targets, trial
+from inlay.model.adapter import Adapter
+from inlay.model.layout import Layout
+from inlay.names import selects
+
+
+def fit_(adapter: Adapter, layout: Layout, device: torch.device) -> None:
+    """Bring an adapter's tensors to the device of the model, and note which of them replace tensors of its modules."""
+    adapter.params = {path: _to(params, device) for path, params in adapter.params.items()}
+    adapter.shared = _to(adapter.shared, device)
+    for path, params in adapter.params.items():
+        method = adapter.methods[path]
+        if isinstance(method, LinearMethod) and path in layout.maps:
+            adapter.share_(path, method.share(adapter.shared, layout.maps[path].one))
+        own = layout.modules[layout.module_of(path)]._parameters
+        adapter.own[path] = frozenset(name for name in params if own.get(name) is not None)
+        if "weight" in adapter.own[path] and not selects(adapter.method.modules_to_save, path):
+            adapter.aliases |= {tied: path for tied in layout.tied.get(path, ()) if tied not in adapter.params}
+        if TOKEN_ROWS in params:
+            adapter.tables = (path, *layout.tied.get(path, ()))
+            adapter.base_rows = layout.maps[path].stored.detach()[list(adapter.method.token_ids)].float()
+
+
+def check_heard(name: str, file: PeftAdapter, layout: Layout) -> None:
+    """Say which layers of an adapter's file this model never calls; refuse a change of those whose weight it reads.
+
+    **Raises:**
+
+    - `CompatibilityError`: what the file has for such a layer would change its weight, and the model would not see it.
+    """
+    idle = {path: why for path in file.params if (why := layout.silent.get(path, trial.UNHEARD)) != trial.UNHEARD}
+    idle = {path: why for path, why in idle.items() if path in layout.maps}
+    wrong = [path for path, why in idle.items() if why == trial.READ and _changes(file, path, layout)]
+    if wrong:
+        raise CompatibilityError(
+            explain(
+                f"{name} changes layers that this model would not let it change",
+                found=few(targets.reasons({path: idle[path] for path in wrong})),
+                do="train it again without them, or with --method full",
+            )
+        )
+    if idle:
+        warnings.warn(
+            f"{name} has tensors that change nothing: {'; '.join(targets.reasons(idle))}",
+            stacklevel=4,
+        )
+
+
+def _changes(file: PeftAdapter, path: str, layout: Layout) -> bool:
+    """The weight at `path` would be another one with the adapter's change."""
+    method, linear = file.method.for_module(path), layout.maps[path]
+    if not isinstance(method, LinearMethod):
+        return False
+    added = set(file.params[path]) & set(method.shapes(linear.one))
+    params = {**method.share(file.shared, linear.one), **{key: file.params[path][key] for key in added}}
+    weight = linear.weight(torch.float32).cpu()
+    return bool(added) and not torch.equal(method.merge(params, weight, None)[0], weight)
+
+
+def _to(params: Params, device: torch.device) -> Params:
+    return {key: tensor.to(device) for key, tensor in params.items()}
