@@ -8,6 +8,7 @@ sign. Nothing is read out of text: "4" is no number, "no" is not false.
 """
 
 import functools
+import itertools
 import math
 import numbers
 import re
@@ -23,6 +24,9 @@ MISFIT: Any = object()
 
 MAX_SHOWN = 80
 """As many characters of a value are shown in a message."""
+
+MAX_VALUES = 10_000
+"""As many names, patterns or numbers has a setting of several: more can't be told apart in reasonable time."""
 
 _WORDS = {
     bool: ("true or false", ""),
@@ -40,6 +44,10 @@ _NUMERALS = {int: r"-?\d+", float: r"-?\d*\.?\d+(e-?\d+)?"}
 def settle_(instance: Any) -> None:
     """Bring the fields of a frozen dataclass into their types, from its `__post_init__`; see `fitted`."""
     for name, value in fitted(type(instance), vars(instance)).items():
+        number = value.count(",") if isinstance(value, str) else len(value) if isinstance(value, Mapping | tuple) else 0
+        if number > MAX_VALUES:
+            found = f"{name}: {number:,}; at most {MAX_VALUES:,}"
+            raise ConfigError(explain("a setting has too many values", found=found, do=f"fewer in {name}, or patterns"))
         object.__setattr__(instance, name, value)
 
 
@@ -86,9 +94,29 @@ def fit(value: Any, hint: Any) -> Any:
 
 
 def shown(value: Any) -> str:
-    """A value for a message, cut where it is long."""
-    text = repr(value)
+    """A value for a message, cut where it is long; no more of it is written out than is shown."""
+    return cut(repr(_beginning(value, [MAX_SHOWN])))
+
+
+def cut(text: str) -> str:
+    """A text for a message, cut where it is long."""
     return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
+
+
+def _beginning(value: Any, left: list[int]) -> Any:
+    """As much of a value as `left` characters show: lists within lists may unfold to more than any memory holds."""
+    left[0] -= 1
+    kind: Any = type(value)
+    if isinstance(value, str | bytes):
+        left[0] -= min(len(value), MAX_SHOWN)
+        return value[: MAX_SHOWN + 1]
+    if kind in (list, tuple, set, frozenset):
+        return kind(_beginning(item, left) for item in itertools.takewhile(lambda item: left[0] > 0, value))
+    if kind is dict:
+        some = itertools.takewhile(lambda pair: left[0] > 0, value.items())
+        return {_beginning(key, left): _beginning(item, left) for key, item in some}
+    is_long = isinstance(value, int) and value.bit_length() > 4 * MAX_SHOWN
+    return f"a number of {value.bit_length():,} bits" if is_long else value
 
 
 def words(hint: Any) -> str:
@@ -140,7 +168,7 @@ def _flag(name: str, value: Any, hint: Any) -> str:
 def _example(value: Any, hint: Any) -> str:
     origin, parts = get_origin(hint), get_args(hint)
     if origin is Literal:
-        return nearest(str(value), map(str, parts)) or str(parts[0])
+        return nearest(shown(value).strip("'"), map(str, parts)) or str(parts[0])
     if origin is Mapping:
         return " ".join(_example(value, part) for part in parts)
     if parts:

@@ -1,7 +1,9 @@
 """Modules by name: what settings such as `target_modules` and `modules_to_save` mean."""
 
+import functools
+import re
 from collections.abc import Iterable, Sequence
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 from inlay.errors import ConfigError, explain
 
@@ -16,7 +18,14 @@ that takes longer than `MATCH_SECONDS` over a path is refused. A name is a modul
 MATCH_SECONDS = 0.2
 """A regular expression that is longer than this over one module's path is refused."""
 
+MAX_PATTERN = 100_000
+"""The longest regular expression."""
+
+_KEPT_PATTERNS = 2048
+"""So many stay compiled: a file may have some for every module."""
+
 _REGEX_CHARACTERS = frozenset("*+?()[]|\\^$")
+_PLAIN = re.compile(r"[\w.-]+").fullmatch
 
 
 def matches(pattern: str, path: str) -> bool:
@@ -27,20 +36,43 @@ def matches(pattern: str, path: str) -> bool:
 
     **Raises:**
 
-    - `ConfigError`: it takes longer than `MATCH_SECONDS`.
+    - `ConfigError`: it is none, has more than `MAX_PATTERN` characters, or takes longer than `MATCH_SECONDS`.
     """
+    compiled = _compiled(pattern)
+    try:
+        if not isinstance(compiled, str):
+            return compiled.fullmatch(path, timeout=MATCH_SECONDS) is not None
+        reason = compiled
+    except (TimeoutError, MemoryError) as error:
+        reason = str(error) or f"no answer on {path}"
+    raise ConfigError(
+        explain(
+            "a regular expression says in reasonable time which modules it means",
+            found=f"{pattern[:80]!r}: {reason}",
+            do="names with commas between, or an expression without a repeat within a repeat",
+        )
+    )
+
+
+def fault(pattern: str) -> str | None:
+    """Why `pattern` is no regular expression; None where it is one."""
+    compiled = _compiled(pattern)
+    return compiled if isinstance(compiled, str) else None
+
+
+@functools.lru_cache(_KEPT_PATTERNS)
+def _compiled(pattern: str) -> Any:
+    """The compiled expression, or what is wrong with it."""
     import regex
 
+    if len(pattern) > MAX_PATTERN:
+        return f"{len(pattern):,} characters"
     try:
-        return regex.fullmatch(pattern, path, timeout=MATCH_SECONDS) is not None
-    except (TimeoutError, regex.error) as error:
-        raise ConfigError(
-            explain(
-                "a regular expression says in reasonable time which modules it means",
-                found=f"{pattern!r}: {str(error) or 'no answer'} on {path}",
-                do="names with commas between, or an expression without a repeat within a repeat",
-            )
-        ) from None
+        return regex.compile(pattern)
+    except RecursionError:
+        return "too many brackets within brackets"
+    except Exception as error:  # errors of its own, and others on what its parser does not expect
+        return str(error) or type(error).__name__
 
 
 def selects(names: Names, path: str) -> bool:
@@ -65,8 +97,17 @@ def is_named(name: str, path: str) -> bool:
 
 
 def matches_end(key: str, path: str) -> bool:
-    """`key` is the end of `path` from a dot on: how the exchange format looks up `rank_pattern` and the like."""
-    return matches(rf"(.*\.)?({key})", path)
+    """`key` is the end of `path` from a dot on: how the exchange format looks up `rank_pattern` and the like.
+
+    It is a regular expression there; one of names and dots alone, as most are, needs no engine to be told.
+    """
+    if not _PLAIN(key):
+        return matches(rf"(.*\.)?({key})", path)
+    start = len(path) - len(key)
+    if start < 0 or (start and path[start - 1] != "."):
+        return False
+    end = path[start:]
+    return end == key or ("." in key and all(a in (b, ".") for a, b in zip(key, end, strict=True)))
 
 
 def joined(names: Names, paths: Sequence[str]) -> Names:
@@ -85,3 +126,9 @@ def is_inside(path: str, modules: Iterable[str]) -> bool:
 def in_utf8(name: str) -> str:
     """A name that any file can hold: bytes of a path that are no UTF-8, as Python keeps them, are written out (`r\\xe9`)."""
     return "".join(f"\\x{ord(c) & 0xFF:02x}" if "\ud800" <= c <= "\udfff" else c for c in name)
+
+
+def parents(path: str) -> list[str]:
+    """`path` and the paths of the modules that hold it."""
+    parts = path.split(".")
+    return [".".join(parts[: i + 1]) for i in range(len(parts))]

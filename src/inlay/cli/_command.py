@@ -9,6 +9,7 @@ import importlib
 import os
 import re
 import types
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin, get_type_hints
@@ -18,11 +19,17 @@ import yaml
 
 from inlay import fields
 from inlay.cli import _screen
-from inlay.errors import ConfigError, FormatError, UnknownNameError, explain, nearest
+from inlay.errors import ConfigError, FormatError, UnknownNameError, explain, few, nearest
 
 if TYPE_CHECKING:
     from inlay.model.base import Base
     from inlay.model.purpose import Purpose
+
+MAX_CONFIG_BYTES, MAX_CONFIG_VALUES = 200_000, 100_000
+"""The largest configuration file, and the most values in one."""
+
+MAX_LAYER = 100_000
+"""Layers are counted up to here."""
 
 Flag = tyro.conf.FlagCreatePairsOff
 _CONFIG = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff, tyro.conf.AvoidSubcommands)
@@ -79,7 +86,7 @@ def with_method(cls: Any, values: dict[str, Any]) -> Any:
 
     name, source = values.get("method"), values.get("from")
     if source is None:
-        start: Any = methods.find(str(name or "lora"))
+        start: Any = methods.find(fields.shown(name or "lora").strip("'"))
         default = dataclasses.field(default_factory=start)
     else:
         from inlay.io import peft
@@ -122,9 +129,12 @@ def read_config(path: Path) -> dict[str, Any]:
     path = Path(os.path.expanduser(path))
     if not os.path.isfile(path):
         raise UnknownNameError(explain("there is no such configuration file", found=str(path), do="--config run.yaml"))
+    from inlay.io import _safe
+
+    content = _safe.read_bytes(path, MAX_CONFIG_BYTES)
     try:
-        with path.open("rb") as file:
-            values = yaml.load(file, _Yaml) or {}
+        values = yaml.load(content, _named(str(path))) or {}
+        _check_unfolded(values, path)
     except FormatError:
         raise
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date or a number that is none
@@ -152,14 +162,57 @@ class _Yaml(yaml.SafeLoader):
         _check_once([str(key.value) for key, _ in node.value], f"{self.name}:{node.start_mark.line + 1}")
         return super().construct_mapping(node, deep)
 
+    def flatten_mapping(self, node: Any) -> None:
+        """Merge keys (`<<`), which multiply where mappings merge others that merge others."""
+        size = 0
+        for key, value in node.value:
+            if key.tag == "tag:yaml.org,2002:merge":
+                for part in value.value if isinstance(value, yaml.SequenceNode) else [value]:
+                    if isinstance(part, yaml.MappingNode):
+                        self.flatten_mapping(part)
+                        size += len(part.value)
+                    if size > MAX_CONFIG_VALUES:
+                        raise _unfolded(f"{self.name}:{node.start_mark.line + 1}")
+        super().flatten_mapping(node)
+
+
+def _named(name: str) -> Any:
+    """A loader that calls what it reads so."""
+
+    class Named(_Yaml):
+        def __init__(self, stream: Any):
+            super().__init__(stream)
+            self.name = name
+
+    return Named
+
 
 _EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
 _Yaml.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+.0123456789"))
 
 
+def _check_unfolded(value: Any, path: Path) -> None:
+    """Refuse aliases of aliases, of which 500 bytes unfold to more values than any memory holds."""
+    left, stack = MAX_CONFIG_VALUES, [value]
+    while stack:
+        item = stack.pop()
+        left -= 1
+        if left < 0:
+            raise _unfolded(str(path))
+        if isinstance(item, dict):
+            stack += [*item, *item.values()]
+        elif isinstance(item, list | tuple | set):
+            stack += item
+
+
+def _unfolded(where: str) -> FormatError:
+    found = f"{where}: more than {MAX_CONFIG_VALUES:,} values once its aliases are written out"
+    return FormatError(explain("this configuration unfolds without bounds", found=found, do="values without *aliases"))
+
+
 def _check_once(names: Sequence[str], where: str) -> None:
     """Refuse a mapping that has a name twice: its last value would win in silence."""
-    twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
+    twice = next((name for name, number in Counter(names).items() if number > 1), None)
     if twice is not None:
         raise FormatError(
             explain("a configuration gives each name once", found=f"{where}: {twice} twice", do=f"remove one {twice}")
@@ -179,7 +232,11 @@ def from_mapping(cls: Any, values: dict[str, Any]) -> Any:
         unknown = next(iter(left))
         near = nearest(unknown, _names(cls))
         raise ConfigError(
-            explain("the configuration has a name that is no setting", found=", ".join(left), do=near or "see --help")
+            explain(
+                "the configuration has a name that is no setting",
+                found=", ".join(few(list(left))),
+                do=near or "see --help",
+            )
         )
     return result
 
@@ -272,9 +329,10 @@ def layers(text: str) -> tuple[int, ...] | None:
     numbers: list[int] = []
     for part in text.split(","):
         first, _, last = part.partition("-")
-        if not (first.isdigit() and (last or first).isdigit()):
+        valid = all(number.isdecimal() and len(number) < 10 for number in (first, last or first))
+        if not valid or int(last or first) > MAX_LAYER or len(numbers) > MAX_LAYER:
             raise ConfigError(
-                explain("layers are numbers and ranges", found=repr(text), do="--layers-to-transform 0-5,11")
+                explain("layers are numbers and ranges", found=fields.shown(text), do="--layers-to-transform 0-5,11")
             )
         numbers += range(int(first), int(last or first) + 1)
     return tuple(numbers)

@@ -10,18 +10,30 @@ import contextlib
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import psutil
 import torch
 from torch import Tensor
 
-from inlay.errors import ConfigError, FormatError, UnknownNameError, explain
+from inlay.errors import CapacityError, ConfigError, FormatError, UnknownNameError, explain, few
+from inlay.fields import shown
 
-MAX_HEADER_BYTES = 100_000_000
-"""Longest header that is read; the same limit as safetensors' own."""
+MAX_HEADER_BYTES = 25_000_000
+"""Longest header that is read: 200,000 tensors. Parsed, it takes up to twenty times as much memory."""
+
+MAX_JSON_BYTES = 10_000_000
+"""Largest configuration, record or plan that is read."""
+
+MAX_TOKENIZER_BYTES = 100_000_000
+"""Largest file of a tokenizer that is read."""
+
+MAX_DIMENSIONS, MAX_LENGTH = 8, 2**40
+"""A tensor has at most so many dimensions, each at most so long."""
 
 BYTES_PER_ELEMENT = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2,
@@ -67,10 +79,14 @@ def read_header(path: Path) -> Header:
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        if size < 8 or length > min(MAX_HEADER_BYTES, size - 8):
+        if size < 8 or length > size - 8:
             raise _broken(path, f"its header claims {length:,} bytes, the file has {size:,}")
+        if length > MAX_HEADER_BYTES:
+            raise _broken(path, f"its header has {length:,} bytes, more than the {MAX_HEADER_BYTES:,} that are read")
         try:
-            header = json.loads(file.read(length))
+            header = parse(file.read(length))
+        except FormatError as error:
+            raise _broken(path, f"in its header, {error}") from None
         except (ValueError, RecursionError) as error:  # too many brackets within each other
             raise _broken(path, f"its header is not JSON: {error}") from None
     if not isinstance(header, dict):
@@ -81,7 +97,7 @@ def read_header(path: Path) -> Header:
     if not problems:
         _check_cover(tensors, 8 + length, size, problems)
     if problems:
-        raise _broken(path, *problems[:10])
+        raise _broken(path, *few(problems))
     return Header(tensors, metadata if isinstance(metadata, dict) else {})
 
 
@@ -127,10 +143,8 @@ class Writer:
                 self._file.close()
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file in memory, in one block: for adapters, which are small and come and go.
-
-    The file is mapped and copied whole: faster than reading it, and what becomes of the file later changes nothing.
+def outlines(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file without their numbers: shapes and dtypes, on the meta device.
 
     **Raises:**
 
@@ -139,9 +153,32 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     entries = read_header(path).tensors
     strange = [f"{name}: {entry.dtype}" for name, entry in entries.items() if entry.dtype not in TORCH_DTYPES]
     if strange:
-        raise FormatError(explain("tensors of dtypes that can't be read", found=strange[:10]))
+        raise FormatError(explain("tensors of dtypes that can't be read", found=few(strange)))
+    return {
+        name: torch.empty(entry.shape, dtype=TORCH_DTYPES[entry.dtype], device="meta")
+        for name, entry in entries.items()
+    }
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file in memory, in one block: for adapters, which are small and come and go.
+
+    The file is mapped and copied whole: faster than reading it, and what becomes of the file later changes nothing.
+
+    **Raises:**
+
+    - `FormatError`: as `outlines`.
+    - `CapacityError`: there is less memory free than the file has bytes.
+    """
+    entries, _ = read_header(path).tensors, outlines(path)
     data_start = min((entry.start for entry in entries.values()), default=0)
-    mapped = torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8)
+    size, free = path.stat().st_size, psutil.virtual_memory().available
+    if size > free:
+        found = f"{path}: {size:,} bytes, with {free:,} free"
+        raise CapacityError(
+            explain("this file is larger than the memory", found=found, do="a machine with more memory")
+        )
+    mapped = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
     data = mapped[data_start:].clone()
     return {name: view(data[e.start - data_start : e.stop - data_start], e) for name, e in entries.items()}
 
@@ -190,15 +227,63 @@ def refuse_pickles(directory: Path, wanted: str) -> FormatError | UnknownNameErr
     )
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file.
+def read_bytes(path: Path, limit: int = MAX_JSON_BYTES) -> bytes:
+    """The content of a file that has at most `limit` bytes: nothing is read of a larger one, and no more of one that grows.
 
     **Raises:**
 
-    - `FormatError`: it is not JSON, or not an object.
+    - `FormatError`: it is larger, or no regular file.
     """
+    size = path.stat().st_size
+    if size <= limit and path.is_file():
+        with path.open("rb") as file:
+            content = file.read(limit + 1)
+        size = len(content)
+        if size <= limit:
+            return content
+    what = f"{path}: {size:,} bytes; at most {limit:,} are read" if path.is_file() else f"{path}: no regular file"
+    raise FormatError(explain("this file is larger than any of its kind", found=what, do="fetch it again"))
+
+
+def parse(text: str | bytes) -> Any:
+    """What a JSON text says.
+
+    **Raises:**
+
+    - `ValueError`: it is not JSON, or gives a name twice: the last value would win in silence.
+    - `RecursionError`: brackets within brackets, too many of them.
+    """
+    return json.loads(text, object_pairs_hook=once)
+
+
+def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON, whose names stand once in it.
+
+    **Raises:**
+
+    - `FormatError`, a ValueError: they don't.
+    """
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        raise FormatError(f"the name {shown(twice)} stands twice in one object")
+    return values
+
+
+def read_json(path: Path, limit: int = MAX_JSON_BYTES) -> dict[str, Any]:
+    """The JSON object in a file of at most `limit` bytes.
+
+    **Raises:**
+
+    - `FormatError`: it is larger, is not JSON, not an object, or gives a name twice.
+    """
+    content = read_bytes(path, limit)
     try:
-        value = json.loads(path.read_text("utf-8"))
+        value = parse(content.decode("utf-8"))
+    except FormatError as error:
+        raise FormatError(
+            explain("this file says one thing twice", found=f"{path}: {error}", do="remove the wrong one")
+        ) from None
     except (ValueError, RecursionError) as error:  # too many brackets within each other
         raise FormatError(explain("this file is not JSON", found=f"{path}: {error}", do="fetch it again")) from None
     if not isinstance(value, dict):
@@ -241,12 +326,13 @@ def _entry(path: Path, name: str, raw: Any, data_start: int, problems: list[str]
         dtype, shape = raw["dtype"], tuple(raw["shape"])
         start, stop = raw["data_offsets"]
         valid = isinstance(dtype, str) and all(type(n) is int and n >= 0 for n in (*shape, start, stop))
+        valid = valid and len(shape) <= MAX_DIMENSIONS and all(n <= MAX_LENGTH for n in shape)
     except (TypeError, KeyError, ValueError):
         valid, dtype, shape, start, stop = False, None, (), 0, 0
     if not valid:
         problems.append(f"{name}: its entry is not dtype, shape and data_offsets")
     elif dtype not in BYTES_PER_ELEMENT:
-        problems.append(f"{name}: unknown dtype {dtype!r}")
+        problems.append(f"{name}: unknown dtype {shown(dtype)}")
     elif stop - start != math.prod(shape) * BYTES_PER_ELEMENT[dtype]:
         problems.append(f"{name}: {stop - start:,} bytes for shape {shape} of {dtype}")
     else:

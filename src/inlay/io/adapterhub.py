@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from safetensors.torch import save
-from torch import nn
+from torch import Tensor, nn
 
 from inlay.errors import CompatibilityError, FormatError, explain, few
 from inlay.io import _safe
@@ -266,8 +266,15 @@ def _unsupported(config: Mapping[str, Any], inner: Mapping[str, Any]) -> list[st
 
 
 def _params(path: Path, method: Bottleneck, config: Mapping[str, Any]) -> dict[str, Params]:
-    """The tensors of the file by our names, all of them there and as large as the configuration says."""
-    family, tensors = FAMILIES[config["model_type"]], _safe.read_tensors(path)
+    """The tensors of the file by our names, all of them there and as large as the configuration says, before they are read."""
+    _checked(path, method, config, _safe.outlines(path))
+    return _checked(path, method, config, _safe.read_tensors(path))
+
+
+def _checked(
+    path: Path, method: Bottleneck, config: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> dict[str, Params]:
+    family = FAMILIES[config["model_type"]]
     dot = _common(f"{family.prefix}.", tensors)
     left = {key.removeprefix(dot): tensor for key, tensor in tensors.items()}
     params: dict[str, Params] = {}
@@ -281,7 +288,7 @@ def _params(path: Path, method: Bottleneck, config: Mapping[str, Any]) -> dict[s
                 problems.append(f"{dot}{key}: missing")
             elif tuple(tensor.shape) != shapes[name]:
                 problems.append(f"{dot}{key}: shape {tuple(tensor.shape)}, not {shapes[name]}")
-            elif not tensor.is_floating_point() or not _safe.is_finite(tensor):
+            elif not tensor.is_floating_point() or not (tensor.is_meta or _safe.is_finite(tensor)):
                 problems.append(f"{dot}{key}: holds NaN or infinite values, or whole numbers")
             else:
                 params.setdefault(ours, {})[name] = tensor

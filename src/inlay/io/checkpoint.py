@@ -18,15 +18,22 @@ from typing import Any
 import torch
 
 from inlay.core.product import DTYPES
-from inlay.errors import FormatError, UnknownNameError, explain, nearest
+from inlay.errors import FormatError, UnknownNameError, explain, few, nearest
 from inlay.io import _safe
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 INDEX = "model.safetensors.index.json"
 """The file that says which of several weight files holds which tensor."""
 
+MAX_INDEX_BYTES = _safe.MAX_TOKENIZER_BYTES
+"""Largest index that is read: a line for each tensor, of which mixtures of experts have many."""
+
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".h5", ".msgpack")
 """Ends of the names of files that hold weights."""
+
+_READ_WHOLE = frozenset([".json", ".jinja", ".txt", ".model"])
+_LARGE = frozenset([INDEX, "tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "added_tokens.json"])
+"""Files that may have as many bytes as an index or a tokenizer."""
 
 _MODEL_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
 
@@ -85,10 +92,25 @@ def open_config(source: str | Path, patterns: Sequence[str] = ("config.json",)) 
                 do="inlay inspect shows what an adapter is; a model directory is what save_pretrained wrote",
             )
         )
+    _check_sizes(directory)
     config = _safe.read_json(directory / "config.json")
     _check_plain(directory, config)
     name = directory.name if os.path.exists(os.path.expanduser(source)) else str(source)
     return Checkpoint(directory, name, config, {})
+
+
+def _check_sizes(directory: Path) -> None:
+    """Refuse a file that `transformers` would read whole, whatever its size, or wait for."""
+    beside = [*directory.iterdir(), *directory.glob("additional_chat_templates/*")]
+    problems = []
+    for file in (file for file in beside if file.suffix in _READ_WHOLE):
+        limit = MAX_INDEX_BYTES if file.suffix == ".model" or file.name in _LARGE else _safe.MAX_JSON_BYTES
+        if file.is_file() and file.stat().st_size > limit:
+            problems.append(f"{file}: {file.stat().st_size:,} bytes; at most {limit:,} are read")
+        elif not file.is_file() and not file.is_dir():
+            problems.append(f"{file}: no regular file")
+    if problems:
+        raise FormatError(explain("this model has files larger than any of their kind", found=few(problems)))
 
 
 def _check_plain(directory: Path, config: dict[str, Any]) -> None:
@@ -165,7 +187,7 @@ def _weight_files(directory: Path) -> list[Path]:
         return [single]
     if not index.is_file():
         raise _safe.refuse_pickles(directory, "model.safetensors")
-    weight_map = _safe.read_json(index).get("weight_map")
+    weight_map = _safe.read_json(index, MAX_INDEX_BYTES).get("weight_map")
     names = sorted(set(map(str, weight_map.values()))) if isinstance(weight_map, dict) else []
     outside = [name for name in names if Path(name).name != name]
     missing = [name for name in names if name not in outside and not os.path.isfile(directory / name)]

@@ -136,19 +136,19 @@ def _identity(file: Path) -> list[Any]:
 def _tokenizer(directory: Path) -> str | None:
     path = directory / "tokenizer.json"
     if path.is_file():
-        content = _safe.read_json(path) | {"truncation": None, "padding": None}
+        content = _safe.read_json(path, _safe.MAX_TOKENIZER_BYTES) | {"truncation": None, "padding": None}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     digest = hashlib.sha256()
     present = [directory / name for name in _VOCABULARIES if (directory / name).is_file()]
     for file in present:
-        digest.update(f"{file.name}\n".encode() + file.read_bytes())
+        digest.update(f"{file.name}\n".encode() + _safe.read_bytes(file, _safe.MAX_TOKENIZER_BYTES))
     return digest.hexdigest() if present else None
 
 
 def _chat_template(directory: Path) -> str | None:
     text: Any = None
     if (directory / "chat_template.jinja").is_file():
-        text = (directory / "chat_template.jinja").read_text("utf-8")
+        text = _safe.read_bytes(directory / "chat_template.jinja").decode("utf-8")
     elif (directory / "tokenizer_config.json").is_file():
         text = _safe.read_json(directory / "tokenizer_config.json").get("chat_template")
     return None if text is None else hashlib.sha256(json.dumps(text).encode()).hexdigest()

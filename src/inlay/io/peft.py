@@ -12,7 +12,7 @@ that is wrong in one message.
 
 import dataclasses
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 
@@ -26,7 +26,7 @@ from inlay.io._peft_forms import flat, flattened, kernel
 from inlay.io.card import card
 from inlay.io.checkpoint import fetch
 from inlay.methods._contract import LinearMethod, Method, Own, Params
-from inlay.names import Names, joined, selects
+from inlay.names import Names, joined, parents, selects
 
 CONFIG, TENSORS, CARD, RECORD = "adapter_config.json", "adapter_model.safetensors", "README.md", "inlay.json"
 FILES = (CONFIG, TENSORS, CARD, RECORD)
@@ -112,8 +112,13 @@ class PeftAdapter(NamedTuple):
     """The kind of model whose body has the module paths; AdapterHub's files alone say it."""
 
 
-def read(source: str | Path) -> PeftAdapter:
+def read(source: str | Path, fits: Callable[[PeftAdapter], Any] = lambda outline: None) -> PeftAdapter:
     """The adapter in a directory, or of a name on the hub.
+
+    **Arguments:**
+
+    - `fits`: called before a tensor is read, with the adapter whose tensors have shapes and dtypes alone (on the meta device);
+      it raises where that one can't be used, however large its file is.
 
     **Raises:**
 
@@ -131,19 +136,28 @@ def read(source: str | Path) -> PeftAdapter:
             )
         )
     config = _safe.read_json(directory / CONFIG)
+    record = read_record(directory)
     if adapterhub.wrote(config):
         bottleneck, places = adapterhub.read(directory, config)
-        record, base_name = read_record(directory), config.get("model_name") or None
-        return PeftAdapter(bottleneck, places, {}, {}, base_name, record, model_type=config["model_type"])
+        base_name = config.get("model_name") or None
+        file = PeftAdapter(bottleneck, places, {}, {}, base_name, record, model_type=config["model_type"])
+        fits(file)
+        return file
     method = _method(directory / CONFIG, config)
     if not (directory / TENSORS).is_file():
         raise _safe.refuse_pickles(directory, TENSORS)
-    tensors = _safe.read_tensors(directory / TENSORS)
+    fits(_adapter(directory, config, method, _safe.outlines(directory / TENSORS), record))
+    return _adapter(directory, config, method, _safe.read_tensors(directory / TENSORS), record)
+
+
+def _adapter(
+    directory: Path, config: Mapping[str, Any], method: Method, tensors: Mapping[str, Tensor], record: dict[str, Any]
+) -> PeftAdapter:
+    """The adapter that these tensors make."""
     method = _with_brought(method, tensors)
     params, shared, copies = _params(directory / TENSORS, tensors, method)
     if isinstance(method, LinearMethod) and config.get("target_modules") is None:  # as in files of old versions
         method = dataclasses.replace(method, target_modules=tuple(params))
-    record = read_record(directory)
     parameters = fields.fitted(_AboutTheBase, config).get("target_parameters") or ()  # checked with the method
     base_name, task_type = config.get("base_model_name_or_path"), config.get("task_type")
     return PeftAdapter(method, params, shared, copies, base_name, record, task_type, parameters)
@@ -246,7 +260,7 @@ def _method(path: Path, config: Mapping[str, Any]) -> Method:
         raise CompatibilityError(
             explain(
                 "this kind of adapter is not known here",
-                found=f"{path}: peft_type {peft_type!r}; known are {known}",
+                found=f"{path}: peft_type {fields.shown(peft_type)}; known are {known}",
                 do="inlay reads these kinds only; convert the adapter with the tool that made it",
             )
         )
@@ -280,11 +294,11 @@ def _with_brought(method: Method, tensors: Iterable[str]) -> Method:
 
 def _unsupported(cls: type[Method], config: Mapping[str, Any]) -> list[str]:
     """The keys whose values this method can't honour: those with no field, unless the value changes nothing."""
-    fields = {field.name for field in dataclasses.fields(cls)}
-    inert = {key: value for key, value in config.items() if key not in fields | _ABOUT_THE_FILE}
+    known = {field.name for field in dataclasses.fields(cls)}
+    inert = {key: value for key, value in config.items() if key not in known | _ABOUT_THE_FILE}
     accepts = cls.peft_accepts
     return [
-        f"{key}={json.dumps(value)}"
+        f"{key}={fields.cut(json.dumps(value))}"
         for key, value in inert.items()
         if not (accepts[key](value) if key in accepts else value in (None, False, [], {}))
     ]
@@ -301,7 +315,9 @@ def _params(path: Path, tensors: Mapping[str, Tensor], method: Method) -> tuple[
         if found is None:
             problems.append(f"{key}: no tensor of {_type_name(type(method))} has that name")
             continue
-        if not _safe.is_finite(tensors[key]):
+        if not tensors[key].is_floating_point():
+            problems.append(f"{key}: holds whole numbers ({tensors[key].dtype}), which are no weights of an adapter")
+        elif not tensors[key].is_meta and not _safe.is_finite(tensors[key]):
             problems.append(f"{key}: holds NaN or infinite values")
         module, name = found
         if key.startswith(_SHARED_PREFIX) and not key.startswith(_PREFIX):
@@ -351,13 +367,7 @@ def _may_be_own(method: Method, path: str, name: str) -> bool:
     kinds = ("linear", "embedding", "conv2d", "norm", "other")
     owns = (Own(path, name, kind, is_adapted) for kind in kinds for is_adapted in (False, True))
     saved = method.modules_to_save
-    return any(map(method.trains, owns)) or (bool(saved) and any(selects(saved, part) for part in _parents(path)))
-
-
-def _parents(path: str) -> list[str]:
-    """`path` and the paths of the modules that hold it."""
-    parts = path.split(".")
-    return [".".join(parts[: i + 1]) for i in range(len(parts))]
+    return any(map(method.trains, owns)) or (bool(saved) and any(selects(saved, part) for part in parents(path)))
 
 
 def _keys(method: Method, path: str, module: Params, is_embedding: bool) -> dict[str, Tensor]:

@@ -1,7 +1,6 @@
 """What the methods with factors lora_A (r, in) and lora_B (out, r) have in common: their settings, and how they are checked."""
 
 import dataclasses
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
@@ -9,7 +8,7 @@ import torch
 
 from inlay.core import lowrank
 from inlay.methods._contract import TOKEN_ROWS, LinearBase, LinearMethod, Own, Params, Self, require
-from inlay.names import matches_end
+from inlay.names import fault, matches_end
 
 REFERENCE_ALPHA = 32
 """The lora_alpha, with scaling lora_alpha / r, that learning-rate rules are stated for: at it the best rate hardly depends
@@ -100,7 +99,9 @@ class LowRank(LinearMethod):
         for field in ("rank_pattern", "alpha_pattern"):
             for key in getattr(self, field):
                 wrong = f"a key of {field} is not a regular expression"
-                require(_compiles(key), wrong, f"{key!r}", "a module's name, or an expression with all brackets closed")
+                require(
+                    not fault(key), wrong, f"{key[:80]!r}", "a module's name, or an expression with all brackets closed"
+                )
         require(
             0 <= self.lora_dropout < 1,
             "lora_dropout is a probability below 1",
@@ -159,11 +160,3 @@ class LowRank(LinearMethod):
     @property
     def input_dropout(self) -> float:
         return self.lora_dropout
-
-
-def _compiles(key: str) -> bool:
-    try:
-        re.compile(rf"^(.*\.)?({key})$")
-    except re.error:
-        return False
-    return True

@@ -5,6 +5,7 @@ module itself, its weight and its name in the model never change.
 """
 
 import contextlib
+import functools
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from inlay.methods._contract import Method, Params, PromptMethod
 from inlay.model import prompts, targets
 from inlay.model.adapted import Adapted, Route, Router
 from inlay.model.adapter import Adapter
+from inlay.model.checks import is_same
 from inlay.model.experts import AdaptedExperts, experts_of, nested, unnested
 from inlay.model.fitting import check_heard, fit_
 from inlay.model.fresh import Measured
@@ -136,11 +138,16 @@ class Attached:
 
     def read(self, source: str | Path, name: str, *, force: bool = False) -> Adapter:
         """An adapter from disk or the hub, checked against this model and not attached; see `attach`."""
-        file = peft.read(source)
+        origin = functools.partial(self._check_origin, name, force=force)
+        file = peft.read(source, lambda outline: (origin(outline.record), self._fitting(name, outline)))
+        file = self._fitting(name, file)
+        return Adapter(name, file.method, file.params, file.record, file.shared)
+
+    def _fitting(self, name: str, file: peft.PeftAdapter) -> peft.PeftAdapter:
+        """An adapter's file as it applies to this model, whose layers it fits; of an outline, the shapes alone can tell."""
         if file.model_type is not None:
             file = file._replace(params=adapterhub.placed(file.params, file.model_type, self.module))
         file = self._known(unnested(file, self.maps))
-        self._check_origin(name, file.record, force)
         problems = self.layout.problems(file.method, file.params) + self._other_weights(file.copies)
         if problems:
             resized = any(f"{end}.weight: shape" in problem for problem in problems for end in peft.BROUGHT)
@@ -153,7 +160,7 @@ class Attached:
                 )
             )
         check_heard(name, file, self.layout)
-        return Adapter(name, file.method, file.params, file.record, file.shared)
+        return file
 
     def save(
         self, name: str, directory: Path, record: dict[str, Any], *, form: Literal["peft", "adapterhub"] = "peft"
@@ -274,7 +281,7 @@ class Attached:
         return [
             f"{path}: the file brings a weight of its own, and it is not this base's"
             for path, weight in copies.items()
-            if path not in self.maps or not torch.equal(weight.float(), self.maps[path].stored.float())
+            if path not in self.maps or not is_same(weight, self.maps[path].stored)
         ]
 
     def detach(self, name: str) -> Adapter:

@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from inlay.errors import ConfigError, FormatError, explain
 from inlay.fields import MISFIT, fit, shown
@@ -69,3 +70,8 @@ def check_sampling(max_new_tokens: int | None, sampling: Sampling, seed: int) ->
         found, hints = zip(*problems, strict=True)
         raise ConfigError(explain("an answer can't be made with these settings", found=found, do=" ".join(hints)))
     sampling.check()
+
+
+def is_same(weight: Tensor, stored: Tensor) -> bool:
+    """The numbers of two tensors are equal; of one without numbers, as in an outline, the shape."""
+    return weight.shape == stored.shape and (weight.is_meta or torch.equal(weight.float(), stored.float()))

@@ -7,7 +7,6 @@ matches nothing, even where the rest matches: a name that is silently ignored is
 in each child of a layer, a layer being a member of a `torch.nn.ModuleList`. `own_tensors` are what the modules hold.
 """
 
-import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
@@ -17,11 +16,12 @@ from torch import nn
 
 from inlay import methods
 from inlay.errors import TargetError, explain, nearest
+from inlay.fields import shown
 from inlay.methods import name_of
 from inlay.methods._contract import Block, LinearMethod, Method, Own
 from inlay.model.experts import experts_of
 from inlay.model.linear import Linear, as_linear
-from inlay.names import Names, is_named, is_regex, matches, matches_end, split
+from inlay.names import Names, fault, is_named, is_regex, matches, matches_end, split
 
 Problems = dict[str, list[str]]
 """What matches nothing, by the field that asked for it."""
@@ -275,7 +275,7 @@ def _select(field: str, names: Names, paths: list[str], problems: Problems) -> s
         _check_regex(field, names)
         chosen = {path for path in paths if matches(names, path)}
         if not chosen:
-            problems.setdefault(field, []).append(f"the regular expression {names!r} of {field}")
+            problems.setdefault(field, []).append(f"the regular expression {shown(names)} of {field}")
         return chosen
     chosen = set()
     for name in split(names):
@@ -287,12 +287,12 @@ def _select(field: str, names: Names, paths: list[str], problems: Problems) -> s
 
 
 def _check_regex(field: str, pattern: str) -> None:
-    try:
-        re.compile(pattern)
-    except re.error as error:
+    if reason := fault(pattern):
         raise TargetError(
-            explain(f"{field} is not a regular expression", found=f"{pattern!r}: {error}", do="check its brackets")
-        ) from None
+            explain(
+                f"{field} is not a regular expression", found=f"{shown(pattern)}: {reason}", do="check its brackets"
+            )
+        )
 
 
 def _refuse(problems: Problems, method: LinearMethod, paths: list[str]) -> None:
