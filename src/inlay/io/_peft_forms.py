@@ -1,6 +1,7 @@
 """The forms in which PEFT has the tensors of convolutions, here matrices, and of fused experts, here stacks."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -33,3 +34,12 @@ def unflattened(name: str, tensor: Tensor, count: int) -> Tensor:
     if name == "lora_B":
         return tensor.unflatten(1, (-1, count)).permute(2, 0, 1).contiguous()
     return tensor.unflatten(0, (count, -1))
+
+
+def whole(value: Any) -> Any:
+    """32.0 as 32: readers expect whole numbers where `peft` writes them."""
+    if isinstance(value, Mapping):
+        return {key: whole(item) for key, item in value.items()}
+    if isinstance(value, tuple):
+        return list(value) or None
+    return int(value) if isinstance(value, float) and value.is_integer() and value else value

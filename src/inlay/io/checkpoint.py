@@ -19,7 +19,7 @@ import torch
 
 from inlay.core.product import DTYPES
 from inlay.errors import FormatError, UnknownNameError, explain, few, nearest
-from inlay.io import _safe
+from inlay.io import _safe, counts
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 INDEX = "model.safetensors.index.json"
@@ -78,6 +78,7 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
     tensors: dict[str, _safe.TensorEntry] = {}
     for file in _weight_files(model.directory):
         tensors |= _safe.read_header(file).tensors
+    counts.check(model.directory / "config.json", model.config, tensors)
     return dataclasses.replace(model, tensors=tensors)
 
 
@@ -95,6 +96,7 @@ def open_config(source: str | Path, patterns: Sequence[str] = ("config.json",)) 
     _check_sizes(directory)
     config = _safe.read_json(directory / "config.json")
     _check_plain(directory, config)
+    counts.check(directory / "config.json", config, {})
     name = directory.name if os.path.exists(os.path.expanduser(source)) else str(source)
     return Checkpoint(directory, name, config, {})
 

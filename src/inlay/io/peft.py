@@ -22,7 +22,7 @@ from torch import Tensor
 from inlay import fields, methods
 from inlay.errors import CompatibilityError, FormatError, explain, few
 from inlay.io import _safe, adapterhub, output
-from inlay.io._peft_forms import flat, flattened, kernel
+from inlay.io._peft_forms import flat, flattened, kernel, whole
 from inlay.io.card import card
 from inlay.io.checkpoint import fetch
 from inlay.methods._contract import LinearMethod, Method, Own, Params
@@ -388,17 +388,8 @@ def _config(method: Method) -> dict[str, Any]:
     values = {field.name: getattr(method, field.name) for field in dataclasses.fields(method)}
     left_out = {"exclude_modules", "layers_to_transform", *method.peft_omits}
     values = {key: value for key, value in values.items() if key not in left_out} | dict(method.peft_writes)
-    return {"peft_type": _type_name(type(method))} | {key: _whole(value) for key, value in values.items()}
+    return {"peft_type": _type_name(type(method))} | {key: whole(value) for key, value in values.items()}
 
 
 def _type_name(cls: type[Method]) -> str:
     return cls.peft_type or cls.__name__.upper()
-
-
-def _whole(value: Any) -> Any:
-    """32.0 as 32: readers expect whole numbers where `peft` writes them."""
-    if isinstance(value, Mapping):
-        return {key: _whole(item) for key, item in value.items()}
-    if isinstance(value, tuple):
-        return list(value) or None
-    return int(value) if isinstance(value, float) and value.is_integer() and value else value
