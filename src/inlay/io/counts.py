@@ -1,7 +1,8 @@
 """The counts of a configuration against what the files hold, before a model of that many layers and that width is made.
 
-`transformers` makes whatever a config.json says: 100 million layers, a table of 10^12 rows, a head for 10^9 labels; gigabytes are
-gone before one weight is looked at. But every layer has a tensor of its own, and every matrix of a model is among its tensors:
+`transformers` makes whatever a config.json says: 100 million layers, a table of 10^12 rows, a head for 10^9 labels; gigabytes
+are gone before one weight is looked at. But every layer has a tensor of its own, and every matrix of a model is
+among its tensors:
 
     layers <= tensors + 64        size * width <= 4 * numbers in the files + 4 million, for every size
 
@@ -62,9 +63,7 @@ def check(path: Path, config: Mapping[str, Any], tensors: Mapping[str, TensorEnt
                 wrong = "below 0"
             elif _LAYERS.search(key) and count > most_layers:
                 wrong = f"the files hold {len(tensors):,} tensors" if tensors else "more than any model has"
-            elif key in ("id2label", "num_labels") and count > MAX_LABELS:
-                wrong = "more than any model has"
-            elif count > 2**31 and (_SIZES.search(key) or _POSITIONS.search(key)):
+            elif count > _most(key):
                 wrong = "more than any model has"
             elif tensors and (room := _room(key)) and count * width > 4 * numbers + room:
                 wrong = f"the files hold {numbers:,} numbers"
@@ -72,6 +71,13 @@ def check(path: Path, config: Mapping[str, Any], tensors: Mapping[str, TensorEnt
     if problems:
         wrong = "this configuration says what its model can't be"
         raise FormatError(explain(wrong, found=few(problems), do="fetch it again"))
+
+
+def _most(key: str) -> float:
+    """The largest count of this name, whatever the files hold."""
+    if key in ("id2label", "num_labels"):
+        return MAX_LABELS
+    return 2**31 if _SIZES.search(key) or _POSITIONS.search(key) else math.inf
 
 
 def _room(key: str) -> int:

@@ -138,13 +138,13 @@ class Attached:
 
     def read(self, source: str | Path, name: str, *, force: bool = False) -> Adapter:
         """An adapter from disk or the hub, checked against this model and not attached; see `attach`."""
-        origin = functools.partial(self._check_origin, name, force=force)
-        file = peft.read(source, lambda outline: (origin(outline.record), self._fitting(name, outline)))
-        file = self._fitting(name, file)
+        origin, fit = functools.partial(self._check_origin, name, force=force), functools.partial(self._fitting, name)
+        file = fit(peft.read(source, lambda outline: (origin(outline.record), fit(outline))))
+        check_heard(name, file, self.layout)
         return Adapter(name, file.method, file.params, file.record, file.shared)
 
     def _fitting(self, name: str, file: peft.PeftAdapter) -> peft.PeftAdapter:
-        """An adapter's file as it applies to this model, whose layers it fits; of an outline, the shapes alone can tell."""
+        """An adapter's file as it applies to this model, whose layers it fits; of an outline, the shapes alone tell."""
         if file.model_type is not None:
             file = file._replace(params=adapterhub.placed(file.params, file.model_type, self.module))
         file = self._known(unnested(file, self.maps))
@@ -152,14 +152,8 @@ class Attached:
         if problems:
             resized = any(f"{end}.weight: shape" in problem for problem in problems for end in peft.BROUGHT)
             what = ", with its vocabulary resized and saved with the tokenizer" if resized else ""
-            raise CompatibilityError(
-                explain(
-                    f"{name} does not fit {self.title}",
-                    found=few(problems),
-                    do=f"use the base it was trained on{what}: inlay inspect names it",
-                )
-            )
-        check_heard(name, file, self.layout)
+            hint = f"use the base it was trained on{what}: inlay inspect names it"
+            raise CompatibilityError(explain(f"{name} does not fit {self.title}", found=few(problems), do=hint))
         return file
 
     def save(
