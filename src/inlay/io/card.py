@@ -26,11 +26,15 @@ def card(method: Method, base_name: str, task_type: str | None, record: Mapping[
     task = record.get("task", {}).get("name")
     pipeline = _PIPELINES.get(task_type or "", "text-generation")
     command = f"eval {base} rows.jsonl --task {task}" if task else f"chat {base}"
+    said = record.get("text", {})
+    ends = " or ".join(f"`{token}`" for token in said.get("stop_tokens", ()))
+    asked = "It goes on with a text as it is, without the chat template" if said.get("form") == "text" else "It answers"
+    text = f"{asked}, and ends with {ends}.\n\n" if ends else ""
     loads = "load in peft, transformers and vLLM" if method.peft_type else "load in Inlay alone"
     return (
         f"---\nbase_model: {json.dumps(base_name)}\nlibrary_name: peft\npipeline_tag: {pipeline}\n"
         f"tags:\n- {name}\n- inlay\n---\n\n"
-        f"A {name} adapter for {base_name}.\n\n"
+        f"A {name} adapter for {base_name}.\n\n{text}"
         "```\n"
         f"inlay {command} --adapter .\n"
         "```\n\n"

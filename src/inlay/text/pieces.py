@@ -225,6 +225,8 @@ class Said:
                 return made
             if key == "properties":  # its keys are names of parameters, which may be "name" or "description"
                 return {name: self._schema(item, "") for name, item in value.items()}
+            if isinstance(value.get("enum"), list | tuple) and number:
+                self._must_have([(str(item), json.dumps(item)) for item in value["enum"]], number - 1)
             return {name: self._schema(item, name) for name, item in value.items()}
         if isinstance(value, list | tuple):
             return [self._schema(item, "") for item in value]
