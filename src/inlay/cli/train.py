@@ -78,7 +78,7 @@ class Train(OnBase):
                 eval_data=self.eval_data,
                 from_adapter=self.from_adapter,
                 settings=self.settings,
-                doing=lambda what: update(0, None, what),
+                doing=lambda what, done, total: update(done, total, what),
             )
         announce(job)
         if self.verbose:
@@ -132,7 +132,7 @@ def announce(job: jobs.Job) -> None:
     say("data", f"{job.source} · {train.num_rows:,} rows of {train.form}{form}")
     trained_on = f"{count(train.num_trained)} of them" if is_causal else f"{count(train.num_trained)} {unit}s"
     say("", f"{count(train.num_tokens)} tokens, {trained_on} trained on{_left_out(job)}")
-    for note in [*job.notes, *([f"{train.advice} of the rows"] if train.advice else [])]:
+    for note in [*job.notes, *train.notes, *([f"{train.advice} of the rows"] if train.advice else [])]:
         say("", note)
     if not is_causal:
         say("task", _tasks.describe(base))

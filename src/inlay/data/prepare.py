@@ -2,7 +2,8 @@
 
 import array
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from inlay.data.rows import Message, Row
@@ -15,7 +16,7 @@ MANY, TOO_MANY = 0.1, 0.5
 """Parts of the rows that are left out as too long: beyond the first it is said what would keep them, beyond the second the
 rows are refused, unless it was said what happens to longer ones."""
 
-_CHUNK_ROWS = 1000
+_CHUNK_ROWS = 200
 """Rows that are turned into tokens at a time."""
 
 
@@ -37,6 +38,14 @@ class Prepared:
     """Rows longer than max_length that were cut into windows."""
     advice: str = ""
     """What would keep the rows that were left out, where these are more than `MANY` of all."""
+    ends: tuple[int, ...] = ()
+    """The tokens that end what is trained on, where the task has such."""
+    notes: tuple[str, ...] = ()
+    """What was done to rows that are not trained on just as they stand, each with how often."""
+
+
+def unheard(done: int, total: int) -> None:
+    """Nobody wants to hear how many rows are done."""
 
 
 def prepare(
@@ -48,6 +57,7 @@ def prepare(
     *,
     may_be_empty: bool = False,
     positions: int | None = None,
+    progress: Callable[[int, int], None] = unheard,
 ) -> Prepared:
     """The rows as tokens with their targets marked, none longer than `max_length`.
 
@@ -57,6 +67,7 @@ def prepare(
     - `too_long`: 'drop' or 'window', see `inlay.text.mask.fit`; None is 'drop' for at most half of the rows.
     - `may_be_empty`: no row need be left.
     - `positions`: the most tokens that the model takes, for what is advised; None: any number.
+    - `progress`: hears how many rows are done, and of how many.
 
     **Raises:**
 
@@ -67,7 +78,11 @@ def prepare(
     problems: dict[str, str] = {}
     examples: list[Example] = []
     lengths = array.array("l")
-    for example in _examples(rows, tokenizer, train_on, problems):
+    ends: set[int] = set()
+    notes: Counter[str] = Counter()
+    for example in _examples(rows, tokenizer, train_on, problems, progress):
+        ends.update(example.ends)
+        notes.update(example.notes)
         if not problems:
             lengths.append(len(example.input_ids))
             examples += mask.fit(example, max_length, too_long or "drop")
@@ -87,6 +102,8 @@ def prepare(
         num_dropped=0 if too_long == "window" else too_many,
         num_windowed=too_many if too_long == "window" else 0,
         advice="" if too_long == "window" else advice(lengths, max_length, positions),
+        ends=tuple(sorted(ends)),
+        notes=tuple(f"{number:,} {note}" for note, number in notes.items()),
     )
 
 
@@ -135,9 +152,16 @@ def advice(lengths: Sequence[int], max_length: int, positions: int | None) -> st
     return ", ".join(f"--max-length {length} keeps {100 * part:.0f} %" for length, part in kept.items())
 
 
-def _examples(rows: Sequence[Row], tokenizer: Any, train_on: str, problems: dict[str, str]) -> Iterator[Example]:
+def _examples(
+    rows: Sequence[Row],
+    tokenizer: Any,
+    train_on: str,
+    problems: dict[str, str],
+    progress: Callable[[int, int], None],
+) -> Iterator[Example]:
     """The rows as tokens; entries in `problems` for those that can't be trained on, each with what to do."""
     for first in range(0, len(rows), _CHUNK_ROWS):
+        progress(first, len(rows))
         part = rows[first : first + _CHUNK_ROWS]
         made = [value for row in part for value in _tried(row, tokenizer, train_on, problems)]
         drafts = [value for value in made if isinstance(value, Draft)]
@@ -146,6 +170,7 @@ def _examples(rows: Sequence[Row], tokenizer: Any, train_on: str, problems: dict
                 yield example
             else:
                 problems[f"{example.source}: no token of it would be trained on"] = ""
+    progress(len(rows), len(rows))
 
 
 def _tried(row: Row, tokenizer: Any, train_on: str, problems: dict[str, str]) -> Sequence[Draft | Example]:

@@ -14,6 +14,7 @@ import os
 import platform
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,6 +29,8 @@ from inlay.io import peft
 from inlay.methods._contract import Method
 from inlay.model.adapter import Adapter
 from inlay.model.base import Base
+from inlay.model.purpose import CAUSAL_LM
+from inlay.text import stops
 from inlay.training import going_on, keep, loop, tasks, watch
 from inlay.training.measure import measure
 from inlay.training.memory import peak_rss_bytes
@@ -186,6 +189,8 @@ class Job:
     def _write(self, directory: Path, progress: loop.Progress, report: Report, whole: bool = True) -> None:
         record = self._record(progress, report) if whole else {}
         self.adapter.record = {"base": {"name": self.base.checkpoint.name, **self.base.fingerprint.as_dict()}}
+        if self.base.task == CAUSAL_LM:
+            record |= {"text": stops.record_of(self.train.form, self.train.ends, self.base.tokenizer)}
         self.adapter.record |= self.base.about_task | record
         self.base.save(self.adapter.name, directory, record)
 
@@ -216,7 +221,7 @@ def prepare(
     eval_data: Source | None = None,
     from_adapter: str | Path | None = None,
     settings: Settings | None = None,
-    doing: Callable[[str], None] = lambda what: None,
+    doing: Callable[[str, int, int | None], None] = lambda what, done, total: None,
 ) -> Job:
     """Read and check everything that a run needs, attach the new adapter, and choose what was left open.
 
@@ -227,7 +232,7 @@ def prepare(
     - `method`: how to adapt, as a method or by its name; `DEFAULT_METHOD`, or that of `from_adapter`, unless given.
     - `output`: the directory that will hold the adapter; it must not exist. Its last part is the adapter's name.
     - `from_adapter`: an adapter of this base that the training goes on from.
-    - `doing`: hears what is being done.
+    - `doing`: hears what is being done, how much of it is done, and of how much in all, where that is known.
 
     **Raises:**
 
@@ -244,16 +249,23 @@ def prepare(
         method = earlier.method
     elif not isinstance(method, Method):
         method = methods.find(method or DEFAULT_METHOD)()
-    doing("reading rows")
+    doing("reading rows", 0, None)
     task = tasks.of(base)
     parts = split.divided(task.read, source, eval_data, settings.eval_fraction)
     rows, held_rows = parts.rows, parts.held_out
-    doing(f"tokenizing {len(rows) + len(held_rows):,} rows")
+    num_rows = len(rows) + len(held_rows)
+    what = f"tokenizing {num_rows:,} rows"
     virtual = getattr(method, "num_virtual_tokens", 0)
     how = (base, longest_row(base, settings.max_length, virtual), settings.train_on, settings.too_long)
-    train = task.prepare(rows, *how)
-    held_out = task.prepare(held_rows, *how, may_be_empty=eval_data is None) if held_rows else None
-    doing("measuring what the adapter starts from")
+    train = task.prepare(rows, *how, progress=lambda done, _: doing(what, done, num_rows))
+    held_out = None
+    if held_rows:
+        is_own = eval_data is not None
+        after = len(rows)
+        held_out = task.prepare(
+            held_rows, *how, may_be_empty=not is_own, progress=lambda done, _: doing(what, after + done, num_rows)
+        )
+    doing("measuring what the adapter starts from", 0, None)
     adapter = _new(base, name, method, train, settings) if earlier is None else base.put(earlier)
     try:
         output_directory.check_space(output, 8 * adapter.num_weights + (1 << 20))
@@ -304,7 +316,7 @@ def train(
             eval_data=eval_data,
             from_adapter=from_adapter,
             settings=from_dict(settings),
-            doing=lambda what: update(0, None, what),
+            doing=lambda what, done, total: update(done, total, what),
         )
         listeners = [watch.watch(update, tasks.of(base).unit)] if shown else []
         listeners += [] if on_step is None else [watch.each_step(on_step)]
@@ -330,7 +342,8 @@ def first_rows(
         found += task.prepare(part, base, length, settings.train_on, settings.too_long, may_be_empty=True).examples
         if len(found) >= count:
             break
-    return found[:count], parts.notes
+    done = Counter(note for example in found[:count] for note in getattr(example, "notes", ()))
+    return found[:count], (*parts.notes, *(f"{number:,} {note}" for note, number in done.items()))
 
 
 @functools.cache

@@ -5,12 +5,12 @@ over its targets, so that a step or an evaluation does not depend on how it was 
 """
 
 import abc
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
 from torch import Tensor
 
-from inlay.data.prepare import Prepared
+from inlay.data.prepare import Prepared, unheard
 from inlay.data.sources import TRAIN, Data, Source
 from inlay.model.attach import Rows
 from inlay.model.base import Base
@@ -70,6 +70,7 @@ class Task(abc.ABC):
         too_long: str | None,
         *,
         may_be_empty: bool = False,
+        progress: Callable[[int, int], None] = unheard,
     ) -> Prepared:
         """The rows as samples, see `inlay.data.prepare.prepare`."""
 

@@ -4,7 +4,7 @@ import abc
 import dataclasses
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -14,7 +14,7 @@ from inlay.core.cross_entropy import IGNORE
 from inlay.data import files
 from inlay.data.forms import is_null
 from inlay.data.keys import unused_of
-from inlay.data.prepare import Prepared, advice, check_lengths
+from inlay.data.prepare import Prepared, advice, check_lengths, unheard
 from inlay.data.sources import TRAIN, Data, Source, read
 from inlay.errors import ConfigError, DataError, explain, few
 from inlay.model import targets
@@ -106,12 +106,14 @@ class PaddedTask(Task):
         too_long: str | None,
         *,
         may_be_empty: bool = False,
+        progress: Callable[[int, int], None] = unheard,
     ) -> Prepared:
         self._check_settings(train_on, too_long)
         if base.max_length is not None:  # where positions are learned, some are not for tokens
             max_length = min(max_length, base.tokenizer.model_max_length)
         samples, problems = [], []
-        for row in rows:
+        for i, row in enumerate(rows):
+            progress(i, len(rows))
             try:
                 samples.append(self.sample(row, base))
             except DataError as error:

@@ -4,13 +4,13 @@ The work is done where it always was: rows in `inlay.data`, tokens in `inlay.tex
 `inlay.training.loss`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import ClassVar
 
 from torch import Tensor
 
 from inlay.data import forms
-from inlay.data.prepare import Prepared, prepare
+from inlay.data.prepare import Prepared, prepare, unheard
 from inlay.data.rows import Row
 from inlay.data.sources import TRAIN, Data, Source
 from inlay.model.base import Base
@@ -39,10 +39,11 @@ class CausalLm(Task):
         too_long: str | None,
         *,
         may_be_empty: bool = False,
+        progress: Callable[[int, int], None] = unheard,
     ) -> Prepared:
         base.check_causal()
         how = (base.tokenizer, max_length, train_on, too_long)
-        return prepare(rows, *how, may_be_empty=may_be_empty, positions=base.max_length)
+        return prepare(rows, *how, may_be_empty=may_be_empty, positions=base.max_length, progress=progress)
 
     def num_targets(self, samples: Sequence[Example]) -> int:
         return batch.num_targets(samples)
