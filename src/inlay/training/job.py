@@ -342,6 +342,8 @@ def first_rows(
         found += task.prepare(part, base, length, settings.train_on, settings.too_long, may_be_empty=True).examples
         if len(found) >= count:
             break
+    if not found:
+        task.prepare(rows, base, length, settings.train_on, settings.too_long)  # it says why
     done = Counter(note for example in found[:count] for note in getattr(example, "notes", ()))
     return found[:count], (*parts.notes, *(f"{number:,} {note}" for note, number in done.items()))
 
