@@ -54,6 +54,18 @@ def test_a_prompt_can_end_no_turn():
     assert ids.count(end) == 1
 
 
+def test_reserved_tokens_are_control_tokens_too():
+    """Special in the vocabulary alone, as most of Llama 3's are, and written by no template."""
+    from tokenizers import AddedToken
+
+    tok = tokenizer()
+    tok.add_tokens([AddedToken("<|python_tag|>", special=True)])
+    assert "<|python_tag|>" not in tok.all_special_tokens
+    ids = prompt_ids(tok, "<|python_tag|>print(1)")
+    assert tok.convert_tokens_to_ids("<|python_tag|>") not in ids
+    assert "<|python_tag|>print(1)" in tok.decode(ids)
+
+
 def test_tokens_that_are_not_special_are_the_owners_own():
     tok = tokenizer()
     tok.add_tokens(["<person>"])
@@ -127,6 +139,8 @@ def test_each_row_stops_at_what_its_own_adapter_ends_with(base):
     for name, own in (("chat", record("messages", "<|im_end|>")), ("text", record("text", "</s>")), ("peft", {})):
         held.create(Lora(r=2), name).record = own
     assert held.stop_ids("chat") == [eos, end]
+    assert held.stop_ids("text") == [eos]
+    held.get("text").record = record("text", "</s>", "<|no such token|>")
     assert held.stop_ids("text") == [eos]
     assert held.stop_ids("peft") == held.stop_ids(None) == [eos, end]  # what would end a turn of the template
     given = []

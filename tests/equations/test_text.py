@@ -286,9 +286,6 @@ def test_a_tokenizer_without_offsets_gives_the_same_tokens(name):
         def __call__(self, *arguments, **options):
             return {"input_ids": self.tok(*arguments, **options)["input_ids"]}
 
-        def __len__(self):
-            return len(self.tok)
-
         def __getattr__(self, key):
             return getattr(self.tok, key)
 

@@ -53,10 +53,10 @@ def stop_ids(tokenizer: Any, record: Mapping[str, Any]) -> list[int]:
     if said is None:
         found = [*_of_template(tokenizer)]
     else:
-        vocabulary = tokenizer.get_vocab()
-        found = [vocabulary[text] for text in said if text in vocabulary]
-    ids = [tokenizer.eos_token_id, *found]
-    return list(dict.fromkeys(token for token in ids if token is not None))
+        ids = {text: tokenizer.convert_tokens_to_ids(text) for text in said}
+        known = {text: token for text, token in ids.items() if token is not None}
+        found = [token for text, token in known.items() if tokenizer.convert_ids_to_tokens(token) == text]
+    return [token for token in dict.fromkeys([tokenizer.eos_token_id, *found]) if token is not None]
 
 
 def _of_template(tokenizer: Any) -> tuple[int, ...]:

@@ -229,7 +229,8 @@ def opening(tokenizer: Any) -> str | None:
 
 def added_tokens(tokenizer: Any) -> Added:
     """The added tokens of a tokenizer, and which of them its template writes; looked up once."""
-    state = (tokenizer.chat_template, len(tokenizer), tokenizer.eos_token)
+    # not its length, which counts the whole vocabulary anew; plain tokens that are added later end nothing
+    state = (tokenizer.chat_template, tokenizer.eos_token, len(tokenizer.all_special_tokens))
     if (found := _added.get(tokenizer)) is None or found[0] != state:
         written = ""
         with contextlib.suppress(DataError):

@@ -49,7 +49,8 @@ class Added:
 def added(tokenizer: Any, written: str) -> Added:
     """The added tokens of a tokenizer whose chat template writes, for one, `written`."""
     vocabulary = tokenizer.get_added_vocab()
-    special = set(tokenizer.all_special_tokens)
+    special = {*tokenizer.all_special_tokens}
+    special |= {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
     controls = {text for text in {*vocabulary, *special} if text.strip() and not is_tag(text)}
     controls = {text for text in controls if text in special or text in written}
     # some vocabularies have runs of newlines among them, which end nothing
