@@ -170,11 +170,32 @@ def test_a_parquet_file_that_inflates_by_its_dictionary_is_stopped(tmp_path, mon
     """Its figures are small: hundreds of rows, all of them one long text that is written once."""
     monkeypatch.setattr(arrow, "MAX_INFLATED_BYTES", 20 << 20)
     column = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 300, pyarrow.int32()), ["a" * (1 << 18)])
+    kept = tmp_path / "kept.parquet"  # Arrow's type is a dictionary still
+    pyarrow.parquet.write_table(pyarrow.Table.from_arrays([column], names=["text"]), kept)
+    refused(kept, "far larger", error=CapacityError)
     path = tmp_path / "rows.parquet"
     pyarrow.parquet.write_table(
         pyarrow.Table.from_arrays([column], names=["text"]).cast(pyarrow.schema({"text": "string"})), path
     )
     refused(path, "far larger", error=CapacityError)
+
+
+def test_a_row_of_parquet_is_no_longer_than_others(tmp_path, monkeypatch):
+    monkeypatch.setattr(arrow, "MAX_ROW_BYTES", 1 << 16)
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["a" * (1 << 20)]}), tmp_path / "rows.parquet")
+    refused(tmp_path / "rows.parquet", "too long to be read", error=DataError)
+    texts = ["b"] * 100 + ["a" * (1 << 20)]
+    pyarrow.parquet.write_table(pyarrow.table({"text": texts}), tmp_path / "one.parquet")
+    refused(tmp_path / "one.parquet", "too long to be read", error=DataError)
+
+
+def test_names_of_any_number_and_length_make_short_messages(tmp_path):
+    rows = {f"column {i}": "a" for i in range(3000)}
+    assert len(refused([rows], "column 9", "and 2,990 more")) < 1000
+    assert len(refused([{"x" * 100_000: "a"}], "xxx...")) < 1000
+    assert len(refused([{"messages": [{"role": "user", "content": "a", "x" * 100_000: 1}]}], "xxx...")) < 1000
+    pyarrow.parquet.write_table(pyarrow.table({name: ["a"] for name in rows}), tmp_path / "rows.parquet")
+    refused(tmp_path / "rows.parquet", "and 2,990 more", error=DataError)
 
 
 def test_sound_files_that_compress_well_are_read(tmp_path, monkeypatch):

@@ -10,19 +10,24 @@ which names the type where somebody wanted it.
 """
 
 import dataclasses
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from inlay.errors import CapacityError, FormatError, InlayError, explain
+from inlay.data.keys import cut, twice_in
+from inlay.errors import CapacityError, DataError, FormatError, InlayError, explain
 
-MAX_INFLATED_BYTES = 1 << 30
+MAX_INFLATED_BYTES = 1 << 29
 """Beyond this a file may not hold more than `MAX_RATIO` times its own size."""
 
 MAX_RATIO = 20
 """Text that was written by people becomes three to ten times smaller, not twenty."""
+
+MAX_ROW_BYTES = 64 << 20
+"""A row is not longer than this, as in files of text."""
 
 MIN_ROW_BYTES = 128
 """What a row takes at least, as Python holds it."""
@@ -53,9 +58,10 @@ def read_parquet(path: Path) -> Iterator[tuple[int, Any]]:
             meter.check(inflated)
             number = 0
             for i, group in enumerate(groups):
-                size = max(1, min(BATCH_ROWS, _BATCH_BYTES // max(1, group.total_byte_size)))
+                meter.check_row(group.total_byte_size, group.num_rows)
+                size = min(BATCH_ROWS, _BATCH_BYTES // max(1, group.total_byte_size))
                 for batch in file.iter_batches(max(size, 16), row_groups=[i], columns=columns):
-                    for row in _rows(batch, unread, meter):
+                    for row in _rows(batch, unread, meter, size or 1):
                         number += 1
                         yield number, row
     except (InlayError, UnicodeDecodeError):
@@ -81,10 +87,10 @@ def read_ipc(path: Path) -> Iterator[tuple[int, Any]]:
             columns, unread = _columns(reader.schema, str(path))
             meter, number = _Meter(path), 0
             for batch in batches:
-                for start in range(0, batch.num_rows, BATCH_ROWS):
-                    for row in _rows(batch.slice(start, BATCH_ROWS).select(columns), unread, meter):
-                        number += 1
-                        yield number, row
+                at_once = max(1, min(BATCH_ROWS, _BATCH_BYTES // max(1, batch.nbytes)))
+                for row in _rows(batch.select(columns), unread, meter, at_once):
+                    number += 1
+                    yield number, row
     except (InlayError, UnicodeDecodeError):
         raise
     except (pyarrow.lib.ArrowException, OSError, ValueError, OverflowError) as error:
@@ -104,6 +110,12 @@ def rows_of(batches: Iterable[Any], where: str) -> Iterator[tuple[int, Any]]:
         for row in batch.select(columns).to_pylist():
             number += 1
             yield number, without_nulls(row) | unread
+
+
+def stands_twice(name: str, where: str) -> FormatError:
+    """That a column stands twice: a row can keep one of the two alone."""
+    do = "rename or remove one of the two"
+    return FormatError(explain("a column stands twice", found=f"{where}: {cut(name)!r}", do=do))
 
 
 def without_nulls(value: Any) -> Any:
@@ -133,11 +145,9 @@ def _columns(schema: Any, where: str) -> tuple[list[str], dict[str, Unread]]:
 
 
 def _check_names(fields: Any, where: str) -> None:
-    names = [field.name for field in fields]
-    twice = next((name for name in names if names.count(name) > 1), None)
+    twice = twice_in(field.name for field in fields)
     if twice is not None:
-        do = "rename or remove one of the two"
-        raise FormatError(explain("a column stands twice", found=f"{where}: {twice!r}", do=do))
+        raise stands_twice(twice, where)
     for field in fields:
         _check_names([field.type.field(i) for i in range(field.type.num_fields)], f"{where}: {field.name}")
 
@@ -154,10 +164,18 @@ def _is_readable(kind: Any) -> bool:
     return any(is_kind(kind) for is_kind in (*plain, types.is_integer, types.is_floating))
 
 
-def _rows(batch: Any, unread: dict[str, Unread], meter: "_Meter") -> Iterator[dict[str, Any]]:
-    meter.count(batch)
-    for row in batch.to_pylist():
-        yield without_nulls(row) | unread
+def _rows(batch: Any, unread: dict[str, Unread], meter: "_Meter", at_once: int) -> Iterator[dict[str, Any]]:
+    for start in range(0, batch.num_rows, at_once):
+        for row in batch.slice(start, at_once).to_pylist():
+            meter.count(row)
+            yield without_nulls(row) | unread
+
+
+def _size(value: Any) -> int:
+    """The bytes of what a value says, as Python holds it: a letter of a text takes up to four."""
+    if isinstance(value, dict):
+        return sum(map(_size, value.values()))
+    return sum(map(_size, value)) if isinstance(value, list) else sys.getsizeof(value)
 
 
 class _Meter:
@@ -167,10 +185,23 @@ class _Meter:
         self._path, self._total, self._size = path, 0, path.stat().st_size
         self._free = psutil.virtual_memory().available
 
-    def count(self, batch: Any) -> None:
-        """Add a batch of rows."""
-        self._total += max(batch.nbytes, MIN_ROW_BYTES * batch.num_rows)
+    def count(self, row: dict[str, Any]) -> None:
+        """Add a row."""
+        size = max(MIN_ROW_BYTES, _size(row))
+        self.check_row(size // 4, 1)
+        self._total += size
         self.check(self._total)
+
+    def check_row(self, num_bytes: int, num_rows: int) -> None:
+        """Refuse rows that are too long.
+
+        **Raises:**
+
+        - `DataError`: on the average they are longer than a row may be.
+        """
+        if num_bytes > MAX_ROW_BYTES * max(1, num_rows):
+            found = f"{self._path}: {num_rows:,} rows of {num_bytes:,} bytes"
+            raise DataError(explain("a row is too long to be read", found=found, do="cut it into several rows"))
 
     def check(self, inflated: int) -> None:
         """Refuse a file that holds far more than its size, or than the memory.

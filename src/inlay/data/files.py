@@ -6,13 +6,14 @@ twice in one object or in one header, since one of the two would be lost.
 """
 
 import csv
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from inlay.data import arrow, json_text
+from inlay.data.keys import twice_in
 from inlay.errors import CapacityError, DataError, FormatError, explain
 
 Numbered = tuple[int, Any]
@@ -130,7 +131,8 @@ def _read_csv(path: Path) -> Iterator[Numbered]:
 
 
 def _check_header(header: list[str], path: Path) -> None:
-    check_names(header, str(path))
+    if (twice := twice_in(header)) is not None:
+        raise arrow.stands_twice(twice, str(path))
     if len(header) == 1 and (other := next((sign for sign in ";\t|" if sign in header[0]), None)):
         raise FormatError(
             explain(
@@ -139,22 +141,6 @@ def _check_header(header: list[str], path: Path) -> None:
                 do="write it with commas; tabs where the file is named .tsv",
             )
         )
-
-
-def check_names(names: Iterable[str], where: str) -> None:
-    """Refuse a column that stands twice.
-
-    **Raises:**
-
-    - `FormatError`: one does: a row can keep one of the two alone.
-    """
-    seen: set[str] = set()
-    for name in names:
-        if name in seen:
-            raise FormatError(
-                explain("a column stands twice", found=f"{where}: {name!r}", do="rename or remove one of the two")
-            )
-        seen.add(name)
 
 
 READERS: dict[str, Callable[[Path], Iterator[Numbered]]] = {

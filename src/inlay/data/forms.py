@@ -24,6 +24,8 @@ from inlay.data.keys import (
     PROMPTS,
     SYSTEMS,
     TOOLS,
+    cut,
+    in_words,
     unused_of,
 )
 from inlay.data.rows import Message, Row
@@ -141,10 +143,10 @@ def _laid_out(columns: _Columns, source: str, value: Mapping[str, Any]) -> Row:
 def _unknown(value: Mapping[str, Any]) -> str:
     """That a row is of no layout, and what was meant."""
     keys = [str(key) for key, item in value.items() if not is_null(item)]
-    nulls = [f"{key} is null" for key, item in value.items() if is_null(item)]
-    meant = {key: "text" if key == "content" else nearest(key, _NAMED) for key in keys if key not in _NAMED}
+    nulls = [f"{cut(key)} is null" for key, item in value.items() if is_null(item)]
+    meant = {key: "text" if key == "content" else nearest(cut(key), _NAMED) for key in keys[:10] if key not in _NAMED}
     notes = nulls + [f"{key}: did you mean {other}?" for key, other in meant.items() if other]
-    return f"keys {', '.join(keys) or 'none'}" + (f" ({'; '.join(notes[:5])})" if notes else "")
+    return f"keys {in_words(keys) or 'none'}" + (f" ({'; '.join(notes[:5])})" if notes else "")
 
 
 def _conversation(columns: _Columns, key: str, source: str) -> Row:

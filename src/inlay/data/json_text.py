@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from inlay.data.keys import ROW_KEYS
+from inlay.data.keys import ROW_KEYS, cut, twice_in
 from inlay.errors import DataError, FormatError, explain, few
 
 _CHUNK = 1 << 20
@@ -91,9 +91,8 @@ def bounded_lines(file: TextIO, path: Path, max_characters: int) -> Iterator[str
 def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(pairs)
     if len(made) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise FormatError(f"the name {twice[:80]!r} stands twice in one object")
+        twice = twice_in(name for name, _ in pairs) or ""
+        raise FormatError(f"the name {cut(twice)!r} stands twice in one object")
     return made
 
 

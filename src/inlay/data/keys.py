@@ -3,7 +3,7 @@
 `docs/guides/data.md` shows a row of every layout; a test keeps the two together.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 CONVERSATIONS = ("messages", "conversations", "conversation")
@@ -76,6 +76,31 @@ TEXT_PARTS = ("text", "input_text", "output_text")
 
 ROW_KEYS = frozenset({*CONVERSATIONS, *PROMPTS, *COMPLETIONS, *PREFERENCES, "text", "references"})
 """An object with one of these is a row, not a file's list of rows with something beside it."""
+
+
+MAX_SHOWN = 40
+"""Characters of a name that a message shows."""
+
+
+def cut(name: Any) -> str:
+    """A name for a message: a file may hold one of any length."""
+    text = str(name)
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
+
+
+def in_words(names: Sequence[Any]) -> str:
+    """Some names for a message: the first ten, and how many more there are."""
+    return ", ".join([*map(cut, names[:10]), *([f"and {len(names) - 10:,} more"] if len(names) > 10 else [])])
+
+
+def twice_in(names: Iterable[str]) -> str | None:
+    """A name that stands twice, or None."""
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            return name
+        seen.add(name)
+    return None
 
 
 def unused_of(keys: Iterable[Any]) -> list[str]:

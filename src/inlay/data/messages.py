@@ -9,7 +9,7 @@ from typing import Any
 
 from inlay.data import json_text
 from inlay.data.files import what
-from inlay.data.keys import FLAGS, KEPT, ROLES, TEXT_PARTS, THOUGHTS, WHAT, WHO
+from inlay.data.keys import FLAGS, KEPT, ROLES, TEXT_PARTS, THOUGHTS, WHAT, WHO, cut, in_words
 from inlay.data.rows import Message
 from inlay.errors import DataError, nearest
 
@@ -116,9 +116,9 @@ def _turn(turn: Any) -> tuple[Message, bool | None]:
 def _check_keys(given: Mapping[str, Any]) -> None:
     unknown = [str(key) for key in given if key not in _KNOWN]
     if unknown:
-        near = nearest(unknown[0], _KNOWN)
+        near = nearest(cut(unknown[0]), _KNOWN)
         hint = f", did you mean {near}?" if near else f"; known are {', '.join(_KNOWN)}"
-        raise DataError(f"has an unknown key, {unknown[0]}{hint}")
+        raise DataError(f"has an unknown key, {cut(unknown[0])}{hint}")
     for names in (WHO, WHAT, THOUGHTS, CALLS):
         both = [name for name in names if name in given]
         if len(both) > 1:
@@ -132,7 +132,9 @@ def _role(given: Mapping[str, Any]) -> str:
     role = ROLES.get(said.lower()) if isinstance(said, str) else None
     if role is None:
         roles = dict.fromkeys(ROLES.values())
-        raise DataError(f"has role {said!r}; roles are {', '.join(role for role in roles if role != 'function_call')}")
+        raise DataError(
+            f"has role {cut(said)!r}; roles are {', '.join(role for role in roles if role != 'function_call')}"
+        )
     return role
 
 
@@ -153,9 +155,9 @@ def _part(part: Any) -> str:
     given = {key: value for key, value in part.items() if value is not None}
     kind = given.get("type", "text" if "text" in given else None)
     if kind not in TEXT_PARTS:
-        raise DataError(f"has a part of type {kind}, and text alone can be trained on")
+        raise DataError(f"has a part of type {cut(kind)}, and text alone can be trained on")
     if given.keys() - {"type", "text"} or not isinstance(given.get("text"), str):
-        raise DataError(f"has a part of type {kind} with {', '.join(map(str, given))}, not type and text")
+        raise DataError(f"has a part of type {kind} with {in_words([*given])}, not type and text")
     return given["text"]
 
 
@@ -180,7 +182,9 @@ def _call(value: Any) -> dict[str, Any]:
     unknown = [str(key) for key in (*outer, *inner) if key not in ("id", "type", "index", "name", "arguments")]
     if unknown or not isinstance(inner.get("name"), str) or outer.get("type", "function") != "function":
         wrong = (
-            f"a call with an unknown key, {unknown[0]}" if unknown else "a call that is not of a function with a name"
+            f"a call with an unknown key, {cut(unknown[0])}"
+            if unknown
+            else "a call that is not of a function with a name"
         )
         raise DataError(f"has {wrong}: {json.dumps(value, default=str, ensure_ascii=False)[:80]}")
     arguments = inner.get("arguments", {})
@@ -196,7 +200,7 @@ def _flag(given: Mapping[str, Any], role: str) -> bool | None:
     flags = {key: given[key] for key in FLAGS if key in given}
     for key, value in flags.items():
         if not isinstance(value, bool | int | float) or value not in (0, 1):
-            raise DataError(f"has {key} {value!r}, not 0 or 1")
+            raise DataError(f"has {key} {cut(repr(value))}, not 0 or 1")
         if value and role != "assistant" and key != "weight":
             raise DataError(f"is of the {role}, and {key} is {value!r}: answers of the assistant alone are trained on")
     said: Sequence[bool] = [bool(value) for value in flags.values()]

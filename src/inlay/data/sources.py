@@ -10,6 +10,7 @@ from typing import Any, Generic, TypeVar
 
 from inlay.data import arrow, files, folders
 from inlay.data.files import Numbered
+from inlay.data.keys import cut
 from inlay.errors import DataError, FormatError, UnknownNameError, explain, few, nearest
 from inlay.names import in_utf8
 
@@ -125,7 +126,9 @@ def _names(opened: _Opened, splits: set[str]) -> list[str]:
 
 def _unused_in_words(unused: Counter[str], num_rows: int) -> str:
     """Columns that are not used, with the rows that they stand in where not all have them."""
-    shown = [name if count >= num_rows else f"{name} (in {count:,} rows)" for name, count in unused.most_common()]
+    shown = [
+        cut(name) if count >= num_rows else f"{cut(name)} (in {count:,} rows)" for name, count in unused.most_common()
+    ]
     return f"{len(unused):,} {'column' if len(unused) == 1 else 'columns'} not used: {', '.join(few(shown))}"
 
 
