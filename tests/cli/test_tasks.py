@@ -8,9 +8,9 @@ import pytest
 import torch
 import transformers
 
+from inlay.model.encode import inputs
 from inlay.model.load import load
 from inlay.training import tasks
-from inlay.training.tasks._padded import inputs
 from tests.support import bases
 from tests.support import tasks as support
 from tests.support.command import run, run_json

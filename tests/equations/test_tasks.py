@@ -16,9 +16,9 @@ from inlay import methods
 from inlay.errors import CompatibilityError, ConfigError, DataError, UnknownNameError
 from inlay.io.checkpoint import open_checkpoint
 from inlay.model import load as loading
+from inlay.model.encode import inputs
 from inlay.training import job, metrics, tasks
 from inlay.training.tasks import embedding
-from inlay.training.tasks._padded import inputs
 from tests.support import bases
 from tests.support import tasks as support
 
@@ -377,7 +377,7 @@ def test_an_adapter_of_another_task_or_other_classes_is_refused(tmp_path):
     base = load(tmp_path, "llama", "sequence-classification")
     bases.jsonl(tmp_path / "rows.jsonl", support.rows("sequence-classification", 12))
     job.train(base, tmp_path / "rows.jsonl", method=inlay.Lora(r=2), output=tmp_path / "mine", max_steps=1)
-    assert tasks.labels_of(tmp_path / "mine") == ("no", "yes")
+    assert tasks.about(tmp_path / "mine")[1] == ("no", "yes")
     with pytest.raises(CompatibilityError, match="another task"):
         inlay.load(tmp_path / "llama").attach(tmp_path / "mine")
     with pytest.raises(CompatibilityError, match="other classes"):

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from inlay.cli import answered_by
+from inlay.cli import _tasks, answered_by
 from inlay.cli._command import OnBase, repeated
 from inlay.cli._lines import Lines
 from inlay.cli._screen import say
@@ -62,6 +62,7 @@ class Chat(OnBase):
 
     def run(self) -> int:
         """Read messages until the end of the input."""
+        _tasks.check_answers("chat", self.model, self.adapter)
         base = self.load()
         names = attach_all(base, self.adapter, self.force)
         base.active = names[0] if names else None

@@ -25,9 +25,9 @@ class Eval(OnBase):
     data: Data
     """The rows: a JSONL, JSON, CSV or Parquet file, a folder of them, or a data set on the hub."""
 
-    task: str = CAUSAL_LM
+    task: str | None = None
     """What is measured: causal-lm, sequence-classification, token-classification, seq2seq or embedding; the last four have
-    scores of their own."""
+    scores of their own. Unless given, what the adapter was trained for, or else what the base was made for."""
 
     adapter: str | None = None
     """An adapter directory, measured beside the plain base."""
@@ -55,12 +55,13 @@ class Eval(OnBase):
 
     def run(self) -> int:
         """Measure and print."""
+        name = self.task or _tasks.guess(self.model, self.adapter)
         if self.scores != "none":
-            _tasks.check_causal(self.task, f"--scores {self.scores}")
-        task = tasks.find(self.task)
+            _tasks.check_causal(name, f"--scores {self.scores}")
+        task = tasks.find(name)
         if self.max_new_tokens and not task.has_answers:
-            _tasks.check_causal(self.task, f"--max-new-tokens {self.max_new_tokens}")
-        base = self.load(_tasks.purpose(self.model, self.task, self.data, self.adapter))
+            _tasks.check_causal(name, f"--max-new-tokens {self.max_new_tokens}")
+        base = self.load(_tasks.purpose(self.model, name, self.data, self.adapter))
         adapter = base.attach(self.adapter, force=self.force).name if self.adapter else None
         data = task.read(self.data, TEST)
         rows = data.rows
@@ -68,6 +69,8 @@ class Eval(OnBase):
         prepared = task.prepare(rows, base, length, self.train_on, "drop")
         examples = job.spread(prepared.examples, self.rows or len(prepared.examples))
         say("base", f"{base.describe()} · {base.fingerprint}")
+        if name != CAUSAL_LM:
+            say("task", _tasks.describe(base))
         left_out = (
             f" · {prepared.num_dropped:,} longer than {prepared.max_length:,} left out" if prepared.num_dropped else ""
         )

@@ -4,7 +4,7 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from inlay.cli import _screen
+from inlay.cli import _screen, _tasks
 from inlay.cli._command import OnBase, repeated
 from inlay.errors import ConfigError, FormatError, UnknownNameError, explain
 from inlay.model.base import Base
@@ -66,6 +66,7 @@ class Generate(OnBase):
         if not prompts:
             found = "no --prompt" if self.prompts is None else f"{self.prompts}: no line with text"
             raise ConfigError(explain("there is nothing to answer", found=found, do="--prompt 'Once upon a time'"))
+        _tasks.check_answers("generate", self.model, self.adapter)
         base = self.load()
         names = attach_all(base, self.adapter, self.force) or [None]
         rows = [(prompt, name) for prompt in prompts for name in names]

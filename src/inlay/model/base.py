@@ -5,7 +5,7 @@ where that is faster or asked for (`inlay.model.frozen`). They never change: an 
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -241,6 +241,32 @@ class Base(Attached):
                 **sampling.arguments(),
             )
         return self.tokenizer.batch_decode(out[:, longest:], skip_special_tokens=True)
+
+    def predict(
+        self,
+        rows: Sequence[str | Mapping[str, Any]],
+        adapter: Rows = None,
+        *,
+        max_new_tokens: int | None = None,
+    ) -> list[dict[str, Any]]:
+        """What the base says of every row, by its task: a label, tags, a vector or an answer; see `inlay.model.predict`.
+
+        **Arguments:**
+
+        - `rows`: texts, or objects with the keys of the task, such as `text` and `text_pair`.
+        - `adapter`: a name for all rows, or one name or None per row; None: the plain base.
+        - `max_new_tokens`: longest answer, where the task has answers.
+
+        **Raises:**
+
+        - `DataError`: rows without what the task reads, or longer than the model's positions.
+        - `ConfigError`: the plain base has no trained head for the task.
+        """
+        from inlay.model import predict
+
+        if isinstance(rows, str):
+            raise ConfigError(explain("rows are a list", found=f"{rows!r}", do=f"[{rows!r}]"))
+        return predict.predict(self, predict.prepare(self, rows), adapter, max_new_tokens)
 
     @property
     def end_tokens(self) -> list[int]:

@@ -153,7 +153,11 @@ def check_generates(purpose: Purpose) -> None:
     if purpose.task != CAUSAL_LM:
         found = f"this base was loaded for {purpose.task}"
         raise ConfigError(
-            explain("a causal language model continues prompts", found=found, do="inlay.load(MODEL) without task=")
+            explain(
+                "a causal language model continues prompts",
+                found=found,
+                do="base.predict(rows); inlay.load(MODEL) without task= continues prompts",
+            )
         )
 
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from inlay import plugins
 from inlay.errors import ConfigError, explain
-from inlay.io import peft
-from inlay.io.checkpoint import open_checkpoint
+from inlay.io import _safe, adapterhub, peft
+from inlay.io.checkpoint import fetch, open_checkpoint
 from inlay.model import load as loading
 from inlay.model.base import Base
 from inlay.model.purpose import CAUSAL_LM, Purpose, has_own_head
@@ -76,14 +76,12 @@ def of_adapter(source: str | Path, adapter: str | Path) -> Purpose:
 
     A file of `peft` names the kind of model and not the classes, which are then called as `transformers` calls them.
     """
-    file = peft.read(adapter)
-    about = file.record.get("task", {})
-    by_type = {find(name).task_type: name for name in names()}
-    found = find(about.get("name") or by_type.get(file.task_type or "", CAUSAL_LM))
+    name, labels = about(adapter)
+    found = find(name)
     if not found.heads or has_own_head(open_checkpoint(source), found.purpose()):
         return found.purpose()
-    labels = tuple(about.get("labels", ())) or tuple(f"LABEL_{i}" for i in range(_num_classes(file, found)))
-    return purpose(source, found.name, labels)
+    numbers = range(0 if labels else _num_classes(peft.read(adapter), found))
+    return purpose(source, found.name, labels or tuple(f"LABEL_{i}" for i in numbers))
 
 
 def _num_classes(file: peft.PeftAdapter, task: Task) -> int:
@@ -96,6 +94,24 @@ def _num_classes(file: peft.PeftAdapter, task: Task) -> int:
     return len(weights[-1]) if weights else 0
 
 
-def labels_of(adapter: str | Path) -> tuple[str, ...]:
-    """The names of the classes that an adapter was trained for, by its `inlay.json`; empty where that says nothing."""
-    return tuple(peft.read(adapter).record.get("task", {}).get("labels", ()))
+def about(adapter: str | Path) -> tuple[str, tuple[str, ...]]:
+    """(the task that an adapter was trained for, the names of its classes where it says them), before its tensors are read."""
+    directory = fetch(adapter, "adapter", [*peft.FILES, adapterhub.TENSORS, *adapterhub.BESIDE])
+    config = _safe.read_json(directory / peft.CONFIG) if (directory / peft.CONFIG).is_file() else {}
+    record = peft.read_record(directory).get("task") or {}
+    by_type = {find(name).task_type: name for name in names()}
+    return record.get("name") or by_type.get(str(config.get("task_type")), CAUSAL_LM), tuple(record.get("labels") or ())
+
+
+def of_checkpoint(source: str | Path) -> str | None:
+    """The task that a base was made for, by its files: that of its class; None where that has no head of a task."""
+    checkpoint = open_checkpoint(source)
+    made = str((checkpoint.config.get("architectures") or [""])[0])
+    by_kind = {find(name).auto_class.removeprefix("AutoModel"): name for name in names() if find(name).heads}
+    classes = next((name for kind, name in by_kind.items() if made.endswith(kind)), None)
+    if classes is not None:
+        return classes
+    if checkpoint.config.get("is_encoder_decoder"):
+        return "seq2seq"
+    is_embedder = (checkpoint.directory / "modules.json").is_file()  # as sentence-transformers writes them
+    return "embedding" if is_embedder else CAUSAL_LM if made.endswith(("ForCausalLM", "LMHeadModel")) else None

@@ -1,13 +1,17 @@
 """Tasks whose answers are classes: their names, and their numbers in the model."""
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
 import torch
 
-from inlay.errors import DataError, explain
+from inlay import fields
+from inlay.errors import ConfigError, DataError, explain
 from inlay.model.base import Base
 from inlay.training.tasks._padded import PaddedTask
+
+_WHOLE = re.compile(r"-?[0-9]+")
 
 MAX_SHOWN = 20
 """As many names of classes stand in a message."""
@@ -27,7 +31,7 @@ class LabelledTask(PaddedTask):
         - `DataError`: there is only one: nothing is to be told apart.
         """
         names = set(found)
-        whole = all(name.isdigit() for name in names)
+        whole = all(map(_WHOLE.fullmatch, names))
         if len(names) < 2:
             raise DataError(
                 explain(
@@ -40,21 +44,39 @@ class LabelledTask(PaddedTask):
 
 
 def class_of(label: str, base: Base) -> int:
-    """The number of a class.
+    """The number of a class, by its name; or by its number where the base has no names but LABEL_0, LABEL_1 and so on.
 
     **Raises:**
 
-    - `DataError`: the base has no class of that name.
+    - `DataError`: the base has no such class.
+    - `ConfigError`: its head does not tell classes apart.
     """
+    kind = getattr(base.model.config, "problem_type", None)
+    if len(base.labels) < 2 or kind in ("regression", "multi_label_classification"):
+        found = f"problem_type {kind}, {len(base.labels)} classes"
+        raise ConfigError(
+            explain("this base's head does not choose one class of several", found=found, do="a base without a head")
+        )
+    number = {"false": "0", "true": "1"}.get(label, label)
+    if label not in base.labels and _are_unnamed(base.labels) and _WHOLE.fullmatch(number):
+        label = f"LABEL_{int(number)}"
     if label not in base.labels:
         known = ", ".join(base.labels[:MAX_SHOWN]) + (" ..." if len(base.labels) > MAX_SHOWN else "")
         raise DataError(f"unknown label {label!r}; the classes are {known}")
     return base.labels.index(label)
 
 
-def is_label(value: object) -> bool:
-    """A label is a string of some length, or a whole number."""
-    return isinstance(value, str | int) and not isinstance(value, bool) and value != ""
+def _are_unnamed(labels: Sequence[str]) -> bool:
+    """These are the names that `transformers` gives classes whose names nobody said."""
+    return all(label == f"LABEL_{number}" for number, label in enumerate(labels))
+
+
+def label_of(value: object) -> str | None:
+    """A label as text: a string of some length, a whole number, however it is written, or true or false; None of others."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    whole = fields.fit(value, int)
+    return (value or None) if isinstance(value, str) else None if whole is fields.MISFIT else str(whole)
 
 
 def predictions(logits: torch.Tensor) -> list[int]:

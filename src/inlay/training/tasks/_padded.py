@@ -7,9 +7,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, ClassVar
 
-import torch
-from torch import Tensor
-
 from inlay.core.cross_entropy import IGNORE
 from inlay.data import files
 from inlay.data.forms import is_null
@@ -17,8 +14,8 @@ from inlay.data.keys import unused_of
 from inlay.data.prepare import Prepared, advice, check_lengths, unheard
 from inlay.data.sources import TRAIN, Data, Source, read
 from inlay.errors import ConfigError, DataError, explain, few
-from inlay.model import targets
 from inlay.model.base import Base
+from inlay.model.encode import groups
 from inlay.training import memory
 from inlay.training.tasks._contract import Task
 
@@ -168,45 +165,5 @@ class PaddedTask(Task):
 
     def parts(self, base: Base, samples: Sequence[Sample], max_tokens: int | None) -> Iterator[list[Sample]]:
         most = max_tokens or memory.micro_batch_tokens(base)
-        group: list[Sample] = []
-        for sample in sorted(samples, key=self.length):
-            if group and (len(group) + 1) * self.length(sample) > most:
-                yield group
-                group = []
-            group.append(sample)
-        if group:
-            yield group
-
-
-def inputs(base: Base, rows: Sequence[Sequence[int]], types: Sequence[Sequence[int]] = ()) -> dict[str, Tensor]:
-    """What a model is called with for rows of tokens: padded at the end, with the mask of what is not padding."""
-    device = targets.device_of(base.model)
-    made = {
-        "input_ids": padded(rows, pad_id(base)),
-        "attention_mask": padded([[1] * len(row) for row in rows], 0),
-    }
-    if any(types):
-        made["token_type_ids"] = padded(types, 0)
-    return {name: tensor.to(device) for name, tensor in made.items()}
-
-
-def padded(rows: Sequence[Sequence[int]], filler: int) -> Tensor:
-    """Rows of numbers as one tensor (rows, longest), filled up at the end."""
-    longest = max(map(len, rows))
-    return torch.tensor([[*row, *[filler] * (longest - len(row))] for row in rows])
-
-
-def pad_id(base: Base) -> int:
-    """The token that rows are filled up with; the model's configuration names it afterwards, since some models look there for
-    the last real token of a row."""
-    chosen = base.pad_token
-    base.model.config.pad_token_id = base.model.config.get_text_config().pad_token_id = chosen
-    return chosen
-
-
-def text_ids(base: Base, text: str) -> tuple[int, ...]:
-    """A text as tokens, with those that the tokenizer puts around it."""
-    ids = tuple(base.tokenizer(text)["input_ids"])
-    if not ids:
-        raise DataError("a text of no tokens")
-    return ids
+        for group in groups([self.length(sample) for sample in samples], most):
+            yield [samples[i] for i in group]

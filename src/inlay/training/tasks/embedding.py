@@ -23,8 +23,9 @@ from torch import Tensor
 from inlay.data import files
 from inlay.model.attach import Rows
 from inlay.model.base import Base
+from inlay.model.encode import points, text_ids
 from inlay.training import metrics
-from inlay.training.tasks._padded import KeyedRow, PaddedTask, Sample, inputs, text_ids
+from inlay.training.tasks._padded import KeyedRow, PaddedTask, Sample
 
 TEMPERATURE = 0.05
 """What similarities are divided by."""
@@ -102,15 +103,6 @@ def info_nce(
     same = (kinds[:, None] == kinds) & ~torch.eye(len(texts), dtype=torch.bool, device=similarity.device)
     own = torch.arange(len(texts), device=similarity.device)
     return torch.nn.functional.cross_entropy(similarity.masked_fill(same, -torch.inf), own, reduction="sum")
-
-
-def points(base: Base, rows: Sequence[Sequence[int]]) -> Float[Tensor, "rows width"]:
-    """Where texts of tokens lie, under the adapters that are active: in float32 or wider, of length 1."""
-    given = inputs(base, rows)
-    hidden = base.model(**given).last_hidden_state
-    wide = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
-    mask = given["attention_mask"][..., None].to(wide.dtype)
-    return torch.nn.functional.normalize((wide * mask).sum(1) / mask.sum(1), dim=-1)
 
 
 @torch.no_grad()

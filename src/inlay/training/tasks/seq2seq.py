@@ -18,9 +18,10 @@ from inlay.core.cross_entropy import IGNORE, cross_entropy_sum
 from inlay.data import files
 from inlay.model.attach import Rows
 from inlay.model.base import DEFAULT_NEW_TOKENS, Base
+from inlay.model.encode import answers, inputs, padded, text_ids
 from inlay.text.mask import check_tokenizer
 from inlay.training.score import bleu
-from inlay.training.tasks._padded import KeyedRow, PaddedTask, Sample, inputs, pad_id, padded, text_ids
+from inlay.training.tasks._padded import KeyedRow, PaddedTask, Sample
 
 ROOM = 16
 """An answer may be twice as long as the longest reference, and as many tokens more, but not beyond `DEFAULT_NEW_TOKENS`."""
@@ -88,28 +89,15 @@ class Seq2Seq(PaddedTask):
             ids.setdefault(sample.row.prompt, sample)
         longest = max(len(sample.labels) for sample in samples)
         most = max_new_tokens or min(DEFAULT_NEW_TOKENS, 2 * longest + ROOM)
-        answers: dict[str, str] = {}
+        replies: dict[str, str] = {}
         with base.using(rows):
             for part in self.parts(base, list(ids.values()), None):
-                said = answer(base, [sample.input_ids for sample in part], most)
-                answers |= dict(zip((sample.row.prompt for sample in part), said, strict=True))
+                said = answers(base, [sample.input_ids for sample in part], most)
+                replies |= dict(zip((sample.row.prompt for sample in part), said, strict=True))
         scorer = RougeScorer(["rougeL"], use_stemmer=False)
         rouge = [
-            max(scorer.score(reference, answers[prompt])["rougeL"].fmeasure for reference in references)
+            max(scorer.score(reference, replies[prompt])["rougeL"].fmeasure for reference in references)
             for prompt, references in wanted.items()
         ]
-        texts = [answers[prompt] for prompt in wanted]
+        texts = [replies[prompt] for prompt in wanted]
         return {"bleu": bleu(texts, list(wanted.values())), "rouge_l": sum(rouge) / len(rouge)}
-
-
-def answer(base: Base, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[str]:
-    """The greedy answers to prompts of tokens, under the adapters that are active."""
-    out = base.model.generate(
-        **inputs(base, prompts),
-        max_new_tokens=max_new_tokens,
-        num_beams=1,
-        do_sample=False,
-        pad_token_id=pad_id(base),
-        eos_token_id=base.end_tokens,
-    )
-    return [text.strip() for text in base.tokenizer.batch_decode(out, skip_special_tokens=True)]

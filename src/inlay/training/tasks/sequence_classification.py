@@ -15,9 +15,10 @@ from inlay.core.cross_entropy import IGNORE, cross_entropy_sum
 from inlay.data import files
 from inlay.model.attach import Rows
 from inlay.model.base import Base
+from inlay.model.encode import inputs, pair_ids, text_ids
 from inlay.training import metrics
-from inlay.training.tasks._labelled import LabelledTask, class_of, is_label, predictions
-from inlay.training.tasks._padded import KeyedRow, Sample, inputs, text_ids
+from inlay.training.tasks._labelled import LabelledTask, class_of, label_of, predictions
+from inlay.training.tasks._padded import KeyedRow, Sample
 
 UNLABELLED = (-1, IGNORE)
 """Labels of rows that were never labelled: GLUE's test rows, and what everybody leaves out of a loss."""
@@ -40,12 +41,13 @@ class SequenceClassification(LabelledTask):
         for key in ("text", "text_pair"):
             if key in value and not isinstance(value[key], str):
                 return f"{key} is {files.what(value[key])}, not a string"
-        if not is_label(value["label"]):
-            return f"label is {files.what(value['label'])}, not a string or a whole number"
+        label = label_of(value["label"])
+        if label is None:
+            return f"label is {files.what(value['label'])}, not a string, a whole number, true or false"
         if not isinstance(value["label"], str) and value["label"] in UNLABELLED:
             return f"label {value['label']} says that the row has no label: remove it, or write a class as text"
         texts = {key: value[key] for key in ("text", "text_pair") if key in value}
-        return {**texts, "label": str(value["label"])}
+        return {**texts, "label": label}
 
     def labels(self, rows: Sequence[KeyedRow]) -> tuple[str, ...]:
         return self.names(row.values["label"] for row in rows)
@@ -54,9 +56,8 @@ class SequenceClassification(LabelledTask):
         label = class_of(row.values["label"], base)
         if "text_pair" not in row.values:
             return Sample(row, text_ids(base, row.values["text"]), (label,))
-        made = base.tokenizer(row.values["text"], row.values["text_pair"])
-        types = made.get("token_type_ids", ()) if getattr(base.model.config, "type_vocab_size", 0) > 1 else ()
-        return Sample(row, tuple(made["input_ids"]), (label,), tuple(types))
+        ids, types = pair_ids(base, row.values["text"], row.values["text_pair"])
+        return Sample(row, ids, (label,), types)
 
     def loss_of(self, base: Base, samples: Sequence[Sample]) -> Tensor:
         logits = self.logits(base, samples)

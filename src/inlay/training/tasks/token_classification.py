@@ -16,12 +16,13 @@ from torch import Tensor
 
 from inlay.core.cross_entropy import IGNORE, cross_entropy_sum
 from inlay.data import files
-from inlay.errors import ConfigError, DataError, explain
+from inlay.errors import DataError
 from inlay.model.attach import Rows
 from inlay.model.base import Base
+from inlay.model.encode import inputs, padded, word_ids
 from inlay.training import metrics
-from inlay.training.tasks._labelled import LabelledTask, class_of, is_label, predictions
-from inlay.training.tasks._padded import KeyedRow, Sample, inputs, padded
+from inlay.training.tasks._labelled import LabelledTask, class_of, label_of, predictions
+from inlay.training.tasks._padded import KeyedRow, Sample
 
 NOT_SCORED = str(IGNORE)
 """The tag of words that are not scored, as everybody writes it."""
@@ -47,40 +48,25 @@ class TokenClassification(LabelledTask):
             return f"keys {', '.join(map(str, value)) or 'none'}"
         if not (isinstance(tokens, list) and tokens and all(isinstance(word, str) for word in tokens)):
             return f"tokens is {files.what(tokens)}, not a list of strings"
-        if not (isinstance(tags, list) and all(map(is_label, tags))):
+        named = [label_of(tag) for tag in tags] if isinstance(tags, list) else [None]
+        if not isinstance(tags, list) or None in named:
             return f"tags is {files.what(tags)}, not a list of strings or whole numbers"
         if len(tokens) != len(tags):
             return f"{len(tokens)} tokens and {len(tags)} tags"
-        return {"tokens": tokens, "tags": [str(tag) for tag in tags]}
+        return {"tokens": tokens, "tags": named}
 
     def labels(self, rows: Sequence[KeyedRow]) -> tuple[str, ...]:
         return self.names(tag for row in rows for tag in row.values["tags"] if tag != NOT_SCORED)
 
     def sample(self, row: KeyedRow, base: Base) -> Sample:
-        if not base.tokenizer.is_fast:
-            raise ConfigError(
-                explain(
-                    "the pieces of a word are known from a fast tokenizer alone",
-                    found=type(base.tokenizer).__name__,
-                    do="a base with a tokenizer.json",
-                )
-            )
-        words, tags = row.values["tokens"], row.values["tags"]
-        made = base.tokenizer(" ".join(words), return_offsets_mapping=True)
-        labels = [IGNORE] * len(made["input_ids"])
-        start, piece, last = 0, 0, -1
-        for word, tag in zip(words, tags, strict=True):
-            stop = start + len(word)
-            while piece < len(labels) and made["offset_mapping"][piece][1] <= start:
-                piece += 1
-            if piece == len(labels) or made["offset_mapping"][piece][0] >= stop or piece == last:
-                raise DataError(f"the tokenizer has no piece of its own for {word!r}")
+        ids, firsts = word_ids(base, row.values["tokens"])
+        labels = [IGNORE] * len(ids)
+        for first, tag in zip(firsts, row.values["tags"], strict=True):
             if tag != NOT_SCORED:
-                labels[piece] = class_of(tag, base)
-            start, last = stop + 1, piece
+                labels[first] = class_of(tag, base)
         if all(label == IGNORE for label in labels):
             raise DataError(f"no word of it is scored: all tags are {NOT_SCORED}")
-        return Sample(row, tuple(made["input_ids"]), tuple(labels))
+        return Sample(row, ids, tuple(labels))
 
     def loss_of(self, base: Base, samples: Sequence[Sample]) -> Tensor:
         logits = self.logits(base, samples)

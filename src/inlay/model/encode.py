@@ -1,0 +1,121 @@
+"""Texts as what a model is called with: tokens, rows that are filled up and their mask; and the points that embeddings are."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from inlay.errors import ConfigError, DataError, explain
+from inlay.model import targets
+from inlay.model.base import Base
+
+
+def text_ids(base: Base, text: str) -> tuple[int, ...]:
+    """A text as tokens, with those that the tokenizer puts around it.
+
+    **Raises:**
+
+    - `DataError`: it has none.
+    """
+    ids = tuple(base.tokenizer(text)["input_ids"])
+    if not ids:
+        raise DataError("a text of no tokens")
+    return ids
+
+
+def pair_ids(base: Base, text: str, other: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """(two texts as the tokens of one row, which of the two each token belongs to; nothing where the model does not ask)."""
+    made = base.tokenizer(text, other)
+    types = made.get("token_type_ids", ()) if getattr(base.model.config, "type_vocab_size", 0) > 1 else ()
+    return tuple(made["input_ids"]), tuple(types)
+
+
+def word_ids(base: Base, words: Sequence[str]) -> tuple[tuple[int, ...], list[int]]:
+    """(words with blanks between them as tokens, the number of each word's first piece among those).
+
+    **Raises:**
+
+    - `ConfigError`: the tokenizer does not know where its pieces stand in a text.
+    - `DataError`: a word has no piece of its own.
+    """
+    if not base.tokenizer.is_fast:
+        raise ConfigError(
+            explain(
+                "the pieces of a word are known from a fast tokenizer alone",
+                found=type(base.tokenizer).__name__,
+                do="a base with a tokenizer.json",
+            )
+        )
+    made = base.tokenizer(" ".join(words), return_offsets_mapping=True)
+    offsets, firsts = made["offset_mapping"], list[int]()
+    start, piece = 0, 0
+    for word in words:
+        stop = start + len(word)
+        while piece < len(offsets) and offsets[piece][1] <= start:
+            piece += 1
+        if piece == len(offsets) or offsets[piece][0] >= stop or firsts[-1:] == [piece]:
+            raise DataError(f"the tokenizer has no piece of its own for {word!r}")
+        firsts.append(piece)
+        start = stop + 1
+    return tuple(made["input_ids"]), firsts
+
+
+def inputs(base: Base, rows: Sequence[Sequence[int]], types: Sequence[Sequence[int]] = ()) -> dict[str, Tensor]:
+    """What a model is called with for rows of tokens: padded at the end, with the mask of what is not padding."""
+    device = targets.device_of(base.model)
+    made = {
+        "input_ids": padded(rows, pad_id(base)),
+        "attention_mask": padded([[1] * len(row) for row in rows], 0),
+    }
+    if any(types):
+        made["token_type_ids"] = padded(types, 0)
+    return {name: tensor.to(device) for name, tensor in made.items()}
+
+
+def padded(rows: Sequence[Sequence[int]], filler: int) -> Tensor:
+    """Rows of numbers as one tensor (rows, longest), filled up at the end."""
+    longest = max(map(len, rows))
+    return torch.tensor([[*row, *[filler] * (longest - len(row))] for row in rows])
+
+
+def pad_id(base: Base) -> int:
+    """The token that rows are filled up with; the model's configuration names it afterwards, since some models look there for
+    the last real token of a row."""
+    chosen = base.pad_token
+    base.model.config.pad_token_id = base.model.config.get_text_config().pad_token_id = chosen
+    return chosen
+
+
+def groups(lengths: Sequence[int], most: int) -> Iterator[list[int]]:
+    """The numbers of rows of these lengths, the short ones first, in groups of `most` tokens at most with their padding."""
+    group: list[int] = []
+    for number in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+        if group and (len(group) + 1) * lengths[number] > most:
+            yield group
+            group = []
+        group.append(number)
+    if group:
+        yield group
+
+
+def points(base: Base, rows: Sequence[Sequence[int]]) -> Float[Tensor, "rows width"]:
+    """Where texts of tokens lie, under the adapters that are active: in float32 or wider, of length 1."""
+    given = inputs(base, rows)
+    hidden = base.model(**given).last_hidden_state
+    wide = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
+    mask = given["attention_mask"][..., None].to(wide.dtype)
+    return torch.nn.functional.normalize((wide * mask).sum(1) / mask.sum(1), dim=-1)
+
+
+def answers(base: Base, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[str]:
+    """The greedy answers of an encoder and decoder to prompts of tokens, under the adapters that are active."""
+    out = base.model.generate(
+        **inputs(base, prompts),
+        max_new_tokens=max_new_tokens,
+        num_beams=1,
+        do_sample=False,
+        pad_token_id=pad_id(base),
+        eos_token_id=base.end_tokens,
+    )
+    return [text.strip() for text in base.tokenizer.batch_decode(out, skip_special_tokens=True)]
