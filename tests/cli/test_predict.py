@@ -64,7 +64,8 @@ def test_every_row_is_answered_in_its_place_and_the_task_is_the_adapters(places,
 
 def test_stdin_is_json_or_text_line_by_line(places, capsys, monkeypatch):
     place = places["sequence-classification"]
-    text = b'\xef\xbb\xbf{"text": "red 1", "id": 5}\n\ngreen and blue\n"quoted"\n'
+    text = b'\xef\xbb\xbf{"text": "red 1", "id": 5}\n\ngreen and blue\n"quoted"\n'  # with the mark that Windows puts in front
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text)))
     status, out, err = run(capsys, "predict", place / "base", "-", "--adapter", place / "mine", "--json")
     assert status == 0, err
     *rows, last = lines(out)
