@@ -10,7 +10,7 @@ from inlay.cli import _screen
 from inlay.cli._command import AdapterDirectory, Common
 from inlay.cli._screen import count, size
 from inlay.errors import ConfigError, explain
-from inlay.io import adapterhub, output, peft
+from inlay.io import _safe, adapterhub, engines, output, peft
 from inlay.io.checkpoint import open_config
 from inlay.io.fingerprint import short
 
@@ -47,9 +47,13 @@ class Inspect(Common):
         name = Path(self.adapter).resolve().name
         _screen.fact("", f"{name}: {methods.name_of(method)} {method.describe()} on {modules(params)}")
         _screen.fact("weights", f"{count(num_weights)}, {dtypes}, {size(num_bytes)}")
+        if task := record.get("task", {}).get("name"):
+            labels = record["task"].get("labels") or ()
+            _screen.fact("task", task + (f" · {len(labels)} classes: {', '.join(labels)}" if labels else ""))
         _screen.fact("base", f"{_base(base_name, record.get('base', {}))}")
         _screen.fact("trained", _training(record))
-        _screen.fact("loads in", _engines(file))
+        for label, line in _engines(self.adapter, file):
+            _screen.fact(label, line)
         if self.adapterhub is not None and self.model is not None:
             _write(file, self.adapterhub, self.model)
             _screen.fact("wrote", f"{self.adapterhub}/  for AdapterHub's adapters")
@@ -78,11 +82,19 @@ def modules(paths: Iterable[str]) -> str:
     return " ".join(names) + layers + gaps
 
 
-def _engines(file: peft.PeftAdapter) -> str:
-    """What else reads these files."""
-    if file.method.peft_type:
-        return "peft, transformers" if file.parameters or file.method.token_ids else "peft, transformers, vLLM"
-    return "inlay, adapters (AdapterHub)" if file.model_type else "inlay"
+def _engines(source: str, file: peft.PeftAdapter) -> list[tuple[str, str]]:
+    """What else reads these files, and what does not and why: labelled lines."""
+    if file.model_type:
+        return [("loads in", "inlay, adapters (AdapterHub)")]
+    directory = peft.fetched(source)
+    config = _safe.read_json(directory / peft.CONFIG)
+    entries = _safe.read_header(directory / peft.TENSORS).tensors
+    shapes = {name: entry.shape for name, entry in entries.items()}
+    found = engines.loading(config, shapes)
+    if not found:  # a method of Inlay alone: no list of what others lack
+        return [("loads in", "inlay")]
+    reasons = [f"{engine} ({', '.join(names)})" for engine, names in engines.reasons(config, shapes).items()]
+    return [("loads in", ", ".join(found)), *([("not in", "; ".join(reasons))] if reasons else [])]
 
 
 def _write(file: peft.PeftAdapter, directory: Path, model: str) -> None:

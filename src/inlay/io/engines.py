@@ -1,12 +1,15 @@
 """Who else loads an adapter's files as they are meant: one table of what each engine refuses, or passes over without a word.
 
 Each line names something that a file may have and the engines that it keeps out, from the sources of peft 0.21, transformers
-5.23, vLLM 0.33 and llama.cpp's `convert_lora_to_gguf.py` of autumn 2026. vLLM and llama.cpp take LoRA alone. An engine is named
+5.23, vLLM 0.33 and llama.cpp's `convert_lora_to_gguf.py` of autumn 2026. vLLM and llama.cpp take LoRA alone; the
+loader of transformers itself (`load_adapter`) drops DoRA's magnitudes without an error. An engine is named
 here where it loads such files on the bases that it knows; which those are is for its own documentation to say.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
+
+from inlay import methods
 
 PEFT, TRANSFORMERS, VLLM, LLAMA_CPP = "peft", "transformers", "vLLM", "llama.cpp (converted)"
 ENGINES = (PEFT, TRANSFORMERS, VLLM, LLAMA_CPP)
@@ -30,6 +33,10 @@ class Feature(NamedTuple):
     keeps_out: tuple[str, ...]
 
 
+def _peft_types() -> set[str]:
+    return {methods.find(name).peft_type for name in methods.names()} - {""}
+
+
 def _is_lora(name: str) -> bool:
     return ".lora_A." in name or ".lora_B." in name or ".lora_embedding_" in name
 
@@ -39,10 +46,12 @@ def _ranks(config: Config) -> list[int]:
 
 
 FEATURES = (
+    Feature("a method of Inlay alone", lambda c, t: c.get("peft_type") not in _peft_types(), ENGINES),
     Feature("another method than LoRA", lambda c, t: c.get("peft_type") != "LORA", (VLLM, LLAMA_CPP)),
     Feature("virtual tokens", lambda c, t: c.get("peft_type") in PROMPTS, (TRANSFORMERS,)),
     Feature("another task", lambda c, t: c.get("task_type") not in (None, "CAUSAL_LM"), (VLLM, LLAMA_CPP)),
-    Feature("DoRA", lambda c, t: bool(c.get("use_dora")), (VLLM, LLAMA_CPP)),
+    Feature("DoRA", lambda c, t: bool(c.get("use_dora")), (TRANSFORMERS, VLLM, LLAMA_CPP)),
+    Feature("tensors that all modules share", lambda c, t: c.get("peft_type") == "VERA", (TRANSFORMERS,)),
     Feature("biases", lambda c, t: c.get("bias", "none") != "none" or bool(c.get("lora_bias")), (VLLM, LLAMA_CPP)),
     Feature("whole modules", lambda c, t: bool(c.get("modules_to_save")), (VLLM, LLAMA_CPP)),
     Feature("single tokens", lambda c, t: bool(c.get("trainable_token_indices")), (VLLM, LLAMA_CPP)),

@@ -25,6 +25,7 @@ from inlay.io import _safe, adapterhub, output
 from inlay.io._peft_forms import flat, flattened, kernel, whole
 from inlay.io.card import card
 from inlay.io.checkpoint import fetch
+from inlay.io.engines import loading
 from inlay.methods._contract import LinearMethod, Method, Own, Params
 from inlay.names import Names, joined, parents, selects
 
@@ -126,7 +127,7 @@ def read(source: str | Path, fits: Callable[[PeftAdapter], Any] = lambda outline
     - `FormatError`: it is no adapter, a pickle, broken, or holds numbers that are not finite.
     - `CompatibilityError`: it uses something that Inlay does not do; every such thing is named.
     """
-    directory = fetch(source, "adapter", [*FILES, adapterhub.TENSORS, *adapterhub.BESIDE])
+    directory = fetched(source)
     if not (directory / CONFIG).is_file():
         raise FormatError(
             explain(
@@ -161,6 +162,11 @@ def _adapter(
     parameters = fields.fitted(_AboutTheBase, config).get("target_parameters") or ()  # checked with the method
     base_name, task_type = config.get("base_model_name_or_path"), config.get("task_type")
     return PeftAdapter(method, params, shared, copies, base_name, record, task_type, parameters)
+
+
+def fetched(source: str | Path) -> Path:
+    """The directory of an adapter: `source` itself, or the hub's copy of that name."""
+    return fetch(source, "adapter", [*FILES, adapterhub.TENSORS, *adapterhub.BESIDE])
 
 
 def read_record(directory: Path) -> dict[str, Any]:
@@ -237,7 +243,8 @@ def write(
     stored = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
     (directory / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True), "utf-8")
     (directory / TENSORS).write_bytes(save(stored, metadata={"format": "pt"}))
-    (directory / CARD).write_text(card(method, base_name, task_type, record), "utf-8")
+    engines = loading(config, {key: tensor.shape for key, tensor in stored.items()})
+    (directory / CARD).write_text(card(method, base_name, task_type, record, engines), "utf-8")
     write_record(directory, record)
 
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from inlay import plugins
 from inlay.errors import ConfigError, explain
-from inlay.io import _safe, adapterhub, peft
-from inlay.io.checkpoint import fetch, open_checkpoint
+from inlay.io import _safe, peft
+from inlay.io.checkpoint import open_checkpoint
 from inlay.model import load as loading
 from inlay.model.base import Base
 from inlay.model.purpose import CAUSAL_LM, Purpose, has_own_head
@@ -96,7 +96,7 @@ def _num_classes(file: peft.PeftAdapter, task: Task) -> int:
 
 def about(adapter: str | Path) -> tuple[str, tuple[str, ...]]:
     """(the task that an adapter was trained for, the names of its classes where it says them), before its tensors are read."""
-    directory = fetch(adapter, "adapter", [*peft.FILES, adapterhub.TENSORS, *adapterhub.BESIDE])
+    directory = peft.fetched(adapter)
     config = _safe.read_json(directory / peft.CONFIG) if (directory / peft.CONFIG).is_file() else {}
     record = peft.read_record(directory).get("task") or {}
     by_type = {find(name).task_type: name for name in names()}
