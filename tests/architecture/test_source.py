@@ -18,7 +18,7 @@ LARGE_ROOMS = {
     "model": (6_800, "the runtime, its trials, making a base and exporting one still share a room"),
     "training": (3_200, "tasks, measuring and the run still share a room"),
     "io": (2_600, "files of bases and formats of adapters still share a room"),
-    "cli": (2_600, "fourteen commands, one file each"),
+    "cli": (3_200, "fifteen commands, one file each"),
     "methods": (2_100, "fifteen methods, one file each"),
 }
 """Room -> (the lines that it may have, why it is larger than a room should be)."""

@@ -1,5 +1,6 @@
 """`--task` of train and eval, from the shell to the last line of JSON."""
 
+import io
 import json
 import warnings
 
@@ -56,7 +57,7 @@ def test_a_task_is_trained_and_evaluated(tmp_path, capsys, task, model, scores):
     assert ("starts fresh" in err) == (model == "bert")
 
 
-def test_the_screen_says_what_the_task_is(tmp_path, capsys):
+def test_the_screen_says_what_the_task_is(tmp_path, capsys, monkeypatch):
     place = place_for(tmp_path, "sequence-classification", "bert")
     status, _, err = run(capsys, *train(place, "sequence-classification", "-v"))
     assert status == 0, err
@@ -64,7 +65,12 @@ def test_the_screen_says_what_the_task_is(tmp_path, capsys):
     assert "classifier starts fresh" in err
     assert "rows padded, with a mask" in err
     assert "nats per row" in err
-    assert f"inlay eval {place / 'base'} {place / 'rows.jsonl'} --task sequence-classification --adapter" in err
+    command = next(line for line in err.splitlines() if line.startswith("try it")).split("| inlay ")[1].split()
+    assert command == ["predict", str(place / "base"), "-", "--adapter", str(place / "mine")]
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"some text\n")))
+    status, out, err = run(capsys, *command)
+    assert status == 0, err
+    assert json.loads(out)["label"] in ("no", "yes")
 
 
 def test_causal_models_say_nothing_of_tasks(tmp_path, capsys):

@@ -359,8 +359,8 @@ class OnBase(Common):
     dtype: Annotated[str | None, tyro.conf.arg(metavar="{bfloat16,float16,float32}")] = None
     """What the base computes in: bfloat16, float16 or float32; by default bfloat16 where the processor multiplies it."""
 
-    device: str = "cpu"
-    """Where to compute, such as cpu or cuda."""
+    device: str = "auto"
+    """Where to compute: cpu or cuda; auto takes a CUDA device if there is one, else the CPU."""
 
     device_memory: Annotated[str | None, tyro.conf.arg(metavar="SIZE")] = None
     """Memory of the device that a quantised base may take, such as 24GB; layers beyond that travel there as they are used."""
@@ -368,14 +368,20 @@ class OnBase(Common):
     def load(self, purpose: "Purpose | None" = None) -> "Base":
         """The base that the flags name, for next tokens unless for something else."""
         from inlay.model.load import load
+        from inlay.model.targets import device_of
 
         memory = None if self.device_memory is None else num_bytes("--device-memory", self.device_memory)
         how: dict[str, Any] = dict(dtype=self.dtype, device=self.device, device_memory=memory)
         how |= {} if purpose is None else {"purpose": purpose}
         if self.quantize is None:
-            return load(self.model, **how)
-        with _screen.bar("quantizing", _screen.size) as update:
-            return load(self.model, quantize=self.quantize, progress=update, **how)
+            base = load(self.model, **how)
+        else:
+            with _screen.bar("quantizing", _screen.size) as update:
+                base = load(self.model, quantize=self.quantize, progress=update, **how)
+        if (device := device_of(base.model)).type != "cpu":
+            why = " (it is there; --device cpu computes on the processor)" if self.device == "auto" else ""
+            _screen.say("device", f"{device}{why}")
+        return base
 
 
 def num_bytes(flag: str, text: str) -> int:

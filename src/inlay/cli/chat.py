@@ -11,7 +11,7 @@ from inlay.cli import _tasks, answered_by
 from inlay.cli._command import OnBase, repeated
 from inlay.cli._lines import Lines
 from inlay.cli._screen import say
-from inlay.cli.generate import attach_all
+from inlay.cli.generate import attach_all, check_raw
 from inlay.errors import ConfigError, InlayError, explain
 from inlay.model.base import Base
 from inlay.model.checks import check_sampling
@@ -30,6 +30,10 @@ class Chat(OnBase):
 
     system: str | None = None
     """A system message in front of the conversation."""
+
+    raw: bool = False
+    """Continue every line as it stands, without the chat template and without what was said before; so is an adapter asked that
+    was trained on plain text."""
 
     max_new_tokens: int | None = None
     """Longest answer in tokens; 256, or what the model's positions leave, unless given."""
@@ -54,6 +58,7 @@ class Chat(OnBase):
     """Use adapters that were trained on another base: answers will be wrong in ways that look right."""
 
     def __post_init__(self) -> None:
+        check_raw(self.raw, self.system)
         if self.greedy and self.temperature:
             found = f"--greedy with --temperature {self.temperature:g}"
             raise ConfigError(explain("greedy answers have no temperature", found=found, do="--greedy"))
@@ -75,7 +80,8 @@ class Chat(OnBase):
         say("adapters", f"{', '.join(base.adapters) or 'none'} · active: {base.active or 'none'}")
         say("answers", f"{sampling} ({source if sampling == start else 'as asked'})")
         say("", HELP)
-        talk = _Talk(base, sampling, self.max_new_tokens, self.system or "")
+        talk = _Talk(base, sampling, self.max_new_tokens, self.system or "", self.raw or None)
+        talk.say_form()
         with Lines() as lines:
             while talk.take(lines):
                 pass
@@ -90,8 +96,9 @@ class Chat(OnBase):
 class _Talk:
     """The conversation so far, and what is done with the next message."""
 
-    def __init__(self, base: Base, sampling: Sampling, max_new_tokens: int | None, system: str):
-        self.base, self.sampling, self.max_new_tokens, self.system = base, sampling, max_new_tokens, system
+    def __init__(self, base: Base, sampling: Sampling, max_new_tokens: int | None, system: str, raw: bool | None):
+        self.base, self.sampling, self.max_new_tokens = base, sampling, max_new_tokens
+        self.system, self.raw = system, raw
         self.messages: list[dict[str, str]] = []
         self.num_answers = 0
 
@@ -117,6 +124,21 @@ class _Talk:
             self._answer(line)
         return True
 
+    def say_form(self) -> None:
+        """Say so where lines are continued as they stand."""
+        if self._is_raw:
+            why = (
+                "as asked"
+                if self.raw
+                else f"{self.base.active} was trained on plain text; /system TEXT asks through the template"
+            )
+            say("raw", f"every line is continued as it stands, each on its own ({why})")
+
+    @property
+    def _is_raw(self) -> bool:
+        active = self.base.active
+        return self.base.asks_raw("", active if isinstance(active, str) else None, self.raw, self.system or None)
+
     def _answer(self, line: str) -> None:
         """Answer a message; the conversation goes on whatever happens."""
         said = [*self.messages, {"role": "user", "content": line}]
@@ -128,8 +150,9 @@ class _Talk:
         try:
             with _interruptible(ctrl_c):
                 answer = self.base.generate(
-                    [[*system, *said]],
+                    [line if self._is_raw else [*system, *said]],
                     self.base.active,
+                    raw=self._is_raw,
                     max_new_tokens=self.max_new_tokens,
                     seed=self.num_answers,
                     streamer=streamer,
@@ -145,7 +168,8 @@ class _Talk:
             hint = "" if "  hint:" in str(error) else "\n  hint:  /new forgets the conversation so far"
             print(f"error: {error}{hint}", file=sys.stderr)
             return
-        self.messages = [*said, {"role": "assistant", "content": answer.strip()}]
+        if not self._is_raw:
+            self.messages = [*said, {"role": "assistant", "content": answer.strip()}]
 
     def _order(self, line: str) -> None:
         """Do what a line with a slash says; a mistake is told, and the conversation goes on."""
@@ -155,6 +179,7 @@ class _Talk:
             if name in ("", "none", *base.adapters):
                 base.active = None if name in ("", "none") else name
                 say("active", str(base.active or "none"))
+                self.say_form()
             else:
                 known = ", ".join([*base.adapters, "none"])
                 print(

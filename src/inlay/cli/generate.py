@@ -28,6 +28,9 @@ class Generate(OnBase):
     system: str | None = None
     """A system message in front of every prompt."""
 
+    raw: bool = False
+    """Continue prompts as they stand, without the chat template, as is done for adapters that were trained on plain text."""
+
     adapter: repeated(str) = ()  # type: ignore[valid-type]  # likewise
     """An adapter directory, or 'none' for the plain base, which answers where none is given; given several times, all answer
     in one batch."""
@@ -54,6 +57,7 @@ class Generate(OnBase):
     """Use adapters that were trained on another base: answers will be wrong in ways that look right."""
 
     def __post_init__(self) -> None:
+        check_raw(self.raw, self.system)
         check_sampling(self.max_new_tokens, self._sampling, self.seed)
 
     @property
@@ -83,13 +87,28 @@ class Generate(OnBase):
         return 0
 
     def _answers(self, base: Base, rows: list[tuple[str, str | None]]) -> list[str]:
-        system = [] if self.system is None else [{"role": "system", "content": self.system}]
         return base.generate(
-            [[*system, {"role": "user", "content": prompt}] if system else prompt for prompt, _ in rows],
+            [prompt for prompt, _ in rows],
             [name for _, name in rows],
             max_new_tokens=self.max_new_tokens,
             seed=self.seed,
+            raw=self.raw or None,
+            system=self.system,
             **dataclasses.asdict(self._sampling),
+        )
+
+
+def check_raw(raw: bool, system: str | None) -> None:
+    """Refuse a system message without a template to put it into.
+
+    **Raises:**
+
+    - `ConfigError`: there is one, and the prompts are raw.
+    """
+    if raw and system:
+        found = f"--raw with --system {system!r}"
+        raise ConfigError(
+            explain("a raw prompt has no place for a system message", found=found, do="leave one of them out")
         )
 
 

@@ -233,5 +233,15 @@ def _conclude(job: jobs.Job, report: jobs.Report, model: str) -> None:
         f"{report.seconds:.0f} s · {report.tokens_per_second:,.0f} tokens/s, prompts included · "
         f"{size(report.peak_rss_bytes)} at most",
     )
-    command = f"chat {model}" if job.base.task == CAUSAL_LM else f"eval {model} {job.source} --task {job.base.task}"
-    say("try it", f"inlay {command} --adapter {report.output}")
+    say("try it", _try_it(job.base, model, str(report.output)))
+
+
+_TYPED = {"token-classification": "Ada wrote this", "embedding": "some text", "seq2seq": "some prompt"}
+"""What a person could type to try an adapter of each task; some text unless it is here."""
+
+
+def _try_it(base: Base, model: str, adapter: str) -> str:
+    """A command that uses the adapter on something new."""
+    if base.task == CAUSAL_LM:
+        return f"inlay chat {model} --adapter {adapter}"
+    return f"echo '{_TYPED.get(base.task, 'some text')}' | inlay predict {model} - --adapter {adapter}"

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from inlay import fields, methods
 from inlay.errors import CompatibilityError, FormatError, explain, few
-from inlay.io import _safe, adapterhub, output
+from inlay.io import _safe, adapterhub, loralib, output
 from inlay.io._peft_forms import flat, flattened, kernel, whole
 from inlay.io.card import card
 from inlay.io.checkpoint import fetch
@@ -129,13 +129,7 @@ def read(source: str | Path, fits: Callable[[PeftAdapter], Any] = lambda outline
     """
     directory = fetched(source)
     if not (directory / CONFIG).is_file():
-        raise FormatError(
-            explain(
-                f"this directory is not an adapter: it has no {CONFIG}",
-                found=str(directory),
-                do="an adapter directory is what `inlay train` or peft's save_pretrained wrote",
-            )
-        )
+        raise loralib.no_adapter(directory, CONFIG)
     config = _safe.read_json(directory / CONFIG)
     record = read_record(directory)
     if adapterhub.wrote(config):
@@ -342,7 +336,9 @@ def _params(path: Path, tensors: Mapping[str, Tensor], method: Method) -> tuple[
             explain(
                 "the tensors of this adapter are not those of its method",
                 found=few([f"{path}: {problem}" for problem in problems]),
-                do="ask its author for a whole file; a training that diverged has to be run again",
+                do=loralib.HINT + ": these are loralib's names"
+                if loralib.is_named_so(tensors)
+                else "ask its author for a whole file; a training that diverged has to be run again",
             )
         )
     return params, shared, copies

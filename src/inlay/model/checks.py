@@ -10,12 +10,22 @@ from inlay.fields import MISFIT, fit, shown
 from inlay.io.checkpoint import Checkpoint
 from inlay.model.sampling import Sampling
 
+AUTO = "auto"
+"""The device that is there."""
+
 SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 """The generation settings of a checkpoint that are followed: the roles of tokens."""
 
 
-def check_device(name: str) -> None:
-    """Refuse a device that this machine, or this build of torch, does not have."""
+def chosen_device(name: str) -> str:
+    """The device of this name; of 'auto', a CUDA device if there is one, else the CPU.
+
+    **Raises:**
+
+    - `ConfigError`: this machine, or this build of torch, does not have it.
+    """
+    if name == AUTO:
+        return "cuda" if torch.cuda.is_available() else "cpu"
     kind = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     here = ["cpu"]
     if kind is not None:
@@ -24,6 +34,7 @@ def check_device(name: str) -> None:
         raise ConfigError(
             explain("there is no such device here", found=f"{name!r}; here are {', '.join(here)}", do="--device cpu")
         )
+    return name
 
 
 def check_special_tokens(model: Any, checkpoint: Checkpoint) -> None:

@@ -271,12 +271,12 @@ class Layout:
         alone = [names] if is_regex(names) else split(names)
         missing = [name for name in alone if not any(selects(name, path) for path in paths)]
         if missing:
-            last = sorted({path.rpartition(".")[2] for path in paths})
+            last = sorted({name for path in paths if not (name := path.rpartition(".")[2]).isdigit()})
             raise TargetError(
                 explain(
                     "some of modules_to_save are no modules of this model",
                     found=f"{', '.join(missing)}; its modules are {', '.join(last)}",
-                    do=f"--modules-to-save {nearest(missing[0], last) or last[0]}",
+                    do=f"--modules-to-save {nearest(missing[0], last) or 'lm_head,embed_tokens, for instance'}",
                 )
             )
         return [path for path in paths if selects(names, path)]

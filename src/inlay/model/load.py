@@ -26,7 +26,7 @@ from inlay.io.mapped import Mapped
 from inlay.model import skeleton, streamed
 from inlay.model.ahead import ReadAhead
 from inlay.model.base import Base
-from inlay.model.checks import check_device, check_special_tokens, keep_special_tokens_
+from inlay.model.checks import check_special_tokens, chosen_device, keep_special_tokens_
 from inlay.model.experts import experts_of
 from inlay.model.frozen import QuantizedLinear, freeze_
 from inlay.model.fused import fuse_
@@ -53,7 +53,7 @@ def load(
 
     - `dtype`: bfloat16, float16 or float32; 'stored' for the one that the files have, so that nothing is converted; see
       `default_dtype` unless given.
-    - `device`: where to compute, such as cpu or cuda.
+    - `device`: where to compute, such as cpu or cuda; auto: on a CUDA device if there is one, else on the CPU.
     - `quantize`: a scheme, such as nf4: compute over the base quantised so, which is made once and kept in the cache
       directory; see `inlay.model.quantized_cache`.
     - `device_memory`: bytes of the device that a quantised base may take, with room for adapters and activations; its layers
@@ -69,7 +69,7 @@ def load(
       than those of `inlay.quant`.
     - `ConfigError`: there is no such dtype, or no such device here.
     """
-    check_device(device)
+    device = chosen_device(device)
     if device_memory is not None and device == "cpu":
         raise ConfigError(
             explain("only a device has memory of its own", found="device_memory with device cpu", do="--device cuda")
@@ -172,6 +172,13 @@ def _model(
         if not is_head(key[0], purpose)
     ]
     if problems:
+        body = f"{getattr(model, 'base_model_prefix', '')}."
+        lacks = f"it lacks {problems[0].partition(':')[0]}" + (
+            f" and {len(problems) - 1} more" if len(problems) > 1 else ""
+        )
+        other = skeleton.other_class(checkpoint, purpose.auto_class, lacks)
+        if other is not None and not any(body != "." and problem.startswith(body) for problem in problems):
+            raise other
         raise FormatError(
             explain(
                 "this checkpoint does not hold all weights of its model: the rest would be random",

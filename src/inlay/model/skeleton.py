@@ -40,6 +40,16 @@ _TABLES = {
 """Where `transformers` lists the architectures that each of these classes makes, by type of model."""
 
 
+_TASKS = {
+    "AutoModelForCausalLM": "causal-lm",
+    "AutoModelForSeq2SeqLM": "seq2seq",
+    "AutoModelForSequenceClassification": "sequence-classification",
+    "AutoModelForTokenClassification": "token-classification",
+    "AutoModel": "embedding",
+}
+"""What the tasks call what these classes make."""
+
+
 class Gap(nn.Module):
     """In the place of a linear map whose weight is ours to bring."""
 
@@ -90,21 +100,41 @@ def unknown_architecture(
     checkpoint: Checkpoint, error: Exception, auto_class: str = "AutoModelForCausalLM"
 ) -> CompatibilityError:
     """The error for a model that `transformers` can't make."""
+    reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    if (other := other_class(checkpoint, auto_class, f"{auto_class} makes none of it")) is not None:
+        return other
     if auto_class != "AutoModelForCausalLM":
         return CompatibilityError(
             explain(
                 f"transformers makes no model of this directory with {auto_class}",
-                found=f"{checkpoint.directory}: model_type {checkpoint.config.get('model_type')!r}, "
-                f"{type(error).__name__}: {' '.join(str(error).split())[:200]}",
+                found=f"{checkpoint.directory}: model_type {checkpoint.config.get('model_type')!r}, {reason}",
                 do="another base, or another --task",
             )
         )
     return CompatibilityError(
         explain(
             "transformers makes no causal language model of this directory",
-            found=f"{checkpoint.directory}: model_type {checkpoint.config.get('model_type')!r}, "
-            f"{type(error).__name__}: {' '.join(str(error).split())[:200]}",
+            found=f"{checkpoint.directory}: model_type {checkpoint.config.get('model_type')!r}, {reason}",
             do="a causal language model that transformers knows; pip install --upgrade transformers for a new one",
+        )
+    )
+
+
+def other_class(checkpoint: Checkpoint, auto_class: str, found: str) -> CompatibilityError | None:
+    """The error for a checkpoint that was saved from a model for something else than asked for; None where it was not.
+
+    `found`: what is wrong with it for what is asked for.
+    """
+    own = own_class(checkpoint)
+    if own == auto_class or own not in _TASKS:
+        return None
+    made = str((checkpoint.config.get("architectures") or ["no architecture"])[0])
+    task = "embedding, or sequence-classification" if own == "AutoModel" else _TASKS[own]
+    return CompatibilityError(
+        explain(
+            f"this model was made for something else than {_TASKS.get(auto_class, auto_class)}",
+            found=f"{checkpoint.directory}: {made}; {found}",
+            do=f"--task {task}, in train, eval and predict; or another base",
         )
     )
 
