@@ -1,10 +1,13 @@
 """A chat as people have it: through a pipe, and in a terminal."""
 
+import io
+
 import pytest
 
 import inlay
 from inlay.cli import demo
 from tests.support import models
+from tests.support.command import run
 from tests.support.terminal import Terminal, asked, piped
 
 LONG = "".join(chr(97 + i % 26) for i in range(6_000))
@@ -109,3 +112,46 @@ def test_a_terminal_whose_answers_go_into_a_file(tmp_path):
     kept = (tmp_path / "answers").read_text()
     assert kept.strip()
     assert "base> " not in kept
+
+
+def test_an_adapter_of_texts_is_continued_and_flags_say_otherwise(adapters, tmp_path, capsys, monkeypatch):
+    base = inlay.load(demo.BASE)
+    models.randomize(base.attach(inlay.Lora(r=2), "texts"), seed=3, std=0.001)
+    (tmp_path / "texts").mkdir()
+    base.save("texts", tmp_path / "texts", {"text": {"form": "text", "stop_tokens": ["</s>"]}})
+    tokens = []
+    own = type(base.model).generate
+    monkeypatch.setattr(
+        type(base.model),
+        "generate",
+        lambda self, **how: [tokens.append(how["input_ids"].tolist()), own(self, **how)][1],
+    )
+
+    def asked_for(*arguments):
+        monkeypatch.setattr("sys.stdin", io.StringIO("Once\nThere\n"))
+        status, _, err = run(capsys, *arguments, "--max-new-tokens", 2)
+        assert status == 0, err
+        texts = [base.tokenizer.decode([i for i in row[0] if i != base.tokenizer.bos_token_id]) for row in tokens]
+        tokens.clear()
+        return texts, err
+
+    chat, text, talk = ["chat", demo.BASE, "--greedy", "--adapter"], tmp_path / "texts", adapters / "one"
+    texts, err = asked_for(*chat, text)
+    assert texts == ["Once", "There"]
+    assert "texts was trained on plain text" in err
+    texts, err = asked_for(*chat, talk)
+    assert texts[0] == "Once\n"
+    assert texts[1].startswith("Once\n")
+    assert texts[1].endswith("There\n")
+    assert "continued as it stands" not in err
+    assert asked_for(*chat, talk, "--raw")[0] == ["Once", "There"]
+    assert asked_for(*chat, text, "--system", "Be brief.")[0][0] == "Be brief.\nOnce\n"
+    one = ["generate", demo.BASE, "--prompt", "Once", "--adapter"]
+    assert asked_for(*one, text)[0] == ["Once"]
+    assert asked_for(*one, talk)[0] == ["Once\n"]
+    assert asked_for(*one, talk, "--raw")[0] == ["Once"]
+    assert asked_for(*one, text, "--system", "Be brief.")[0] == ["Be brief.\nOnce\n"]
+    for command in (["generate", demo.BASE, "--prompt", "x"], ["chat", demo.BASE]):
+        status, _, err = run(capsys, *command, "--raw", "--system", "x")
+        assert status == 2
+        assert "no place for a system message" in err

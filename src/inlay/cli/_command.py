@@ -368,19 +368,17 @@ class OnBase(Common):
     def load(self, purpose: "Purpose | None" = None) -> "Base":
         """The base that the flags name, for next tokens unless for something else."""
         from inlay.model.load import load
-        from inlay.model.targets import device_of
 
         memory = None if self.device_memory is None else num_bytes("--device-memory", self.device_memory)
         how: dict[str, Any] = dict(dtype=self.dtype, device=self.device, device_memory=memory)
         how |= {} if purpose is None else {"purpose": purpose}
-        if self.quantize is None:
-            base = load(self.model, **how)
-        else:
+        if self.quantize is not None:
             with _screen.bar("quantizing", _screen.size) as update:
                 base = load(self.model, quantize=self.quantize, progress=update, **how)
-        if (device := device_of(base.model)).type != "cpu":
-            why = " (it is there; --device cpu computes on the processor)" if self.device == "auto" else ""
-            _screen.say("device", f"{device}{why}")
+        else:
+            base = load(self.model, **how)
+        if (device := base.model.device).type != "cpu":
+            _screen.say("device", f"{device}{' (--device cpu: the processor)' if self.device == 'auto' else ''}")
         return base
 
 

@@ -115,6 +115,7 @@ class Eval(OnBase):
     def _scores(self, base: Base, name: str | None, wanted: dict[str, list[str]]) -> dict[str, float]:
         if not wanted:
             return {}
+        say("answering", f"{len(wanted):,} prompts with {name or 'the base alone'}, one score at the end")
         with _screen.bar(name or "base") as update:
             found = score.score(base, name, wanted, max_new_tokens=self.max_new_tokens, progress=update)
         return {"bleu": found.bleu, "exact": found.exact, "prompts": found.num_prompts}

@@ -86,10 +86,10 @@ class Merge(Common):
         same = found.same_next_token
         say(
             "checked",
-            f"merged and unmerged agree on {rows}: largest difference of a {'hidden state' if same is None else 'logit'} "
-            f"{found.largest_difference:.2g} ({str(base.dtype).removeprefix('torch.')}; the adapter moves them by up to "
-            f"{found.adapter_difference:.2g})"
-            + ("" if same is None else f", same {'class' if base.labels else 'next token'} {100 * same:.1f} %"),
+            f"on {rows}, {'hidden states' if same is None else 'logits'} of the merged model and of base with adapter differ "
+            f"by {found.largest_difference:.2g} at most; the adapter changes them by up to {found.adapter_difference:.2g} "
+            f"({str(base.dtype).removeprefix('torch.')})"
+            + ("" if same is None else f"; same {'class' if base.labels else 'next token'} {100 * same:.1f} %"),
         )
         say("wrote", f"{self.output}/  same architecture, same number of operations")
         if self.json:

@@ -18,7 +18,7 @@ from torch import nn
 
 from inlay import quant
 from inlay.core.product import DTYPES, native_bfloat16
-from inlay.errors import ConfigError, FormatError, explain
+from inlay.errors import CompatibilityError, ConfigError, FormatError, explain
 from inlay.io import bitsandbytes
 from inlay.io._safe import TORCH_DTYPES
 from inlay.io.checkpoint import Checkpoint, open_checkpoint
@@ -172,24 +172,28 @@ def _model(
         if not is_head(key[0], purpose)
     ]
     if problems:
-        body = f"{getattr(model, 'base_model_prefix', '')}."
-        lacks = f"it lacks {problems[0].partition(':')[0]}" + (
-            f" and {len(problems) - 1} more" if len(problems) > 1 else ""
-        )
-        other = skeleton.other_class(checkpoint, purpose.auto_class, lacks)
-        if other is not None and not any(body != "." and problem.startswith(body) for problem in problems):
-            raise other
-        raise FormatError(
-            explain(
-                "this checkpoint does not hold all weights of its model: the rest would be random",
-                found=[f"{checkpoint.directory}: {problem}" for problem in problems[:10]],
-                do="fetch it again",
-            )
-        )
+        raise _incomplete(checkpoint, problems, purpose, getattr(model, "base_model_prefix", ""))
     for name in purpose.unused:
         if isinstance(getattr(model, name, None), nn.Module):
             setattr(model, name, None)  # models that can be made without it ask whether it is there
     return model, missing
+
+
+def _incomplete(
+    checkpoint: Checkpoint, problems: list[str], purpose: Purpose, body: str
+) -> FormatError | CompatibilityError:
+    """The error for a checkpoint that lacks weights: those of its body, or those of a head that it was never made for."""
+    more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
+    other = skeleton.other_class(checkpoint, purpose.auto_class, f"it lacks {problems[0].partition(':')[0]}{more}")
+    if other is not None and not any(body and problem.startswith(f"{body}.") for problem in problems):
+        return other
+    return FormatError(
+        explain(
+            "this checkpoint does not hold all weights of its model: the rest would be random",
+            found=[f"{checkpoint.directory}: {problem}" for problem in problems[:10]],
+            do="fetch it again",
+        )
+    )
 
 
 def _fill_(
