@@ -1,6 +1,7 @@
 """What is asked of the wrong thing is refused with the right cause, and a hint that can be followed."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 import inlay
+from inlay.cli import _peers, commands
 from inlay.errors import CompatibilityError, ConfigError, FormatError, TargetError
 from inlay.model import checks
 from tests.support import bases
@@ -95,3 +97,30 @@ def test_a_file_of_loralib_is_named_for_what_it_is(tmp_path):
     save_file(tensors, tmp_path / "theirs" / "adapter_model.safetensors")
     with pytest.raises(FormatError, match="loralib"):
         base.attach(tmp_path / "theirs")
+
+
+def test_flags_of_other_tools_are_answered_with_ours(tmp_path, capsys):
+    place = bases.directory(tmp_path / "base")
+    rows = bases.jsonl(tmp_path / "rows.jsonl", bases.rows(4))
+    train = ["train", place, rows, "--output", tmp_path / "out"]
+    status, _, err = run(capsys, *train, "--lr", "1e-4", "--num_train_epochs=3")
+    assert status == 1
+    assert "flags of other tools" in err
+    assert "--lr, --num_train_epochs" in err
+    assert "hint:  --learning-rate 1e-3; --epochs 1" in err
+    (tmp_path / "run.yaml").write_text("lora_r: 8\n")
+    status, _, err = run(capsys, *train, "--config", tmp_path / "run.yaml")
+    assert status == 1
+    assert "hint:  --r 16" in err
+
+
+def test_no_flag_of_a_command_is_taken_for_one_of_another_tool(capsys):
+    flags = set()
+    for command in commands():
+        _, out, _ = run(capsys, command, "--help")
+        flags |= set(re.findall(r"--([a-z][a-z-]*)", out))
+    assert "learning-rate" in flags
+    assert not flags & set(_peers.OURS)
+    for hint in _peers.OURS.values():
+        for flag in re.findall(r"--([a-z][a-z-]*)", hint):
+            assert flag in flags, hint

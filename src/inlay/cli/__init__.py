@@ -59,6 +59,7 @@ def _guarded(command: str, arguments: list[str]) -> int:
             importlib.import_module(f"{__name__}.{command}")
         end = _interrupter()
         with answered_by(signal.SIGTERM, end), answered_by(_HANGUP, end), _short_warnings(), screen.printable_output():
+            importlib.import_module(f"{__name__}._peers").check(arguments)
             return runner.run(command, arguments)
     except InlayError as error:
         if debug:

@@ -18,7 +18,7 @@ import tyro
 import yaml
 
 from inlay import fields
-from inlay.cli import _screen
+from inlay.cli import _peers, _screen
 from inlay.errors import ConfigError, FormatError, UnknownNameError, explain, few, nearest
 
 if TYPE_CHECKING:
@@ -230,7 +230,7 @@ def from_mapping(cls: Any, values: dict[str, Any]) -> Any:
     result = _filled(cls, left)
     if left:
         unknown = next(iter(left))
-        near = nearest(unknown, _names(cls))
+        near = _peers.ours(unknown) or nearest(unknown, _names(cls))
         raise ConfigError(
             explain(
                 "the configuration has a name that is no setting",
