@@ -1,11 +1,10 @@
-"""Every method and kind of layer that `peft` knows too, both ways: the same logits, or refused by name. Writes the table of it,
-and of what `adapters` wrote."""
+"""Every method and kind of layer that `peft` knows too, both ways: the same logits, or refused by name; and
+docs/reference/interop.md, the table of it and of what `adapters` wrote."""
 
 import contextlib
 import dataclasses
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +16,7 @@ from inlay.errors import InlayError
 from inlay.model.attach import Attached
 from inlay.model.load import load
 from tests.interop import test_adapterhub
-from tests.support import bases, models
+from tests.support import bases, models, pages
 from tests.support.networks import Convolutional
 
 with warnings.catch_warnings():
@@ -26,7 +25,6 @@ with warnings.catch_warnings():
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 
-TABLE = Path(__file__).parents[2] / "docs" / "reference" / "interop.md"
 LOGITS = 1e-5
 """The agreement that the exchange format is held to, in float32."""
 
@@ -258,5 +256,4 @@ def test_the_table_of_it(tmp_path):
         "",
         *test_adapterhub.table(),
     ]
-    TABLE.parent.mkdir(exist_ok=True)
-    TABLE.write_text("\n".join(lines) + "\n", "utf-8")
+    pages.check("interop", lines)

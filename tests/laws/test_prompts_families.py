@@ -23,6 +23,7 @@ NO_PREFIXES = {
     "jamba": CompatibilityError,  # some layers have no keys
     "mamba": TargetError,  # none has
     "mpt": CompatibilityError,
+    "roberta": CompatibilityError,  # its positions begin after the number of its padding token
     "rwkv": TargetError,
 }
 COUNT = 3

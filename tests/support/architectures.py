@@ -19,7 +19,7 @@ _COMMON = dict(
     num_attention_heads=4,
     num_key_value_heads=2,
     head_dim=8,
-    max_position_embeddings=64,
+    max_position_embeddings=128,
     pad_token_id=0,
     bos_token_id=1,
     eos_token_id=2,
@@ -45,7 +45,7 @@ _DELTA = dict(
     linear_num_key_heads=2, linear_num_value_heads=4, linear_key_head_dim=8, linear_value_head_dim=8
 )  # gated delta rule
 POSITIONS = dict(
-    max_position_embeddings=66, pad_token_id=1
+    max_position_embeddings=130, pad_token_id=1
 )  # RoBERTa's positions begin after the padding token's number
 
 CAUSAL = {
@@ -67,7 +67,7 @@ CAUSAL = {
         d_model=32,
         n_heads=4,
         n_layers=2,
-        max_seq_len=64,
+        max_seq_len=128,
         attn_config=dict(kv_n_heads=2, rope_theta=10000.0, clip_qkv=2.0),
         ffn_config=dict(ffn_hidden_size=24, hidden_size=32, moe_num_experts=4, moe_top_k=2),
     ),
@@ -203,8 +203,7 @@ SEQ2SEQ = {
 
 def settings(auto_class, kind):
     """What the configuration of a small model has besides the common sizes."""
-    found = {"AutoModelForCausalLM": CAUSAL, "AutoModelForSeq2SeqLM": SEQ2SEQ}
-    return found.get(auto_class, ENCODERS)[kind]
+    return (CAUSAL if auto_class == "AutoModelForCausalLM" else CAUSAL | ENCODERS | SEQ2SEQ)[kind]
 
 
 def config(kind, **more):
@@ -248,8 +247,8 @@ def randomize_(module, seed=11):
             tensor.copy_(drawn / tensor.shape[-1] ** 0.5)
 
 
-def directory(path, auto_class, kind, settings, dtype=torch.float32):
-    """Such a model's directory, with a small tokenizer."""
-    model(auto_class, kind, settings, dtype).save_pretrained(path)
+def directory(path, auto_class, kind, dtype=torch.float32):
+    """The directory of such a model, with a small tokenizer."""
+    model(auto_class, kind, settings(auto_class, kind), dtype).save_pretrained(path)
     bases.tokenizer().save_pretrained(path)
     return path

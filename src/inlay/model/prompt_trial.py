@@ -113,7 +113,10 @@ def _cache(model: Any) -> Any:
 
 
 def _cached(model: Any, ids: Tensor, virtual: Tensor) -> Tensor:
-    """The logits of tokens behind a cache that holds these keys and values: (virtual tokens, layers * 2 * heads * dim)."""
+    """The logits of tokens behind a cache that holds these keys and values: (virtual tokens, layers * 2 * heads * dim).
+
+    Positions are the model's own: those that we would give may be no positions of it, as in RoBERTa, which counts from 2.
+    """
     text = model.config.get_text_config()
     cache, count = _cache(model), len(virtual)
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
@@ -121,7 +124,5 @@ def _cached(model: Any, ids: Tensor, virtual: Tensor) -> Tensor:
     layers = virtual.view(count, text.num_hidden_layers, 2, heads, -1).permute(1, 2, 3, 0, 4)[:, :, None].to(dtype)
     for number, (keys, values) in enumerate(layers):  # (1, heads, virtual tokens, dim) each
         cache.update(keys, values, number)
-    places = torch.arange(count, count + ids.shape[1], device=ids.device)[None]
-    more = {"position_ids": places} if "position_ids" in trial.accepted(model) else {}
     mask = torch.ones(1, count + ids.shape[1], dtype=torch.long, device=ids.device)
-    return model(input_ids=ids, past_key_values=cache, attention_mask=mask, use_cache=True, **more).logits
+    return model(input_ids=ids, past_key_values=cache, attention_mask=mask, use_cache=True).logits
