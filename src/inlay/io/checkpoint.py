@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import torch
 
 from inlay.core.product import DTYPES
 from inlay.errors import FormatError, UnknownNameError, explain, few, nearest
+from inlay.fields import MISFIT, fit, shown
 from inlay.io import _safe, counts
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
@@ -96,9 +97,20 @@ def open_config(source: str | Path, patterns: Sequence[str] = ("config.json",)) 
     _check_sizes(directory)
     config = _safe.read_json(directory / "config.json")
     _check_plain(directory, config)
+    _check_kinds(directory / "config.json", config)
     counts.check(directory / "config.json", config, {})
     name = directory.name if os.path.exists(os.path.expanduser(source)) else str(source)
     return Checkpoint(directory, name, config, {})
+
+
+def _check_kinds(path: Path, config: dict[str, Any]) -> None:
+    """Refuse a configuration whose parts that are read here are of another kind."""
+    kinds = {"architectures": tuple[str, ...] | None, "model_type": str | None, "id2label": Mapping[str, Any] | None}
+    found = [f"{path}: {key}={shown(config[key])}" for key in kinds if fit(config.get(key), kinds[key]) is MISFIT]
+    if found:
+        raise FormatError(
+            explain("this configuration has values of another kind", found=found, do="fetch the model again")
+        )
 
 
 def _check_sizes(directory: Path) -> None:

@@ -32,6 +32,7 @@ from inlay.model.frozen import QuantizedLinear, freeze_
 from inlay.model.fused import fuse_
 from inlay.model.purpose import CAUSAL_LM, Purpose, configuration, has_own_head, heads_of, is_head
 from inlay.model.quantized_cache import cached
+from inlay.text import growth
 
 MIN_BFLOAT16_WIDTH = 256
 """Below this hidden size bfloat16 is slower than float32 even where it is native: measured with benchmarks/dtype_width.py."""
@@ -232,8 +233,17 @@ def _tokenizer(checkpoint: Checkpoint) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(checkpoint.directory, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # likewise
+        found = AutoTokenizer.from_pretrained(checkpoint.directory, local_files_only=True, trust_remote_code=False)
+        growth.check(found, str(checkpoint.directory / "tokenizer.json"))
+        found.decode(
+            found("a text", add_special_tokens=False, verbose=False)["input_ids"]
+        )  # some fail at their first text
+        return found
+    except FormatError:
+        raise
+    except BaseException as error:  # likewise; and a panic of the library in Rust is no Exception
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            raise
         raise FormatError(
             explain(
                 "this model has no tokenizer that transformers can read",
