@@ -16,9 +16,11 @@ InlayError
 Each takes one string, made by `explain`, so that it pickles and prints the same everywhere.
 """
 
+import contextlib
 import difflib
+import errno
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 
 class InlayError(Exception):
@@ -86,6 +88,49 @@ def explain(wrong: str, *, found: str | Iterable[str] = (), do: str = "") -> str
     if do:
         lines.append(f"  hint:  {do}")
     return "\n".join(printable(line, in_one_line=True) for line in lines)
+
+
+_NO_MEMORY = re.compile(
+    r"(?i)out of memory|(can't|can ?not|unable to|failed to) allocate|not enough memory|failed to map segment|"
+    r"can't start new thread|bad_alloc"
+)
+"""What libraries say where memory runs out: torch, the loader of shared libraries, Python's threads, C++."""
+
+
+def _where_memory_ran_out(error: BaseException | None) -> BaseException | None:
+    """The first of the errors behind `error` that says so. The words of those that speak of data, or are ours, mean nothing."""
+    seen: list[BaseException] = []
+    while error is not None and error not in seen:
+        says_so = not isinstance(error, (InlayError, ValueError, LookupError)) and _NO_MEMORY.search(str(error))
+        if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM or says_so:
+            return error
+        seen.append(error)
+        error = error.__cause__ or error.__context__
+    return None
+
+
+@contextlib.contextmanager
+def within_memory() -> Iterator[None]:
+    """Within the block, or the function that it decorates, memory that runs out is a `CapacityError`."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, CapacityError) or _where_memory_ran_out(error) is None:
+            raise
+        raise no_memory(error) from error
+
+
+def no_memory(error: BaseException) -> CapacityError:
+    """The error for memory that ran out."""
+    error = _where_memory_ran_out(error) or error
+    reason = " ".join(str(error).split())[:200]
+    return CapacityError(
+        explain(
+            "there is not enough memory for this",
+            found=f"{type(error).__name__}: {reason}" if reason else type(error).__name__,
+            do="a smaller --batch-size or --max-length, --quantize nf4, or a machine with more",
+        )
+    )
 
 
 _CONTROL = r"\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff"

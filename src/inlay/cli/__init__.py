@@ -8,7 +8,6 @@ the standard library.
 import contextlib
 import importlib
 import os
-import re
 import signal
 import sys
 import threading
@@ -48,19 +47,12 @@ def commands() -> list[str]:
 
 def _guarded(command: str, arguments: list[str]) -> int:
     """Run a command, and turn what it raises into a message and a status."""
-    from inlay.errors import InlayError, explain
+    from inlay.errors import InlayError, explain, within_memory
 
     debug = "--debug" in arguments
     try:
-        with answered_by(
-            signal.SIGINT, signal.SIG_DFL
-        ):  # some libraries swallow a KeyboardInterrupt while they are imported
-            runner, screen = (importlib.import_module(f"{__name__}.{name}") for name in ("_command", "_screen"))
-            importlib.import_module(f"{__name__}.{command}")
-        end = _interrupter()
-        with answered_by(signal.SIGTERM, end), answered_by(_HANGUP, end), _short_warnings(), screen.printable_output():
-            importlib.import_module(f"{__name__}._peers").check(arguments)
-            return runner.run(command, arguments)
+        with within_memory():
+            return _run(command, arguments)
     except InlayError as error:
         if debug:
             raise
@@ -87,16 +79,22 @@ def _guarded(command: str, arguments: list[str]) -> int:
         return 1
 
 
+def _run(command: str, arguments: list[str]) -> int:
+    # some libraries swallow a KeyboardInterrupt while they are imported
+    with answered_by(signal.SIGINT, signal.SIG_DFL):
+        runner, screen = (importlib.import_module(f"{__name__}.{name}") for name in ("_command", "_screen"))
+        importlib.import_module(f"{__name__}.{command}")
+    end = _interrupter()
+    with answered_by(signal.SIGTERM, end), answered_by(_HANGUP, end), _short_warnings(), screen.printable_output():
+        importlib.import_module(f"{__name__}._peers").check(arguments)
+        return runner.run(command, arguments)
+
+
 def _unforeseen(error: BaseException) -> str:
-    """What nobody foresaw, in words: out of memory, a library that fails on what it was given, or a fault of ours."""
+    """What nobody foresaw, in words: a library that fails on what it was given, or a fault of ours."""
     from inlay.errors import explain
 
     reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-    if isinstance(error, MemoryError) or re.search(
-        r"(?i)out of memory|can't allocate memory|not enough memory", reason
-    ):
-        hint = "a smaller --batch-size or --max-length, --quantize nf4, or a machine with more"
-        return explain("there is not enough memory for this", found=reason, do=hint)
     places = [Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__)]
     libraries = [path.parts[path.parts.index("site-packages") + 1] for path in places if "site-packages" in path.parts]
     reason += f", in {'/'.join(places[-1].parts[-3:])}" if places else ""

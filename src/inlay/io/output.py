@@ -31,6 +31,11 @@ _NOT_SYNCED = (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES, errno.EIS
 """What systems answer that can't sync this kind of file: network and FUSE file systems, directories on Windows."""
 
 
+def place(path: str | Path) -> Path:
+    """Where an output lies that somebody named: `~` is the home directory."""
+    return Path(os.path.expanduser(path))
+
+
 def check_free(path: Path) -> None:
     """Refuse an output directory that exists: what is in it may be somebody's work. An empty one is as good as none.
 
@@ -87,10 +92,7 @@ def new_directory(path: Path) -> Iterator[Path]:
                 yield partial
                 partial.chmod(0o777 & ~_umask())  # mkdtemp's 0700 would hide a shared result
                 sync(partial)
-            with contextlib.suppress(FileNotFoundError):
-                path.rmdir()  # an empty directory of that name may stand there
-            partial.rename(path)
-            _sync_one(path.parent)
+            put(partial, path)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
             lock()
@@ -153,6 +155,14 @@ def sync(directory: Path) -> None:
         for name in names:
             _sync_one(Path(folder) / name)
         _sync_one(Path(folder))
+
+
+def put(partial: Path, path: Path) -> None:
+    """Give a directory that has been synced its name, for good; an empty one may stand there."""
+    with contextlib.suppress(FileNotFoundError):
+        path.rmdir()
+    partial.rename(path)
+    _sync_one(path.parent)
 
 
 @contextlib.contextmanager

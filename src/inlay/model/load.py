@@ -18,7 +18,7 @@ from torch import nn
 
 from inlay import quant
 from inlay.core.product import DTYPES, native_bfloat16
-from inlay.errors import CompatibilityError, ConfigError, FormatError, explain
+from inlay.errors import CompatibilityError, ConfigError, FormatError, explain, within_memory
 from inlay.io import bitsandbytes
 from inlay.io._safe import TORCH_DTYPES
 from inlay.io.checkpoint import Checkpoint, open_checkpoint
@@ -38,6 +38,7 @@ MIN_BFLOAT16_WIDTH = 256
 """Below this hidden size bfloat16 is slower than float32 even where it is native: measured with benchmarks/dtype_width.py."""
 
 
+@within_memory()
 def load(
     source: str | Path,
     *,

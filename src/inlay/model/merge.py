@@ -78,7 +78,7 @@ def merge(
     """
     merged = base.get(adapter)
     check_mergeable(merged)
-    target = Path(output)
+    target = output_directory.place(output)
     output_directory.check_free(target)
     output_directory.check_space(target, num_bytes(base, adapter))
     with output_directory.new_directory(target) as partial:

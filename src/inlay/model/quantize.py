@@ -101,7 +101,7 @@ def quantize(
     - `ConfigError`: the scheme can't take some of the weights, or `keep` names none.
     - `FormatError`: a weight is not finite, or the source changed while it was read.
     """
-    target, how = Path(directory), quant.find(scheme)
+    target, how = output.place(directory), quant.find(scheme)
     output.check_free(target)
     weights, kept = _weights(source, how, keep)
     shards = _shards(source, how, weights)
@@ -127,9 +127,8 @@ def quantize(
             found = str(source.directory)
             raise FormatError(explain("the base changed while it was quantised", found=found, do="run it again"))
         _finish(source, partial, shards, files, bitsandbytes.configuration(how, kept), how_made | {"errors": errors})
-        with contextlib.suppress(FileNotFoundError):
-            target.rmdir()  # an empty directory of that name may stand there
-        partial.rename(target)
+        output.sync(partial)
+        output.put(partial, target)
     count = sum(math.prod(weight.shape) for weight in weights.values())
     bits = sum(8 * how.num_bytes(weight.shape, _safe.TORCH_DTYPES[weight.entry.dtype]) for weight in weights.values())
     num_bytes = sum(file.stat().st_size for file in target.glob("*.safetensors"))

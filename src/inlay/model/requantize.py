@@ -84,7 +84,7 @@ def merge_quantized(
     - `CompatibilityError`: too little survives; nothing is written.
     - the errors of `inlay.model.merge.merge` and `inlay.model.quantize.quantize`.
     """
-    target, held = Path(output), base.get(adapter)
+    target, held = output_directory.place(output), base.get(adapter)
     check_mergeable(held)
     _check_measurable(base, scheme)
     output_directory.check_free(target)

@@ -23,7 +23,7 @@ from inlay import __version__, methods, screen
 from inlay.data import split
 from inlay.data.prepare import Prepared
 from inlay.data.sources import Source, name_of
-from inlay.errors import DataError, InlayError, explain
+from inlay.errors import DataError, InlayError, explain, within_memory
 from inlay.io import output as output_directory
 from inlay.io import peft
 from inlay.methods._contract import Method
@@ -102,6 +102,7 @@ class Job:
     notes: tuple[str, ...] = ()
     """What there is to say about the data: columns that are not used, files that are left alone."""
 
+    @within_memory()
     def run(self, listener: Callable[[loop.Progress], None] = lambda progress: None) -> Report:
         """Train, keep the best adapter, write the output directory.
 
@@ -212,6 +213,7 @@ class Job:
         }
 
 
+@within_memory()
 def prepare(
     base: Base,
     source: Source,
@@ -241,7 +243,7 @@ def prepare(
     - `TargetError`, `ConfigError`: the method does not fit the model, or is not that of `from_adapter`.
     - `CompatibilityError`: `from_adapter` was trained on another base.
     """
-    settings, output = settings or Settings(), Path(os.path.expanduser(output))
+    settings, output = settings or Settings(), output_directory.place(output)
     output_directory.check_free(output)
     name, earlier = output.resolve().name, None
     if from_adapter is not None:

@@ -112,7 +112,7 @@ class Stepper:
                 penalty.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.tensors, self.settings.max_grad_norm)
         if not torch.isfinite(norm) or loss_sum != loss_sum:
-            raise self._diverged(f"loss {loss_sum / total:.4g}, norm of the gradient {norm.item():.4g}")
+            raise self.diverged(f"loss {loss_sum / total:.4g}, norm of the gradient {norm.item():.4g}")
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate * rate_factor * group["rate"]
         self.optimizer.step()
@@ -129,9 +129,10 @@ class Stepper:
         - `DivergedError`: a tensor holds NaN or infinity.
         """
         if not all(torch.isfinite(tensor).all() for tensor in self.tensors):
-            raise self._diverged("the adapter's tensors are not finite")
+            raise self.diverged("the adapter's tensors are not finite")
 
-    def _diverged(self, found: str) -> DivergedError:
+    def diverged(self, found: str) -> DivergedError:
+        """The error of a run whose numbers are not finite."""
         return DivergedError(
             explain("the training diverged", found=found, do=f"--learning-rate {self.learning_rate / 3:.1g}")
         )
@@ -319,7 +320,10 @@ class _Run:
             self.best.loss = loss if self.starts_as_base or self.goes_on else self.best.loss
 
     def _evaluate(self) -> None:
-        loss = self._measured(self.stepper.adapter)
+        try:
+            loss = self._measured(self.stepper.adapter)
+        except DivergedError:
+            raise self.stepper.diverged(f"the held-out loss after {self.progress.step} steps is not finite") from None
         self.progress.eval_losses.append((self.progress.step, loss))
         self.best.offer(loss, self.progress.step, self.stepper.tensors)
 
