@@ -10,7 +10,6 @@ the run. The loss curve, `curve.png`, follows.
 import dataclasses
 import functools
 import importlib.metadata
-import os
 import platform
 import time
 import warnings
