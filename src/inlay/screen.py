@@ -92,7 +92,8 @@ def bar(
     timed: bool = True,
     shown: bool = True,
 ) -> Iterator[Callable[..., None]]:
-    """A progress bar; call what it gives with (done, total, text) as the work goes on. Within another one, a line under it.
+    """A progress bar; call what it gives with (done, total, text) as the work goes on,
+    and `now` where that has to be seen at once. Within another one, a line under it.
 
     **Arguments:**
 
@@ -102,7 +103,7 @@ def bar(
     """
     out = console()
     if not shown or not (_live or (is_terminal() and out.is_terminal)):
-        yield lambda done, total, text="": None
+        yield lambda done, total, text="", now=False: None
         return
     columns = [
         TextColumn("{task.description}"),
@@ -120,7 +121,12 @@ def bar(
             _live.append(progress)
             with contextlib.suppress(OSError, ValueError):
                 progress.start()
-        yield lambda done, total, text="": progress.update(task, completed=done, total=total, text=printable(text))
+
+        def update(done: float, total: float | None, text: str = "", now: bool = False) -> None:
+            with contextlib.suppress(OSError, ValueError):
+                progress.update(task, completed=done, total=total, text=printable(text), refresh=now)
+
+        yield update
     finally:
         progress.remove_task(task)
         if is_first:

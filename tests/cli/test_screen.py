@@ -89,7 +89,7 @@ def test_the_time_left_counts_steps_and_evaluations():
     progress.eval_losses, progress.eval_seconds = [(0, 1.0), (4, 1.0)], 60.0
     assert progress.seconds_left == 6 * 2.0 + 3 * 30.0
     said = []
-    watch(lambda done, total, text: said.append((done, total, text)), "token")(progress)
+    watch(lambda done, total, text, now: said.append((done, total, text)), "token")(progress)
     assert said[0][:2] == (4, 10)
     assert "1:42 left" in said[0][2]
 

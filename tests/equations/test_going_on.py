@@ -18,7 +18,7 @@ METHODS = {
     "dora": inlay.Dora(r=3),
     "prefix": inlay.Prefix(num_virtual_tokens=3),
     "ia3": inlay.Ia3(),
-    "full": inlay.Full(target_modules="q_proj"),
+    "full": inlay.Full(),
     "pissa": inlay.Lora(r=3, initializer="pissa"),
 }
 

@@ -10,7 +10,7 @@ import os
 import re
 import types
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin, get_type_hints
 
@@ -280,6 +280,16 @@ def _types() -> tyro.constructors.ConstructorRegistry:
     from inlay.methods._contract import Layers, Names
 
     registry = tyro.constructors.ConstructorRegistry()
+    asked: list[Any] = []
+    """The type whose own rule is looked for."""
+
+    def known(kind: Any, info: tyro.constructors.PrimitiveTypeInfo) -> Any:
+        asked.append(kind)
+        try:
+            made = tyro.constructors.PrimitiveTypeInfo.make(kind, set(info.markers))
+            return tyro.constructors.ConstructorRegistry.get_primitive_spec(made)
+        finally:
+            asked.pop()
 
     @registry.primitive_rule
     def rule(info: tyro.constructors.PrimitiveTypeInfo) -> Any:
@@ -290,25 +300,29 @@ def _types() -> tyro.constructors.ConstructorRegistry:
                 "NAMES", str, lambda value: value if isinstance(value, str) and value else ",".join(value) or "none"
             )
         if info.type in (Layers, Layers | None):
-            return _spec("LAYERS", layers, lambda value: ",".join(map(str, value)) if value is not None else "all")
+            return _spec(
+                "LAYERS", layers, lambda value: "all" if value is None else ",".join(map(str, value)) or "none"
+            )
+        if info.type not in asked and (info.type is str or get_origin(info.type) is Mapping):
+            return _or(known(info.type, info), "none", lambda value: not value)
         kinds = get_args(info.type) if get_origin(info.type) in (Union, types.UnionType) else ()
         if len(kinds) == 2 and type(None) in kinds:
             kind = next(kind for kind in kinds if kind is not type(None))
-            made = tyro.constructors.PrimitiveTypeInfo.make(kind, set(info.markers))
-            return _or_unset(tyro.constructors.ConstructorRegistry.get_primitive_spec(made))
+            return _or(known(kind, info), "unset", lambda value: value is None)
         return None
 
     return registry
 
 
-def _or_unset(spec: Any) -> Any:
-    """A value that need not be given, written as one that is. What happens without it is in the words beside the flag."""
+def _or(spec: Any, word: str, is_absent: Callable[[Any], bool]) -> Any:
+    """A value that need not be given, written as one that is; help calls its absence `word`. What then happens is in the words
+    beside the flag."""
     if not isinstance(spec, tyro.constructors.PrimitiveConstructorSpec):  # it has no form on the command line
         return None
     return dataclasses.replace(
         spec,
-        is_instance=lambda value: value is None or spec.is_instance(value),
-        str_from_instance=lambda value: ["unset"] if value is None else spec.str_from_instance(value),
+        is_instance=lambda value: is_absent(value) or spec.is_instance(value),
+        str_from_instance=lambda value: [word] if is_absent(value) else spec.str_from_instance(value),
     )
 
 

@@ -19,13 +19,15 @@ def watch(update: Callable[..., None], unit: str) -> Callable[[Progress], None]:
 
     - `unit`: what is trained on, in a word: the rate counts them.
     """
-    said, unit = -1, "tok" if unit == "token" else f"{unit}s"
+    said, phase, unit = -1, "", "tok" if unit == "token" else f"{unit}s"
 
     def listen(progress: Progress) -> None:
-        nonlocal said
+        nonlocal said, phase
         text = "  ".join(_figures(progress, unit))
         doing = progress.doing or ("" if progress.step else "the first step")
-        update(progress.step, progress.num_steps, "  ".join(part for part in (text, _left(progress), doing) if part))
+        before, phase = phase, doing.partition(":")[0]
+        shown = "  ".join(part for part in (text, _left(progress), doing) if part)
+        update(progress.step, progress.num_steps, shown, now=phase != before)
         last = _last_event(progress)
         if last > said:
             said = last
