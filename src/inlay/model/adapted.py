@@ -7,8 +7,9 @@ One `Router` is shared by all adapted modules of a model: switching adapters set
 layers. With no route, or no row that names an adapter, y is returned as the base computed it, bit for bit.
 """
 
+import contextlib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -108,6 +109,19 @@ class Router:
         self.route: Route | None = None
         self.prefixes: list[Places] = []
         """The virtual tokens of the pass under way that have keys and values of their own."""
+        self.brings = False
+        """The rows bring their virtual tokens with them."""
+        self.takes_padding: Callable[[], bool] = lambda: True
+        """Rows may be filled up in front."""
+
+    @contextlib.contextmanager
+    def bringing(self) -> Iterator[None]:
+        """Within the block no virtual tokens are put in front of rows: they have theirs, or a cache has them."""
+        before, self.brings = self.brings, True
+        try:
+            yield
+        finally:
+            self.brings = before
 
 
 class Adapted(nn.Module):

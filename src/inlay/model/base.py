@@ -12,24 +12,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inlay.errors import CompatibilityError, ConfigError, FormatError, explain
+from inlay.errors import CompatibilityError, ConfigError, explain
 from inlay.io import peft
 from inlay.io.checkpoint import Checkpoint
 from inlay.io.fingerprint import Fingerprint, fingerprint, short
 from inlay.methods._contract import LinearMethod, Method
 from inlay.model import purpose as purposes
-from inlay.model import targets
 from inlay.model.adapter import Adapter
+from inlay.model.answers import answers, minds_padding
 from inlay.model.attach import Attached, Rows
 from inlay.model.causality import check_causal
-from inlay.model.checks import check_sampling
+from inlay.model.checks import check_sampling, num_tokens, watch_tokens_
 from inlay.model.fresh import Measured
 from inlay.model.frozen import QuantizedLinear
 from inlay.model.prompts import virtual_ids
 from inlay.model.purpose import CAUSAL_LM, Purpose
 from inlay.model.residual import residual
 from inlay.model.sampling import Sampling
-from inlay.model.stopping import stopping
 from inlay.text import stops
 from inlay.text.template import prompt_ids
 
@@ -79,6 +78,8 @@ class Base(Attached):
         self.task = purpose.task
         self.heads, self.fresh_heads = list(heads), list(fresh_heads)
         config = model.config
+        self.router.takes_padding = lambda: self.takes_padding
+        watch_tokens_(model, tokenizer, checkpoint.name)
         self.labels = tuple(config.id2label[i] for i in range(config.num_labels)) if purpose.heads else ()
 
     def __repr__(self) -> str:
@@ -222,25 +223,11 @@ class Base(Attached):
         ]
         entries = [None if name is None else self.get(name) for name in names]
         rows = [virtual_ids(entry) + row for entry, row in zip(entries, rows, strict=True)]
-        longest = max(map(len, rows), default=0)
-        new_tokens = self._new_tokens(longest, max_new_tokens)
-        pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id
-        ids = torch.tensor([[pad or 0] * (longest - len(row)) + row for row in rows])
-        mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
-        device = targets.device_of(self.model)
+        settings = {"max_new_tokens": self._new_tokens(max(map(len, rows)), max_new_tokens), "streamer": streamer}
+        stops, pad = [self.stop_ids(name) for name in names], self.pad_token
         torch.manual_seed(seed)
-        with torch.no_grad(), self.using(adapters):
-            out = self.model.generate(
-                input_ids=ids.to(device),
-                attention_mask=mask.to(device),
-                max_new_tokens=new_tokens,
-                pad_token_id=pad,
-                **stopping([self.stop_ids(name) for name in names]),
-                streamer=streamer,
-                logits_processor=[_finite],
-                **sampling.arguments(),
-            )
-        return self.tokenizer.batch_decode(out[:, longest:], skip_special_tokens=True)
+        said = answers(self, rows, names, stops, pad, **settings, **sampling.arguments())
+        return self.tokenizer.batch_decode(said, skip_special_tokens=True)
 
     def predict(
         self,
@@ -299,14 +286,21 @@ class Base(Attached):
     @property
     def pad_token(self) -> int:
         """The token that rows are filled up with: the model's, the tokenizer's, or one that ends an answer."""
-        config = self.model.config.get_text_config()
+        config, count = self.model.config.get_text_config(), num_tokens(self.model)
         choices = (getattr(config, "pad_token_id", None), self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
-        return next(number for number in choices if number is not None and number >= 0)
+        return next(number for number in choices if number is not None and 0 <= number < count)
 
-    @property
+    @cached_property
+    def takes_padding(self) -> bool:
+        """Rows are answered as they are alone where they are filled up beside longer ones."""
+        with self.using(None):
+            return not minds_padding(self.model, self.pad_token)
+
+    @cached_property
     def max_length(self) -> int | None:
         """The most tokens that the model's positions allow, where it has a limit."""
-        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        return limit if not isinstance(limit, int) else limit - self.layout.first_position(limit)
 
     def _new_tokens(self, num_tokens: int, wanted: int | None) -> int:
         """How many tokens may follow a prompt of `num_tokens`."""
@@ -357,16 +351,3 @@ class Base(Attached):
             return False
         theirs = trained_on.get("quantized_from") or trained_on.get("weights")
         return theirs == (self.fingerprint.quantized_from or self.fingerprint.weights)
-
-
-def _finite(input_ids: Tensor, scores: Tensor) -> Tensor:
-    """The scores as they are; refused where they say nothing, of which the likeliest token would be a token all the same."""
-    if scores.isnan().any():
-        raise FormatError(
-            explain(
-                "this model's output is not a number, so that it has no answer",
-                found="NaN among the logits: the base's weights or the adapter's are not finite, or too large for this dtype",
-                do="--dtype float32, or fetch the base again",
-            )
-        )
-    return scores

@@ -1,11 +1,12 @@
 """What a base can't be, or be asked for: said before `transformers` or torch fail at it in words of their own."""
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from inlay.errors import ConfigError, FormatError, explain
+from inlay.errors import CompatibilityError, ConfigError, FormatError, explain, few
 from inlay.fields import MISFIT, fit, shown
 from inlay.io.checkpoint import Checkpoint
 from inlay.model.sampling import Sampling
@@ -86,3 +87,107 @@ def check_sampling(max_new_tokens: int | None, sampling: Sampling, seed: int) ->
 def is_same(weight: Tensor, stored: Tensor) -> bool:
     """The numbers of two tensors are equal; of one without numbers, as in an outline, the shape."""
     return weight.shape == stored.shape and (weight.is_meta or torch.equal(weight.float(), stored.float()))
+
+
+def num_tokens(model: Any) -> int:
+    """How many tokens the model has embeddings for."""
+    return model.get_input_embeddings().weight.shape[0]
+
+
+def watch_tokens_(model: Any, tokenizer: Any, title: str) -> None:
+    """Where the tokenizer has tokens that the model has no embeddings for, let the model refuse them by name."""
+    count = num_tokens(model)
+    if len(tokenizer) <= count:
+        return
+
+    def check(module: Any, given: Any) -> None:
+        strange = sorted({int(number) for number in given[0][given[0] >= count].flatten()})
+        if strange:
+            raise beyond_table(tokenizer, strange, count, title)
+
+    model.get_input_embeddings().register_forward_pre_hook(check)
+
+
+def check_rows(base: Any, examples: Iterable[Any]) -> None:
+    """Refuse rows, as a task prepares them, with tokens that the model has no embeddings for.
+
+    **Raises:**
+
+    - `CompatibilityError`: there are some; the message names the tokens and the first row.
+    """
+    count, found = num_tokens(base.model), dict[str, set[int]]()
+    for example in examples if len(base.tokenizer) > count else ():
+        beyond = {number for number in example.input_ids if number >= count}
+        if beyond:
+            found[getattr(example, "source", None) or example.row.source] = beyond
+    if found:
+        more = f" and {len(found) - 1} more rows" if len(found) > 1 else ""
+        raise beyond_table(
+            base.tokenizer, sorted(set[int]().union(*found.values())), count, f"{next(iter(found))}{more}"
+        )
+
+
+def beyond_table(tokenizer: Any, strange: Sequence[int], count: int, where: str) -> CompatibilityError:
+    """The error for tokens that the model has no embeddings for."""
+    names = [f"{shown(tokenizer.convert_ids_to_tokens(number))} ({number})" for number in strange]
+    return CompatibilityError(
+        explain(
+            "this tokenizer has tokens that the model has no embeddings for",
+            found=f"{where}: {', '.join(few(names))}; the model has {count:,}, from 0 on",
+            do="the tokenizer that the model was made with, or the model with its vocabulary resized: "
+            "resize_token_embeddings of transformers",
+        )
+    )
+
+
+def check_start(model: Any, checkpoint: Checkpoint) -> None:
+    """Refuse an encoder with a decoder whose configuration does not say what a decoder starts with.
+
+    **Raises:**
+
+    - `FormatError`: it can't make its decoder's input of an answer's tokens.
+    """
+    shifted = getattr(model, "prepare_decoder_input_ids_from_labels", None)
+    if shifted is None or not getattr(model.config, "is_encoder_decoder", False):
+        return
+    try:
+        shifted(labels=torch.tensor([[1, 1]]))
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise FormatError(
+            explain(
+                "this model does not say which token its decoder starts with",
+                found=f"{checkpoint.directory / 'config.json'}: decoder_start_token_id is "
+                f"{getattr(model.config, 'decoder_start_token_id', None)} ({next(iter(str(error).splitlines()), '')})",
+                do='set "decoder_start_token_id" there: 0, its padding, for T5; 2 for BART',
+            )
+        ) from None
+
+
+def check_layers(model: torch.nn.Module, unexpected: Iterable[str], checkpoint: Checkpoint) -> None:
+    """Refuse a configuration with fewer layers than its checkpoint holds.
+
+    **Raises:**
+
+    - `FormatError`: tensors of further members of a list of the model's are there.
+    """
+    counts = {path: len(part) for path, part in model.named_modules() if isinstance(part, torch.nn.ModuleList)}
+    prefix = getattr(model, "base_model_prefix", "")
+    beyond: dict[str, set[int]] = {}
+    for name in unexpected:
+        parts = name.split(".")
+        for i, part in enumerate(parts):
+            path = ".".join(parts[:i])
+            found = next((p for p in (path, f"{prefix}.{path}", path.removeprefix(f"{prefix}.")) if p in counts), None)
+            if part.isdigit() and found is not None and int(part) >= counts[found]:
+                beyond.setdefault(found, set()).add(int(part))
+    if beyond:
+        raise FormatError(
+            explain(
+                "this checkpoint holds more layers than its configuration says",
+                found=[
+                    f"{checkpoint.directory}: {path} has {counts[path]}, and the files number {max(numbers)}"
+                    for path, numbers in beyond.items()
+                ],
+                do='the "num_hidden_layers" that config.json had, or fetch it again',
+            )
+        )

@@ -76,6 +76,16 @@ class Layout:
         common = {path for path, m in self.maps.items() if m.kind != "embedding" and 0 in order.shared.get(path, ())}
         return order._replace(strange=order.strange | common)
 
+    def first_position(self, limit: int) -> int:
+        """The row of the table of positions that the first token gets, of as many rows as `limit`; 0 without such a table."""
+        tables = [
+            p for p, m in self.maps.items() if m.kind == "embedding" and p != self.table and m.in_features == limit
+        ]
+        if not tables:
+            return 0
+        with self._plainly():
+            return trial.first_position(self.modules, tables)
+
     @cached_property
     def whole(self) -> dict[str, str]:
         """Modules whose own tensors can't be others for some rows of a batch, and why: one call has one set of them."""

@@ -26,7 +26,7 @@ from inlay.io.mapped import Mapped
 from inlay.model import skeleton, streamed
 from inlay.model.ahead import ReadAhead
 from inlay.model.base import Base
-from inlay.model.checks import check_special_tokens, chosen_device, keep_special_tokens_
+from inlay.model.checks import check_layers, check_special_tokens, check_start, chosen_device, keep_special_tokens_
 from inlay.model.experts import experts_of
 from inlay.model.frozen import QuantizedLinear, freeze_
 from inlay.model.fused import fuse_
@@ -89,6 +89,7 @@ def load(
         model, missing, is_mapped = _mapped(checkpoint, packed, chosen, device, purpose)
         tokenizer = _tokenizer(checkpoint)
     check_special_tokens(model, checkpoint)
+    check_start(model, checkpoint)
     keep_special_tokens_(model)
     model.eval()
     freeze_(model, chosen)
@@ -166,6 +167,7 @@ def _model(
     ) as error:  # whatever the code of a thousand architectures raises on numbers that it was not made for
         raise skeleton.unknown_architecture(checkpoint, error, purpose.auto_class) from None
     model, report = loaded
+    check_layers(model, report["unexpected_keys"], checkpoint)
     missing = [key for key in sorted(report["missing_keys"]) if is_head(key, purpose)]
     problems = [f"{key}: missing" for key in sorted(report["missing_keys"]) if key not in missing]
     problems += [

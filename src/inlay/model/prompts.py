@@ -28,6 +28,9 @@ from inlay.model.adapted import Adapted, Places, Route, Router
 from inlay.model.adapter import Adapter
 
 _NAME = "inlay_prefix"
+_CACHES = ("past_key_values", "cache_params", "state")
+"""What models call what they keep of earlier tokens."""
+
 _router: contextvars.ContextVar[Router] = contextvars.ContextVar("router")
 
 
@@ -103,9 +106,9 @@ def prompted(model: Any, router: Router) -> Callable[..., Any]:
             return own(*args, **kwargs)
         if args:
             kwargs["input_ids"], args = args[0], args[1:]
-        ids, cache = kwargs.get("input_ids"), kwargs.get("past_key_values")
-        cached = 0 if cache is None else cache.get_seq_length()
-        num_new = 0 if ids is None or cached or bool((ids < 0).any()) else _extend_(kwargs, route, cache)
+        ids, caches = kwargs.get("input_ids"), [kwargs[name] for name in _CACHES if kwargs.get(name) is not None]
+        has_own = router.brings or ids is None or bool((ids < 0).any()) or any(map(_is_filled, caches))
+        num_new = 0 if has_own else _extend_(kwargs, router, route, caches)
         with prefixes_of(router, model.base_model.config):
             out = own(*args, **kwargs)
         if num_new:
@@ -133,9 +136,15 @@ def prefixes_of(router: Router, config: Any) -> Iterator[None]:
         _router.reset(token)
 
 
-def _extend_(kwargs: dict[str, Any], route: Route, cache: Any) -> int:
+def _is_filled(cache: Any) -> bool:
+    """A cache holds tokens already, as far as it says."""
+    count = getattr(cache, "get_seq_length", None)
+    return bool(count and count())
+
+
+def _extend_(kwargs: dict[str, Any], router: Router, route: Route, caches: Sequence[Any]) -> int:
     """Put virtual tokens in front of the rows that a model is called with; how many columns that makes."""
-    if cache is not None:
+    if caches:
         raise CompatibilityError(
             explain(
                 "rows that fill a cache bring their virtual tokens with them",
@@ -148,6 +157,14 @@ def _extend_(kwargs: dict[str, Any], route: Route, cache: Any) -> int:
     if len(numbers) != len(ids):
         raise route.other_rows("the model", ids.shape)
     entries = [None if number is None else route.adapters[number] for number in numbers]
+    if len({entry.num_virtual if entry else 0 for entry in entries}) > 1 and not router.takes_padding():
+        raise CompatibilityError(
+            explain(
+                "rows with different numbers of virtual tokens can't share a batch of this model",
+                found="a row is answered otherwise where padding is in front of it",
+                do="a batch for each adapter",
+            )
+        )
     new_ids, new_mask = prepended(ids, mask, entries)
     added = new_ids.shape[1] - ids.shape[1]
     if kwargs.get("position_ids") is None:

@@ -111,6 +111,22 @@ def row_order(modules: Mapping[str, nn.Module], paths: Iterable[str]) -> Order |
     return Order(frozenset(flat), frozenset(set(kinds) - set(known)), shared, frozenset(stateful))
 
 
+def first_position(modules: Mapping[str, nn.Module], tables: Sequence[str]) -> int:
+    """The largest number that the first token of a row has in one of these tables of positions; 0 where it is not known."""
+    seen: list[Tensor] = []
+    handles = [modules[path].register_forward_pre_hook(lambda module, args: seen.append(args[0])) for path in tables]
+    try:
+        with undisturbed(modules[""]), torch.no_grad():
+            called(modules[""], example(modules[""]))
+    except Exception:  # likewise
+        return 0
+    finally:
+        for handle in handles:
+            handle.remove()
+    rows = [ids.reshape(-1, TOKENS)[0] for ids in seen if ids.dim() and ids.shape[-1] == TOKENS]
+    return max((int(row[0]) for row in rows if bool((row.diff() == 1).all())), default=0)
+
+
 def accepted(model: Any) -> Mapping[str, Any]:
     """The arguments that a model takes, by name."""
     return inspect.signature(model.forward).parameters

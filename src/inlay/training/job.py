@@ -28,6 +28,7 @@ from inlay.io import peft
 from inlay.methods._contract import Method
 from inlay.model.adapter import Adapter
 from inlay.model.base import Base
+from inlay.model.checks import check_rows
 from inlay.model.purpose import CAUSAL_LM
 from inlay.text import stops
 from inlay.training import going_on, keep, loop, tasks, watch
@@ -266,6 +267,7 @@ def prepare(
         held_out = task.prepare(
             held_rows, *how, may_be_empty=not is_own, progress=lambda done, _: doing(what, after + done, num_rows)
         )
+    check_rows(base, [*train.examples, *(held_out.examples if held_out else ())])
     doing("measuring what the adapter starts from", 0, None)
     adapter = _new(base, name, method, train, settings) if earlier is None else base.put(earlier)
     try:
