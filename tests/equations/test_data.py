@@ -166,6 +166,16 @@ def test_rows_keep_their_order_and_number_over_many_chunks(monkeypatch):
     assert prepared.num_tokens == sum(len(row.prompt) + 4 for row in rows)
 
 
+def test_a_length_that_the_model_has_no_positions_for_is_not_advised():
+    for positions, says in (
+        (None, "--max-length 91, or"),
+        (91, "--max-length 91, or"),
+        (90, "shorter rows: the model has 90 positions, or"),
+    ):
+        with pytest.raises(DataError, match=f"hint:  {says} --too-long window"):
+            prepare(letters(90, 80), bases.tokenizer(), 20, "all", "drop", positions=positions)
+
+
 def letters(*lengths):
     return [Row("text", f"x:{i}", text="a" * length) for i, length in enumerate(lengths)]
 

@@ -128,9 +128,11 @@ def check_lengths(
     num_long = sum(length > max_length for length in lengths)
     found = f"{len(lengths):,} rows, the longest of {max(lengths):,} tokens; max_length={max_length:,}"
     window = ", or --too-long window" if can_window else ""
+    fits = positions is None or max(lengths) <= positions
+    longer = f"--max-length {max(lengths)}" if fits else f"shorter rows: the model has {positions:,} positions"
     if not num_left:
         wrong = "no row is left to train on: all are longer than max_length"
-        raise DataError(explain(wrong, found=found, do=f"--max-length {max(lengths)}{window}"))
+        raise DataError(explain(wrong, found=found, do=longer + window))
     if too_long is None and num_long > TOO_MANY * len(lengths):
         wrong = f"{num_long:,} of {len(lengths):,} rows are longer than max_length, and would be left out"
         do = advice(lengths, max_length, positions) + window + ", or --too-long drop to train on the others"
