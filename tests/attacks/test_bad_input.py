@@ -222,14 +222,17 @@ DATA = {
     "no_object": ('{"prompt": "a", "completion": "b"}\n[1]\n', ["rows.jsonl:2", "a list, not an object"]),
     "null": ('{"prompt": "a", "completion": null}\n', ["rows.jsonl:1", "completion is null"]),
     "keys": ('{"promt": "a", "completion": "b"}\n', ["rows.jsonl:1", "did you mean prompt"]),
-    "roles": ('{"messages": [{"role": "bot", "content": "b"}]}\n', ["rows.jsonl:1", "'bot'"]),
+    "roles": ('{"messages": [{"role": "narrator", "content": "b"}]}\n', ["rows.jsonl:1", "'narrator'"]),
     "mixed": ('{"prompt": "a", "completion": "b"}\n{"text": "a"}\n', ["not all of one form", "rows.jsonl:2"]),
     "unsupervised": (
         '{"prompt": "a", "completion": "b"}\n{"prompt": "a", "completion": " "}\n',
         ["rows.jsonl:2", "empty answer"],
     ),
     "no_answer": ('{"messages": [{"role": "user", "content": "b"}]}\n', ["rows.jsonl:1", "no turn of the assistant"]),
-    "too_long": (json.dumps({"prompt": "a" * 80, "completion": "b"}), ["longer than max_length", "--max-length"]),
+    "too_long": (
+        json.dumps({"prompt": "a" * 80, "completion": "b"}),
+        ["longer than max_length", "the model has 64 positions", "--too-long window"],
+    ),
 }
 
 
