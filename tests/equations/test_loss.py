@@ -184,6 +184,18 @@ def _capped(base):
     base.model.forward = forward
 
 
+def _bounded(base):
+    """Beyond what it usually says."""
+    call = base.model.forward
+
+    def forward(**given):
+        out = call(**given)
+        out.logits = out.logits.clamp(-50, 50)
+        return out
+
+    base.model.forward = forward
+
+
 def _stateful(base):
     base.model.base_model.norm = _Scaled(base.model.base_model.norm)
 
@@ -194,7 +206,13 @@ def _eager(base):
 
 @pytest.mark.parametrize(
     ("change_", "reason"),
-    [(_capped, "changes what its head says"), (_stateful, "see more"), (_eager, "eager"), (_refusing, "TypeError")],
+    [
+        (_capped, "changes what its head says"),
+        (_bounded, "changes what its head says"),
+        (_stateful, "see more"),
+        (_eager, "eager"),
+        (_refusing, "TypeError"),
+    ],
 )
 def test_a_model_that_cannot_be_packed_is_padded(tmp_path, change_, reason):
     base = _base(tmp_path / "base", "llama")

@@ -41,6 +41,9 @@ PROBE_LENGTHS = (5, 3)
 PROBE_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
 """How far the last hidden states may differ, as part of the largest of them: above rounding, well below another context."""
 
+PROBE_LOGITS = 100.0
+"""Size of what the head is made to say: beyond the caps that models have, which small logits would not meet."""
+
 _reasons: weakref.WeakKeyDictionary[Base, str | None] = weakref.WeakKeyDictionary()
 
 
@@ -69,7 +72,7 @@ def is_packed(base: Base) -> bool:
 def unpacked_because(base: Base) -> str | None:
     """Why rows go through this base as a padded batch, in a few words; None where they are packed."""
     if base not in _reasons:
-        with torch.no_grad(), base.using(None):
+        with torch.no_grad(), base.using(None), torch.random.fork_rng(devices=[]):
             _reasons[base] = _problem(base)
     return _reasons[base]
 
@@ -172,8 +175,13 @@ def _problem(base: Base) -> str | None:
     if getattr(base.model.config.get_text_config(), "attention_chunk_size", None):
         return "it attends in chunks"  # counted from the start of a row, whatever the positions say
     examples = _probe(head.out_features)
-    asked: list[Any] = []  # (what the head was given, what it said): torch types a hook's arguments as Any
-    hook = head.module.register_forward_hook(lambda module, given, out: asked.append((given[0], out)))
+    asked: list[tuple[Tensor, Tensor]] = []  # (what the head was given, what it was made to say)
+
+    def instead(module: Any, given: Any, out: Tensor) -> Tensor:
+        asked.append((given[0], PROBE_LOGITS * torch.randn(out.shape).to(out)))
+        return asked[-1][1]
+
+    hook = head.module.register_forward_hook(instead)
     try:
         logits = base.model(
             input_ids=batch.collate(examples).input_ids.to(targets.device_of(base.model)), use_cache=False
