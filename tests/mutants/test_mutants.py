@@ -60,6 +60,7 @@ MUTANTS = {
     "padding is carried along": ("model/answers.py", "return not (error <= allowed or error <= EFFECT * effect)", "return False", "tests/attacks/test_model_limits.py -k unequal"),
     "one row's NaN ends the batch": ("model/answers.py", "if len(broken) < len(names):", "if False:", "tests/attacks/test_model_limits.py -k costs_no_other"),
     "positions that are not for tokens are counted": ("model/base.py", "limit - self.layout.first_position(limit)", "limit", "tests/attacks/test_model_limits.py -k positions"),
+    "a change that rounding erases is merged": ("model/survival.py", "if part is None or part >= WHOLE:", "if True:", "tests/equations/test_survival.py"),
     "AdapterHub's places are exchanged": ("io/adapterhub.py", 'return Place("attention_adapters", attention, "attention"), Place("output_adapters", mlp, "mlp")', 'return Place("output_adapters", attention, "attention"), Place("attention_adapters", mlp, "mlp")', "tests/interop/test_adapterhub.py -k theirs_say"),
     "AdapterHub's order of norm and sum is passed over": ("io/adapterhub.py", '"original_ln_before": (False,)', '"original_ln_before": (False, True)', "tests/interop/test_adapterhub.py -k refused_by_name"),
     "AdapterHub's scaling is dropped": ("io/adapterhub.py", 'scaling=inner.get("scaling", 1.0)', "scaling=1.0", "tests/interop/test_adapterhub.py -k theirs_say"),

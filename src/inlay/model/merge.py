@@ -28,6 +28,7 @@ from inlay.model.compare import SAMPLE, Comparison, compare
 from inlay.model.experts import Experts, Part, merged_parts, parts_of
 from inlay.model.purpose import CAUSAL_LM
 from inlay.model.stopping import write_settings
+from inlay.model.survival import check_survives
 from inlay.names import is_inside
 from inlay.quant._contract import Matrix
 
@@ -78,6 +79,7 @@ def merge(
     """
     merged = base.get(adapter)
     check_mergeable(merged)
+    check_survives(base, merged)
     target = output_directory.place(output)
     output_directory.check_free(target)
     output_directory.check_space(target, num_bytes(base, adapter))
