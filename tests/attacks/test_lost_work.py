@@ -8,12 +8,13 @@ import stat
 import subprocess
 import sys
 import time
+import types
 
 import pytest
 
 import inlay
 from inlay.cli import compare
-from inlay.errors import CapacityError, DivergedError
+from inlay.errors import CapacityError, DivergedError, OutputError
 from inlay.io import output
 from inlay.io.peft import RECORD, TENSORS
 from inlay.training import curve, loop, tasks
@@ -309,7 +310,7 @@ def test_what_a_killed_process_left_is_swept_and_what_a_live_one_fills_is_not(tm
         assert len(partials(tmp_path)) == 2
         with output.new_directory(tmp_path / "new") as partial:
             (partial / "y").write_text("y")
-            assert len(partials(tmp_path)) == 2  # ours, and that of the other, which lives
+            assert len(partials(tmp_path)) == 3  # ours beside them: the dead one goes when the new one stands
         assert [(path / "large").read_text() for path in partials(tmp_path)] == ["x"]
         live.send_signal(signal.SIGTERM)
         assert live.wait() == -signal.SIGTERM  # as if nothing had caught it
@@ -319,6 +320,21 @@ def test_what_a_killed_process_left_is_swept_and_what_a_live_one_fills_is_not(tm
         for process in (dead, live):
             process.kill()
             process.communicate()
+
+
+def test_what_a_killed_process_left_is_swept_first_where_its_room_is_needed(tmp_path, monkeypatch):
+    (tmp_path / f".new{output.PARTIAL}abc").mkdir()
+
+    def room(path):
+        return types.SimpleNamespace(free=10 if partials(tmp_path) else 100)
+
+    monkeypatch.setattr(output.shutil, "disk_usage", room)
+    output.check_space(tmp_path / "new", 5)
+    assert partials(tmp_path)
+    output.check_space(tmp_path / "new", 50)
+    assert not partials(tmp_path)
+    with pytest.raises(OutputError, match="the disk is full"):
+        output.check_space(tmp_path / "new", 500)
 
 
 def test_sweeping_touches_nothing_else(tmp_path):

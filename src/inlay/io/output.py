@@ -2,8 +2,8 @@
 
 A directory is filled under a hidden name beside its place, written through to the disk and renamed at the end, so that Ctrl-C,
 an error, a full disk or a power cut leaves nothing half-written, and nothing that was there is touched. A process that was
-killed leaves its hidden directory behind: who writes the same result next removes it. A lock, which ends with the process that
-holds it, tells a directory that was left from one that is being filled.
+killed leaves its hidden directory behind: who writes the same result next removes it, when that is done or when its room is
+needed. A lock, which ends with the process that holds it, tells a directory that was left from one that is being filled.
 """
 
 import contextlib
@@ -66,7 +66,10 @@ def check_space(path: Path, num_bytes: int) -> None:
 
     - `OutputError`: less than `num_bytes` is free where `path` will lie.
     """
-    free = shutil.disk_usage(_existing_parent(path)).free
+    parent = _existing_parent(path)
+    if shutil.disk_usage(parent).free < num_bytes:
+        _sweep(parent, _prefix(path))
+    free = shutil.disk_usage(parent).free
     if free < num_bytes:
         raise _full(path, f"{free / 1e6:,.0f} MB are free, {num_bytes / 1e6:,.0f} MB are needed")
 
@@ -84,15 +87,14 @@ def new_directory(path: Path) -> Iterator[Path]:
     check_free(path)
     with refusals(path), _Shielded() as shield:
         path.parent.mkdir(parents=True, exist_ok=True)
-        prefix = f".{path.name[:100]}{PARTIAL}"
-        _sweep(path.parent, prefix)
-        partial, lock = _held(lambda: tempfile.mkdtemp(prefix=prefix, dir=path.parent))
+        partial, lock = _held(lambda: tempfile.mkdtemp(prefix=_prefix(path), dir=path.parent))
         try:
             with shield.lifted():
                 yield partial
                 partial.chmod(0o777 & ~_umask())  # mkdtemp's 0700 would hide a shared result
                 sync(partial)
             put(partial, path)
+            _sweep(path.parent, _prefix(path))
         finally:
             shutil.rmtree(partial, ignore_errors=True)
             lock()
@@ -127,7 +129,7 @@ def handled(handler: Callable[[int, Any], None]) -> Iterator[dict[signal.Signals
 def write_file(path: Path, content: bytes) -> None:
     """Write a file whole or not at all, and sync it; its folder is made where it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f".{path.name[:100]}{PARTIAL}"
+    prefix = _prefix(path)
     with _Shielded():
         _sweep(path.parent, prefix)
 
@@ -281,6 +283,11 @@ def _lock(path: Path, wait: bool = False) -> int | None:
         os.close(handle)
         return None
     return handle
+
+
+def _prefix(path: Path) -> str:
+    """How the hidden names of what becomes `path` begin."""
+    return f".{path.name[:100]}{PARTIAL}"
 
 
 def _sweep(folder: Path, prefix: str) -> None:
