@@ -9,13 +9,13 @@ python -m benchmarks.method_rates ../shared/models/stories260K ../shared/data/e2
 import sys
 
 import torch
-from inlay.prepare import prepare
 
 from inlay import initializers, methods
 from inlay.data.forms import read_rows
 from inlay.errors import InlayError
 from inlay.model.load import load
 from inlay.training import job, loop
+from inlay.training.data import prepare
 from inlay.training.measure import measure
 from inlay.training.settings import Plan, Settings, learning_rate
 

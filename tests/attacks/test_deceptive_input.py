@@ -12,11 +12,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import inlay
-from inlay.data.prepare import prepare
 from inlay.data.rows import Row
 from inlay.errors import CompatibilityError, ConfigError, DataError, DivergedError, FormatError, TargetError
 from inlay.io.peft import TENSORS
 from inlay.training import job, loop
+from inlay.training.data import prepare
 from inlay.training.settings import Settings
 from tests.support import bases, models
 from tests.support.command import run

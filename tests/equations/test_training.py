@@ -10,13 +10,13 @@ import torch
 
 import inlay
 from inlay.data.forms import read_rows
-from inlay.data.prepare import prepare
 from inlay.data.rows import Row
 from inlay.data.split import digest, hold_out
 from inlay.errors import ConfigError
 from inlay.model.load import load
 from inlay.text.mask import Example
 from inlay.training import batch, curve, loop, schedule
+from inlay.training.data import prepare
 from inlay.training.loop import Stepper, evaluate, run
 from inlay.training.settings import Settings, learning_rate, plan
 from tests.support import bases, models

@@ -14,12 +14,12 @@ from inlay.cli import _screen
 from inlay.cli._command import Data, OnBase
 from inlay.cli._screen import count, say, size
 from inlay.data.forms import read_rows
-from inlay.data.prepare import prepare
 from inlay.errors import ConfigError, explain
 from inlay.io import output as output_directory
 from inlay.io.peft import TENSORS, read_record
 from inlay.model.base import Base
 from inlay.training import curve, job, keep, score
+from inlay.training.data import prepare
 from inlay.training.loop import evaluate
 from inlay.training.settings import Settings
 

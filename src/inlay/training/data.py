@@ -1,4 +1,4 @@
-"""Rows as tokens, none longer than a model takes, and what became of them."""
+"""The rows of a causal language model: `read_rows` reads them, `prepare` makes tokens of them, none longer than wanted."""
 
 import array
 import dataclasses
@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from inlay.data.forms import read_rows as read_rows
 from inlay.data.rows import Message, Row
 from inlay.errors import DataError, explain, few
 from inlay.text import mask

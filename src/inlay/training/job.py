@@ -20,7 +20,6 @@ from typing import Any, TypeVar
 
 from inlay import __version__, methods, screen
 from inlay.data import split
-from inlay.data.prepare import Prepared
 from inlay.data.sources import Source, name_of
 from inlay.errors import DataError, InlayError, explain, within_memory
 from inlay.io import output as output_directory
@@ -32,6 +31,7 @@ from inlay.model.checks import check_rows
 from inlay.model.purpose import CAUSAL_LM
 from inlay.text import stops
 from inlay.training import going_on, keep, loop, tasks, watch
+from inlay.training.data import Prepared
 from inlay.training.measure import measure
 from inlay.training.memory import peak_rss_bytes
 from inlay.training.settings import Plan, Settings, from_dict, plan

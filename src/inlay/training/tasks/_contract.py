@@ -10,11 +10,11 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from inlay.data.prepare import Prepared, unheard
 from inlay.data.sources import TRAIN, Data, Source
 from inlay.model.attach import Rows
 from inlay.model.base import Base
 from inlay.model.purpose import Purpose
+from inlay.training.data import Prepared, unheard
 
 
 class Task(abc.ABC):
@@ -72,7 +72,7 @@ class Task(abc.ABC):
         may_be_empty: bool = False,
         progress: Callable[[int, int], None] = unheard,
     ) -> Prepared:
-        """The rows as samples, see `inlay.data.prepare.prepare`."""
+        """The rows as samples, see `inlay.training.data.prepare`."""
 
     @abc.abstractmethod
     def num_targets(self, samples: Sequence[Any]) -> int:
