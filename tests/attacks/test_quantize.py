@@ -396,7 +396,7 @@ def test_what_was_used_longest_ago_makes_room(source, cache, tmp_path, monkeypat
         sources.append(open_checkpoint(tmp_path / f"s{seed}"))
     made = [quantized_cache.cached(one, "nf4", lambda done, total: None) for one in sources[:2]]
     while quantized_cache._in_use:  # as when the processes that used them have ended
-        quantized_cache._in_use.pop().close()
+        quantized_cache._in_use.popitem()[1].close()
     size = sum(file.stat().st_size for file in made[0].iterdir())
     monkeypatch.setenv("INLAY_CACHE_GB", str(2.5 * size / 1e9))
     quantized_cache.cached(sources[0], "nf4", lambda done, total: None)  # used again: the second is the older now

@@ -1,11 +1,16 @@
 """What the files of a base may not decide: how answers are made, which code computes them, what is left out of them."""
 
+import dataclasses
+import importlib.util
 import json
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import inlay
+from inlay.errors import CompatibilityError
 from inlay.io import configuration
 from tests.support.command import run
 
@@ -114,3 +119,122 @@ def test_the_answers_of_the_cases_differ_where_settings_are_followed(home, greed
     plain = base.model.generate(input_ids=ids, max_new_tokens=7, do_sample=False)
     other = base.model.generate(input_ids=ids, max_new_tokens=7, do_sample=False, repetition_penalty=7.0)
     assert plain.tolist() != other.tolist()
+
+
+def rewrite(place, **tensors):
+    """Put these tensors into the weights of a base of one file, beside those that it has."""
+    file = place / "other" / "model.safetensors"
+    save_file(load_file(file) | tensors, file, {"format": "pt"})
+
+
+def test_weights_of_more_layers_than_the_configuration_has_are_refused(place, capsys):
+    change(place / "other" / "config.json", num_hidden_layers=2)
+    status, _, err = run(capsys, "generate", place / "other", "--prompt", "a")
+    assert status == 1
+    for text in ("its configuration leaves out", "num_hidden_layers 2", "layers.2.", "hint: "):
+        assert text in err, err
+    change(place / "other" / "config.json", num_hidden_layers=4)
+    status, _, err = run(capsys, "generate", place / "other", "--prompt", "a")
+    assert status == 1
+    assert "the rest would be random" in err
+
+
+def test_weights_of_biases_that_the_configuration_does_not_have_are_refused(place, capsys):
+    change(place / "other" / "config.json", attention_bias=False)
+    status, _, err = run(capsys, "generate", place / "other", "--prompt", "a")
+    assert status == 1
+    assert "q_proj.bias is not used" in err
+
+
+def test_weights_that_a_model_has_no_place_for_are_passed_over(place):
+    extra = {
+        "vision_tower.layers.0.weight": torch.ones(3),
+        "score.weight": torch.ones(2, 20),
+        "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(2),
+        "model.layers.0.self_attn.masked_bias": torch.ones(1),
+    }
+    wanted = inlay.load(place / "other").generate(["say 3"], max_new_tokens=3)
+    rewrite(place, **extra)
+    assert inlay.load(place / "other").generate(["say 3"], max_new_tokens=3) == wanted
+
+
+def test_a_tokenizer_that_needs_a_package_names_it(place, capsys, monkeypatch):
+    (place / "other" / "tokenizer.json").unlink()
+    (place / "other" / "tokenizer.model").write_bytes(b"a model of sentencepiece")
+    change(place / "other" / "tokenizer_config.json", tokenizer_class="LlamaTokenizer")
+    monkeypatch.setattr(
+        "importlib.util.find_spec",
+        lambda name, find=importlib.util.find_spec: None if name == "sentencepiece" else find(name),
+    )
+    status, _, err = run(capsys, "generate", place / "other", "--prompt", "a")
+    assert status == 1
+    assert "pip install sentencepiece" in err
+
+
+def without_record(place, named):
+    (place / "good" / "inlay.json").unlink()
+    change(place / "good" / "adapter_config.json", base_model_name_or_path=named)
+
+
+@pytest.mark.parametrize("command", ["generate", "merge"])
+def test_an_adapter_that_names_another_base_is_not_used_without_a_word(place, capsys, command):
+    without_record(place, "acme/quite-another-8B")
+    flags = {
+        "generate": ["--prompt", "a", "--adapter", place / "good"],
+        "merge": [place / "good", "--output", place / "m"],
+    }
+    with pytest.warns(UserWarning, match="acme/quite-another-8B.*nothing tells whether they are the same"):
+        status, _, err = run(capsys, command, place / "base", *flags[command])
+    assert status == 0, err
+
+
+@pytest.mark.parametrize("named", [None, "", "base", "acme/base", "BASE"])
+def test_an_adapter_that_names_this_base_or_none_is_used(place, named):
+    without_record(place, named)
+    inlay.load(place / "base").attach(place / "good")  # a warning would be an error
+
+
+def test_two_names_on_the_hub_that_differ_are_refused_and_forms_of_one_are_said(place):
+    base = inlay.load(place / "base")
+    base.checkpoint = dataclasses.replace(base.checkpoint, name="acme/Tiny-1B", reference="acme/Tiny-1B")
+    without_record(place, "acme/Tiny-2B")
+    with pytest.raises(CompatibilityError, match=r"names another base\n.*acme/Tiny-2B.*acme/Tiny-1B"):
+        base.attach(place / "good")
+    change(place / "good" / "adapter_config.json", base_model_name_or_path="others/tiny-1b-bnb-4bit")
+    with pytest.warns(UserWarning, match="others/tiny-1b-bnb-4bit"):
+        base.attach(place / "good")
+
+
+CHANGES = {
+    "num_attention_heads": {"num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 5},
+    "rms_norm_eps": {"rms_norm_eps": 0.1},
+    "hidden_act": {"hidden_act": "relu"},
+    "rope_theta": {"rope_parameters": {"rope_theta": 77.0, "rope_type": "default"}},
+    "eos_token_id": {"eos_token_id": 5},
+}
+
+
+@pytest.mark.parametrize("name", ["rms_norm_eps", "hidden_act", "rope_theta", "eos_token_id"])
+def test_a_base_of_the_same_weights_that_computes_something_else_is_refused_by_name(place, capsys, name):
+    change(place / "base" / "config.json", **CHANGES[name])
+    status, _, err = run(capsys, *ask(place), "--adapter", place / "good")
+    assert status == 1
+    assert name in err
+    assert "--force" in err
+    status, _, err = run(capsys, *ask(place), "--adapter", place / "good", "--force")
+    assert status == 0, err
+
+
+def test_a_record_of_before_means_what_it_meant(place, capsys):
+    record = json.loads((place / "good" / "inlay.json").read_text())
+    (place / "good" / "inlay.json").write_text(json.dumps({key: record[key] for key in record if key != "computes"}))
+    change(place / "base" / "config.json", **CHANGES["rms_norm_eps"])
+    status, _, err = run(capsys, *ask(place), "--adapter", place / "good")
+    assert status == 0, err
+
+
+def test_an_adapter_names_its_base_so_that_it_is_found(place):
+    config = json.loads((place / "good" / "adapter_config.json").read_text())
+    assert Path(config["base_model_name_or_path"]).is_absolute()
+    assert (Path(config["base_model_name_or_path"]) / "config.json").is_file()
+    assert "base_model:" not in (place / "good" / "README.md").read_text()

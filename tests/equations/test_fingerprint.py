@@ -4,9 +4,11 @@ import hashlib
 import json
 import math
 import os
+import shutil
 
 import pytest
 
+from inlay.errors import FormatError
 from inlay.io import fingerprint as fingerprints
 from inlay.io.checkpoint import open_checkpoint
 from inlay.io.fingerprint import cache_directory, fingerprint
@@ -152,6 +154,13 @@ def test_vocabulary_files_stand_for_a_tokenizer_without_its_own_file(tmp_path):
     assert one.tokenizer != other.tokenizer
 
 
+@pytest.fixture
+def settled(monkeypatch):
+    """Files count as unchanged for long however young they are."""
+    monkeypatch.setattr(fingerprints, "SETTLED_SECONDS", -1)
+
+
+@pytest.mark.usefixtures("settled")
 def test_the_second_time_no_weight_is_read(tmp_path, monkeypatch):
     path = model(tmp_path / "m", *({name: tensor} for name, tensor in TENSORS.items()))
     first = digests(path)
@@ -159,7 +168,8 @@ def test_the_second_time_no_weight_is_read(tmp_path, monkeypatch):
     assert digests(path) == first
 
 
-@pytest.mark.parametrize("how", ["in place", "replaced", "made shorter"])
+@pytest.mark.usefixtures("settled")
+@pytest.mark.parametrize("how", ["in place", "with its times put back", "copied over", "replaced", "made shorter"])
 def test_a_file_that_changed_is_read_again(tmp_path, how):
     path = model(tmp_path / "m", TENSORS)
     file, before = path / "model.safetensors", digests(path)
@@ -169,6 +179,17 @@ def test_a_file_that_changed_is_read_again(tmp_path, how):
             opened.seek(-1, os.SEEK_END)
             opened.write(b"\xff")
         os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))  # the clock of some file systems is coarse
+    elif how == "with its times put back":
+        content = file.read_bytes()
+        file.write_bytes(content[:-1] + b"\xff")
+        os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    elif how == "copied over":  # as cp -a and unpacked archives do: the size, inode and time of the other one
+        shutil.copy2(file, path / "other")
+        (path / "other").write_bytes(file.read_bytes()[:-1] + b"\xff")
+        os.utime(path / "other", ns=(stat.st_atime_ns, stat.st_mtime_ns))
+        shutil.copy2(path / "other", file)
+        assert (file.stat().st_size, file.stat().st_ino) == (stat.st_size, stat.st_ino)
+        assert file.stat().st_mtime_ns == stat.st_mtime_ns
     elif how == "made shorter":  # the same inode and time
         file.write_bytes(safetensors({"a.bias": TENSORS["a.bias"]}))
         os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
@@ -179,6 +200,62 @@ def test_a_file_that_changed_is_read_again(tmp_path, how):
     assert digests(path).weights != before.weights
 
 
+def test_the_digest_of_a_file_that_has_just_changed_is_not_kept(tmp_path):
+    path = model(tmp_path / "m", TENSORS)
+    file, before = path / "model.safetensors", digests(path)
+    stat = file.stat()
+    content = file.read_bytes()
+    file.write_bytes(content[:-1] + b"\xff")
+    assert not (cache_directory() / "fingerprints").exists()
+    assert file.stat().st_ctime_ns >= stat.st_ctime_ns  # equal where the clock of the file system is coarse
+    assert digests(path).weights != before.weights
+
+
+def test_a_file_that_changes_while_it_is_read_has_no_digest(tmp_path, monkeypatch):
+    path = model(tmp_path / "m", TENSORS)
+    read = fingerprints._bytes_digest
+
+    def touched(entry):
+        os.utime(entry.file)
+        return read(entry)
+
+    monkeypatch.setattr(fingerprints, "_bytes_digest", touched)
+    with pytest.raises(FormatError, match="changed while it was read"):
+        digests(path)
+
+
+CHANGES = {
+    "written to": lambda file: file.write_bytes(file.read_bytes()[:-1] + b"\xff"),
+    "made shorter": lambda file: os.truncate(file, file.stat().st_size - 1),
+    "replaced": lambda file: (
+        file.with_name("new").write_bytes(file.read_bytes()[:-1] + b"\xff"),
+        file.with_name("new").replace(file),
+    ),
+    "removed": lambda file: file.unlink(),
+}
+
+
+@pytest.mark.parametrize("how", CHANGES)
+@pytest.mark.parametrize("known", [True, False], ids=["digest known", "digest not known"])
+def test_files_that_changed_since_they_were_opened_are_noticed(tmp_path, how, known):
+    opened = open_checkpoint(model(tmp_path / "m", TENSORS))
+    weights = fingerprint(opened).weights if known else None
+    fingerprints.check_unchanged(opened, weights)
+    CHANGES[how](tmp_path / "m" / "model.safetensors")
+    with pytest.raises(FormatError, match=r"changed while they were in use\n.*model\.safetensors"):
+        fingerprints.check_unchanged(opened, weights)
+
+
+def test_files_that_were_only_touched_are_the_same_where_their_digest_is_known(tmp_path, monkeypatch):
+    opened = open_checkpoint(model(tmp_path / "m", TENSORS))
+    weights = fingerprint(opened).weights
+    os.link(tmp_path / "m" / "model.safetensors", tmp_path / "link")
+    fingerprints.check_unchanged(opened, weights)
+    forbid_reading(monkeypatch)
+    fingerprints.check_unchanged(opened, weights)  # read once
+
+
+@pytest.mark.usefixtures("settled")
 @pytest.mark.parametrize("damage", ["", "0" * 63, "g" * 64, "\xff" * 64, "0" * 64 + "\n"])
 def test_a_damaged_cache_is_passed_over_and_made_again(tmp_path, monkeypatch, damage):
     path = model(tmp_path / "m", TENSORS)

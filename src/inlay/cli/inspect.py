@@ -108,7 +108,7 @@ def _write(file: peft.PeftAdapter, directory: Path, model: str) -> None:
             name=directory.resolve().name,
             model_type=base.config.get("model_type"),
             model_class=str((base.config.get("architectures") or [""])[0]),
-            base_name=base.name,
+            base_name=base.reference,
         )
         peft.write_record(partial, file.record)
 

@@ -1,9 +1,12 @@
-"""The forms in which PEFT has the tensors of convolutions, here matrices, and of fused experts, here stacks."""
+"""The forms in which PEFT has the tensors of convolutions, here matrices, of fused experts, here stacks, and single tokens."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+
+from inlay.errors import CompatibilityError, explain
 
 
 def flat(tensor: Tensor, kind: str | None) -> Tensor:
@@ -43,3 +46,19 @@ def whole(value: Any) -> Any:
     if isinstance(value, tuple):
         return list(value) or None
     return int(value) if isinstance(value, float) and value.is_integer() and value else value
+
+
+def one_table(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration with trainable tokens as a list: PEFT also writes them by module, {"embed_tokens": [3, 7]}."""
+    tokens = config.get("trainable_token_indices")
+    if not isinstance(tokens, dict) or not tokens:
+        return dict(config)
+    if len(tokens) > 1:
+        raise CompatibilityError(
+            explain(
+                "this adapter trains tokens of several modules, and one is what can be read",
+                found=f"{path}: trainable_token_indices of {', '.join(map(str, tokens))}",
+                do="merge it with peft",
+            )
+        )
+    return {**config, "trainable_token_indices": next(iter(tokens.values()))}

@@ -205,7 +205,7 @@ def write(
     name: str,
     model_type: str | None,
     model_class: str,
-    base_name: str,
+    base_name: str | None,
 ) -> None:
     """Write the two files into `directory`, which exists.
 

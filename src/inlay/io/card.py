@@ -2,9 +2,11 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from inlay import methods
+from inlay.io.checkpoint import hub_name
 from inlay.methods._contract import Method
 
 _PIPELINES = {
@@ -17,7 +19,7 @@ _PIPELINES = {
 
 
 def card(
-    method: Method, base_name: str, task_type: str | None, record: Mapping[str, Any], engines: Sequence[str]
+    method: Method, base_name: str | None, task_type: str | None, record: Mapping[str, Any], engines: Sequence[str]
 ) -> str:
     """The README.md of an adapter directory.
 
@@ -26,9 +28,12 @@ def card(
     - `engines`: what else loads the adapter's files.
     """
     name = methods.name_of(method)
-    base = base_name if "/" in base_name else f"path/to/{base_name}"
+    on_hub, folder = hub_name(base_name or ""), Path(base_name or "a model of your own").name
+    base = on_hub or f"path/to/{folder}"
     task = record.get("task", {}).get("name")
     pipeline = _PIPELINES.get(task_type or "", "text-generation")
+    # the hub takes any other word for a name of its own
+    about_base = f"base_model: {json.dumps(on_hub)}\n" if on_hub else ""
     said = record.get("text", {})
     ends = " or ".join(f"`{token}`" for token in said.get("stop_tokens", ()))
     asked = "It goes on with a text as it is, without the chat template" if said.get("form") == "text" else "It answers"
@@ -37,9 +42,9 @@ def card(
     loads = f"load in {', '.join(engines)}" if engines else "load in Inlay alone"
     library = "peft" if engines else "inlay"
     return (
-        f"---\nbase_model: {json.dumps(base_name)}\nlibrary_name: {library}\npipeline_tag: {pipeline}\n"
+        f"---\n{about_base}library_name: {library}\npipeline_tag: {pipeline}\n"
         f"tags:\n- {name}\n- inlay\n---\n\n"
-        f"A {name} adapter for {base_name}.\n\n{text}"
+        f"A {name} adapter for {on_hub or folder}.\n\n{text}"
         "```\n"
         f"inlay {command} --adapter .\n"
         "```\n\n"

@@ -7,9 +7,11 @@ tokenizer.json, tokenizer_config.json, chat_template.jinja ...
 """
 
 import dataclasses
+import glob
 import os
 import re
 import shutil
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,6 +25,7 @@ from inlay.fields import MISFIT, fit, shown
 from inlay.io import _safe, counts
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_SNAPSHOT = re.compile(r"[/\\]models--(?P<org>[\w.-]+?)--(?P<name>[\w.-]+)[/\\]snapshots[/\\][0-9a-f]{7,64}[/\\]?$")
 INDEX = "model.safetensors.index.json"
 """The file that says which of several weight files holds which tensor."""
 
@@ -36,7 +39,17 @@ _READ_WHOLE = frozenset([".json", ".jinja", ".txt", ".model"])
 _LARGE = frozenset([INDEX, "tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "added_tokens.json"])
 """Files that may have as many bytes as an index or a tokenizer."""
 
-_MODEL_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+_SINGLE = "model.safetensors"
+"""The one weight file of a model that is not spread over several."""
+
+_MODEL_FILES = ["*.json", "*.jinja", "*.model", "*.txt"]
+"""What is fetched of a model before its weights: of these only the files that are read, see `_fetch_weights`."""
+
+_LARGEST_BESIDE = 100_000_000
+"""Files beside the weights that are longer, in bytes, are not copied: no tokenizer is as long."""
+
+_NEEDED = ("config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model")
+"""Files without which the copy of a model can't be loaded."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,10 +58,14 @@ class Checkpoint:
 
     directory: Path
     name: str
-    """What the user called it: a path's last part, or the name on the hub."""
+    """For people: a path's last part, or the name on the hub."""
     config: dict[str, Any]
     tensors: dict[str, _safe.TensorEntry]
     """Every tensor of the checkpoint, in the order of its files."""
+    reference: str = ""
+    """By what others find it: its name on the hub, else its absolute path."""
+    opened: dict[Path, tuple[Any, ...]] = dataclasses.field(default_factory=dict, compare=False)
+    """What `identity` said of each weight file when its header was read."""
 
     @property
     def files(self) -> list[Path]:
@@ -76,11 +93,21 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
     - `FormatError`: the directory holds no model, only pickles, or a broken file.
     """
     model = open_config(source, _MODEL_FILES)
+    if not os.path.isdir(os.path.expanduser(source)):
+        _fetch_weights(model)
     tensors: dict[str, _safe.TensorEntry] = {}
-    for file in _weight_files(model.directory):
+    opened = {file: identity(file) for file in _weight_files(model.directory)}
+    for file in opened:
         tensors |= _safe.read_header(file).tensors
     counts.check(model.directory / "config.json", model.config, tensors)
-    return dataclasses.replace(model, tensors=tensors)
+    return dataclasses.replace(model, tensors=tensors, opened=opened)
+
+
+def identity(file: Path) -> tuple[Any, ...]:
+    """What the system says of a file: path, size, inode, device, times of change of content and inode. Another answer means
+    that the content may be another."""
+    stat = file.stat()
+    return (str(file.resolve()), stat.st_size, stat.st_ino, stat.st_dev, stat.st_mtime_ns, stat.st_ctime_ns)
 
 
 def open_config(source: str | Path, patterns: Sequence[str] = ("config.json",)) -> Checkpoint:
@@ -99,8 +126,20 @@ def open_config(source: str | Path, patterns: Sequence[str] = ("config.json",)) 
     _check_plain(directory, config)
     _check_kinds(directory / "config.json", config)
     counts.check(directory / "config.json", config, {})
-    name = directory.name if os.path.exists(os.path.expanduser(source)) else str(source)
-    return Checkpoint(directory, name, config, {})
+    is_local = os.path.exists(os.path.expanduser(source))
+    on_hub = hub_name(str(directory)) if is_local else str(source)
+    return Checkpoint(directory, on_hub or directory.name, config, {}, on_hub or str(directory))
+
+
+def hub_name(reference: str) -> str | None:
+    """The name on the hub that `reference` is, or whose snapshot in the hub's cache it is; None where it is neither.
+
+    What is a directory here is none, whatever its name looks like.
+    """
+    cached = _SNAPSHOT.search(reference)
+    if cached:
+        return f"{cached['org']}/{cached['name']}"
+    return reference if _HUB_NAME.fullmatch(reference) and not os.path.isdir(reference) else None
 
 
 def _check_kinds(path: Path, config: dict[str, Any]) -> None:
@@ -159,27 +198,98 @@ def fetch(source: str | Path, what: str, patterns: list[str]) -> Path:
         return path.resolve()
     if os.path.exists(path) or not _HUB_NAME.fullmatch(str(source)):
         raise _missing(path, what)
+    return _fetched(str(source), what, patterns)
+
+
+def _fetched(name: str, what: str, patterns: list[str], revision: str | None = None) -> Path:
+    """The hub's copy of `name` with the files of these patterns."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(str(source), allow_patterns=patterns))
+        return Path(snapshot_download(name, allow_patterns=patterns, revision=revision))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UnknownNameError(
             explain(
                 f"there is no such {what}",
-                found=[f"{source} is not a directory here", f"as a name on the hub: {reason}"],
+                found=[f"{name} is not a directory here", f"as a name on the hub: {reason}"],
                 do="check the path or the name, the connection, and `hf auth login` where it is private",
             )
         ) from None
 
 
+def _fetch_weights(model: Checkpoint) -> None:
+    """Fetch the weight files of a model of the hub: those that are read, and no other forms of them.
+
+    Repositories hold the same weights several times, for other programs and in other precisions. What is read is the single
+    file where there is one, else those that the index names.
+    """
+    name, revision = model.reference, model.directory.name
+    index, single = model.directory / INDEX, model.directory / _SINGLE
+    if not single.is_file():
+        _fetched(name, "model", [_SINGLE], revision)
+    if not single.is_file() and index.is_file():
+        weight_map = _safe.read_json(index, MAX_INDEX_BYTES).get("weight_map")
+        names = sorted(set(map(str, weight_map.values()))) if isinstance(weight_map, dict) else []
+        if any(not (model.directory / file).is_file() for file in names):
+            _fetched(name, "model", [glob.escape(file) for file in names], revision)
+
+
+def beside(directory: Path) -> tuple[list[Path], list[str]]:
+    """The files beside the weights that a copy of the model has too, in folders as well; and in words, what is left out.
+
+    Left out are links that lead out of the model: a download can bring one to a file of yours, and a copy is there to be
+    shared. In the hub's cache all files are links, to the place where it keeps the contents of that repository. What is longer
+    than `_LARGEST_BESIDE` is nothing that a model is loaded with.
+
+    **Raises:**
+
+    - `FormatError`: a file that loading needs is such a link.
+    """
+    own = [directory.resolve()]
+    if hub_name(str(directory.resolve())):
+        own.append((directory.resolve().parents[1] / "blobs").resolve())
+    kept, left_out = [], []
+    for folder, folders, names in os.walk(directory):
+        links = [name for name in folders if (Path(folder) / name).is_symlink()]
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in links)
+        for path in (Path(folder) / name for name in sorted([*names, *links]) if not name.startswith(".")):
+            where = path.relative_to(directory)
+            if path.suffix in WEIGHTS or (not path.is_file() and path.name not in links):
+                continue
+            if path.name in links or not any(path.resolve().is_relative_to(place) for place in own):
+                left_out.append(f"{where}, a link out of the model, to {path.resolve()}")
+            elif path.stat().st_size > _LARGEST_BESIDE:
+                left_out.append(f"{where}, of {path.stat().st_size / 1e6:,.0f} MB")
+            else:
+                kept.append(where)
+    if needed := [words for words in left_out if words.partition(",")[0] in _NEEDED]:
+        raise FormatError(
+            explain(
+                "a file of this model lies elsewhere, and is not copied",
+                found=[f"{directory}: {words}" for words in needed],
+                do=f"cp -rL {directory} COPY follows its links; then use that",
+            )
+        )
+    return kept, left_out
+
+
 def copy_rest(source: Path, target: Path) -> None:
-    """Copy everything beside the weights: configuration, tokenizer, templates, licence; the card under another name."""
-    for file in source.iterdir():
-        if file.is_file() and file.suffix not in WEIGHTS and not file.name.startswith("."):
-            shutil.copyfile(file, target / ("README.base.md" if file.name == "README.md" else file.name))
+    """Copy what `beside` finds: configuration, tokenizer, templates, licence; the card under another name. What is left out is
+    said."""
+    kept, left_out = beside(source)
+    for name in kept:
+        into = target / ("README.base.md" if str(name) == "README.md" else name)
+        into.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source / name, into)
+    if left_out:
+        warnings.warn(f"not copied: {'; '.join(few(left_out))}", stacklevel=2)
+
+
+def beside_bytes(directory: Path) -> int:
+    """What `copy_rest` writes."""
+    return sum((directory / name).stat().st_size for name in beside(directory)[0])
 
 
 def _missing(path: Path, what: str) -> UnknownNameError:
@@ -196,11 +306,11 @@ def _missing(path: Path, what: str) -> UnknownNameError:
 
 
 def _weight_files(directory: Path) -> list[Path]:
-    index, single = directory / INDEX, directory / "model.safetensors"
+    index, single = directory / INDEX, directory / _SINGLE
     if single.is_file():  # where both are, it is the one that transformers loads
         return [single]
     if not index.is_file():
-        raise _safe.refuse_pickles(directory, "model.safetensors")
+        raise _safe.refuse_pickles(directory, _SINGLE)
     weight_map = _safe.read_json(index, MAX_INDEX_BYTES).get("weight_map")
     names = sorted(set(map(str, weight_map.values()))) if isinstance(weight_map, dict) else []
     outside = [name for name in names if Path(name).name != name]

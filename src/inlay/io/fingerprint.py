@@ -6,8 +6,9 @@
     chat_template  over the template's text; None where there is none
 
 Each tensor is digested by itself, so that both cores work and the order of shards does not matter. Digests of weights are
-kept in the cache directory under the identity of the files (path, size, time of change, inode), so that the second time
-costs milliseconds; a file changed within its recorded nanosecond and size would be missed, nothing else.
+kept in the cache directory under what the system says of the files: path, size, inode, device, and the times of change of
+content and of inode, of which nobody can set the second. So the second time costs milliseconds. A file that changed less than
+`SETTLED_SECONDS` ago could change again without another time: its digest is not kept.
 """
 
 import concurrent.futures
@@ -19,14 +20,18 @@ import mmap
 import os
 import re
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
 from inlay.errors import FormatError, explain
 from inlay.io import _safe, bitsandbytes, output
-from inlay.io.checkpoint import Checkpoint
+from inlay.io.checkpoint import Checkpoint, identity
 
 _CHUNK_BYTES = 8 << 20
+SETTLED_SECONDS = 2.0
+"""What the coarsest clocks of file systems can't tell apart."""
+
 _DIGEST = re.compile("[0-9a-f]{64}")
 _VOCABULARIES = ("tokenizer.model", "spiece.model", "vocab.json", "merges.txt", "vocab.txt", "added_tokens.json")
 
@@ -58,7 +63,7 @@ def short(digest: str | None) -> str:
 def fingerprint(checkpoint: Checkpoint) -> Fingerprint:
     """The fingerprint of a checkpoint; its weights are read once and remembered."""
     return Fingerprint(
-        weights=_weights(checkpoint),
+        weights=digest_of(checkpoint),
         tokenizer=_tokenizer(checkpoint.directory),
         chat_template=_chat_template(checkpoint.directory),
         quantized_from=bitsandbytes.source(checkpoint.directory).get("weights"),
@@ -71,17 +76,90 @@ def cache_directory() -> Path:
     return Path(os.environ.get("INLAY_CACHE") or Path(root) / "inlay")
 
 
-def _weights(checkpoint: Checkpoint) -> str:
-    identity = hashlib.sha256(json.dumps(identities(checkpoint)).encode()).hexdigest()
-    cached = cache_directory() / "fingerprints" / identity
+def check_written(checkpoint: Checkpoint) -> None:
+    """Refuse quantised weights that are not those which `inlay quantize` wrote, where their digest was kept.
+
+    **Raises:**
+
+    - `FormatError`: they are others: damaged, or exchanged.
+    """
+    written = bitsandbytes.record(checkpoint.directory).get("weights")
+    if written is not None and written != digest_of(checkpoint):
+        raise FormatError(
+            explain(
+                "the weights of this quantised base are not those that were written",
+                found=f"{checkpoint.directory}: sha256 {short(digest_of(checkpoint))}, written was {short(str(written))}",
+                do="quantize or fetch it again",
+            )
+        )
+
+
+def check_unchanged(checkpoint: Checkpoint, weights: str | None = None) -> None:
+    """Refuse what was computed with weight files that are others by now than they were when the checkpoint was opened.
+
+    A few microseconds for each file while nothing was touched; where something was, the weights are read and digested.
+
+    **Arguments:**
+
+    - `weights`: their digest, where it was known before.
+
+    **Raises:**
+
+    - `FormatError`: the files became longer, shorter or others, or are gone.
+    """
+    found: list[str] = []
+    for file, before in checkpoint.opened.items():
+        try:
+            now = identity(file)
+        except OSError as error:
+            now, found = (), [*found, f"{file}: {error.strerror}"]
+        if now and now != before:
+            size = f"{before[1]:,} bytes when it was opened, {now[1]:,} now" if now[1] != before[1] else "written to"
+            found.append(f"{file}: {size}")
+    if not found:
+        return
+    with contextlib.suppress(OSError, FormatError):
+        if weights is not None and _weights_digest(checkpoint.tensors) == weights:
+            checkpoint.opened.update({file: identity(file) for file in checkpoint.opened})
+            return  # it was moved, linked or touched
+    raise FormatError(
+        explain(
+            "the files of the base changed while they were in use",
+            found=found,
+            do="fetch or copy the base again, and run it again",
+        )
+    )
+
+
+def digest_of(checkpoint: Checkpoint) -> str:
+    """The digest of a checkpoint's weights, from the cache where the files are as they were.
+
+    **Raises:**
+
+    - `FormatError`: a file changed while it was read.
+    """
+    before = identities(checkpoint)
+    cached = cache_directory() / "fingerprints" / hashlib.sha256(json.dumps(before).encode()).hexdigest()
     with contextlib.suppress(OSError, UnicodeDecodeError):
         kept = cached.read_text("ascii")
         if _DIGEST.fullmatch(kept):  # a damaged file would name another base
             return kept
     digest = _weights_digest(checkpoint.tensors)
-    with contextlib.suppress(OSError):  # a cache that cannot be written costs time, not correctness
-        output.write_file(cached, digest.encode("ascii"))
+    if identities(checkpoint) != before:
+        raise FormatError(
+            explain("a weight file changed while it was read", found=str(checkpoint.directory), do="run it again")
+        )
+    if all(_is_settled(file) for file in checkpoint.files):
+        with contextlib.suppress(OSError):  # a cache that cannot be written costs time, not correctness
+            output.write_file(cached, digest.encode("ascii"))
     return digest
+
+
+def _is_settled(file: Path) -> bool:
+    """The file changed so long ago that another change would have another time."""
+    stat = file.stat()
+    changed = stat.st_mtime_ns if os.name == "nt" else stat.st_ctime_ns  # Windows has the time of making there
+    return time.time_ns() - changed > SETTLED_SECONDS * 1e9
 
 
 def _weights_digest(tensors: dict[str, _safe.TensorEntry]) -> str:
@@ -124,13 +202,8 @@ _buffers = _Buffers()
 
 
 def identities(checkpoint: Checkpoint) -> list[list[Any]]:
-    """What the system says of the weight files: path, size, time of change, inode; another answer means another content."""
-    return [_identity(file) for file in checkpoint.files]
-
-
-def _identity(file: Path) -> list[Any]:
-    stat = file.stat()
-    return [str(file.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ino]
+    """`identity` of the weight files."""
+    return [list(identity(file)) for file in checkpoint.files]
 
 
 def _tokenizer(directory: Path) -> str | None:

@@ -15,6 +15,7 @@ import signal
 import sys
 import tempfile
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -181,27 +182,33 @@ def refusals(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def locked(directory: Path, shared: bool = False) -> Iterator[None]:
-    """Within the block no other process works in `directory`; `shared`: others may, that share it too.
+def locked(directory: Path, shared: bool = False, waiting: str = "") -> Iterator[None]:
+    """Within the block no other process works in `directory`, or with the file of that name.
+
+    **Arguments:**
+
+    - `shared`: others may, that share it too.
+    - `waiting`: where one does, say this and wait for it.
 
     **Raises:**
 
-    - `OutputError`: one does.
+    - `OutputError`: one does, and nobody waits.
     """
     try:
         import fcntl
     except ImportError:  # a system without such locks
         yield
         return
-    handle = os.open(directory, os.O_RDONLY)
+    handle, kind = os.open(directory, os.O_RDONLY), fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     try:
-        fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        raise OutputError(
-            explain("another process is writing this", found=str(directory), do="wait for it, or another --output")
-        ) from None
-    try:
+        try:
+            fcntl.flock(handle, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not waiting:
+                found, hint = str(directory), "wait for it, or another --output"
+                raise OutputError(explain("another process is writing this", found=found, do=hint)) from None
+            warnings.warn(waiting, stacklevel=4)
+            fcntl.flock(handle, kind)
         yield
     finally:
         os.close(handle)

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from inlay import fields, methods
 from inlay.errors import CompatibilityError, FormatError, explain, few
-from inlay.io import _safe, adapterhub, loralib, output
-from inlay.io._peft_forms import flat, flattened, kernel, whole
+from inlay.io import _safe, adapterhub, loralib, meaning, output
+from inlay.io._peft_forms import flat, flattened, kernel, one_table, whole
 from inlay.io.card import card
 from inlay.io.checkpoint import fetch
 from inlay.io.engines import loading
@@ -69,6 +69,7 @@ class _Record(TypedDict, total=False):
     """The parts of `inlay.json` that are read again, none of which has to be there."""
 
     base: Mapping[str, str | None]
+    computes: Mapping[str, Any]
     data: Mapping[str, Any]
     training: Mapping[str, Any]
     task: Mapping[str, Any]
@@ -130,7 +131,7 @@ def read(source: str | Path, fits: Callable[[PeftAdapter], Any] = lambda outline
     directory = fetched(source)
     if not (directory / CONFIG).is_file():
         raise loralib.no_adapter(directory, CONFIG)
-    config = _safe.read_json(directory / CONFIG)
+    config = one_table(directory / CONFIG, _safe.read_json(directory / CONFIG))
     record = read_record(directory)
     if adapterhub.wrote(config):
         bottleneck, places = adapterhub.read(directory, config)
@@ -179,6 +180,7 @@ def read_record(directory: Path) -> dict[str, Any]:
         )
     with _safe.about(path):
         parts = fields.fitted(_Record, record)
+        fields.fitted(meaning.Kept, parts.get(meaning.KEY, {}))
         fields.fitted(_Training, parts.get("training", {}))
         fields.fitted(_Task, parts.get("task", {}))
         fields.fitted(_Text, parts.get("text", {}))
@@ -191,7 +193,7 @@ def write(
     params: Mapping[str, Params],
     *,
     shared: Params,
-    base_name: str,
+    base_name: str | None,
     target_modules: Sequence[str],
     names: Mapping[str, Sequence[str]] | None = None,
     fan_in_fan_out: bool,

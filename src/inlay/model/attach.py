@@ -139,7 +139,7 @@ class Attached:
     def read(self, source: str | Path, name: str, *, force: bool = False) -> Adapter:
         """An adapter from disk or the hub, checked against this model and not attached; see `attach`."""
         origin, fit = functools.partial(self._check_origin, name, force=force), functools.partial(self._fitting, name)
-        file = fit(peft.read(source, lambda outline: (origin(outline.record), fit(outline))))
+        file = fit(peft.read(source, lambda outline: (origin(outline), fit(outline))))
         check_heard(name, file, self.layout)
         return Adapter(name, file.method, file.params, file.record, file.shared)
 
@@ -167,8 +167,8 @@ class Attached:
         if form == "adapterhub":
             config, model_class = getattr(self.module, "config", None), type(self.module).__name__
             about = {"model_type": getattr(config, "model_type", None), "model_class": model_class}
-            adapterhub.write(directory, adapter.method, adapter.params, name=name, base_name=self.title, **about)
-            peft.write_record(directory, {"base": self._origin(), **self.about_task, **record})
+            adapterhub.write(directory, adapter.method, adapter.params, name=name, base_name=self.base_name, **about)
+            peft.write_record(directory, {**self.about_base, **self.about_task, **record})
             return
         kept = adapter.method.finish(adapter.params)
         trained = [path for path in adapter.params if path]
@@ -188,14 +188,14 @@ class Attached:
             kept,
             names=names,
             shared=adapter.shared,
-            base_name=self.title,
+            base_name=self.base_name,
             modules_to_save=targets.short_names(self.layout.saved(adapter.method), every),
             target_modules=short,
             kernels={path: self.maps[path].stored.shape for path in adapted if self.maps[path].kind == "conv2d"},
             experts=experts,
             embeddings=[path for path in adapted if self.maps[path].kind == "embedding"],
             fan_in_fan_out=bool(adapted) and all(self.maps[path].transposed for path in adapted),
-            record={"base": self._origin(), **self.about_task, **record},
+            record={**self.about_base, **self.about_task, **record},
             task_type=self.task_type,
         )
 
@@ -263,11 +263,15 @@ class Attached:
         """An adapter's file as it applies to this model."""
         return file
 
-    def _origin(self) -> dict[str, Any]:
-        """What an adapter's record says of its base."""
-        return {"name": self.title}
+    @property
+    def about_base(self) -> dict[str, Any]:  # what an adapter's record says of it
+        return {"base": {"name": self.title}}
 
-    def _check_origin(self, name: str, record: dict[str, Any], force: bool) -> None:
+    @property
+    def base_name(self) -> str | None:  # a name or a path by which others find it
+        return None
+
+    def _check_origin(self, name: str, file: peft.PeftAdapter, force: bool) -> None:
         """Refuse an adapter that was trained on another base, where that is known."""
 
     def _other_weights(self, copies: Params) -> list[str]:

@@ -4,7 +4,6 @@ The weights are mapped from safetensors and shared between processes, in the dty
 where that is faster or asked for (`inlay.model.frozen`). They never change: an adapter is beside them, not in them.
 """
 
-import warnings
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -12,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inlay.errors import CompatibilityError, ConfigError, explain
-from inlay.io import peft
+from inlay.errors import ConfigError, explain
+from inlay.io import meaning, peft
 from inlay.io.checkpoint import Checkpoint
-from inlay.io.fingerprint import Fingerprint, fingerprint, short
+from inlay.io.fingerprint import Fingerprint, check_unchanged, fingerprint
 from inlay.methods._contract import LinearMethod, Method
+from inlay.model import origin
 from inlay.model import purpose as purposes
 from inlay.model.adapter import Adapter
 from inlay.model.answers import answers, minds_padding
@@ -113,6 +113,25 @@ class Base(Attached):
         """What the base is: digests of its weights, tokenizer and chat template."""
         return fingerprint(self.checkpoint)
 
+    def check_unchanged(self) -> None:
+        """Refuse what was computed with files that are others by now: a mapped base is what its files are.
+
+        **Raises:**
+
+        - `FormatError`: they changed since they were opened; see `inlay.io.fingerprint.check_unchanged`.
+        """
+        known = self.__dict__.get("fingerprint")  # if it was asked for before
+        check_unchanged(self.checkpoint, known and known.weights)
+
+    @cached_property
+    def computes(self) -> dict[str, Any]:
+        """What the base computes beside its weights; see `inlay.io.meaning`."""
+        return meaning.computes(self.checkpoint.directory, self.tokenizer) | {"ends": sorted(self.end_tokens)}
+
+    @property
+    def base_name(self) -> str:
+        return self.checkpoint.reference
+
     @property
     def task_type(self) -> str:
         return self.purpose.task_type
@@ -153,8 +172,10 @@ class Base(Attached):
         purposes.check_method(file.method, self.purpose)
         return file._replace(method=purposes.without_strangers(file.method, self.layout.modules, self.purpose))
 
-    def _origin(self) -> dict[str, Any]:
-        return {"name": self.checkpoint.name, **self.fingerprint.as_dict()}
+    @property
+    def about_base(self) -> dict[str, Any]:
+        known = {"name": self.checkpoint.name, **self.fingerprint.as_dict()}
+        return {"base": known, meaning.KEY: self.computes}
 
     @torch.no_grad()
     def logits(self, input_ids: Tensor, rows: Rows, attention_mask: Tensor | None = None) -> Tensor:
@@ -227,6 +248,7 @@ class Base(Attached):
         stops, pad = [self.stop_ids(name) for name in names], self.pad_token
         torch.manual_seed(seed)
         said = answers(self, rows, names, stops, pad, **settings, **sampling.arguments())
+        self.check_unchanged()
         return self.tokenizer.batch_decode(said, skip_special_tokens=True)
 
     def predict(
@@ -315,39 +337,6 @@ class Base(Attached):
             )
         return wanted or min(DEFAULT_NEW_TOKENS, room)
 
-    def _check_origin(self, name: str, record: dict[str, Any], force: bool) -> None:
-        purposes.check_task(name, record, self.purpose, self.labels)
-        trained_on = record.get("base", {})
-        akin = self._is_akin(trained_on)
-        for part in ("weights", "tokenizer"):
-            theirs, ours = trained_on.get(part), getattr(self.fingerprint, part)
-            if theirs is not None and theirs != ours and not force and not (part == "weights" and akin):
-                raise CompatibilityError(
-                    explain(
-                        f"{name} was trained on another base",
-                        found=f"{part} sha256 {short(theirs)} ({trained_on.get('name')}), "
-                        f"this base ({self.checkpoint.name}) has {short(ours)}",
-                        do="use the base it names, or pass --force to run it anyway: answers will be wrong in ways that "
-                        "look right",
-                    )
-                )
-        if akin:
-            warnings.warn(
-                f"{name} was trained on the same weights in another precision "
-                f"({trained_on.get('name')}, sha256 {short(trained_on.get('weights'))}): answers will differ a little",
-                stacklevel=4,
-            )
-        if "chat_template" in trained_on and trained_on["chat_template"] != self.fingerprint.chat_template:
-            warnings.warn(
-                f"{name} was trained with another chat template "
-                f"({short(trained_on['chat_template'])}, this base has {short(self.fingerprint.chat_template)}): "
-                "prompts will not look as they did in training",
-                stacklevel=4,
-            )
-
-    def _is_akin(self, trained_on: dict[str, Any]) -> bool:
-        """An adapter's base is not this one, but both are the same weights, one of them or both quantised."""
-        if trained_on.get("weights") in (None, self.fingerprint.weights):
-            return False
-        theirs = trained_on.get("quantized_from") or trained_on.get("weights")
-        return theirs == (self.fingerprint.quantized_from or self.fingerprint.weights)
+    def _check_origin(self, name: str, file: peft.PeftAdapter, force: bool) -> None:
+        purposes.check_task(name, file.record, self.purpose, self.labels)
+        origin.check(name, file, self, force)

@@ -7,6 +7,7 @@ layers, for which it has its own ways; here they are `QuantizedLinear` over the 
 import contextlib
 import dataclasses
 import functools
+import importlib.util
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,10 +19,11 @@ from torch import nn
 
 from inlay import quant
 from inlay.core.product import DTYPES, native_bfloat16
-from inlay.errors import CompatibilityError, ConfigError, FormatError, explain, within_memory
-from inlay.io import bitsandbytes
+from inlay.errors import CompatibilityError, ConfigError, FormatError, explain, few, within_memory
+from inlay.io import bitsandbytes, shortened
 from inlay.io._safe import TORCH_DTYPES
 from inlay.io.checkpoint import Checkpoint, open_checkpoint
+from inlay.io.fingerprint import check_unchanged, check_written
 from inlay.io.mapped import Mapped
 from inlay.model import skeleton, streamed
 from inlay.model.ahead import ReadAhead
@@ -78,7 +80,10 @@ def load(
         )
     given = open_checkpoint(source)
     checkpoint, original = _quantized(given, quantize, progress), None if quantize is None else given
+    shortened.guard(checkpoint.files)
     packed = bitsandbytes.quantized_weights(checkpoint)
+    if packed:
+        check_written(checkpoint)
     chosen = {None: default_dtype(checkpoint, device), "stored": checkpoint.dtype, **DTYPES}.get(dtype)
     if chosen is None:
         raise ConfigError(explain("no such dtype", found=f"{dtype!r}", do=f"one of {', '.join(DTYPES)}, stored"))
@@ -99,6 +104,7 @@ def load(
         fuse_(model, chosen)
     scheme = ", ".join(sorted({name for name, _ in packed.values()})) or None
     heads, fresh = heads_of(model, missing, purpose, has_own_head(checkpoint, purpose))
+    check_unchanged(checkpoint)
     return Base(model, tokenizer, checkpoint, chosen, is_mapped, scheme, purpose, heads, fresh, original)
 
 
@@ -106,7 +112,8 @@ def _quantized(checkpoint: Checkpoint, scheme: str | None, progress: Callable[[i
     """The checkpoint itself, or that of the same name in the cache, quantised."""
     if scheme is None:
         return checkpoint
-    return dataclasses.replace(open_checkpoint(cached(checkpoint, scheme, progress)), name=checkpoint.name)
+    made = open_checkpoint(cached(checkpoint, scheme, progress))
+    return dataclasses.replace(made, name=checkpoint.name, reference=checkpoint.reference)
 
 
 def default_dtype(checkpoint: Checkpoint, device: str = "cpu") -> torch.dtype:
@@ -177,6 +184,7 @@ def _model(
     ]
     if problems:
         raise _incomplete(checkpoint, problems, purpose, getattr(model, "base_model_prefix", ""))
+    _check_used(model, sorted(set(report["unexpected_keys"])), packed, checkpoint)
     for name in purpose.unused:
         if isinstance(getattr(model, name, None), nn.Module):
             setattr(model, name, None)  # models that can be made without it ask whether it is there
@@ -198,6 +206,50 @@ def _incomplete(
             do="fetch it again",
         )
     )
+
+
+def _check_used(model: nn.Module, unused: list[str], packed: bitsandbytes.Quantized, checkpoint: Checkpoint) -> None:
+    """Refuse weights of the file that the model would have a place for if its configuration were another: more layers, biases.
+
+    Heads of other tasks, and parts of models that see or hear, have no place in it; what a model can make itself is no weight.
+
+    **Raises:**
+
+    - `FormatError`: there are some.
+    """
+    modules = {path for path, _ in model.named_modules()}
+    prefix, taken = getattr(model, "base_model_prefix", ""), tuple(f"{path}." for path in packed)
+    problems = []
+    for key in unused:
+        if key.startswith(taken) or not key.endswith((".weight", ".bias")):
+            continue
+        names = [name for name in (key, key.removeprefix(f"{prefix}."), f"{prefix}.{key}") if _has_place(name, modules)]
+        entry = checkpoint.tensors.get(key)
+        if names and (entry is None or entry.dtype not in ("BOOL", "U8")):  # masks of old checkpoints are called bias
+            problems.append(f"{key} is not used")
+    if problems:
+        layers = getattr(model.config, "num_hidden_layers", None)
+        raise FormatError(
+            explain(
+                "this checkpoint holds weights that its configuration leaves out: another model would be computed",
+                found=[f"{checkpoint.directory / 'config.json'}: num_hidden_layers {layers}", *few(problems)],
+                do="fetch config.json again, or correct it",
+            )
+        )
+
+
+def _has_place(name: str, modules: set[str]) -> bool:
+    """A tensor of this name belongs to one of the modules, or to a layer beside theirs with another number."""
+    path = name.rpartition(".")[0]
+    if path in modules:
+        return True
+    parts = path.split(".")
+    numbered = [i for i, part in enumerate(parts) if part.isdigit()]
+    if not numbered:
+        return False
+    first = numbered[0]
+    siblings = ".".join([*parts[:first], "0", *parts[first + 1 :]])
+    return ".".join(parts[: first + 1]) not in modules and siblings in modules
 
 
 def _fill_(
@@ -251,9 +303,21 @@ def _tokenizer(checkpoint: Checkpoint) -> Any:
             explain(
                 "this model has no tokenizer that transformers can read",
                 found=f"{checkpoint.directory}: {str(error).splitlines()[0] if str(error) else type(error).__name__}",
-                do="put its tokenizer.json and tokenizer_config.json beside config.json",
+                do=_tokenizer_hint(checkpoint),
             )
         ) from None
+
+
+def _tokenizer_hint(checkpoint: Checkpoint) -> str:
+    """What to do for a tokenizer that could not be read: its form may need a package that is not here."""
+    names = [name for name in ("tokenizer.model", "spiece.model") if (checkpoint.directory / name).is_file()]
+    if (
+        names
+        and not (checkpoint.directory / "tokenizer.json").is_file()
+        and not importlib.util.find_spec("sentencepiece")
+    ):
+        return f"pip install sentencepiece, which reads its {names[0]}; or put its tokenizer.json beside that"
+    return "put its tokenizer.json and tokenizer_config.json beside config.json"
 
 
 @contextlib.contextmanager

@@ -82,9 +82,11 @@ def merge(
     check_survives(base, merged)
     target = output_directory.place(output)
     output_directory.check_free(target)
-    output_directory.check_space(target, num_bytes(base, adapter))
+    beside = checkpoint.beside_bytes(base.checkpoint.directory)
+    output_directory.check_space(target, num_bytes(base, adapter) + beside)
     with output_directory.new_directory(target) as partial:
         write(base, merged, partial, progress)
+        base.check_unchanged()
         return _checked(base, adapter, partial, texts)
 
 

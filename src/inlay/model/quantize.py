@@ -15,6 +15,7 @@ what it became, and let go, so that the memory needed is that of the largest one
 import contextlib
 import json
 import math
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +27,7 @@ from inlay import quant
 from inlay.errors import CompatibilityError, ConfigError, FormatError, explain, few
 from inlay.io import _safe, bitsandbytes, checkpoint, output, peft
 from inlay.io.checkpoint import Checkpoint
-from inlay.io.fingerprint import fingerprint, identities
+from inlay.io.fingerprint import digest_of, fingerprint, identities
 from inlay.model import skeleton, targets
 from inlay.quant._contract import Packed, Scheme
 
@@ -115,7 +116,7 @@ def quantize(
     with _unfinished(target, plan) as partial:
         files = [partial / f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
         left = [_num_bytes(shard) for shard, file in zip(shards, files, strict=True) if not file.exists()]
-        output.check_space(target, sum(left))
+        output.check_space(target, sum(left) + checkpoint.beside_bytes(source.directory))
         done = 0
         for shard, file in zip(shards, files, strict=True):
             if not file.exists():
@@ -221,8 +222,8 @@ def _unfinished(target: Path, plan: dict[str, Any]) -> Iterator[Path]:
         partial.mkdir(parents=True, exist_ok=True)
         with output.locked(partial):
             if not _has_plan(partial, plan):
-                for file in partial.iterdir():
-                    file.unlink()
+                for path in partial.iterdir():
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
                 output.write_file(partial / PLAN, json.dumps(plan).encode())
             for file in partial.glob("*.new"):
                 file.unlink()
@@ -314,6 +315,6 @@ def _finish(
         "config.json": _safe.read_json(source.directory / "config.json") | {"quantization_config": config},
     }.items():
         output.write_file(partial / name, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
-    peft.write_record(partial, {"quantized": made})
+    peft.write_record(partial, {"quantized": made | {"weights": digest_of(checkpoint.open_checkpoint(partial))}})
     for file in (partial / PLAN, *partial.glob(f"*{ERRORS}")):
         file.unlink()

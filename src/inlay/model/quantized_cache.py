@@ -18,14 +18,17 @@ from pathlib import Path
 from inlay.errors import ConfigError, InlayError, explain
 from inlay.io import bitsandbytes, output
 from inlay.io.checkpoint import Checkpoint, open_checkpoint
-from inlay.io.fingerprint import cache_directory, fingerprint
+from inlay.io.fingerprint import cache_directory, check_written, fingerprint
 from inlay.model.quantize import quantize
 
 LIMIT, DEFAULT_LIMIT_GB = "INLAY_CACHE_GB", 50.0
 """The variable of the environment that says how many gigabytes may be kept, and what is taken where it is not set."""
 
-_in_use: list[contextlib.ExitStack] = []
+_in_use: dict[Path, contextlib.ExitStack] = {}
 """The locks of those that this process computes with, to its end."""
+
+_LAYOUT = 2
+"""Version of what an entry holds: since 2 the digest of its weights, which tells damage."""
 
 
 def cached(source: Checkpoint, scheme: str, progress: Callable[[int, int], None]) -> Path:
@@ -36,18 +39,32 @@ def cached(source: Checkpoint, scheme: str, progress: Callable[[int, int], None]
     if source.config.get("quantization_config"):  # it is what was asked for, or can't become it: loading says which
         return source.directory
     folder = cache_directory() / "quantized"
-    entry = folder / _key(source, scheme)
-    limit = limit_bytes()
-    if entry.exists() and not _is_whole(entry):
-        shutil.rmtree(entry)
-    if not entry.exists():
-        quantize(source, entry, scheme, progress=progress)
-    stack = contextlib.ExitStack()
-    stack.enter_context(output.locked(entry, shared=True))
-    _in_use.append(stack)
+    entry, limit = folder / _key(source, scheme), limit_bytes()
+    if entry not in _in_use:
+        _take(source, entry, scheme, progress)
     os.utime(entry)
     _make_room(folder, entry, limit)
     return entry
+
+
+def _take(source: Checkpoint, entry: Path, scheme: str, progress: Callable[[int, int], None]) -> None:
+    """Have the entry there, whole, and locked against removal; one process makes it, others wait for that."""
+    entry.parent.mkdir(parents=True, exist_ok=True)
+    lock = entry.parent / f".{entry.name}.lock"
+    lock.touch()
+    with output.locked(lock, waiting="another process is quantising this base: waiting for it"):
+        while entry not in _in_use:
+            if entry.exists() and not _is_whole(entry):
+                shutil.rmtree(entry)
+            if not entry.exists():
+                quantize(source, entry, scheme, progress=progress)
+            stack = contextlib.ExitStack()
+            with contextlib.suppress(FileNotFoundError):  # another process has just made room
+                stack.enter_context(
+                    output.locked(entry, shared=True, waiting="waiting for the cache of quantised bases")
+                )
+                if entry.exists():
+                    _in_use[entry] = stack
 
 
 def limit_bytes() -> int:
@@ -70,14 +87,16 @@ def limit_bytes() -> int:
 
 
 def _key(source: Checkpoint, scheme: str) -> str:
-    parts = [fingerprint(source).as_dict(), source.config, scheme, bitsandbytes.VERSION]
+    parts = [fingerprint(source).as_dict(), source.config, scheme, bitsandbytes.VERSION, _LAYOUT]
     return f"{scheme}-{hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]}"
 
 
 def _is_whole(entry: Path) -> bool:
-    """All files of an entry are there, and as long as their headers say."""
+    """All files of an entry are there, and hold what was written."""
     try:
-        return bool(bitsandbytes.quantized_weights(open_checkpoint(entry)))
+        made = open_checkpoint(entry)
+        check_written(made)
+        return bool(bitsandbytes.quantized_weights(made))
     except (InlayError, OSError):
         return False
 
@@ -85,7 +104,7 @@ def _is_whole(entry: Path) -> bool:
 def _make_room(folder: Path, entry: Path, limit: int) -> None:
     """Remove what was used longest ago until what is left fits; neither `entry` nor what another process uses."""
     others = sorted((path for path in folder.iterdir() if path.is_dir() and path != entry), key=_last_use)
-    sizes = {path: sum(file.stat().st_size for file in path.iterdir()) for path in (*others, entry)}
+    sizes = {path: sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) for path in (*others, entry)}
     for path in others:
         if sum(sizes.values()) <= limit:
             return

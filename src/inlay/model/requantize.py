@@ -102,9 +102,10 @@ def merge_quantized(
             refine=True,
             progress=lambda done, total: progress((done + total) // 2, total),
         )
+        base.check_unchanged()
         shutil.rmtree(partial / "dense")
         made = load(partial / "made", dtype=str(base.dtype).removeprefix("torch."), purpose=base.purpose)
-        made.checkpoint = dataclasses.replace(made.checkpoint, name=target.name)
+        made.checkpoint = dataclasses.replace(made.checkpoint, name=target.name, reference=str(target.absolute()))
         rest = _residual(base, held, made, residual_r) if residual_r else None
         survival = _survival(base, held, made, rest, scheme, texts)
         if survival.cosine < MIN_COSINE and not force:

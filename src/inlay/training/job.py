@@ -116,7 +116,7 @@ class Job:
           message says where.
         """
         start, stop = time.perf_counter(), Stop()
-        _ = self.base.fingerprint, _versions()  # for the record: found now, they can't fail once something is learned
+        _ = self.base.about_base, _versions()  # for the record: found now, they can't fail once something is learned
         with stop.heard():
             try:
                 progress = loop.run(
@@ -189,10 +189,9 @@ class Job:
 
     def _write(self, directory: Path, progress: loop.Progress, report: Report, whole: bool = True) -> None:
         record = self._record(progress, report) if whole else {}
-        self.adapter.record = {"base": {"name": self.base.checkpoint.name, **self.base.fingerprint.as_dict()}}
         if self.base.task == CAUSAL_LM:
             record |= {"text": stops.record_of(self.train.form, self.train.ends, self.base.tokenizer)}
-        self.adapter.record |= self.base.about_task | record
+        self.adapter.record = self.base.about_base | self.base.about_task | record
         self.base.save(self.adapter.name, directory, record)
 
     def _record(self, progress: loop.Progress, report: Report) -> dict[str, Any]:

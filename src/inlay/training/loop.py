@@ -115,6 +115,7 @@ class Stepper:
             raise self.diverged(f"loss {loss_sum / total:.4g}, norm of the gradient {norm.item():.4g}")
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate * rate_factor * group["rate"]
+        self.base.check_unchanged()
         self.optimizer.step()
         self.method.after_step(self.params, self._done, self.num_steps, self._state)
         self._done += 1
@@ -158,6 +159,7 @@ def evaluate(
         for part in task.parts(base, examples, max_tokens):
             listener(done)
             total, done = total + task.loss_of(base, part).item(), done + len(part)
+    base.check_unchanged()
     if not math.isfinite(total):
         raise DivergedError(
             explain(

@@ -1,0 +1,125 @@
+"""Whether an adapter was made for this base: by what its record says, and where it has none, by the name that it gives.
+
+    the weights, the tokenizer                  another one is refused
+    what the configuration decides, roles       likewise: the same weights compute something else with other heads or epsilon
+    the same weights, quantised                 a note: answers differ a little
+    the chat template, the tokens that end      a note
+    no record, and the name of another base     refused where both are names of the hub, else a note: a folder may have any name
+
+Records of older versions lack some of it; what is not there is not compared.
+"""
+
+import re
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from inlay.errors import CompatibilityError, explain, few
+from inlay.io import meaning
+from inlay.io.checkpoint import hub_name
+from inlay.io.fingerprint import short
+from inlay.io.peft import PeftAdapter
+
+if TYPE_CHECKING:
+    from inlay.model.base import Base
+
+_FORMS = re.compile(r"[-_.]?(bnb|unsloth|gptq|awq|gguf|hf|[48]bit|int[48]|fp8|nf4|bf16|fp16|float16|bfloat16)\b")
+"""Parts of the names of models that say in which form the same weights are."""
+
+
+def check(name: str, file: PeftAdapter, base: "Base", force: bool) -> None:
+    """Refuse an adapter that was made for another base, unless `force` says otherwise.
+
+    **Raises:**
+
+    - `CompatibilityError`: it was trained on other weights, with another tokenizer or configuration, or names another model.
+    """
+    trained_on = file.record.get("base", {})
+    if not trained_on:
+        _check_name(name, file.base_name, base, force)
+    akin = _is_akin(trained_on, base)
+    problems = [] if force else _problems(trained_on, file.record.get(meaning.KEY, {}), base, akin)
+    if problems:
+        raise CompatibilityError(
+            explain(
+                f"{name} was trained on another base",
+                found=few(problems),
+                do="use the base it names, or pass --force to run it anyway: answers will be wrong in ways that look right",
+            )
+        )
+    if akin:
+        _say(
+            f"{name} was trained on the same weights in another precision "
+            f"({trained_on.get('name')}, sha256 {short(trained_on.get('weights'))}): answers will differ a little"
+        )
+    ours = base.fingerprint.chat_template if "chat_template" in trained_on else None
+    if "chat_template" in trained_on and trained_on["chat_template"] != ours:
+        _say(
+            f"{name} was trained with another chat template ({short(trained_on['chat_template'])}, this base has "
+            f"{short(ours)}): prompts will not look as they did in training"
+        )
+    ends = file.record.get(meaning.KEY, {}).get("ends")
+    if ends is not None and ends != base.computes["ends"]:
+        _say(f"answers ended at the tokens {ends} where {name} was trained, and end at {base.computes['ends']} here")
+
+
+def _problems(trained_on: Mapping[str, Any], computed: Mapping[str, Any], base: "Base", akin: bool) -> list[str]:
+    ours = base.fingerprint
+    same_file = trained_on.get("tokenizer") in (None, ours.tokenizer)
+    parts = ["weights"] if not akin and trained_on.get("weights") is not None else []
+    parts += [] if "tokenizer" in computed or same_file else ["tokenizer"]
+    found = [
+        f"{part} sha256 {short(trained_on[part])} ({trained_on.get('name')}), this base ({base.checkpoint.name}) has "
+        f"{short(getattr(ours, part))}"
+        for part in parts
+        if trained_on[part] != getattr(ours, part)
+    ]
+    return found + (meaning.differences(computed, base.computes, same_file) if computed else [])
+
+
+def _is_akin(trained_on: Mapping[str, Any], base: "Base") -> bool:
+    """An adapter's base is not this one, but both are the same weights, one of them or both quantised."""
+    if trained_on.get("weights") in (None, base.fingerprint.weights):
+        return False
+    theirs = trained_on.get("quantized_from") or trained_on.get("weights")
+    return theirs == (base.fingerprint.quantized_from or base.fingerprint.weights)
+
+
+def _check_name(name: str, named: str | None, base: "Base", force: bool) -> None:
+    """What an adapter without a record of its base calls it, against what the base is called."""
+    if not named or _is_named(named, base):
+        return
+    theirs, ours = hub_name(named), hub_name(base.checkpoint.reference)
+    if theirs and ours and _stem(theirs) != _stem(ours) and not force:
+        raise CompatibilityError(
+            explain(
+                f"{name} names another base",
+                found=f"{named}, and this is {ours}; it has no {'inlay.json'} that would say more",
+                do=f"{named} as the base, or --force where this one is the same under another name",
+            )
+        )
+    _say(
+        f"{name} says that it belongs to {named}, and this base is {base.checkpoint.name}; it brings no fingerprint, so that "
+        "nothing tells whether they are the same"
+    )
+
+
+def _is_named(named: str, base: "Base") -> bool:
+    """The base at hand goes by this name, or lies in this place."""
+    reference = base.checkpoint.reference
+    theirs, ours = hub_name(named), hub_name(reference)
+    if theirs and ours:
+        return theirs.lower() == ours.lower()
+    if not theirs and Path(named).is_dir() and Path(named).resolve() == Path(reference):
+        return True
+    return Path(theirs or named).name.lower() == Path(ours or reference).name.lower()
+
+
+def _stem(name: str) -> str:
+    """The model's own part of a name on the hub: without the organisation, and without the form of its weights."""
+    return _FORMS.sub("", name.partition("/")[2].lower())
+
+
+def _say(text: str) -> None:
+    warnings.warn(text, stacklevel=5)
