@@ -131,7 +131,7 @@ def test_weights_of_more_layers_than_the_configuration_has_are_refused(place, ca
     change(place / "other" / "config.json", num_hidden_layers=2)
     status, _, err = run(capsys, "generate", place / "other", "--prompt", "a")
     assert status == 1
-    for text in ("its configuration leaves out", "num_hidden_layers 2", "layers.2.", "hint: "):
+    for text in ("more layers than its configuration says", "num_hidden_layers", "hint: "):
         assert text in err, err
     change(place / "other" / "config.json", num_hidden_layers=4)
     status, _, err = run(capsys, "generate", place / "other", "--prompt", "a")
