@@ -82,8 +82,7 @@ def merge(
     check_survives(base, merged)
     target = output_directory.place(output)
     output_directory.check_free(target)
-    beside = checkpoint.beside_bytes(base.checkpoint.directory)
-    output_directory.check_space(target, num_bytes(base, adapter) + beside)
+    output_directory.check_space(target, num_bytes(base, adapter) + checkpoint.beside_bytes(base.checkpoint.directory))
     with output_directory.new_directory(target) as partial:
         write(base, merged, partial, progress)
         base.check_unchanged()
@@ -92,8 +91,7 @@ def merge(
 
 def num_bytes(base: Base, adapter: str) -> int:
     """What the merged checkpoint's tensors take."""
-    tensors = _tensors(base, base.get(adapter)).values()
-    return sum(math.prod(tensor.shape) * tensor.dtype.itemsize for tensor in tensors)
+    return sum(math.prod(t.shape) * t.dtype.itemsize for t in _tensors(base, base.get(adapter)).values())
 
 
 def write(base: Base, adapter: Adapter, directory: Path, progress: Callable[[int, int], None]) -> None:
