@@ -212,10 +212,6 @@ def _check_used(model: nn.Module, unused: list[str], packed: bitsandbytes.Quanti
     """Refuse weights of the file that the model would have a place for if its configuration were another: more layers, biases.
 
     Heads of other tasks, and parts of models that see or hear, have no place in it; what a model can make itself is no weight.
-
-    **Raises:**
-
-    - `FormatError`: there are some.
     """
     modules = {path for path, _ in model.named_modules()}
     prefix, taken = getattr(model, "base_model_prefix", ""), tuple(f"{path}." for path in packed)

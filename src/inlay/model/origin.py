@@ -53,8 +53,8 @@ def check(name: str, file: PeftAdapter, base: "Base", force: bool) -> None:
             f"{name} was trained on the same weights in another precision "
             f"({trained_on.get('name')}, sha256 {short(trained_on.get('weights'))}): answers will differ a little"
         )
-    ours = base.fingerprint.chat_template if "chat_template" in trained_on else None
-    if "chat_template" in trained_on and trained_on["chat_template"] != ours:
+    ours = base.fingerprint.chat_template
+    if trained_on.get("chat_template", ours) != ours:
         _say(
             f"{name} was trained with another chat template ({short(trained_on['chat_template'])}, this base has "
             f"{short(ours)}): prompts will not look as they did in training"
@@ -95,7 +95,7 @@ def _check_name(name: str, named: str | None, base: "Base", force: bool) -> None
         raise CompatibilityError(
             explain(
                 f"{name} names another base",
-                found=f"{named}, and this is {ours}; it has no {'inlay.json'} that would say more",
+                found=f"{named}, and this is {ours}; it has no inlay.json that would say more",
                 do=f"{named} as the base, or --force where this one is the same under another name",
             )
         )
