@@ -21,6 +21,7 @@ from inlay.training import job, metrics, tasks
 from inlay.training.tasks import embedding
 from tests.support import bases
 from tests.support import tasks as support
+from tests.support.tolerances import assert_close
 
 LABELS = {
     "sequence-classification": ("no", "yes"),
@@ -288,6 +289,71 @@ def test_the_contrastive_loss_is_that_of_loops():
         terms = [math.exp(float(a[i] @ b[j]) / 0.05) for j in range(5) if j == i or texts[j] != texts[i]]
         expected -= math.log(math.exp(float(a[i] @ b[i]) / 0.05) / sum(terms))
     assert embedding.info_nce(a, b, texts).item() == pytest.approx(expected, rel=1e-12)
+
+
+POOLED = {
+    "mean": lambda states: states.mean(0),
+    "cls": lambda states: states[0],
+    "lasttoken": lambda states: states[-1],
+    "max": lambda states: states.max(0).values,
+}
+
+
+def pool_by(directory, config, *others):
+    kinds = ["Transformer", "Pooling", "Normalize", *others]
+    parts = [{"idx": i, "path": f"{i}_{kind}", "type": f"some.models.{kind}"} for i, kind in enumerate(kinds)]
+    (directory / "modules.json").write_text(json.dumps(parts))
+    (directory / "1_Pooling").mkdir(exist_ok=True)
+    (directory / "1_Pooling" / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize("spelt", ["flag", "name"])
+@pytest.mark.parametrize("mode", POOLED)
+def test_vectors_are_pooled_as_the_base_has_it(tmp_path, mode, spelt):
+    flag = {"mean": "mean_tokens", "cls": "cls_token", "max": "max_tokens"}.get(mode, mode)
+    others = {"pooling_mode_mean_sqrt_len_tokens": False, "word_embedding_dimension": 20}
+    base = load(tmp_path, "bert_body", "embedding")
+    pool_by(
+        tmp_path / "bert_body", others | ({f"pooling_mode_{flag}": True} if spelt == "flag" else {"pooling_mode": mode})
+    )
+    assert base.pooling == mode
+    texts = ["a", "much longer than that"]
+    found = embedding.embed(base, texts)
+    for text, vector in zip(texts, found, strict=True):
+        states = base.model(input_ids=torch.tensor([base.tokenizer(text)["input_ids"]])).last_hidden_state[0].double()
+        expected = torch.nn.functional.normalize(POOLED[mode](states), dim=0)
+        assert_close(vector, expected, torch.float32, 2 * 28)
+
+
+@pytest.mark.parametrize(
+    ("config", "others"),
+    [
+        ({"pooling_mode_weightedmean_tokens": True}, ()),
+        ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True}, ()),
+        ({"pooling_mode": "attention"}, ()),
+        ({}, ()),
+        ({"pooling_mode": "cls"}, ("Dense",)),
+    ],
+)
+def test_a_base_that_makes_vectors_in_another_way_is_refused(tmp_path, config, others):
+    base = load(tmp_path, "bert_body", "embedding")
+    pool_by(tmp_path / "bert_body", config, *others)
+    with pytest.raises(CompatibilityError, match="makes vectors in a way that is not known"):
+        embedding.embed(base, ["a"])
+
+
+def test_an_adapter_of_another_pooling_is_refused(tmp_path):
+    base, place = load(tmp_path, "bert_body", "embedding"), tmp_path / "bert_body"
+    rows = bases.jsonl(tmp_path / "rows.jsonl", support.rows("embedding", 6))
+    inlay.train(base, rows, method=inlay.Lora(r=2), output=tmp_path / "mean", max_steps=1)
+    assert "pooling" not in json.loads((tmp_path / "mean" / "inlay.json").read_text())["task"]
+    pool_by(place, {"pooling_mode": "cls"})
+    base = inlay.load(place, task="embedding")
+    with pytest.raises(CompatibilityError, match="trained with another pooling\n  found: mean; this base has cls"):
+        base.attach(tmp_path / "mean")
+    inlay.train(base, rows, method=inlay.Lora(r=2), output=tmp_path / "first", max_steps=1)
+    assert json.loads((tmp_path / "first" / "inlay.json").read_text())["task"]["pooling"] == "cls"
+    inlay.load(place, task="embedding").attach(tmp_path / "first")
 
 
 def test_embeddings_have_length_1_and_do_not_depend_on_their_company(tmp_path):

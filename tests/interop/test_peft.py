@@ -153,7 +153,7 @@ def test_a_file_without_r_and_lora_alpha_does_what_it_does_in_peft(tmp_path):
 
 UNSUPPORTED = {
     "lora_bias": dict(lora_bias=True),
-    "trainable_token_indices": dict(trainable_token_indices={"embed_tokens": [1, 2]}),
+    "trainable_token_indices": dict(trainable_token_indices={"embed_tokens": [1, 2], "lm_head": [3]}),
     "pissa": dict(init_lora_weights="pissa"),
     "layer_replication": dict(layer_replication=[[0, 2], [1, 3]]),
     "alora": dict(alora_invocation_tokens=[3]),
@@ -175,6 +175,24 @@ def test_what_we_do_not_do_is_refused_by_name(what, tmp_path):
         load(tmp_path / "base", dtype="float32").attach(tmp_path / "it")
     key = {"pissa": "init_lora_weights", "alora": "alora_invocation_tokens"}
     assert key.get(what, what) in str(error.value)
+
+
+def test_token_indices_by_the_name_of_their_module_are_read(tmp_path):
+    bases.directory(tmp_path / "base")
+    config = peft.LoraConfig(
+        r=2, target_modules=["q_proj"], trainable_token_indices={"embed_tokens": [7, 3]}, task_type="CAUSAL_LM"
+    )
+    theirs = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), config).eval()
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            if parameter.requires_grad:
+                parameter.normal_(std=0.3)
+    theirs.save_pretrained(tmp_path / "theirs")
+    base, ids = load(tmp_path / "base", dtype="float32"), models.tokens(2, 9)
+    ids[0, :4] = torch.tensor([3, 7, 3, 8])
+    base.attach(tmp_path / "theirs")
+    with torch.no_grad():
+        assert _close(base.logits(ids, "theirs"), theirs(input_ids=ids).logits)
 
 
 @needs_shared

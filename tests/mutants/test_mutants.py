@@ -99,7 +99,7 @@ MUTANTS = {
     "the first module of a class speaks for all": ("model/equivalence.py", "return (type(module), values, inner, shapes)", "return (type(module),)", "tests/equations/test_fused.py"),
     "a document sees the one before it": ("kernels/attention.py", "torch.tensor((0, *lengths))", "torch.tensor((0, sum(lengths), *[0] * (len(lengths) - 1)))", "tests/equations/test_attention.py"),
     "the learning rate never decays": ("training/schedule.py", "max(0.0, (num_steps - step) / max(1, num_steps - warmup))", "1.0", TRAINING),
-    "a foreign base is accepted": ("model/base.py", "theirs != ours and not force", "False", "tests/attacks -k another_base"),
+    "a foreign base is accepted": ("model/origin.py", "if trained_on[part] != getattr(ours, part)", "if False", "tests/attacks -k another_base"),
     "extra tensors are dropped": ("io/peft.py", 'problems.append(f"{key}: no tensor of', 'str(f"{key}: no tensor of', "tests/attacks -k missing_extra"),
     "a value of another kind is taken": ("fields.py", "if value is MISFIT]", "if False]", "tests/attacks/test_settings.py -k another_kind"),
     "a missing r is our own default": ("methods/_low_rank.py", '{"r": 8, "lora_alpha": 8}', "{}", "tests/interop/test_peft.py -k leaves_out"),

@@ -16,7 +16,7 @@ from inlay.io import meaning, peft
 from inlay.io.checkpoint import Checkpoint
 from inlay.io.fingerprint import Fingerprint, check_unchanged, fingerprint
 from inlay.methods._contract import LinearMethod, Method
-from inlay.model import origin
+from inlay.model import origin, pooling
 from inlay.model import purpose as purposes
 from inlay.model.adapter import Adapter
 from inlay.model.answers import answers, minds_padding
@@ -139,7 +139,13 @@ class Base(Attached):
     @property
     def about_task(self) -> dict[str, Any]:
         about: dict[str, Any] = {"name": self.task} | ({"labels": list(self.labels)} if self.labels else {})
+        about |= {} if self.pooling == pooling.MEAN else {"pooling": self.pooling}
         return {} if self.task == CAUSAL_LM else {"task": about}
+
+    @cached_property
+    def pooling(self) -> str:
+        """How a text's states become its vector, where the base was loaded for that; see `inlay.model.pooling`."""
+        return pooling.mode_of(self.checkpoint) if self.task == "embedding" else pooling.MEAN
 
     def create(self, method: Method, name: str = "default", seed: int = 0, measured: Measured | None = None) -> Adapter:
         """Attach a new adapter, its tensors drawn from `seed`, and make it active; see `Attached.create`.
@@ -280,7 +286,8 @@ class Base(Attached):
     @property
     def end_tokens(self) -> list[int]:
         """The tokens that end a text: the tokenizer's, and those of the model's own generation settings."""
-        configured = self.model.generation_config.eos_token_id
+        settings = getattr(self.model, "generation_config", None)  # a model that does not generate has none
+        configured = getattr(settings, "eos_token_id", None)
         ids = [self.tokenizer.eos_token_id, *(configured if isinstance(configured, list) else [configured])]
         return list(dict.fromkeys(token for token in ids if token is not None))
 
@@ -339,4 +346,6 @@ class Base(Attached):
 
     def _check_origin(self, name: str, file: peft.PeftAdapter, force: bool) -> None:
         purposes.check_task(name, file.record, self.purpose, self.labels)
+        if file.record and not force:
+            purposes.check_pooling(name, file.record, self.pooling)
         origin.check(name, file, self, force)

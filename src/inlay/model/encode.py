@@ -9,6 +9,7 @@ from torch import Tensor
 from inlay.errors import ConfigError, DataError, explain
 from inlay.model import targets
 from inlay.model.base import Base
+from inlay.model.pooling import pooled
 
 
 def text_ids(base: Base, text: str) -> tuple[int, ...]:
@@ -104,8 +105,7 @@ def points(base: Base, rows: Sequence[Sequence[int]]) -> Float[Tensor, "rows wid
     given = inputs(base, rows)
     hidden = base.model(**given).last_hidden_state
     wide = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
-    mask = given["attention_mask"][..., None].to(wide.dtype)
-    return torch.nn.functional.normalize((wide * mask).sum(1) / mask.sum(1), dim=-1)
+    return torch.nn.functional.normalize(pooled(wide, given["attention_mask"], base.pooling), dim=-1)
 
 
 def answers(base: Base, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[str]:

@@ -188,6 +188,24 @@ def check_task(name: str, record: dict[str, Any], purpose: Purpose, labels: tupl
         )
 
 
+def check_pooling(name: str, record: dict[str, Any], pooling: str) -> None:
+    """Refuse an adapter whose record says that its vectors were made in another way than this base makes them.
+
+    **Raises:**
+
+    - `CompatibilityError`: it does.
+    """
+    theirs = (record.get("task") or {}).get("pooling", "mean")
+    if theirs != pooling:
+        raise CompatibilityError(
+            explain(
+                f"{name} was trained with another pooling",
+                found=f"{theirs}; this base has {pooling}",
+                do="the base that it was trained on, with the same modules.json, or train it again",
+            )
+        )
+
+
 def _outermost(path: str, names: tuple[str, ...]) -> str | None:
     """The shortest beginning of a dotted path whose last component is one of `names`."""
     parts = path.split(".")

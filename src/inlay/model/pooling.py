@@ -1,0 +1,91 @@
+"""How the states of a text's tokens become its vector: as the base's own files have it, or their mean where these are silent.
+
+    mean        sum of the states of the real tokens / their number
+    cls         the state of the first token
+    lasttoken   the state of the last real token
+    max         the largest number of each component
+
+A base of sentence-transformers lists its parts in `modules.json`; the folder of the one called Pooling holds a `config.json`
+with `pooling_mode` and its name, or a `pooling_mode_...` of true or false for each. Every vector is scaled to length 1 here, so
+that a part called Normalize says nothing new.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor
+
+from inlay.errors import CompatibilityError, explain
+from inlay.io import _safe
+from inlay.io.checkpoint import Checkpoint
+
+MEAN = "mean"
+"""What is done where nobody says otherwise."""
+
+MODES = (MEAN, "cls", "lasttoken", "max")
+"""The ways that are computed here."""
+
+_FLAGS = {"mean_tokens": MEAN, "cls_token": "cls", "max_tokens": "max", "lasttoken": "lasttoken"}
+"""The ends of the names of flags -> the mode."""
+
+
+def mode_of(checkpoint: Checkpoint) -> str:
+    """The pooling of a base, one of `MODES`.
+
+    **Raises:**
+
+    - `FormatError`: its files are broken.
+    - `CompatibilityError`: it does something else with the states than these.
+    """
+    listed = checkpoint.directory / "modules.json"
+    if not listed.is_file():
+        return MEAN
+    parts = _safe.parse(_safe.read_bytes(listed))
+    parts = [part for part in parts if isinstance(part, dict)] if isinstance(parts, list) else []
+    kinds = {str(part.get("type", "")).rpartition(".")[2]: str(part.get("path", "")) for part in parts}
+    others = sorted(kinds.keys() - {"Transformer", "Pooling", "Normalize"})
+    if others:
+        raise _refused(f"{listed}: {', '.join(others)}")
+    if "Pooling" not in kinds:
+        return MEAN
+    config = checkpoint.directory / Path(kinds["Pooling"]).name / "config.json"
+    wanted = _wanted(_safe.read_json(config))
+    if len(wanted) != 1 or wanted[0] not in MODES:
+        raise _refused(f"{config}: {' and '.join(wanted) or 'no pooling mode'}")
+    return wanted[0]
+
+
+def pooled(
+    hidden: Float[Tensor, "rows t width"], mask: Shaped[Tensor, "rows t"], mode: str
+) -> Float[Tensor, "rows width"]:
+    """One vector for each row, of the states where `mask` is not 0, in their dtype."""
+    if mode == "cls":
+        return hidden[torch.arange(len(hidden)), mask.argmax(1)]
+    if mode == "lasttoken":
+        return hidden[torch.arange(len(hidden)), mask.shape[1] - 1 - mask.flip(1).argmax(1)]
+    real = mask[..., None]
+    if mode == "max":
+        return hidden.masked_fill(real == 0, -torch.inf).amax(1)
+    real = real.to(hidden.dtype)
+    return (hidden * real).sum(1) / real.sum(1)
+
+
+def _wanted(config: dict[str, Any]) -> list[str]:
+    named = config.get("pooling_mode")
+    if named is not None:
+        return [str(mode) for mode in (named if isinstance(named, list) else [named])]
+    prefix = "pooling_mode_"
+    ends = [name.removeprefix(prefix) for name, on in config.items() if name.startswith(prefix) and on is True]
+    return [_FLAGS.get(end, end) for end in ends]
+
+
+def _refused(found: str) -> CompatibilityError:
+    return CompatibilityError(
+        explain(
+            "this base makes vectors in a way that is not known here",
+            found=found,
+            do=f"a base whose pooling is one of {', '.join(MODES)}; without modules.json the mean is taken",
+        )
+    )
