@@ -158,7 +158,8 @@ def test_a_run_that_diverges_after_a_good_evaluation_keeps_that_and_says_so(
         "--eval-every",
         2,
     ]
-    status, _, err = run(capsys, *arguments)
+    with pytest.warns(UserWarning, match="holds what was learned in 4 steps"):
+        status, _, err = run(capsys, *arguments)
     assert status == 1
     assert "diverged" in err
     assert (tmp_path / "new" / TENSORS).exists()

@@ -8,7 +8,7 @@ from torch import nn
 from transformers import BertModel
 
 import inlay
-from inlay.errors import CompatibilityError, ConfigError, FormatError, TargetError
+from inlay.errors import CompatibilityError, ConfigError, TargetError
 from inlay.model.load import load
 from tests.support import bases, quantized
 from tests.support.networks import Convolutional
@@ -116,7 +116,7 @@ def test_rows_of_tokens_of_several_modules_are_refused_by_name(base, tmp_path):
     config = json.loads((tmp_path / "a" / "adapter_config.json").read_text("utf-8"))
     config["trainable_token_indices"] = {"embed_tokens": [3, 5], "lm_head": [3, 5]}
     (tmp_path / "a" / "adapter_config.json").write_text(json.dumps(config), "utf-8")
-    with pytest.raises(FormatError, match="trainable_token_indices="):
+    with pytest.raises(CompatibilityError, match=r"tokens of several modules.*\n.*embed_tokens, lm_head"):
         base.attach(tmp_path / "a", "again")
 
 

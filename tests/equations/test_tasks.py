@@ -396,7 +396,11 @@ def test_a_narrow_model_of_any_family_computes_in_float32(tmp_path, model, monke
     ("task", "row", "says"),
     [
         ("sequence-classification", {"prompt": "a", "completion": "b"}, "text and label"),
-        ("sequence-classification", {"text": "a", "label": 1.5}, "a float, not a string or a whole number"),
+        (
+            "sequence-classification",
+            {"text": "a", "label": 1.5},
+            "a float, not a string, a whole number, true or false",
+        ),
         ("sequence-classification", {"text": 3, "label": "no"}, "text is a int"),
         ("token-classification", {"tokens": ["a"], "tags": ["O", "O"]}, "1 tokens and 2 tags"),
         ("token-classification", {"text": "a", "label": "b"}, "tokens and tags"),

@@ -165,8 +165,8 @@ class _Talk:
             print(flush=True)
             print("the answer was interrupted; the conversation goes on", file=sys.stderr)
         except InlayError as error:  # most often, the conversation has outgrown the model's positions
-            hint = "" if "  hint:" in str(error) else "\n  hint:  /new forgets the conversation so far"
-            print(f"error: {error}{hint}", file=sys.stderr)
+            way_out = "\n  or:    /new forgets the conversation so far" if self.messages else ""
+            print(f"error: {error}{way_out}", file=sys.stderr)
             return
         if not self._is_raw:
             self.messages = [*said, {"role": "assistant", "content": answer.strip()}]

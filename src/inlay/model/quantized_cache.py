@@ -40,6 +40,8 @@ def cached(source: Checkpoint, scheme: str, progress: Callable[[int, int], None]
         return source.directory
     folder = cache_directory() / "quantized"
     entry, limit = folder / _key(source, scheme), limit_bytes()
+    if entry in _in_use and not _is_whole(entry):  # damaged since it was taken
+        _in_use.pop(entry).close()
     if entry not in _in_use:
         _take(source, entry, scheme, progress)
     os.utime(entry)
