@@ -166,7 +166,7 @@ def test_a_program_is_told_what_a_command_is(home, settings):
         ("learning_rate", math.inf, "learning_rate=inf"),
         ("learning_rate", "1e-4", "--learning-rate 1e-4"),
         ("weight_decay", math.nan, "weight_decay=nan"),
-        ("epochs", 10**400, "epochs=1000"),
+        ("epochs", 10**400, "epochs='a number of 1,329 bits'"),
         ("max_grad_norm", math.inf, "max_grad_norm=inf"),
         ("seed", -(2**64), "seed=-18446744073709551616"),
         ("max_steps", True, "max_steps=True"),

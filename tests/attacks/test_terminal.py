@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from inlay import screen
 from inlay.cli import _command, _screen
 from inlay.errors import ConfigError, explain, printable
 from inlay.io.peft import CONFIG, RECORD
@@ -60,7 +61,7 @@ def test_what_a_command_and_the_libraries_print_is_plain(capsys, monkeypatch):
 
 def test_a_stream_is_otherwise_what_it_was():
     stream = io.TextIOWrapper(io.BytesIO(), "utf-8")
-    plain = _screen._Printable(stream)
+    plain = screen._Printable(stream)
     plain.reconfigure(errors="strict")
     assert (plain.isatty(), plain.encoding, plain.write("\x07a")) == (False, "utf-8", 7)
 

@@ -97,6 +97,7 @@ def _unforeseen(error: BaseException) -> str:
     reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
     places = [Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__)]
     libraries = [path.parts[path.parts.index("site-packages") + 1] for path in places if "site-packages" in path.parts]
+    libraries = [name for name in libraries if name != "jaxtyping"]  # it wraps our own functions in the tests
     reason += f", in {'/'.join(places[-1].parts[-3:])}" if places else ""
     if "transformers" in libraries:
         wrong = "this model's own code, in transformers, failed"
@@ -116,7 +117,7 @@ _GRACE_SECONDS = 2.0
 
 WAITING = {"OMP_WAIT_POLICY": "PASSIVE"}
 """How threads wait for each other: asleep. By default they spin, and where another program wants a core they keep it from the
-thread that all wait for: measured beside other programs, a step took up to 18 times as long (benchmarks/busy.py)."""
+thread that all wait for: measured beside other programs, a step took up to 16 times as long (benchmarks/busy.py)."""
 
 WAITING_OF_THE_USER = (*WAITING, "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 """The variables by which it can be said otherwise; whatever one of them says stays."""

@@ -80,7 +80,7 @@ def _difference(model: Any, router: Router, table: nn.Module, is_prefix: bool, n
     if is_prefix:
         virtual = torch.randn(VIRTUAL, numbers, generator=generator).to(ids.device)
         method: Prompt | Prefix = Prefix(num_virtual_tokens=VIRTUAL)
-        plain: Callable[[], Tensor] = lambda: _cached(model, ids, virtual)  # noqa: E731  # one of two
+        plain: Callable[[], Tensor] = lambda: _cached(model, ids, virtual, table(ids).dtype)  # noqa: E731  # one of two
     else:
         virtual, method = table(before)[0].float(), Prompt(num_virtual_tokens=VIRTUAL)
         plain = lambda: _logits(model, torch.cat([before, ids], 1))[:, VIRTUAL:]  # noqa: E731  # likewise
@@ -112,15 +112,15 @@ def _cache(model: Any) -> Any:
     return DynamicCache(config=model.config)
 
 
-def _cached(model: Any, ids: Tensor, virtual: Tensor) -> Tensor:
-    """The logits of tokens behind a cache that holds these keys and values: (virtual tokens, layers * 2 * heads * dim).
+def _cached(model: Any, ids: Tensor, virtual: Tensor, dtype: torch.dtype) -> Tensor:
+    """The logits of tokens behind a cache that holds these keys and values: (virtual tokens, layers * 2 * heads * dim), in the
+    dtype that the model computes in, which may be wider than that of its weights.
 
     Positions are the model's own: those that we would give may be no positions of it, as in RoBERTa, which counts from 2.
     """
     text = model.config.get_text_config()
     cache, count = _cache(model), len(virtual)
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     layers = virtual.view(count, text.num_hidden_layers, 2, heads, -1).permute(1, 2, 3, 0, 4)[:, :, None].to(dtype)
     for number, (keys, values) in enumerate(layers):  # (1, heads, virtual tokens, dim) each
         cache.update(keys, values, number)
