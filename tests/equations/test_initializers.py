@@ -216,7 +216,7 @@ def test_the_gradient_that_is_measured_is_that_of_the_weight(base):
     plain, path = models.model("llama").requires_grad_(), "model.layers.1.self_attn.q_proj"
     loss = 0.0
     for example in examples:
-        ids, trained = torch.tensor([example.input_ids]), torch.tensor(example.trained)
+        ids, trained = torch.tensor([list(example.input_ids)]), torch.tensor(list(example.trained), dtype=torch.bool)
         targets = torch.where(trained[1:], ids[0, 1:], -100)
         loss = loss + nn.functional.cross_entropy(plain(input_ids=ids).logits[0, :-1], targets, reduction="sum")
     (loss / sum(sum(example.trained) for example in examples)).backward()
