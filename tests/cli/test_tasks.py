@@ -114,9 +114,7 @@ def test_an_unknown_label_in_the_data_that_is_evaluated_is_named(tmp_path, capsy
     status, _, err = run(capsys, *arguments)
     assert status == 1
     assert "unknown label 'perhaps'; the classes are no, yes" in err
-    status, _, err = run(capsys, "eval", place / "base", place / "rows.jsonl", "--adapter", place / "mine")
-    assert status == 1
-    assert "--task sequence-classification" in err
+    assert run(capsys, "eval", place / "base", place / "rows.jsonl", "--adapter", place / "mine")[0] == 0
 
 
 MERGED = [
@@ -232,7 +230,7 @@ def test_the_rows_of_a_task_are_what_merging_is_checked_on(tmp_path, capsys):
         flags = ["--check-data", place / "rows.jsonl", "--check-rows", 10]
         status, _, err = run(capsys, "merge", place / "base", place / "mine", "--output", place / "merged", *flags)
         assert status == 0, err
-        assert "agree on 10 rows" in err
+        assert "on 10 rows, " in err
         assert ("hidden state" in err) == (task == "embedding")
         assert ("same class 100.0 %" in err) == ("classification" in task)
         assert ("same next token 100.0 %" in err) == (task == "seq2seq")

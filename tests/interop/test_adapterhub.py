@@ -272,7 +272,11 @@ def test_the_commands(tmp_path, capsys):
     status, out, err = run(capsys, *command)
     assert (status, "for AdapterHub's adapters" in out) == (0, True), err
     config = json.loads((tmp_path / "v1.2" / CONFIG).read_text())
-    assert (config["name"], config["model_class"], config["model_name"]) == ("v1-2", "LlamaForCausalLM", "base")
+    assert (config["name"], config["model_class"], config["model_name"]) == (
+        "v1-2",
+        "LlamaForCausalLM",
+        str(tmp_path / "base"),
+    )
     assert "loads in  inlay, adapters (AdapterHub)" in run(capsys, "inspect", tmp_path / "v1.2")[1]
     answers = [run(capsys, *generate(tmp_path, name)) for name in ("mine", "v1.2")]
     assert [status for status, _, _ in answers] == [0, 0]

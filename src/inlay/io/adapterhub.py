@@ -231,7 +231,12 @@ def write(
     }
     stored = {key: tensor.contiguous() for key, tensor in stored.items()}
     width, size = next(iter(params.values()))["adapter_up"].shape
-    about = {"name": label, "model_type": model_type, "model_class": model_class, "model_name": base_name}
+    about = {
+        "name": label,
+        "model_type": model_type,
+        "model_class": model_class,
+        "model_name": base_name or model_class,
+    }
     config = {"config": _config(method, family, width, size), "hidden_size": width, "version": VERSION, **about}
     (directory / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True), "utf-8")
     (directory / TENSORS).write_bytes(save(stored))

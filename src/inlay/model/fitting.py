@@ -48,7 +48,10 @@ def check_heard(name: str, file: PeftAdapter, layout: Layout) -> None:
                 do="train it again without them, or with --method full",
             )
         )
-    if idle:
+    idle = {
+        path: why for path, why in idle.items() if all(other in layout.silent for other in layout.tied.get(path, ()))
+    }
+    if idle:  # of a shared weight one name is never called, and the others are
         warnings.warn(
             f"{name} has tensors that change nothing: {'; '.join(targets.reasons(idle))}",
             stacklevel=4,
