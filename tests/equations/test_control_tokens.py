@@ -144,6 +144,7 @@ def test_each_row_stops_at_what_its_own_adapter_ends_with(base):
     assert held.stop_ids("text") == [eos]
     assert held.stop_ids("peft") == held.stop_ids(None) == [eos, end]  # what would end a turn of the template
     given = []
+    assert held.takes_padding  # tried once, with the model's own generate
     own = held.model.generate
     held.model.generate = lambda **options: (given.append(options), own(**options))[1]
     held.generate(["Hi"] * 3, ["chat", "text", None], max_new_tokens=2)
