@@ -1,11 +1,31 @@
-"""Every test has a cache directory of its own, and no network."""
+"""Every test has a cache directory of its own, and no network; some check every annotation of the package."""
 
 import os
 
+import jaxtyping
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+def pytest_addoption(parser):
+    parser.addoption("--annotations", action="store_true", help="check annotations in every test, not in some")
+
+
+def pytest_collection_modifyitems(items):
+    """Annotations are checked, at twice the time, in the first case of each test."""
+    for item in {getattr(item, "function", item): item for item in reversed(items)}.values():
+        item.stash[_checks_annotations] = True
+
+
+_checks_annotations = pytest.StashKey[bool]()
+
+
+@pytest.fixture(autouse=True)
+def annotations(request):
+    checked = request.node.stash.get(_checks_annotations, False) or request.config.getoption("annotations")
+    jaxtyping.config.update("jaxtyping_disable", not checked)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -173,9 +173,9 @@ def layouts():
 @pytest.mark.parametrize(("geometry", "method", "count"), COUNTS, ids=lambda value: str(value)[:40].replace(" ", "_"))
 def test_the_published_number_of_weights(layouts, geometry, method, count):
     layout = layouts(geometry)
-    start = time.perf_counter()
+    start = time.process_time()
     assert layout.count(method) == count
-    assert time.perf_counter() - start < 1  # some milliseconds: nothing is made
+    assert time.process_time() - start < 1  # some milliseconds: nothing is made
 
 
 def test_prompt_tuning_of_t5_xxl():

@@ -20,7 +20,7 @@ CASES = [
     (name, method, family)
     for name, method in every_variant()
     for family in (models.CONFIGS if name == "lora" else FEW)
-    if fits(method, models.model(family))
+    if fits(method, family)
 ]
 DEPTH = 3 * 7 * 28  # layers x maps per layer x the longest sum: what a logit's rounding passes through
 

@@ -1,11 +1,13 @@
 """What the laws run over: every method file that exists, each with settings that hide nothing, on every family of models."""
 
 import dataclasses
+import functools
 
 from inlay import methods
 from inlay.methods._contract import BlockMethod, LinearMethod, PromptMethod
 from inlay.model.layout import Layout
 from inlay.model.prompts import decoder_of
+from tests.support import models
 
 SETTINGS = {
     "adalora": dict(init_r=4, target_r=3, lora_alpha=5),
@@ -49,9 +51,15 @@ def every_variant():
     return every_method() + [(name, methods.find(of)(**settings)) for name, (of, settings) in VARIANTS.items()]
 
 
-def fits(method, model):
-    """The model has something that the method can change: not every model has biases."""
-    layout = Layout(model, lambda: decoder_of(model, None))
+@functools.cache
+def _layout(family):
+    model = models.model(family)
+    return Layout(model, lambda: decoder_of(model, None))
+
+
+def fits(method, family):
+    """A model of this family has something that the method can change: not every model has biases."""
+    layout = _layout(family)
     if method.token_ids and layout.table not in layout.maps:
         return False  # Gemma's embedding is no plain table
     return bool(layout.wanted(method, strict=False))

@@ -95,15 +95,27 @@ class Terminal:
 
     def interrupt(self):
         """Press Ctrl-C."""
+        self._rest()
         self.type("\x03")
 
     def terminate(self):
         """What `kill` sends."""
+        self._rest()
         self.process.send_signal(signal.SIGTERM)
 
     def asked(self):
         """What the model has been asked."""
         return asked(self.log)
+
+    def _rest(self):
+        """Wait until the command sleeps. Between the prompt and its sleep Python notes a signal and acts on it at the next key."""
+        end, asleep = time.monotonic() + WAIT, 0
+        while asleep < 3 and time.monotonic() < end:
+            state = subprocess.run(
+                ["ps", "-o", "state=", "-p", str(self.process.pid)], capture_output=True, check=False
+            )
+            asleep = asleep + 1 if state.stdout.strip()[:1] in (b"S", b"I") else 0
+            self._look(0.01)
 
     def _look(self, seconds):
         if not select.select([self._master], [], [], seconds)[0]:

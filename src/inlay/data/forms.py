@@ -51,7 +51,8 @@ def read(source: sources.Source, splits: tuple[str, ...] = sources.TRAIN) -> sou
 
     - `UnknownNameError`: there is no such file, folder or data set.
     - `FormatError`: a file is malformed or of an unknown kind.
-    - `DataError`: it is empty, or its rows are of no form that is known; up to ten problems in one message.
+    - `DataError`: it is empty, or its rows are of no form that is known or hold what can't be used; up to ten problems in one
+      message.
     """
     found = sources.read(source, rows_of, splits)
     forms = {row.form: row.source for row in reversed([*found.rows, *found.held_out])}
@@ -64,12 +65,18 @@ def read(source: sources.Source, splits: tuple[str, ...] = sources.TRAIN) -> sou
 def rows_of(values: Iterable[Numbered], name: str, unused: Counter[str]) -> list[Row]:
     """The rows that values of a file called `name` are; columns that are not used are counted in `unused`."""
     problems: list[str] = []
+    is_known = False
     rows: list[Row] = []
     for number, value in values:
         try:
             rows.append(_row(value, f"{name}:{number}", unused))
         except DataError as error:
             problems.append(f"{name}:{number}: {error}")
+            is_known = is_known or (isinstance(value, Mapping) and any(key in value for key in _NAMED))
+    if problems and is_known:
+        raise DataError(
+            explain("some rows can't be used as they stand", found=few(problems), do="mend these rows, or remove them")
+        )
     if problems:
         raise DataError(
             explain(

@@ -35,9 +35,11 @@ MAX_INDEX_BYTES = _safe.MAX_TOKENIZER_BYTES
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".h5", ".msgpack")
 """Ends of the names of files that hold weights."""
 
-_READ_WHOLE = frozenset([".json", ".jinja", ".txt", ".model"])
-_LARGE = frozenset([INDEX, "tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "added_tokens.json"])
-"""Files that may have as many bytes as an index or a tokenizer."""
+_READ_WHOLE = ("*.json", "*.jinja", "*.model", "vocab.txt", "merges.txt")
+"""Names of files that `transformers` reads whole; other texts lie beside a model as notes."""
+
+_SETTINGS = ("*config.json", "special_tokens_map.json", "*.jinja", "chat_template.json")
+"""Those among them that are no tokenizer, vocabulary or index, and as short as settings are."""
 
 _SINGLE = "model.safetensors"
 """The one weight file of a model that is not spread over several."""
@@ -156,8 +158,8 @@ def _check_sizes(directory: Path) -> None:
     """Refuse a file that `transformers` would read whole, whatever its size, or wait for."""
     beside = [*directory.iterdir(), *directory.glob("additional_chat_templates/*")]
     problems = []
-    for file in (file for file in beside if file.suffix in _READ_WHOLE):
-        limit = MAX_INDEX_BYTES if file.suffix == ".model" or file.name in _LARGE else _safe.MAX_JSON_BYTES
+    for file in (file for file in beside if any(file.match(name) for name in _READ_WHOLE)):
+        limit = _safe.MAX_JSON_BYTES if any(file.match(name) for name in _SETTINGS) else MAX_INDEX_BYTES
         if file.is_file() and file.stat().st_size > limit:
             problems.append(f"{file}: {file.stat().st_size:,} bytes; at most {limit:,} are read")
         elif not file.is_file() and not file.is_dir():

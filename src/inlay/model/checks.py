@@ -185,7 +185,7 @@ def check_layers(model: torch.nn.Module, unexpected: Iterable[str], checkpoint: 
             explain(
                 "this checkpoint holds more layers than its configuration says",
                 found=[
-                    f"{checkpoint.directory}: {path} has {counts[path]}, and the files number {max(numbers)}"
+                    f"{checkpoint.directory}: {path} has {counts[path]} layers, the files {max(numbers) + 1}"
                     for path, numbers in beyond.items()
                 ],
                 do='the "num_hidden_layers" that config.json had, or fetch it again',

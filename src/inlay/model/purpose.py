@@ -15,6 +15,7 @@ from inlay.errors import CompatibilityError, ConfigError, explain
 from inlay.io.checkpoint import Checkpoint
 from inlay.io.configuration import read as read_configuration
 from inlay.methods._contract import LinearMethod, Method, Params, PromptMethod
+from inlay.model.pooling import MEAN
 from inlay.names import is_inside, is_regex, joined, split
 
 CAUSAL_LM = "causal-lm"
@@ -195,7 +196,7 @@ def check_pooling(name: str, record: dict[str, Any], pooling: str) -> None:
 
     - `CompatibilityError`: it does.
     """
-    theirs = (record.get("task") or {}).get("pooling", "mean")
+    theirs = (record.get("task") or {}).get("pooling", MEAN)
     if theirs != pooling:
         raise CompatibilityError(
             explain(

@@ -12,6 +12,7 @@ A model that can't be called so says nothing: what is not known is left as it is
 """
 
 import contextlib
+import functools
 import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -157,22 +158,19 @@ def _kept(module: nn.Module) -> dict[str, int]:
 
 def _called_paths(modules: Mapping[str, nn.Module], zeros: dict[str, list[Tensor]]) -> tuple[set[str], Any]:
     """The modules that a call goes through, and what it answers; `zeros` are then what was added to what each module says."""
-    model, seen = modules[""], set[str]()
-
-    def hook(path: str) -> Any:
-        def said(module: nn.Module, given: Any, out: Any) -> Any:
-            seen.add(path)
-            return _with_zeros(out, zeros.setdefault(path, []))
-
-        return said
-
-    handles = [module.register_forward_hook(hook(path)) for path, module in modules.items() if path]
+    model = modules[""]
+    hooks = {path: functools.partial(_add_zeros, zeros, path) for path in modules if path}
+    handles = [modules[path].register_forward_hook(hook) for path, hook in hooks.items()]
     try:
         out = called(model, example(model))
     finally:
         for handle in handles:
             handle.remove()
-    return seen, out
+    return set(zeros), out
+
+
+def _add_zeros(zeros: dict[str, list[Tensor]], path: str, module: nn.Module, given: Any, out: Any) -> Any:
+    return _with_zeros(out, zeros.setdefault(path, []))
 
 
 def _with_zeros(value: Any, zeros: list[Tensor]) -> Any:
@@ -263,22 +261,20 @@ _Call = dict[int | str, Tensor]
 def _traced(model: Any, modules: Mapping[str, nn.Module], ids: Tensor) -> dict[str, list[_Call]]:
     """What each of these modules was given and what it answered, call by call."""
     found: dict[str, list[_Call]] = {}
-
-    def hook(path: str) -> Any:
-        def seen(module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
-            call = {**dict(enumerate(args)), **kwargs, **{-1 - k: part for k, part in enumerate(_tensors(out))}}
-            call = {slot: value.detach().clone() for slot, value in call.items() if isinstance(value, Tensor)}
-            found.setdefault(path, []).append(call)
-
-        return seen
-
-    handles = [module.register_forward_hook(hook(path), with_kwargs=True) for path, module in modules.items()]
+    hooks = {path: functools.partial(_note_call, found, path) for path in modules}
+    handles = [modules[path].register_forward_hook(hook, with_kwargs=True) for path, hook in hooks.items()]
     try:
         called(model, ids)
     finally:
         for handle in handles:
             handle.remove()
     return found
+
+
+def _note_call(found: dict[str, list[_Call]], path: str, module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
+    call = {**dict(enumerate(args)), **kwargs, **{-1 - k: part for k, part in enumerate(_tensors(out))}}
+    call = {slot: value.detach().clone() for slot, value in call.items() if isinstance(value, Tensor)}
+    found.setdefault(path, []).append(call)
 
 
 def _kinds(both: Sequence[_Call], alone: Sequence[Sequence[_Call]]) -> dict[int | str, int] | None:
