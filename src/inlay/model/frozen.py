@@ -94,8 +94,10 @@ def is_transposed(module: nn.Module) -> bool:
 def freeze_(model: nn.Module, dtype: torch.dtype) -> None:
     """Put frozen modules in the place of the linear maps and embeddings of `model`, which then computes in `dtype`.
 
-    Subclasses compute in ways of their own, so they stay, and are converted with the rest: norms, buffers, small things.
+    Subclasses compute in ways of their own, so they stay, and are converted with the rest: norms, buffers, small things. What
+    `transformers` keeps in float32 beside 16 bits stays so: gates of experts, decays of states.
     """
+    kept = (dtype, torch.float32)
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if type(child) is nn.Linear or is_transposed(child):
@@ -105,5 +107,5 @@ def freeze_(model: nn.Module, dtype: torch.dtype) -> None:
                 setattr(module, name, FrozenEmbedding(child.get_parameter("weight"), dtype))
     for module in model.modules():
         for parameter in () if isinstance(module, FrozenLinear | FrozenEmbedding) else module._parameters.values():
-            if parameter is not None and parameter.is_floating_point():
+            if parameter is not None and parameter.is_floating_point() and parameter.dtype not in kept:
                 parameter.data = parameter.data.to(dtype)
