@@ -5,7 +5,7 @@ import huggingface_hub.constants
 import pytest
 
 import inlay
-from inlay.data.forms import read_rows
+from inlay.data.forms import read, read_rows
 from inlay.errors import UnknownNameError
 from inlay.io import peft
 from tests.support import bases
@@ -48,21 +48,34 @@ def test_a_name_that_is_nowhere_is_refused_without_a_network(hub):
         peft.read("someone/nothing")
 
 
-@pytest.mark.parametrize(("name", "split"), [("someone/rows", "train"), ("someone/rows:test", "test")])
-def test_a_data_set_of_the_hub_is_read_by_its_split(monkeypatch, name, split):
-    asked = []
+SPLITS = {"train": ["a", "b"], "validation": ["c"], "test": ["d"]}
+
+
+@pytest.mark.parametrize(
+    ("name", "train", "held_out"),
+    [
+        (
+            "someone/rows",
+            {"a": "someone/rows:train:1", "b": "someone/rows:train:2"},
+            {"c": "someone/rows:validation:1"},
+        ),
+        ("someone/rows:test", {"d": "someone/rows:test:1"}, {}),
+    ],
+)
+def test_a_data_set_of_the_hub_is_read_by_its_splits(monkeypatch, name, train, held_out):
+    made = {
+        split: datasets.Dataset.from_list([{"prompt": prompt, "completion": "x"} for prompt in prompts])
+        for split, prompts in SPLITS.items()
+    }
 
     def load_dataset(path, *, split):
-        asked.append((path, split))
-        return datasets.Dataset.from_list([{"prompt": "a", "completion": "b"}, {"prompt": "c", "completion": "d"}])
+        assert path == "someone/rows"
+        return made[split] if split else datasets.DatasetDict(made)
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    rows = read_rows(name)
-    assert asked == [("someone/rows", split)]
-    assert [(row.prompt, row.completion, row.source) for row in rows] == [
-        ("a", "b", "someone/rows:1"),
-        ("c", "d", "someone/rows:2"),
-    ]
+    found = read(name)
+    assert {row.prompt: row.source for row in found.rows} == train
+    assert {row.prompt: row.source for row in found.held_out} == held_out
 
 
 def test_a_data_set_that_the_hub_does_not_have_is_refused(tmp_path, monkeypatch):

@@ -156,14 +156,19 @@ def _kind_of(source: Source) -> str:
 
 def _open_table(source: Any, kind: str) -> _Opened:  # of a class that is not imported here
     if isinstance(source, Mapping):  # a DatasetDict
-        splits: dict[str, list[_Part]] = {}
-        for name, table in source.items():
-            split = folders.SPLITS.get(str(name).lower(), str(name))
-            splits.setdefault(split, []).append(_Part(str(name), _table_rows(table)))
-        return _Opened(splits)
+        return _open_tables(source)
     return _Opened(
         {folders.NO_SPLIT: [_Part("row", _frame_rows(source) if kind == "data frame" else _table_rows(source))]}
     )
+
+
+def _open_tables(tables: Mapping[Any, Any], before: str = "") -> _Opened:
+    """The splits of a data set; `before` stands before the names of its parts."""
+    splits: dict[str, list[_Part]] = {}
+    for name, table in tables.items():
+        split = folders.SPLITS.get(str(name).lower(), str(name))
+        splits.setdefault(split, []).append(_Part(f"{before}{name}", _table_rows(table)))
+    return _Opened(splits)
 
 
 def _table_rows(table: Any) -> Iterator[Numbered]:  # a datasets.Dataset
@@ -221,7 +226,7 @@ def _from_hub(name: str) -> _Opened:
     import datasets
 
     try:
-        table = datasets.load_dataset(repository, split=split or "train")
+        found: Any = datasets.load_dataset(repository, split=split or None)
     except (OSError, ValueError, KeyError) as error:  # datasets' own errors derive from these
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UnknownNameError(
@@ -231,4 +236,6 @@ def _from_hub(name: str) -> _Opened:
                 do="check the path or the name (owner/name:split), and the connection",
             )
         ) from None
-    return _Opened({folders.NO_SPLIT: [_Part(repository, _table_rows(table))]})
+    if not split:
+        return _open_tables(found, f"{repository}:")
+    return _Opened({folders.NO_SPLIT: [_Part(name, _table_rows(found))]})
