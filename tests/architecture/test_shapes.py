@@ -11,6 +11,12 @@ from inlay.training.batch import Batch
 OUT, IN, R = 5, 3, 2
 
 
+@pytest.fixture(autouse=True)
+def annotations():
+    """They are checked in every case, not only in the first of a test."""
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
 def test_a_wrong_argument_is_found():
     weight, A, B = torch.ones(OUT, IN), torch.ones(R, IN), torch.ones(OUT, R)
     assert lowrank.merged(weight, A, B, 2).shape == (OUT, IN)

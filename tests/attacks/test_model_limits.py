@@ -100,7 +100,7 @@ def test_a_file_of_more_layers_is_refused(tmp_path):
     save_file(tensors | more, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(FormatError, match="more layers") as caught:
         inlay.load(folder)
-    assert "has 3, and the files number 3" in str(caught.value)
+    assert "has 3 layers, the files 4" in str(caught.value)
 
 
 @pytest.mark.parametrize(("kind", "takes"), [("rwkv", False), ("mamba", True), ("bloom", True), ("jamba", True)])
