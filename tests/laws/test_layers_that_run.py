@@ -239,3 +239,19 @@ def test_rows_are_refused_before_they_start_where_layers_can_not_tell_whose_they
     assert layer in str(caught.value)
     with held.using("new"):
         assert held.module(input_ids=architectures.tokens(2, 5))[0].isfinite().all()
+
+
+def test_a_trial_takes_one_thread_and_gives_the_others_back(monkeypatch):
+    """On a busy machine threads that wait for each other make a trial of 0.1 s take 2 s."""
+    seen, called = set(), trial.called
+    monkeypatch.setattr(
+        trial, "called", lambda *args, **more: seen.add(torch.get_num_threads()) or called(*args, **more)
+    )
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        inlay.attach(models.model("llama"), inlay.Lora(r=2))
+        assert seen == {1}
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)

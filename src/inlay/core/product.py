@@ -11,6 +11,7 @@ W may also be no numbers at all, but something that makes its rows when it is as
 same way, a tile at a time, and again in the backward pass.
 """
 
+import contextlib
 import functools
 import threading
 from collections.abc import Iterator
@@ -126,3 +127,18 @@ def _buffer(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     if buffer is None or buffer.numel() < size or buffer.dtype != dtype or buffer.device != device:
         buffer = _buffers.last = torch.empty(size, dtype=dtype, device=device)
     return buffer
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Within the block torch computes with one thread.
+
+    Products of few rows gain little from more, and where another program wants a core, threads that wait for each other take
+    many times as long.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

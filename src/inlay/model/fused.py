@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from inlay.core.product import one_thread
 from inlay.kernels import pointwise
 from inlay.model import equivalence
 
@@ -195,6 +196,7 @@ _PARTS: tuple[
 
 
 @torch.no_grad()
+@one_thread()
 def fuse_(model: nn.Module, dtype: torch.dtype) -> None:
     """Give the modules of `model`, which computes in `dtype`, the functions above, where they do the same.
 

@@ -21,6 +21,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from inlay.core.product import one_thread
+
 TOKENS = 5
 """Tokens of a row that a model is tried on."""
 
@@ -135,10 +137,10 @@ def accepted(model: Any) -> Mapping[str, Any]:
 
 @contextlib.contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """In evaluation mode; afterwards the random numbers, and the tensors that modules keep, are those of before."""
+    """In evaluation mode, with one thread; afterwards random numbers, and tensors that modules keep, are those of before."""
     training = [module for module in model.modules() if module.training]
     kept = [(module, _kept(module), dict(vars(module))) for module in model.modules()]
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), one_thread():
         for module in training:
             module.training = False
         try:
