@@ -15,8 +15,8 @@ from statistics import median
 import torch
 
 from benchmarks import qlora, shapes, step
+from inlay.base.quantize import quantize
 from inlay.io.checkpoint import open_checkpoint
-from inlay.model.quantize import quantize
 
 WARM_UP, TIMED = 3, 7
 WAYS = ("inlay, bfloat16", "peft, bfloat16", "inlay, nf4", "peft and bitsandbytes, nf4")

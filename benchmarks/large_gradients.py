@@ -18,8 +18,8 @@ from torch import Tensor
 
 import inlay
 from benchmarks import shapes
+from inlay.base.base import Base
 from inlay.model import ahead
-from inlay.model.base import Base
 from inlay.model.frozen import QuantizedLinear
 from inlay.text.mask import Example
 from inlay.training.loss import loss_of

@@ -19,9 +19,9 @@ import torch
 
 import inlay
 from inlay import quant
-from inlay.model import requantize
+from inlay.base.quantize import quantize
+from inlay.export import requantize
 from inlay.model.adapter import Adapter
-from inlay.model.quantize import quantize
 
 FACTORS = (1.0, 0.3, 0.1, 0.03, 0.01)
 NUM_ROWS = 32
@@ -65,7 +65,7 @@ def main(model: str, data: str, test: str) -> None:
 
 
 def _quantize(refine: bool) -> Callable[..., Any]:
-    """`inlay.model.quantize.quantize` with these constants, whatever it is asked for."""
+    """`inlay.base.quantize.quantize` with these constants, whatever it is asked for."""
     return lambda *given, **named: quantize(*given, **{**named, "refine": refine})
 
 

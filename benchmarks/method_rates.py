@@ -11,9 +11,9 @@ import sys
 import torch
 
 from inlay import initializers, methods
+from inlay.base.load import load
 from inlay.data.forms import read_rows
 from inlay.errors import InlayError
-from inlay.model.load import load
 from inlay.training import job, loop
 from inlay.training.data import prepare
 from inlay.training.measure import measure

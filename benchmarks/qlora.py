@@ -15,8 +15,8 @@ from statistics import median
 import torch
 
 from benchmarks import shapes, step
+from inlay.base.quantize import quantize
 from inlay.io.checkpoint import open_checkpoint
-from inlay.model.quantize import quantize
 
 WAYS = ("inlay, nf4", "inlay, bfloat16", "peft and bitsandbytes")
 

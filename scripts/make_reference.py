@@ -18,19 +18,19 @@ SOURCE = Path(__file__).parent.parent / "src"
 OUTPUT = SOURCE.parent / "docs" / "reference"
 PAGES = {
     "modules": [
-        "inlay.model.base",
-        "inlay.model.load",
+        "inlay.base.base",
+        "inlay.base.load",
         "inlay.training.tasks",
         "inlay.model.attach",
-        "inlay.model.merge",
-        "inlay.model.quantize",
-        "inlay.model.requantize",
+        "inlay.export.merge",
+        "inlay.base.quantize",
+        "inlay.export.requantize",
         "inlay.training.job",
         "inlay.training.settings",
     ],
     "contract": ["inlay.methods._contract", "inlay.quant._contract"],
     "errors": ["inlay.errors"],
-    "exchange-format": ["inlay.io.peft", "inlay.io.adapterhub", "inlay.io.fingerprint", "inlay.io.bitsandbytes"],
+    "exchange-format": ["inlay.formats.peft", "inlay.formats.adapterhub", "inlay.io.fingerprint", "inlay.io.bitsandbytes"],
     "routed": ["inlay.core.routed"],
 }
 

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from inlay.base.base import Base
+    from inlay.export.merge import merge
     from inlay.methods.lora import Lora
     from inlay.model.attach import attach
-    from inlay.model.base import Base
-    from inlay.model.merge import merge
     from inlay.training.job import train
     from inlay.training.tasks import load
 
@@ -27,10 +27,10 @@ __version__ = "0.1.0"
 __all__ = ["Base", "Lora", "__version__", "attach", "load", "merge", "train"]
 
 _HOMES = {
-    "Base": "inlay.model.base",
+    "Base": "inlay.base.base",
     "attach": "inlay.model.attach",
     "load": "inlay.training.tasks",
-    "merge": "inlay.model.merge",
+    "merge": "inlay.export.merge",
     "train": "inlay.training.job",
 }
 

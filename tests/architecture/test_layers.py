@@ -11,9 +11,10 @@ SOURCE = Path(__file__).parents[2] / "src" / "inlay"
 LAYERS = [
     {"cli"},
     {"training", "serve"},
-    {"hub"},
-    {"combine"},
+    {"export"},
+    {"base"},
     {"model"},
+    {"formats"},
     {"io", "data"},
     {"text", "methods", "quant"},
     {"initializers"},
@@ -46,14 +47,14 @@ def imported(path, module):
         elif isinstance(node, ast.ImportFrom):
             if node.level:
                 yield node.lineno, None
-            else:  # `from inlay.io import peft` imports a module, `from inlay.io.peft import read` a name in one
+            else:  # `from inlay.io import peft` imports a module, `from inlay.formats.peft import read` a name in one
                 yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
         elif isinstance(node, ast.Call):
             yield from ((node.lineno, name) for name in _imported_by_call(node, module))
 
 
 def _imported_by_call(node, module):
-    """What a call such as `importlib.import_module("inlay.io.peft")` imports."""
+    """What a call such as `importlib.import_module("inlay.formats.peft")` imports."""
     called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
     if called not in IMPORTERS:
         return
@@ -130,8 +131,11 @@ def test_every_import_goes_down():
     ("file", "code", "problem"),
     [
         ("core/routed.py", "from inlay.methods import lora", "core may not import methods"),
-        ("io/peft.py", "import inlay.model.base", "io may not import model"),
+        ("formats/peft.py", "import inlay.base.base", "formats may not import base"),
         ("methods/lora.py", "from inlay.text import mask", "methods may not import text"),
+        ("model/attach.py", "from inlay.base import base", "model may not import base"),
+        ("io/records.py", "from inlay.formats import peft", "io may not import formats"),
+        ("base/load.py", "from inlay.export import merge", "base may not import export"),
         ("methods/dora.py", "from inlay.methods.lora import Lora", "knows only what the folder shares"),
         ("methods/__init__.py", "from inlay.methods import lora", "knows only what the folder shares"),
         ("methods/__init__.py", "from inlay.methods.lora import Lora", "knows only what the folder shares"),
@@ -139,17 +143,33 @@ def test_every_import_goes_down():
         ("methods/_contract.py", "from inlay.methods import find", "knows only what the folder shares"),
         ("methods/_contract.py", "import inlay.methods", "knows only what the folder shares"),
         ("quant/nf4.py", "from inlay.methods import _contract", "quant may not import methods"),
-        ("model/base.py", "import inlay", "the package itself is above model"),
+        ("base/base.py", "import inlay", "the package itself is above base"),
         ("cli/train.py", "import os, inlay as package", "the package itself is above cli"),
-        ("model/base.py", "from inlay import *", "* is in no layer"),
-        ("model/base.py", "from inlay import train", "train is in no layer"),
-        ("core/routed.py", "import importlib\nimportlib.import_module('inlay.io.peft')", "core may not import io"),
+        ("base/base.py", "from inlay import *", "* is in no layer"),
+        ("base/base.py", "from inlay import train", "train is in no layer"),
+        (
+            "core/routed.py",
+            "import importlib\nimportlib.import_module('inlay.formats.peft')",
+            "core may not import formats",
+        ),
         ("core/routed.py", "import importlib as i\ni.import_module(name='inlay')", "the package itself"),
-        ("io/peft.py", "from importlib import import_module\nimport_module('inlay.cli')", "io may not import cli"),
-        ("io/peft.py", "__import__('inlay.model.base')", "io may not import model"),
-        ("io/peft.py", "import importlib\nimportlib.import_module('..model', 'inlay.io')", "relative import"),
-        ("io/peft.py", "import importlib\nimportlib.import_module(f'inlay.model.{x}')", "io may not import model"),
-        ("io/peft.py", "import importlib\nimportlib.import_module('inlay.model.' + x)", "io may not import model"),
+        (
+            "formats/peft.py",
+            "from importlib import import_module\nimport_module('inlay.cli')",
+            "formats may not import cli",
+        ),
+        ("formats/peft.py", "__import__('inlay.base.base')", "formats may not import base"),
+        ("formats/peft.py", "import importlib\nimportlib.import_module('..model', 'inlay.io')", "relative import"),
+        (
+            "formats/peft.py",
+            "import importlib\nimportlib.import_module(f'inlay.model.{x}')",
+            "formats may not import model",
+        ),
+        (
+            "formats/peft.py",
+            "import importlib\nimportlib.import_module('inlay.model.' + x)",
+            "formats may not import model",
+        ),
         (
             "methods/lora.py",
             "import importlib\nimportlib.import_module(f'inlay.methods.{x}')",
@@ -157,12 +177,12 @@ def test_every_import_goes_down():
         ),
         ("methods/__init__.py", "import importlib\nimportlib.import_module(__name__ + '.lora')", "knows only what"),
         ("methods/__init__.py", "import importlib\nimportlib.import_module(f'{__name__}.lora')", "knows only what"),
-        ("text/mask.py", "import pkgutil\npkgutil.resolve_name('inlay.model.base:load')", "text may not import model"),
+        ("text/mask.py", "import pkgutil\npkgutil.resolve_name('inlay.base.base:load')", "text may not import base"),
         ("training/loop.py", "def f():\n    from inlay.serve import http", "training may not import serve"),
         ("serve/http.py", "from inlay.training.loop import run", "serve may not import training"),
-        ("model/base.py", "from . import attach", "relative import"),
+        ("base/base.py", "from . import attach", "relative import"),
         (
-            "model/base.py",
+            "base/base.py",
             "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import inlay.cli",
             "may not import cli",
         ),
@@ -185,8 +205,8 @@ def test_a_planted_violation_is_found(tmp_path, file, code, problem):
         ("methods/__init__.py", "import importlib\nimportlib.import_module(f'{__name__}.{name}')"),
         ("cli/_command.py", "import importlib\nimportlib.import_module(f'inlay.cli.{name}')"),
         ("training/job.py", "from inlay import __version__, methods"),
-        ("io/peft.py", "import importlib.metadata\nimportlib.metadata.version('inlay')"),
-        ("io/peft.py", "import importlib\nimportlib.import_module(name)\nopen('inlay.json')"),
+        ("formats/peft.py", "import importlib.metadata\nimportlib.metadata.version('inlay')"),
+        ("formats/peft.py", "import importlib\nimportlib.import_module(name)\nopen('inlay.json')"),
     ],
 )
 def test_what_is_allowed_is_allowed(tmp_path, file, code):

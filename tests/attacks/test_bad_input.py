@@ -14,8 +14,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from inlay.formats.peft import TENSORS
 from inlay.io import output
-from inlay.io.peft import RECORD, TENSORS
+from inlay.io.records import RECORD
 from tests.support import bases
 from tests.support.command import run
 from tests.support.refusals import generate, refused, train

@@ -14,7 +14,7 @@ from torch import nn
 import inlay
 from inlay.data.rows import Row
 from inlay.errors import CompatibilityError, ConfigError, DataError, DivergedError, FormatError, TargetError
-from inlay.io.peft import TENSORS
+from inlay.formats.peft import TENSORS
 from inlay.training import job, loop
 from inlay.training.data import prepare
 from inlay.training.settings import Settings

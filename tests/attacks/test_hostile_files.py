@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from inlay.io.peft import CONFIG, RECORD, TENSORS
+from inlay.formats.peft import CONFIG, TENSORS
+from inlay.io.records import RECORD
 from tests.support.command import run
 from tests.support.refusals import generate, refused, train
 

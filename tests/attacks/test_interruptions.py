@@ -8,8 +8,9 @@ import time
 
 import pytest
 
+from inlay.formats.peft import TENSORS
 from inlay.io import output
-from inlay.io.peft import RECORD, TENSORS
+from inlay.io.records import RECORD
 from inlay.training import job as jobs
 from tests.support import bases
 from tests.support.command import run
@@ -66,7 +67,7 @@ def test_a_signal_while_the_result_is_written_waits_for_it(place, capsys, monkey
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_while_a_model_is_merged_leaves_nothing(place, capsys, monkeypatch, number):
-    from inlay.model import merge
+    from inlay.export import merge
 
     assert run(capsys, *train(place, place / "new"))[0] == 0
     monkeypatch.setattr(merge.checkpoint, "copy_rest", lambda source, target: signal.raise_signal(number))

@@ -10,8 +10,9 @@ from inlay import names
 from inlay.cli._command import layers, read_config
 from inlay.errors import ConfigError, FormatError
 from inlay.fields import MAX_SHOWN, shown
+from inlay.formats.peft import CONFIG, TENSORS
 from inlay.io import _safe
-from inlay.io.peft import CONFIG, RECORD, TENSORS
+from inlay.io.records import RECORD
 from tests.support.command import run
 from tests.support.refusals import generate, refused, train
 

@@ -15,8 +15,9 @@ import pytest
 import inlay
 from inlay.cli import compare
 from inlay.errors import CapacityError, DivergedError, OutputError
+from inlay.formats.peft import TENSORS
 from inlay.io import output
-from inlay.io.peft import RECORD, TENSORS
+from inlay.io.records import RECORD
 from inlay.training import curve, loop, tasks
 from inlay.training import job as jobs
 from tests.support import bases

@@ -8,8 +8,8 @@ from torch import nn
 from transformers import BertModel
 
 import inlay
+from inlay.base.load import load
 from inlay.errors import CompatibilityError, ConfigError, TargetError
-from inlay.model.load import load
 from tests.support import bases, quantized
 from tests.support.networks import Convolutional
 from tests.support.refusals import refused, train

@@ -8,9 +8,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 import inlay
+from inlay.base.load import load
 from inlay.errors import CompatibilityError, FormatError, InlayError
 from inlay.methods.prompt import Prompt
-from inlay.model.load import load
 from tests.support import architectures, bases, models
 from tests.support.refusals import refused, train
 from tests.support.tolerances import LOGITS

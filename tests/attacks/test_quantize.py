@@ -11,11 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from inlay.base import cache as quantized_cache
+from inlay.base import quantize
+from inlay.base.load import load
 from inlay.errors import ConfigError, FormatError, OutputError
 from inlay.io import _safe, bitsandbytes, output
 from inlay.io.checkpoint import open_checkpoint
-from inlay.model import quantize, quantized_cache
-from inlay.model.load import load
 from tests.support import bases, models, quantized
 from tests.support.command import run, run_json
 from tests.support.refusals import refused
@@ -333,7 +334,7 @@ SLOW = """
 import sys, time
 from pathlib import Path
 from inlay.io.checkpoint import open_checkpoint
-from inlay.model import quantize
+from inlay.base import quantize
 quantize.SHARD_BYTES = 20_000
 def progress(done, total):
     print(done, flush=True)

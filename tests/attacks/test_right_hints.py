@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import save_file
 
 import inlay
+from inlay.base import checks
 from inlay.cli import _peers, commands
 from inlay.errors import CompatibilityError, ConfigError, FormatError, TargetError
-from inlay.model import checks
 from tests.support import bases
 from tests.support import tasks as support
 from tests.support.command import run

@@ -10,9 +10,10 @@ import pytest
 
 import inlay
 from inlay import fields, methods
+from inlay.base.load import load
 from inlay.errors import ConfigError, FormatError
-from inlay.io.peft import CONFIG, RECORD
-from inlay.model.load import load
+from inlay.formats.peft import CONFIG
+from inlay.io.records import RECORD
 from inlay.training.settings import Settings, from_dict
 from tests.support.command import run
 from tests.support.refusals import generate, refused, train

@@ -9,7 +9,8 @@ import pytest
 from inlay import screen
 from inlay.cli import _command, _screen
 from inlay.errors import ConfigError, explain, printable
-from inlay.io.peft import CONFIG, RECORD
+from inlay.formats.peft import CONFIG
+from inlay.io.records import RECORD
 from tests.support.command import run
 
 NASTY = "\x1b[2J\x1b]0;owned\x07\x9b31mreal\r\x08\x7f\u202eevil\u2066\ud800"

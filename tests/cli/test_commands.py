@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 import inlay
 from inlay.cli import commands
-from inlay.io.peft import CONFIG, TENSORS
+from inlay.formats.peft import CONFIG, TENSORS
 from inlay.kernels import native
 from inlay.training import loss
 from tests.support import bases, models
@@ -192,7 +192,7 @@ def test_many_prompts_are_answered_in_batches_as_one_by_one(home, capsys, monkey
 
 
 def test_the_system_message_is_in_front_of_every_prompt(home, capsys, monkeypatch):
-    from inlay.model.base import Base
+    from inlay.base.base import Base
 
     asked = []
     monkeypatch.setattr(
@@ -213,7 +213,7 @@ def test_chat_draws_as_the_checkpoint_recommends(home, tmp_path, capsys, monkeyp
     import io
     import shutil
 
-    from inlay.model.base import Base
+    from inlay.base.base import Base
 
     shutil.copytree(home / "base", tmp_path / "base")
     drawn = []

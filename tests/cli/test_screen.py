@@ -14,8 +14,8 @@ import pytest
 import inlay
 from inlay import methods, quant, screen
 from inlay.cli import commands
-from inlay.io.peft import TENSORS
-from inlay.model import merge
+from inlay.export import merge
+from inlay.formats.peft import TENSORS
 from inlay.training import loop, tasks
 from inlay.training.settings import Settings, plan
 from inlay.training.watch import watch

@@ -9,8 +9,8 @@ import pytest
 import torch
 import transformers
 
-from inlay.model.encode import inputs
-from inlay.model.load import load
+from inlay.base.encode import inputs
+from inlay.base.load import load
 from inlay.training import tasks
 from tests.support import bases
 from tests.support import tasks as support

@@ -6,9 +6,9 @@ import transformers
 from torch import nn
 
 import inlay
+from inlay.base import causality
+from inlay.base.load import load
 from inlay.errors import CompatibilityError
-from inlay.model import causality
-from inlay.model.load import load
 from tests.support import architectures, bases
 
 POSITIONS = architectures.POSITIONS

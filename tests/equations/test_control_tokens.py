@@ -4,9 +4,9 @@ import pytest
 
 import inlay
 from inlay.errors import ConfigError, DataError
+from inlay.export import merge
 from inlay.io._safe import read_json
 from inlay.methods.lora import Lora
-from inlay.model import merge
 from inlay.text import mask, stops
 from inlay.text.answers import QUOTED
 from inlay.text.template import prompt_ids

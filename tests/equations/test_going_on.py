@@ -8,7 +8,8 @@ import torch
 
 import inlay
 from inlay.errors import CompatibilityError, ConfigError
-from inlay.io.peft import RECORD, TENSORS
+from inlay.formats.peft import TENSORS
+from inlay.io.records import RECORD
 from inlay.training import job as jobs
 from tests.support import bases
 from tests.support.command import run, run_json

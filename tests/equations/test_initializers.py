@@ -9,6 +9,7 @@ from torch import nn
 
 import inlay
 from inlay import initializers
+from inlay.base.load import load
 from inlay.core import lowrank
 from inlay.core.cross_entropy import cross_entropy_sum
 from inlay.errors import InlayError, TargetError
@@ -16,7 +17,6 @@ from inlay.io._safe import read_header
 from inlay.io.mapped import Mapped
 from inlay.methods.lora import Lora
 from inlay.model.attach import Attached, attach
-from inlay.model.load import load
 from inlay.training import tasks
 from inlay.training.measure import measure
 from tests.support import bases, models, quantized

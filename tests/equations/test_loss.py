@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import inlay
+from inlay.base.load import load
 from inlay.core import recall
 from inlay.core.cross_entropy import cross_entropy_sum
-from inlay.model.load import load
 from inlay.text.mask import Example
 from inlay.training import batch, loss, memory
 from inlay.training.loop import evaluate

@@ -8,7 +8,7 @@ import types
 import pytest
 import torch
 
-from inlay.model.load import load
+from inlay.base.load import load
 from inlay.training import job, memory
 from tests.support import bases
 

@@ -5,8 +5,8 @@ import torch
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoModelForTokenClassification, AutoTokenizer
 
 import inlay
+from inlay.base import predict as predicting
 from inlay.errors import ConfigError, DataError
-from inlay.model import predict as predicting
 from inlay.training import job, tasks
 from tests.support import bases, models
 from tests.support import tasks as support

@@ -8,13 +8,13 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from inlay import quant
+from inlay.base.load import load
 from inlay.cli.merge import Merge
 from inlay.core import blocks
 from inlay.errors import CompatibilityError, ConfigError
+from inlay.export import requantize
+from inlay.export.merge import merge
 from inlay.methods.lora import Lora
-from inlay.model import requantize
-from inlay.model.load import load
-from inlay.model.merge import merge
 from tests.support import models, quantized
 from tests.support.command import run, run_json
 from tests.support.tolerances import assert_close

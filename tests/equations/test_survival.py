@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import inlay
+from inlay.base.load import load
 from inlay.errors import CompatibilityError
-from inlay.model import survival
-from inlay.model.load import load
+from inlay.export import survival
 from tests.support import bases, models
 
 

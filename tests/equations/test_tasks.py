@@ -13,10 +13,10 @@ from transformers import AutoModelForSequenceClassification
 
 import inlay
 from inlay import methods
+from inlay.base import load as loading
+from inlay.base.encode import inputs
 from inlay.errors import CompatibilityError, ConfigError, DataError, UnknownNameError
 from inlay.io.checkpoint import open_checkpoint
-from inlay.model import load as loading
-from inlay.model.encode import inputs
 from inlay.training import job, metrics, tasks
 from inlay.training.tasks import embedding
 from tests.support import bases

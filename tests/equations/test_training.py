@@ -9,11 +9,11 @@ import pytest
 import torch
 
 import inlay
+from inlay.base.load import load
 from inlay.data.forms import read_rows
 from inlay.data.rows import Row
 from inlay.data.split import digest, hold_out
 from inlay.errors import ConfigError
-from inlay.model.load import load
 from inlay.text.mask import Example
 from inlay.training import batch, curve, loop, schedule
 from inlay.training.data import prepare

@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import inlay
+from inlay.base.load import load
 from inlay.errors import CompatibilityError, FormatError, InlayError
-from inlay.io import adapterhub, peft
+from inlay.formats import adapterhub, peft
 from inlay.model.attach import attach
-from inlay.model.load import load
 from tests.interop import adapterhub_golden as golden
 from tests.support import bases, models
 from tests.support.command import run

@@ -9,9 +9,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 import inlay
+from inlay.base.quantize import quantize
 from inlay.io.checkpoint import open_checkpoint
 from inlay.model.frozen import QuantizedLinear
-from inlay.model.quantize import quantize
 from tests.support import bases, models, quantized
 
 FAMILIES = ["llama", "llama_tied", "qwen3", "mistral"]

@@ -8,8 +8,9 @@ from transformers import AutoModelForCausalLM
 
 import inlay
 from inlay import methods
-from inlay.io import _safe, engines, peft
-from inlay.io.engines import LLAMA_CPP, PEFT, TRANSFORMERS, VLLM
+from inlay.formats import engines, peft
+from inlay.formats.engines import LLAMA_CPP, PEFT, TRANSFORMERS, VLLM
+from inlay.io import _safe
 from tests.support import bases, models
 from tests.support import tasks as support
 from tests.support.command import run

@@ -7,7 +7,7 @@ import pytest
 import inlay
 from inlay.data.forms import read, read_rows
 from inlay.errors import UnknownNameError
-from inlay.io import peft
+from inlay.formats import peft
 from tests.support import bases
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

@@ -12,9 +12,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from inlay import methods
+from inlay.base.load import load
 from inlay.errors import InlayError
 from inlay.model.attach import Attached
-from inlay.model.load import load
 from tests.interop import test_adapterhub
 from tests.support import bases, models, pages
 from tests.support.networks import Convolutional

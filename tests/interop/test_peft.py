@@ -12,11 +12,11 @@ from transformers import AutoModelForCausalLM
 
 import inlay
 from inlay import methods
+from inlay.base.load import load
 from inlay.core.cross_entropy import IGNORE
 from inlay.errors import CompatibilityError
-from inlay.io.peft import CONFIG, read
+from inlay.formats.peft import CONFIG, read
 from inlay.model.attach import attach
-from inlay.model.load import load
 from inlay.text.mask import Example
 from inlay.training import batch
 from inlay.training.loop import Stepper

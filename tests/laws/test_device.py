@@ -4,9 +4,9 @@ import pytest
 import torch
 
 import inlay
+from inlay.base.load import load
+from inlay.base.quantize import quantize
 from inlay.io.checkpoint import open_checkpoint
-from inlay.model.load import load
-from inlay.model.quantize import quantize
 from inlay.text.mask import Example
 from inlay.training import loss
 from tests.support import bases, models, quantized

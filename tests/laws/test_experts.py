@@ -5,11 +5,11 @@ import torch
 from transformers import AutoModelForCausalLM, GptOssConfig
 
 import inlay
+from inlay.base.load import load
 from inlay.core.cross_entropy import cross_entropy_sum
 from inlay.errors import CompatibilityError, TargetError
 from inlay.io._safe import read_header
 from inlay.model.attach import Attached, attach
-from inlay.model.load import load
 from tests.support import bases, models
 
 GPT_OSS = GptOssConfig(

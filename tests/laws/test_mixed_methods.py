@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from inlay.base.load import load
 from inlay.core.recall import recalling
 from inlay.errors import TargetError
 from inlay.methods.lora import Lora
-from inlay.model.load import load
 from inlay.text.mask import Example
 from inlay.text.template import prompt_ids
 from inlay.training import loss

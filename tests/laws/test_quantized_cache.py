@@ -6,11 +6,11 @@ import os
 import pytest
 
 import inlay
+from inlay.base import cache as quantized_cache
+from inlay.base.quantize import quantize
 from inlay.errors import FormatError
 from inlay.io import _safe, output
 from inlay.io.checkpoint import open_checkpoint
-from inlay.model import quantized_cache
-from inlay.model.quantize import quantize
 from tests.support import bases, models
 
 

@@ -7,9 +7,9 @@ import torch
 
 import inlay
 from inlay import quant
+from inlay.base.quantize import quantize
 from inlay.io.checkpoint import open_checkpoint
 from inlay.model.frozen import QuantizedLinear
-from inlay.model.quantize import quantize
 from inlay.training import job, tasks
 from tests.support import bases
 from tests.support import tasks as support

@@ -11,9 +11,9 @@ from torch import nn
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 import inlay
+from inlay.base.answers import minds_padding
 from inlay.errors import InlayError
-from inlay.model.answers import minds_padding
-from inlay.model.merge import merge
+from inlay.export.merge import merge
 from inlay.text.mask import Example
 from inlay.text.template import prompt_ids
 from inlay.training import loss, tasks

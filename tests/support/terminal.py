@@ -17,7 +17,7 @@ if sys.stdin.isatty():
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # so that Ctrl-C is a signal
 log, *arguments = sys.argv[1:]
 from inlay.cli import main
-from inlay.model import answers, base
+from inlay.base import answers, base
 own, watch, pause = base.Base.generate, answers._Watch.__call__, 0.0
 def generate(self, prompts, adapters=None, **how):
     global pause

@@ -21,8 +21,8 @@ from inlay.cli._config import read_config
 from inlay.errors import ConfigError, explain, few, nearest
 
 if TYPE_CHECKING:
-    from inlay.model.base import Base
-    from inlay.model.purpose import Purpose
+    from inlay.base.base import Base
+    from inlay.base.purpose import Purpose
 
 MAX_LAYER = 100_000
 """Layers are counted up to here."""
@@ -85,7 +85,7 @@ def with_method(cls: Any, values: dict[str, Any]) -> Any:
         start: Any = methods.find(fields.shown(name or "lora").strip("'"))
         default = dataclasses.field(default_factory=start)
     else:
-        from inlay.io import peft
+        from inlay.formats import peft
         from inlay.training import going_on
 
         has = peft.read(str(source)).method
@@ -276,7 +276,7 @@ class OnBase(Common):
 
     def load(self, purpose: "Purpose | None" = None) -> "Base":
         """The base that the flags name, for next tokens unless for something else."""
-        from inlay.model.load import load
+        from inlay.base.load import load
 
         memory = None if self.device_memory is None else num_bytes("--device-memory", self.device_memory)
         how: dict[str, Any] = dict(dtype=self.dtype, device=self.device, device_memory=memory)

@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
+from inlay.base.base import Base
+from inlay.base.purpose import CAUSAL_LM, Purpose, has_own_head
 from inlay.errors import ConfigError, explain
 from inlay.io.checkpoint import open_checkpoint
-from inlay.model.base import Base
-from inlay.model.purpose import CAUSAL_LM, Purpose, has_own_head
 from inlay.training import tasks
 
 MAX_LABELS = 10

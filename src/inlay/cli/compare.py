@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from inlay import methods
+from inlay.base.base import Base
 from inlay.cli import _screen
 from inlay.cli._command import Data, OnBase
 from inlay.cli._screen import count, say, size
 from inlay.data.forms import read_rows
 from inlay.errors import ConfigError, explain
+from inlay.formats.peft import TENSORS
 from inlay.io import output as output_directory
-from inlay.io.peft import TENSORS, read_record
-from inlay.model.base import Base
+from inlay.io import records
 from inlay.training import curve, job, keep, score
 from inlay.training.data import prepare
 from inlay.training.loop import evaluate
@@ -121,7 +122,7 @@ class Compare(OnBase):
         adapter = base.attach(directory / name, name).name
         forgetting = self._forgotten(base, adapter) if self.other else None
         bleu = self._bleu(base, adapter) if self.bleu else None
-        rate = read_record(directory / name)["training"]["learning_rate"]
+        rate = records.read(directory / name)["training"]["learning_rate"]
         base.detach(adapter)
         kept = ("trainable_parameters", "adapter_bytes", "seconds", "peak_rss_bytes")
         values = {key: report[key] for key in kept}

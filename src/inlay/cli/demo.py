@@ -7,15 +7,15 @@ import tempfile
 import time
 from pathlib import Path
 
+from inlay.base.base import Base
+from inlay.base.load import load
 from inlay.cli import _demo_text, _screen
 from inlay.cli._command import Common
 from inlay.cli._screen import say
 from inlay.data.forms import read_rows
+from inlay.export.merge import merge
 from inlay.io import output as output_directory
 from inlay.methods.lora import Lora
-from inlay.model.base import Base
-from inlay.model.load import load
-from inlay.model.merge import merge
 from inlay.training import job as jobs
 from inlay.training import score
 from inlay.training.loop import Progress

@@ -4,14 +4,14 @@ import dataclasses
 import sys
 from typing import Any, Literal
 
+from inlay.base.base import Base
+from inlay.base.purpose import CAUSAL_LM
 from inlay.cli import _screen, _tasks
 from inlay.cli._command import Data, OnBase
 from inlay.cli._screen import count, say
 from inlay.data.rows import Row
 from inlay.data.sources import TEST
 from inlay.errors import DataError, explain
-from inlay.model.base import Base
-from inlay.model.purpose import CAUSAL_LM
 from inlay.text.template import prompt_ids
 from inlay.training import job, score, tasks
 from inlay.training.loop import evaluate

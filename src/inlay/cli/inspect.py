@@ -10,7 +10,8 @@ from inlay.cli import _screen
 from inlay.cli._command import AdapterDirectory, Common
 from inlay.cli._screen import count, size
 from inlay.errors import ConfigError, explain
-from inlay.io import _safe, adapterhub, engines, output, peft
+from inlay.formats import adapterhub, engines, peft
+from inlay.io import _safe, output, records
 from inlay.io.checkpoint import open_config
 from inlay.io.fingerprint import short
 
@@ -110,7 +111,7 @@ def _write(file: peft.PeftAdapter, directory: Path, model: str) -> None:
             model_class=str((base.config.get("architectures") or [""])[0]),
             base_name=base.reference,
         )
-        peft.write_record(partial, file.record)
+        records.write(partial, file.record)
 
 
 def _base(name: str | None, base: dict[str, Any]) -> str:

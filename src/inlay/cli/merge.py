@@ -4,18 +4,18 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
+from inlay.base.base import Base
+from inlay.base.load import load
+from inlay.base.purpose import CAUSAL_LM
 from inlay.cli import _screen, _tasks
 from inlay.cli._command import AdapterDirectory, Common, Model
 from inlay.cli._screen import say, size
 from inlay.data.sources import TEST
 from inlay.errors import ConfigError, explain
+from inlay.export.agreement import SAMPLE
+from inlay.export.merge import merge, num_bytes
+from inlay.export.requantize import RESIDUAL, merge_quantized
 from inlay.model import targets
-from inlay.model.base import Base
-from inlay.model.compare import SAMPLE
-from inlay.model.load import load
-from inlay.model.merge import merge, num_bytes
-from inlay.model.purpose import CAUSAL_LM
-from inlay.model.requantize import RESIDUAL, merge_quantized
 from inlay.training import job, tasks
 from inlay.training.settings import require_above_zero
 

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from inlay import methods
+from inlay.base import skeleton
 from inlay.cli import _screen
 from inlay.cli._command import METHOD_FIELD, Common, Model, given, with_method
 from inlay.cli._screen import count, say, size
 from inlay.cli.inspect import modules
 from inlay.io.checkpoint import open_config
-from inlay.model import skeleton
 from inlay.model.layout import Layout
 from inlay.model.prompts import decoder_of
 

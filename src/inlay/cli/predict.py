@@ -7,14 +7,14 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from inlay.base import predict as predicting
+from inlay.base.predict import Given, Prediction
 from inlay.cli import _screen, _tasks
 from inlay.cli._command import Data, OnBase
 from inlay.cli._screen import say
 from inlay.data.files import Numbered
 from inlay.data.sources import TEST, read
 from inlay.errors import DataError, FormatError, explain, few
-from inlay.model import predict as predicting
-from inlay.model.predict import Given, Prediction
 from inlay.training.settings import require_above_zero
 
 CHUNK = 256

@@ -5,13 +5,13 @@ import math
 import time
 from pathlib import Path
 
+from inlay.base.quantize import quantize
 from inlay.cli import _screen
 from inlay.cli._command import Common, Model
 from inlay.cli._screen import count, say, size
 from inlay.io.checkpoint import open_checkpoint
 from inlay.io.fingerprint import fingerprint, short
 from inlay.model import targets
-from inlay.model.quantize import quantize
 from inlay.training.job import peak_rss_bytes
 
 

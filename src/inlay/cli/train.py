@@ -8,16 +8,16 @@ from typing import Annotated, Any
 import tyro
 
 from inlay import methods
+from inlay.base.base import Base
+from inlay.base.purpose import CAUSAL_LM
 from inlay.cli import _screen, _tasks
 from inlay.cli._command import METHOD_FIELD, Data, OnBase, Verbose, given, with_method
 from inlay.cli._screen import count, say, size
 from inlay.data.split import MIN_ROWS_TO_HOLD_OUT
-from inlay.io import peft
+from inlay.formats import peft
 from inlay.io.fingerprint import short
 from inlay.kernels import native
 from inlay.methods._contract import Method
-from inlay.model.base import Base
-from inlay.model.purpose import CAUSAL_LM
 from inlay.text.mask import show
 from inlay.training import going_on, tasks
 from inlay.training import job as jobs

@@ -13,7 +13,7 @@ from typing import Any
 
 from inlay import quant
 from inlay.errors import CompatibilityError, FormatError, explain
-from inlay.io import _safe, peft
+from inlay.io import _safe, records
 from inlay.io.checkpoint import Checkpoint
 from inlay.quant._contract import Scheme
 
@@ -87,7 +87,7 @@ def configuration(scheme: Scheme, kept: Sequence[str]) -> dict[str, Any]:
 
 def record(directory: Path) -> dict[str, Any]:
     """What `inlay quantize` wrote down; nothing where it was another tool."""
-    path = directory / peft.RECORD
+    path = directory / records.RECORD
     made = _safe.read_json(path).get("quantized") if path.is_file() else None
     return made if isinstance(made, dict) else {}
 
@@ -104,7 +104,7 @@ def check_version(directory: Path) -> None:
         raise CompatibilityError(
             explain(
                 "this base was quantised by a newer Inlay",
-                found=f"{directory / peft.RECORD}: version {version!r}, known here up to {VERSION}",
+                found=f"{directory / records.RECORD}: version {version!r}, known here up to {VERSION}",
                 do="pip install --upgrade inlay",
             )
         )

@@ -15,14 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from inlay.errors import CompatibilityError, ConfigError, TargetError, UnknownNameError, explain, few, nearest
-from inlay.io import adapterhub, peft
+from inlay.formats import adapterhub, peft
+from inlay.io import records
 from inlay.methods._contract import Method, Params, PromptMethod
 from inlay.model import prompts, targets
 from inlay.model.adapted import Adapted, Route, Router
 from inlay.model.adapter import Adapter
-from inlay.model.checks import is_same
 from inlay.model.experts import AdaptedExperts, experts_of, nested, unnested
-from inlay.model.fitting import check_heard, fit_
+from inlay.model.fitting import check_heard, fit_, is_same
 from inlay.model.fresh import Measured
 from inlay.model.layout import Layout
 from inlay.model.prompt_trial import PromptTrials
@@ -126,7 +126,7 @@ class Attached:
 
         **Raises:**
 
-        - `UnknownNameError`, `FormatError`: see `inlay.io.peft.read`.
+        - `UnknownNameError`, `FormatError`: see `inlay.formats.peft.read`.
         - `CompatibilityError`: it was trained on other weights or another tokenizer, or does not fit this model.
         - `ConfigError`: the name is taken.
         """
@@ -159,16 +159,16 @@ class Attached:
     def save(
         self, name: str, directory: Path, record: dict[str, Any], *, form: Literal["peft", "adapterhub"] = "peft"
     ) -> None:
-        """Write an attached adapter into `directory`, which exists, as `inlay.io.peft.write` says.
+        """Write an attached adapter into `directory`, which exists, as `inlay.formats.peft.write` says.
 
-        `form`: "adapterhub" for AdapterHub's library, which of Inlay's methods knows bottleneck; see `inlay.io.adapterhub`.
+        `form`: "adapterhub" for AdapterHub's library, which knows bottleneck alone; see `inlay.formats.adapterhub`.
         """
         adapter = self.get(name)
         if form == "adapterhub":
             config, model_class = getattr(self.module, "config", None), type(self.module).__name__
             about = {"model_type": getattr(config, "model_type", None), "model_class": model_class}
             adapterhub.write(directory, adapter.method, adapter.params, name=name, base_name=self.base_name, **about)
-            peft.write_record(directory, {**self.about_base, **self.about_task, **record})
+            records.write(directory, {**self.about_base, **self.about_task, **record})
             return
         kept = adapter.method.finish(adapter.params)
         trained = [path for path in adapter.params if path]

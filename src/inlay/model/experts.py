@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from inlay.core.product import product_dtype
 from inlay.core.routed import Factors, Segment, routed
 from inlay.errors import CompatibilityError, explain
-from inlay.io._peft_forms import unflattened
+from inlay.formats.peft import INNER, PeftAdapter
+from inlay.formats.peft_forms import unflattened
 from inlay.io._safe import TensorEntry, read_tensor
-from inlay.io.peft import INNER, PeftAdapter
 from inlay.methods._contract import LinearMethod, Params
 from inlay.model.adapted import Adapted, Route, Router, dropped, with_tensors
 from inlay.model.adapter import Adapter

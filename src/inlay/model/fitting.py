@@ -3,9 +3,10 @@
 import warnings
 
 import torch
+from torch import Tensor
 
 from inlay.errors import CompatibilityError, explain, few
-from inlay.io.peft import PeftAdapter
+from inlay.formats.peft import PeftAdapter
 from inlay.methods._contract import TOKEN_ROWS, LinearMethod, Params
 from inlay.model import targets, trial
 from inlay.model.adapter import Adapter
@@ -28,6 +29,11 @@ def fit_(adapter: Adapter, layout: Layout, device: torch.device) -> None:
         if TOKEN_ROWS in params:
             adapter.tables = (path, *layout.tied.get(path, ()))
             adapter.base_rows = layout.maps[path].stored.detach()[list(adapter.method.token_ids)].float()
+
+
+def is_same(weight: Tensor, stored: Tensor) -> bool:
+    """The numbers of two tensors are equal; of one without numbers, as in an outline, the shape."""
+    return weight.shape == stored.shape and (weight.is_meta or torch.equal(weight.float(), stored.float()))
 
 
 def check_heard(name: str, file: PeftAdapter, layout: Layout) -> None:

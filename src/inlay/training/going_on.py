@@ -8,12 +8,13 @@ from typing import Any
 import torch
 
 from inlay import methods
+from inlay.base.base import Base
 from inlay.errors import ConfigError, explain
-from inlay.io import peft
+from inlay.formats import peft
+from inlay.io import records
 from inlay.io.checkpoint import fetch
 from inlay.methods._contract import Method
 from inlay.model.adapter import Adapter
-from inlay.model.base import Base
 from inlay.names import in_utf8
 
 
@@ -67,7 +68,7 @@ def about(source: str | Path) -> dict[str, Any]:
     directory = fetch(source, "adapter", list(peft.FILES))
     tensors = next(file for file in sorted(directory.iterdir()) if file.suffix == ".safetensors")
     digest = hashlib.sha256(tensors.read_bytes()).hexdigest()
-    steps = peft.read_record(directory).get("training", {}).get("steps")
+    steps = records.read(directory).get("training", {}).get("steps")
     return {"name": in_utf8(directory.name), "sha256": digest, "steps": steps}
 
 

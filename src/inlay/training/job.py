@@ -19,16 +19,17 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from inlay import __version__, methods, screen
+from inlay.base.base import Base
+from inlay.base.checks import check_rows
+from inlay.base.purpose import CAUSAL_LM
 from inlay.data import split
 from inlay.data.sources import Source, name_of
 from inlay.errors import DataError, InlayError, explain, within_memory
+from inlay.formats import peft
 from inlay.io import output as output_directory
-from inlay.io import peft
+from inlay.io import records
 from inlay.methods._contract import Method
 from inlay.model.adapter import Adapter
-from inlay.model.base import Base
-from inlay.model.checks import check_rows
-from inlay.model.purpose import CAUSAL_LM
 from inlay.text import stops
 from inlay.training import going_on, keep, loop, tasks, watch
 from inlay.training.data import Prepared
@@ -163,7 +164,7 @@ class Job:
         scores = tasks.of(self.base).scores(self.base, self.adapter.name, self.evaluated)
         if scores:
             self.adapter.record["training"]["scores"] = scores
-            peft.write_record(self.output, self.adapter.record)
+            records.write(self.output, self.adapter.record)
         return dataclasses.replace(report, scores=scores or None)
 
     def _report(self, progress: loop.Progress, seconds: float) -> Report:

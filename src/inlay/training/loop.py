@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from inlay.base.base import Base
 from inlay.errors import DivergedError, explain
 from inlay.model.adapter import Adapter
 from inlay.model.attach import Rows
-from inlay.model.base import Base
 from inlay.training import batch, memory, schedule, tasks
 from inlay.training.settings import Plan, Settings
 from inlay.training.stop import Stop

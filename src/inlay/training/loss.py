@@ -21,12 +21,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from inlay.base.base import Base
 from inlay.core.cross_entropy import cross_entropy_sum, head_cross_entropy_sum
 from inlay.core.recall import recalling
 from inlay.kernels.attention import document_attention
 from inlay.model import targets
 from inlay.model.adapted import Adapted
-from inlay.model.base import Base
 from inlay.model.fused import rotation_of
 from inlay.model.prompts import prefixes_of, virtual_ids
 from inlay.text.mask import Example

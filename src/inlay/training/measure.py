@@ -14,10 +14,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from inlay.base.base import Base
 from inlay.core import lowrank
 from inlay.errors import TargetError, explain
 from inlay.methods._contract import LinearBase, LinearMethod, Method, Params
-from inlay.model.base import Base
 from inlay.model.fresh import Measured, check_source
 from inlay.training import tasks
 

@@ -19,8 +19,8 @@ from pathlib import Path
 import psutil
 import torch
 
+from inlay.base.base import Base
 from inlay.model import targets
-from inlay.model.base import Base
 
 FEWEST_TOKENS, MOST_TOKENS = 512, 2048
 """How many tokens go through a model at a time, unless a row alone is longer."""

@@ -6,10 +6,10 @@ BLEU: `sacrebleu.corpus_bleu(tokenize="13a", lowercase=True)` over all distinct 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from inlay.base.base import Base
 from inlay.data.rows import Row
 from inlay.errors import DataError, explain
 from inlay.model.attach import Rows
-from inlay.model.base import Base
 
 
 class Scores(NamedTuple):

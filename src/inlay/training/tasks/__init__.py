@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from inlay import plugins
+from inlay.base import load as loading
+from inlay.base.base import Base
+from inlay.base.purpose import CAUSAL_LM, Purpose, has_own_head
 from inlay.errors import ConfigError, explain
-from inlay.io import _safe, peft
+from inlay.formats import peft
+from inlay.io import _safe, records
 from inlay.io.checkpoint import open_checkpoint
-from inlay.model import load as loading
-from inlay.model.base import Base
-from inlay.model.purpose import CAUSAL_LM, Purpose, has_own_head
 from inlay.training.tasks._contract import Task
 
 
@@ -40,12 +41,12 @@ def of(base: Base) -> Task:
 def load(source: str | Path, *, task: str = CAUSAL_LM, labels: Sequence[str] = (), **how: Any) -> Base:
     """The base at a directory or of a name on the hub, loaded for a task: mapped, frozen, in evaluation mode.
 
-    **Arguments:** those of `inlay.model.load.load` but `purpose`, and
+    **Arguments:** those of `inlay.base.load.load` but `purpose`, and
 
     - `task`: causal-lm, sequence-classification, token-classification, seq2seq or embedding.
     - `labels`: the names of the classes, where the task has classes; not needed where the checkpoint brings its own.
 
-    **Raises:** what `inlay.model.load.load` raises, and
+    **Raises:** what `inlay.base.load.load` raises, and
 
     - `UnknownNameError`: there is no such task.
     - `ConfigError`: labels for a task without classes, or none where they are needed.
@@ -98,7 +99,7 @@ def about(adapter: str | Path) -> tuple[str, tuple[str, ...]]:
     """(the task that an adapter was trained for, the names of its classes where it says them), before its tensors are read."""
     directory = peft.fetched(adapter)
     config = _safe.read_json(directory / peft.CONFIG) if (directory / peft.CONFIG).is_file() else {}
-    record = peft.read_record(directory).get("task") or {}
+    record = records.read(directory).get("task") or {}
     by_type = {find(name).task_type: name for name in names()}
     return record.get("name") or by_type.get(str(config.get("task_type")), CAUSAL_LM), tuple(record.get("labels") or ())
 

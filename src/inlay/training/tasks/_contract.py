@@ -10,10 +10,10 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from inlay.base.base import Base
+from inlay.base.purpose import Purpose
 from inlay.data.sources import TRAIN, Data, Source
 from inlay.model.attach import Rows
-from inlay.model.base import Base
-from inlay.model.purpose import Purpose
 from inlay.training.data import Prepared, unheard
 
 
@@ -30,7 +30,7 @@ class Task(abc.ABC):
     heads: ClassVar[tuple[str, ...]] = ()
     beside: ClassVar[tuple[str, ...]] = ()
     unused: ClassVar[tuple[str, ...]] = ()
-    """Names of modules; see `inlay.model.purpose.Purpose`."""
+    """Names of modules; see `inlay.base.purpose.Purpose`."""
     has_answers: ClassVar[bool] = False
     """Its scores are those of generated text."""
 

@@ -7,8 +7,8 @@ from typing import ClassVar
 import torch
 
 from inlay import fields
+from inlay.base.base import Base
 from inlay.errors import ConfigError, DataError, explain
-from inlay.model.base import Base
 from inlay.training.tasks._padded import PaddedTask
 
 _WHOLE = re.compile(r"-?[0-9]+")

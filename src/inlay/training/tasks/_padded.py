@@ -7,14 +7,14 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, ClassVar
 
+from inlay.base.base import Base
+from inlay.base.encode import groups
 from inlay.core.cross_entropy import IGNORE
 from inlay.data import files
 from inlay.data.forms import is_null
 from inlay.data.keys import unused_of
 from inlay.data.sources import TRAIN, Data, Source, read
 from inlay.errors import ConfigError, DataError, explain, few
-from inlay.model.base import Base
-from inlay.model.encode import groups
 from inlay.training import memory
 from inlay.training.data import Prepared, advice, check_lengths, unheard
 from inlay.training.tasks._contract import Task

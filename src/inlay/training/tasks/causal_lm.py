@@ -9,10 +9,10 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from inlay.base.base import Base
 from inlay.data import forms
 from inlay.data.rows import Row
 from inlay.data.sources import TRAIN, Data, Source
-from inlay.model.base import Base
 from inlay.text.mask import Example
 from inlay.training import batch, loss
 from inlay.training.data import Prepared, prepare, unheard

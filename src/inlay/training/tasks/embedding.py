@@ -20,10 +20,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from inlay.base.base import Base
+from inlay.base.encode import points, text_ids
 from inlay.data import files
 from inlay.model.attach import Rows
-from inlay.model.base import Base
-from inlay.model.encode import points, text_ids
 from inlay.training import metrics
 from inlay.training.tasks._padded import KeyedRow, PaddedTask, Sample
 

@@ -14,11 +14,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from inlay.base.base import DEFAULT_NEW_TOKENS, Base
+from inlay.base.encode import answers, inputs, padded, text_ids
 from inlay.core.cross_entropy import IGNORE, cross_entropy_sum
 from inlay.data import files
 from inlay.model.attach import Rows
-from inlay.model.base import DEFAULT_NEW_TOKENS, Base
-from inlay.model.encode import answers, inputs, padded, text_ids
 from inlay.text.mask import check_tokenizer
 from inlay.training.score import bleu
 from inlay.training.tasks._padded import KeyedRow, PaddedTask, Sample

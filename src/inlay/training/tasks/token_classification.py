@@ -14,12 +14,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from inlay.base.base import Base
+from inlay.base.encode import inputs, padded, word_ids
 from inlay.core.cross_entropy import IGNORE, cross_entropy_sum
 from inlay.data import files
 from inlay.errors import DataError
 from inlay.model.attach import Rows
-from inlay.model.base import Base
-from inlay.model.encode import inputs, padded, word_ids
 from inlay.training import metrics
 from inlay.training.tasks._labelled import LabelledTask, class_of, label_of, predictions
 from inlay.training.tasks._padded import KeyedRow, Sample

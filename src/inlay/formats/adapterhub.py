@@ -11,7 +11,7 @@ adds it to the stream; three of the library's compute the same, on the models of
     parallel    ParBnConfig(), on DistilBERT alone: elsewhere the two networks do not read the same
 
 Its SeqBnConfig() is none of them: its network reads the norm of what the block and the stream say together
-(original_ln_before). Read strictly, as `inlay.io.peft` has it: whatever would make another adapter of it refuses the file.
+(original_ln_before). Read strictly, as `inlay.formats.peft` has it: whatever would make another adapter of it refuses the file.
 """
 
 import json

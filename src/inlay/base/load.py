@@ -18,6 +18,11 @@ import torch
 from torch import nn
 
 from inlay import quant
+from inlay.base import skeleton
+from inlay.base.base import Base
+from inlay.base.cache import cached
+from inlay.base.checks import check_layers, check_special_tokens, check_start, chosen_device, keep_special_tokens_
+from inlay.base.purpose import CAUSAL_LM, Purpose, configuration, has_own_head, heads_of, is_head
 from inlay.core.product import DTYPES, native_bfloat16
 from inlay.errors import CompatibilityError, ConfigError, FormatError, explain, few, within_memory
 from inlay.io import bitsandbytes, shortened
@@ -25,15 +30,11 @@ from inlay.io._safe import TORCH_DTYPES
 from inlay.io.checkpoint import Checkpoint, open_checkpoint
 from inlay.io.fingerprint import check_unchanged, check_written
 from inlay.io.mapped import Mapped
-from inlay.model import skeleton, streamed
+from inlay.model import streamed
 from inlay.model.ahead import ReadAhead
-from inlay.model.base import Base
-from inlay.model.checks import check_layers, check_special_tokens, check_start, chosen_device, keep_special_tokens_
 from inlay.model.experts import experts_of
 from inlay.model.frozen import QuantizedLinear, freeze_
 from inlay.model.fused import fuse_
-from inlay.model.purpose import CAUSAL_LM, Purpose, configuration, has_own_head, heads_of, is_head
-from inlay.model.quantized_cache import cached
 from inlay.text import growth
 
 MIN_BFLOAT16_WIDTH = 256
@@ -59,7 +60,7 @@ def load(
       `default_dtype` unless given.
     - `device`: where to compute, such as cpu or cuda; auto: on a CUDA device if there is one, else on the CPU.
     - `quantize`: a scheme, such as nf4: compute over the base quantised so, which is made once and kept in the cache
-      directory; see `inlay.model.quantized_cache`.
+      directory; see `inlay.base.cache`.
     - `device_memory`: bytes of the device that a quantised base may take, with room for adapters and activations; its layers
       beyond that are sent there as they are used; what is free on the device unless given.
     - `purpose`: what for: the class of `transformers`, and the modules that are its head; a causal language model unless given.

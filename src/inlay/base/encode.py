@@ -6,10 +6,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from inlay.base.base import Base
+from inlay.base.pooling import pooled
 from inlay.errors import ConfigError, DataError, explain
 from inlay.model import targets
-from inlay.model.base import Base
-from inlay.model.pooling import pooled
 
 
 def text_ids(base: Base, text: str) -> tuple[int, ...]:

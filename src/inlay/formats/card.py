@@ -23,7 +23,7 @@ def card(
 ) -> str:
     """The README.md of an adapter directory.
 
-    **Arguments:** those of `inlay.io.peft.write`, and
+    **Arguments:** those of `inlay.formats.peft.write`, and
 
     - `engines`: what else loads the adapter's files.
     """

@@ -11,9 +11,9 @@ import warnings
 
 import torch
 
+from inlay.base.base import Base
 from inlay.errors import CompatibilityError, explain
 from inlay.model.adapter import Adapter
-from inlay.model.base import Base
 from inlay.model.frozen import QuantizedLinear
 
 ROWS = 64

@@ -4,10 +4,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from inlay.base import skeleton
 from inlay.errors import TargetError, explain
 from inlay.io.checkpoint import Checkpoint
 from inlay.io.mapped import Mapped
-from inlay.model import skeleton
 from inlay.model.frozen import QuantizedLinear
 from inlay.model.linear import Linear
 

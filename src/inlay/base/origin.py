@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from inlay.errors import CompatibilityError, explain, few
+from inlay.formats.peft import PeftAdapter
 from inlay.io import meaning
 from inlay.io.checkpoint import hub_name
 from inlay.io.fingerprint import short
-from inlay.io.peft import PeftAdapter
 
 if TYPE_CHECKING:
-    from inlay.model.base import Base
+    from inlay.base.base import Base
 
 _FORMS = re.compile(r"[-_.]?(bnb|unsloth|gptq|awq|gguf|hf|[48]bit|int[48]|fp8|nf4|bf16|fp16|float16|bfloat16)\b")
 """Parts of the names of models that say in which form the same weights are."""

@@ -15,11 +15,11 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from inlay.base.quantize import quantize
 from inlay.errors import ConfigError, InlayError, explain
 from inlay.io import bitsandbytes, output
 from inlay.io.checkpoint import Checkpoint, open_checkpoint
 from inlay.io.fingerprint import cache_directory, check_written, fingerprint
-from inlay.model.quantize import quantize
 
 LIMIT, DEFAULT_LIMIT_GB = "INLAY_CACHE_GB", 50.0
 """The variable of the environment that says how many gigabytes may be kept, and what is taken where it is not set."""
@@ -34,7 +34,7 @@ _LAYOUT = 2
 def cached(source: Checkpoint, scheme: str, progress: Callable[[int, int], None]) -> Path:
     """The directory of `source` quantised by `scheme`: found, or made. It is not removed while this process lives.
 
-    **Raises:** those of `inlay.model.quantize.quantize`.
+    **Raises:** those of `inlay.base.quantize.quantize`.
     """
     if source.config.get("quantization_config"):  # it is what was asked for, or can't become it: loading says which
         return source.directory

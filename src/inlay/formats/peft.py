@@ -21,18 +21,17 @@ from torch import Tensor
 
 from inlay import fields, methods
 from inlay.errors import CompatibilityError, FormatError, explain, few
-from inlay.io import _safe, adapterhub, loralib, meaning, output
-from inlay.io._peft_forms import flat, flattened, kernel, one_table, whole
-from inlay.io.card import card
+from inlay.formats import adapterhub, loralib
+from inlay.formats.card import card
+from inlay.formats.engines import loading
+from inlay.formats.peft_forms import flat, flattened, kernel, one_table, whole
+from inlay.io import _safe, records
 from inlay.io.checkpoint import fetch
-from inlay.io.engines import loading
 from inlay.methods._contract import LinearMethod, Method, Own, Params
 from inlay.names import Names, joined, parents, selects
 
-CONFIG, TENSORS, CARD, RECORD = "adapter_config.json", "adapter_model.safetensors", "README.md", "inlay.json"
-FILES = (CONFIG, TENSORS, CARD, RECORD)
-RECORD_FORMAT = 1
-"""The version of `inlay.json` that is written, and the newest that is read."""
+CONFIG, TENSORS, CARD = "adapter_config.json", "adapter_model.safetensors", "README.md"
+FILES = (CONFIG, TENSORS, CARD, records.RECORD)
 
 OWN = ("weight", "bias")
 """What modules call their own tensors."""
@@ -63,33 +62,6 @@ _ABOUT_THE_FILE = frozenset(
 class _AboutTheBase(TypedDict, total=False):
     base_model_name_or_path: str | None
     target_parameters: tuple[str, ...] | None
-
-
-class _Record(TypedDict, total=False):
-    """The parts of `inlay.json` that are read again, none of which has to be there."""
-
-    base: Mapping[str, str | None]
-    computes: Mapping[str, Any]
-    data: Mapping[str, Any]
-    training: Mapping[str, Any]
-    task: Mapping[str, Any]
-    text: Mapping[str, Any]
-
-
-class _Text(TypedDict, total=False):
-    form: str
-    stop_tokens: tuple[str, ...]
-
-
-class _Task(TypedDict, total=False):
-    name: str
-    labels: tuple[str, ...]
-
-
-class _Training(TypedDict, total=False):
-    steps: int
-    eval_loss_before: float | None
-    eval_loss: float | None
 
 
 class PeftAdapter(NamedTuple):
@@ -132,7 +104,7 @@ def read(source: str | Path, fits: Callable[[PeftAdapter], Any] = lambda outline
     if not (directory / CONFIG).is_file():
         raise loralib.no_adapter(directory, CONFIG)
     config = one_table(directory / CONFIG, _safe.read_json(directory / CONFIG))
-    record = read_record(directory)
+    record = records.read(directory)
     if adapterhub.wrote(config):
         bottleneck, places = adapterhub.read(directory, config)
         base_name = config.get("model_name") or None
@@ -162,29 +134,6 @@ def _adapter(
 def fetched(source: str | Path) -> Path:
     """The directory of an adapter: `source` itself, or the hub's copy of that name."""
     return fetch(source, "adapter", [*FILES, adapterhub.TENSORS, *adapterhub.BESIDE])
-
-
-def read_record(directory: Path) -> dict[str, Any]:
-    """The content of `inlay.json`, or nothing where there is none."""
-    path = directory / RECORD
-    if not path.is_file():
-        return {}
-    record = _safe.read_json(path)
-    if not isinstance(record.get("format"), int) or record["format"] > RECORD_FORMAT:
-        raise CompatibilityError(
-            explain(
-                "this adapter was written by a newer Inlay",
-                found=f"{path}: format {record.get('format')!r}, known here up to {RECORD_FORMAT}",
-                do="pip install --upgrade inlay",
-            )
-        )
-    with _safe.about(path):
-        parts = fields.fitted(_Record, record)
-        fields.fitted(meaning.Kept, parts.get(meaning.KEY, {}))
-        fields.fitted(_Training, parts.get("training", {}))
-        fields.fitted(_Task, parts.get("task", {}))
-        fields.fitted(_Text, parts.get("text", {}))
-    return record
 
 
 def write(
@@ -241,13 +190,7 @@ def write(
     (directory / TENSORS).write_bytes(save(stored, metadata={"format": "pt"}))
     engines = loading(config, {key: tensor.shape for key, tensor in stored.items()})
     (directory / CARD).write_text(card(method, base_name, task_type, record, engines), "utf-8")
-    write_record(directory, record)
-
-
-def write_record(directory: Path, record: Mapping[str, Any]) -> None:
-    """Write `inlay.json`."""
-    text = json.dumps({"format": RECORD_FORMAT, **record}, indent=2, ensure_ascii=False)
-    output.write_file(directory / RECORD, f"{text}\n".encode())
+    records.write(directory, record)
 
 
 def num_bytes(directory: Path) -> int:

@@ -11,24 +11,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from inlay.base import origin, pooling
+from inlay.base import purpose as purposes
+from inlay.base.answers import answers, minds_padding
+from inlay.base.causality import check_causal
+from inlay.base.checks import check_sampling, num_tokens, watch_tokens_
+from inlay.base.purpose import CAUSAL_LM, Purpose
+from inlay.base.residual import residual
+from inlay.base.sampling import Sampling
 from inlay.errors import ConfigError, explain
-from inlay.io import meaning, peft
+from inlay.formats import peft
+from inlay.io import meaning
 from inlay.io.checkpoint import Checkpoint
 from inlay.io.fingerprint import Fingerprint, check_unchanged, fingerprint
 from inlay.methods._contract import LinearMethod, Method
-from inlay.model import origin, pooling
-from inlay.model import purpose as purposes
 from inlay.model.adapter import Adapter
-from inlay.model.answers import answers, minds_padding
 from inlay.model.attach import Attached, Rows
-from inlay.model.causality import check_causal
-from inlay.model.checks import check_sampling, num_tokens, watch_tokens_
 from inlay.model.fresh import Measured
 from inlay.model.frozen import QuantizedLinear
 from inlay.model.prompts import virtual_ids
-from inlay.model.purpose import CAUSAL_LM, Purpose
-from inlay.model.residual import residual
-from inlay.model.sampling import Sampling
 from inlay.text import stops
 from inlay.text.template import prompt_ids
 
@@ -144,7 +145,7 @@ class Base(Attached):
 
     @cached_property
     def pooling(self) -> str:
-        """How a text's states become its vector, where the base was loaded for that; see `inlay.model.pooling`."""
+        """How a text's states become its vector, where the base was loaded for that; see `inlay.base.pooling`."""
         return pooling.mode_of(self.checkpoint) if self.task == "embedding" else pooling.MEAN
 
     def create(self, method: Method, name: str = "default", seed: int = 0, measured: Measured | None = None) -> Adapter:
@@ -194,7 +195,7 @@ class Base(Attached):
 
         **Raises:**
 
-        - `CompatibilityError`: see `inlay.model.causality`.
+        - `CompatibilityError`: see `inlay.base.causality`.
         """
         with self.using(None):
             check_causal(self.model, self.dtype, {*self.tokenizer.all_special_ids, self.pad_token}, self.title)
@@ -223,7 +224,7 @@ class Base(Attached):
         - `adapters`: a name for all rows, or one name or None per row; None: the plain base.
         - `max_new_tokens`: longest answer; `DEFAULT_NEW_TOKENS`, or what the positions leave, unless given.
         - `temperature`: 0 takes the likeliest token; above, tokens are drawn with `seed`.
-        - `top_p`, `top_k`, `repetition_penalty`: see `inlay.model.sampling.Sampling`.
+        - `top_p`, `top_k`, `repetition_penalty`: see `inlay.base.sampling.Sampling`.
         - `streamer`: a `transformers` streamer, for one row.
         - `raw`: True takes texts as they are, False renders them, whatever the adapters were trained on.
         - `system`: what the system says before each prompt.
@@ -264,7 +265,7 @@ class Base(Attached):
         *,
         max_new_tokens: int | None = None,
     ) -> list[dict[str, Any]]:
-        """What the base says of every row, by its task: a label, tags, a vector or an answer; see `inlay.model.predict`.
+        """What the base says of every row, by its task: a label, tags, a vector or an answer; see `inlay.base.predict`.
 
         **Arguments:**
 
@@ -277,7 +278,7 @@ class Base(Attached):
         - `DataError`: rows without what the task reads, or longer than the model's positions.
         - `ConfigError`: the plain base has no trained head for the task.
         """
-        from inlay.model import predict
+        from inlay.base import predict
 
         if isinstance(rows, str):
             raise ConfigError(explain("rows are a list", found=f"{rows!r}", do=f"[{rows!r}]"))

@@ -24,11 +24,12 @@ import torch
 from torch import Tensor
 
 from inlay import quant
+from inlay.base import skeleton
 from inlay.errors import CompatibilityError, ConfigError, FormatError, explain, few
-from inlay.io import _safe, bitsandbytes, checkpoint, output, peft
+from inlay.io import _safe, bitsandbytes, checkpoint, output, records
 from inlay.io.checkpoint import Checkpoint
 from inlay.io.fingerprint import digest_of, fingerprint, identities
-from inlay.model import skeleton, targets
+from inlay.model import targets
 from inlay.quant._contract import Packed, Scheme
 
 SHARD_BYTES = 256 << 20
@@ -315,6 +316,6 @@ def _finish(
         "config.json": _safe.read_json(source.directory / "config.json") | {"quantization_config": config},
     }.items():
         output.write_file(partial / name, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
-    peft.write_record(partial, {"quantized": made | {"weights": digest_of(checkpoint.open_checkpoint(partial))}})
+    records.write(partial, {"quantized": made | {"weights": digest_of(checkpoint.open_checkpoint(partial))}})
     for file in (partial / PLAN, *partial.glob(f"*{ERRORS}")):
         file.unlink()

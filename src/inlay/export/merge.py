@@ -1,10 +1,8 @@
 """Writing W + (what the adapter does) as a full checkpoint, tensor by tensor.
 
 The merged checkpoint has the base's files and tensors; only the bytes of the adapted weights differ. A weight is read, merged
-in float32 and rounded once in tiles of its rows, so that the memory needed is a tile, whatever the model's size. Quantised
-weights become the numbers that they stand for, in the dtype that they had before. A head of the task that the base lacks is
-added, and the configuration names its classes, so that `transformers` loads it. The base's files are not touched. Nothing
-appears under the output's name before the merged model has been loaded and its logits compared with the unmerged ones.
+in float32 and rounded once, a tile of its rows at a time. Quantised weights become the numbers that they stand for. A head
+that the base lacks is added. Nothing appears before the merged model has been loaded and compared with the unmerged one.
 """
 
 import json
@@ -16,19 +14,21 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from inlay.base import skeleton
+from inlay.base.base import Base
+from inlay.base.purpose import CAUSAL_LM
+from inlay.base.stopping import write_settings
 from inlay.errors import CompatibilityError, explain
-from inlay.io import bitsandbytes, checkpoint, peft
+from inlay.export import ties
+from inlay.export.agreement import SAMPLE, Comparison, compare
+from inlay.export.survival import check_survives
+from inlay.formats import peft
+from inlay.io import bitsandbytes, checkpoint, records
 from inlay.io import output as output_directory
 from inlay.io._safe import TORCH_DTYPES, TensorEntry, Writer, chunks, read_json, read_tensor
 from inlay.methods import name_of
-from inlay.model import skeleton, ties
 from inlay.model.adapter import Adapter
-from inlay.model.base import Base
-from inlay.model.compare import SAMPLE, Comparison, compare
 from inlay.model.experts import Experts, Part, merged_parts, parts_of
-from inlay.model.purpose import CAUSAL_LM
-from inlay.model.stopping import write_settings
-from inlay.model.survival import check_survives
 from inlay.names import is_inside
 from inlay.quant._contract import Matrix
 
@@ -383,7 +383,7 @@ def _write_record(base: Base, adapter: Adapter, directory: Path) -> None:
         f"{base.checkpoint.name} with the adapter {adapter.name} merged into its weights by Inlay; `inlay.json` says which.\n",
         "utf-8",
     )
-    peft.write_record(
+    records.write(
         directory,
         {
             "merged": {

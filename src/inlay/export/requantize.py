@@ -19,16 +19,16 @@ import torch
 from torch import Tensor
 
 from inlay import quant
+from inlay.base.base import Base
+from inlay.base.load import load
+from inlay.base.quantize import quantize
 from inlay.errors import CompatibilityError, ConfigError, explain
+from inlay.export.agreement import SAMPLE, has_answers, ids_of, logits
+from inlay.export.merge import check_mergeable, num_bytes, write
 from inlay.io import output as output_directory
 from inlay.io.checkpoint import open_checkpoint
 from inlay.methods.lora import Lora
 from inlay.model.adapter import Adapter
-from inlay.model.base import Base
-from inlay.model.compare import SAMPLE, has_answers, ids_of, logits
-from inlay.model.load import load
-from inlay.model.merge import check_mergeable, num_bytes, write
-from inlay.model.quantize import quantize
 from inlay.names import is_inside
 from inlay.quant._contract import Matrix
 
@@ -82,7 +82,7 @@ def merge_quantized(
     **Raises:**
 
     - `CompatibilityError`: too little survives; nothing is written.
-    - the errors of `inlay.model.merge.merge` and `inlay.model.quantize.quantize`.
+    - the errors of `inlay.export.merge.merge` and `inlay.base.quantize.quantize`.
     """
     target, held = output_directory.place(output), base.get(adapter)
     check_mergeable(held)

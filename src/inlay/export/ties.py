@@ -1,9 +1,9 @@
 """A head and embeddings that are one weight: whether they still are with an adapter in it, and how it is stored."""
 
+from inlay.base import skeleton
+from inlay.base.base import Base
 from inlay.io._safe import TensorEntry
-from inlay.model import skeleton
 from inlay.model.adapter import Adapter
-from inlay.model.base import Base
 
 
 def unties(base: Base, adapter: Adapter) -> bool:

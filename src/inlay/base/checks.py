@@ -4,12 +4,11 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from inlay.base.sampling import Sampling
 from inlay.errors import CompatibilityError, ConfigError, FormatError, explain, few
 from inlay.fields import MISFIT, fit, shown
 from inlay.io.checkpoint import Checkpoint
-from inlay.model.sampling import Sampling
 
 AUTO = "auto"
 """The device that is there."""
@@ -82,11 +81,6 @@ def check_sampling(max_new_tokens: int | None, sampling: Sampling, seed: int) ->
         found, hints = zip(*problems, strict=True)
         raise ConfigError(explain("an answer can't be made with these settings", found=found, do=" ".join(hints)))
     sampling.check()
-
-
-def is_same(weight: Tensor, stored: Tensor) -> bool:
-    """The numbers of two tensors are equal; of one without numbers, as in an outline, the shape."""
-    return weight.shape == stored.shape and (weight.is_meta or torch.equal(weight.float(), stored.float()))
 
 
 def num_tokens(model: Any) -> int:

@@ -21,11 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from inlay.base import encode
+from inlay.base.base import DEFAULT_NEW_TOKENS, Base
+from inlay.base.purpose import CAUSAL_LM
 from inlay.errors import ConfigError, DataError, explain, few
-from inlay.model import encode
 from inlay.model.attach import Rows
-from inlay.model.base import DEFAULT_NEW_TOKENS, Base
-from inlay.model.purpose import CAUSAL_LM
 
 MAX_TOKENS = 4096
 """As many tokens go through the model at a time, padding included, and one row at least."""

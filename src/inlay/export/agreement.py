@@ -7,11 +7,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from inlay.base.base import Base
+from inlay.base.load import load
+from inlay.base.purpose import CAUSAL_LM
 from inlay.core.product import DTYPES
 from inlay.model.attach import Rows
-from inlay.model.base import Base
-from inlay.model.load import load
-from inlay.model.purpose import CAUSAL_LM
 
 SAMPLE = (
     "The ferry leaves at nine, and whoever misses it waits for the next one on the quay until noon.",

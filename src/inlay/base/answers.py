@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from inlay.base.stopping import stopping
 from inlay.errors import FormatError, explain, few
 from inlay.model import targets, trial
-from inlay.model.stopping import stopping
 
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
 """How far logits beside padding may differ, as part of the largest of them: above rounding."""

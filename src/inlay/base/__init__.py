@@ -1,0 +1,1 @@
+"""Making a base: task, load, quantise, and what is asked of one."""
