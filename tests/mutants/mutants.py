@@ -134,13 +134,13 @@ MUTANTS = {
     # who sees what
     "attention looks ahead": ("kernels/attention:document_attention", changed(lambda out, g: out.flip(0), lengths=lambda g: g.lengths[::-1], **BACKWARDS), f"{ATTENTION} later_token"),
     "a document sees the one before it": ("kernels/attention:document_attention", changed(lengths=lambda g: [sum(g.lengths)]), f"{ATTENTION} alone"),
-    "a model that looks ahead is trained": ("model:check_causal", instead(None), "tests/equations/test_causality.py -k later_tokens"),
+    "a model that looks ahead is trained": ("base:check_causal", instead(None), "tests/equations/test_causality.py -k later_tokens"),
 
     # what is taken for what it is not
     "another norm is taken for this one": ("agree", instead(True), "tests/equations/test_fused.py -k left_alone"),
     "a prefix that is ignored is taken": ("PromptTrials.check", instead(None), "tests/laws/test_prompts_families.py -k 'prefix and refused'"),
-    "a foreign base is accepted": ("model/origin:check", changed(force=lambda g: True), f"{INPUT} another_base"),
-    "unknown keys are dropped": ("io/peft:_unsupported", instead([]), f"{INPUT} brand_new_key"),
+    "a foreign base is accepted": ("base/origin:check", changed(force=lambda g: True), f"{INPUT} another_base"),
+    "unknown keys are dropped": ("formats/peft:_unsupported", instead([]), f"{INPUT} brand_new_key"),
     "missing tensors are passed over": ("Layout.problems", changed(lambda found, g: [text for text in found if "missing" not in text]), f"{INPUT} missing_extra"),
 }  # fmt: skip
 
