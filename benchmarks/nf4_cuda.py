@@ -12,8 +12,8 @@ import bitsandbytes.functional as bnb  # pyright: ignore[reportMissingImports]  
 import torch
 
 from inlay.core import blocks
+from inlay.core.blocks import Constants
 from inlay.kernels import nf4_triton
-from inlay.kernels.nf4 import Constants
 
 ROWS, WIDTH, BLOCK = 11008, 4096, 64
 

@@ -214,3 +214,42 @@ def test_what_is_allowed_is_allowed(tmp_path, file, code):
     path.parent.mkdir()
     path.write_text(code)
     assert violations(tmp_path) == []
+
+
+KNOWN_CIRCLES = [["inlay.base.base", "inlay.base.encode", "inlay.base.origin", "inlay.base.predict"]]
+"""A base offers what functions over it do, which name it in their annotations; it ends when these are not its methods."""
+
+
+def circles(source):
+    """Modules that import each other, directly or through others: the files of a circle in order, circle by circle."""
+    files = {".".join(("inlay", *p.relative_to(source).with_suffix("").parts)): p for p in sorted(source.rglob("*.py"))}
+    files = {name.removesuffix(".__init__"): path for name, path in files.items()}
+    edges = {name: set() for name in files if name != "inlay"}
+    for name, reached in edges.items():
+        for _, target in imported(files[name], name):
+            found = next((t for t in (target, (target or "").rpartition(".")[0]) if t in edges), None)
+            reached |= {found} - {name, None}
+    reachable = {name: _reachable(name, edges) for name in edges}
+    rings = {tuple(sorted(other for other in reachable[name] if name in reachable[other])) for name in edges}
+    return [list(ring) for ring in sorted(rings) if ring]
+
+
+def _reachable(start, edges):
+    seen, left = set(), [start]
+    while left:
+        for name in edges[left.pop()] - seen:
+            seen.add(name)
+            left.append(name)
+    return seen
+
+
+def test_no_circle_lies_inside_a_room():
+    assert circles(SOURCE) == KNOWN_CIRCLES
+
+
+@pytest.mark.parametrize("last", ["import inlay.kernels.a", "def f():\n    from inlay.kernels.a import x"])
+def test_a_planted_circle_is_found(tmp_path, last):
+    (tmp_path / "kernels").mkdir()
+    for name, code in {"a": "from inlay.kernels import b", "b": "from inlay.kernels.c import x", "c": last}.items():
+        (tmp_path / "kernels" / f"{name}.py").write_text(code)
+    assert circles(tmp_path) == [["inlay.kernels.a", "inlay.kernels.b", "inlay.kernels.c"]]

@@ -67,7 +67,7 @@ def test_a_place_is_the_nearest_and_a_weight_its_value_times_the_constant(varian
     with native.only(variant):
         codes, absmax = nf4.quantize(weight)
         found = torch.empty(13, 64)
-        nf4.dequantize(codes.view(13, 32), nf4.Constants(absmax, None, None, 0.0), 0, 64, found)
+        nf4.dequantize(codes.view(13, 32), blocks.Constants(absmax, None, None, 0.0), 0, 64, found)
     for block, constant, bytes, values in zip(
         weight.double().tolist(), absmax.tolist(), codes.view(13, 32).tolist(), found.tolist(), strict=True
     ):
@@ -123,7 +123,7 @@ def test_other_block_sizes_of_bitsandbytes_are_read(peer, block_size, dtype):
     weight = awkward(3, block_size, dtype)
     codes, state = peer.quantize_4bit(weight, blocksize=block_size, quant_type="nf4")
     out = torch.empty_like(weight)
-    constants = nf4.Constants(state.absmax, None, None, 0.0)
+    constants = blocks.Constants(state.absmax, None, None, 0.0)
     nf4.dequantize(codes.view(3, -1), constants, 0, block_size, out)
     assert torch.equal(out, peer.dequantize_4bit(codes, state))
 
@@ -160,9 +160,9 @@ def awkward(num_blocks, block_size, dtype, seed=5):
 def constants_of(absmax, doubly):
     """The constants of some blocks, quantised themselves where asked."""
     if not doubly:
-        return nf4.Constants(absmax, None, None, 0.0)
+        return blocks.Constants(absmax, None, None, 0.0)
     q, nested, offset = blocks.quantize_constants(absmax)
-    return nf4.Constants(q, nested, blocks.constants_map(), offset.item())
+    return blocks.Constants(q, nested, blocks.constants_map(), offset.item())
 
 
 @every_variant
@@ -242,7 +242,7 @@ def many_threads():
 )
 def test_constants_from_a_file_may_be_anything(variant, dtype, constant):
     codes = torch.arange(256).to(torch.uint8).view(8, 32)
-    constants = nf4.Constants(torch.full((8,), constant), None, None, 0.0)
+    constants = blocks.Constants(torch.full((8,), constant), None, None, 0.0)
     expected, found = torch.empty(2, 8, 64, dtype=dtype)
     with native.only(native.TORCH):
         nf4.dequantize(codes, constants, 0, 64, expected)
@@ -311,9 +311,9 @@ def test_tensors_that_are_not_contiguous_are_read_as_they_are(variant):
         assert torch.equal(nf4.quantize(weight)[0], blocks.pack(codes))
         for constants in (absmax, spread):
             out = torch.empty(64, 6).T
-            nf4.dequantize(wide[:, 3:35], nf4.Constants(constants, None, None, 0.0), 0, 64, out)
+            nf4.dequantize(wide[:, 3:35], blocks.Constants(constants, None, None, 0.0), 0, 64, out)
             assert torch.equal(out, expected)
-        y = nf4.product(x, wide[:, 3:35], nf4.Constants(absmax, None, None, 0.0), 64)
+        y = nf4.product(x, wide[:, 3:35], blocks.Constants(absmax, None, None, 0.0), 64)
         if variant != native.TORCH:
             assert_close(y, x.double() @ expected.double().T, torch.float32, 64)
 
@@ -331,7 +331,7 @@ def test_nothing_is_read_beyond_the_end_of_the_codes(variant, block_size):
     rows, half = 3, 5 * block_size // 2
     codes = torch.frombuffer(pages, dtype=torch.uint8, count=rows * half, offset=mmap.PAGESIZE - rows * half)
     codes.copy_(torch.arange(rows * half))
-    constants = nf4.Constants(torch.rand(rows * 5), None, None, 0.0)
+    constants = blocks.Constants(torch.rand(rows * 5), None, None, 0.0)
     with native.only(variant):
         for dtype in DTYPES:
             nf4.dequantize(codes.view(rows, half), constants, 0, block_size, torch.empty(rows, 2 * half, dtype=dtype))
@@ -357,14 +357,14 @@ def test_nothing_is_made_of_nothing(variant):
         codes, absmax = nf4.quantize(torch.empty(0, 64))
         assert codes.shape == (0, 1)
         assert absmax.shape == (0,)
-        nf4.dequantize(codes.view(0, 64), nf4.Constants(absmax, None, None, 0.0), 0, 64, torch.empty(0, 128))
+        nf4.dequantize(codes.view(0, 64), blocks.Constants(absmax, None, None, 0.0), 0, 64, torch.empty(0, 128))
 
 
 def test_constants_that_do_not_reach_are_an_error_in_every_way():
     codes, out = torch.zeros(4, 32, dtype=torch.uint8), torch.empty(4, 64)
     for variant in (*native.supported(), native.TORCH):
         with native.only(variant), pytest.raises((RuntimeError, TypeError)):  # the latter of the tests' hook
-            nf4.dequantize(codes, nf4.Constants(torch.ones(3), None, None, 0.0), 0, 64, out)
+            nf4.dequantize(codes, blocks.Constants(torch.ones(3), None, None, 0.0), 0, 64, out)
 
 
 def test_a_contraction_would_change_constants():

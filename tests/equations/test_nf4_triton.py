@@ -18,8 +18,8 @@ import pytest
 import torch
 
 from inlay.core import blocks
+from inlay.core.blocks import Constants
 from inlay.kernels import nf4
-from inlay.kernels.nf4 import Constants
 from tests.support import tolerances
 
 if importlib.util.find_spec("triton") is None:

@@ -14,6 +14,7 @@ values before the nearest of the map is taken, and a block of zeros takes the fi
 """
 
 import functools
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, UInt8
@@ -134,6 +135,24 @@ def dequantize_constants(
 ) -> Float[Tensor, " blocks"]:
     """map[q] nested + offset, in float32, each step rounded."""
     return code[places.int()] * nested.repeat_interleave(CONSTANTS_BLOCK)[: len(places)] + offset
+
+
+class Constants(NamedTuple):
+    """The constants of a weight's blocks, in the order of its rows; quantised themselves where `nested` is there."""
+
+    absmax: Tensor
+    """(blocks,): float32, or uint8 places in `map`."""
+    nested: Tensor | None
+    map: Tensor | None
+    offset: float
+
+    def read(self, start: int, stop: int) -> Float[Tensor, " blocks"]:
+        """Constants start <= b < stop in float32."""
+        if self.nested is None or self.map is None:
+            return self.absmax[start:stop]
+        first = start // CONSTANTS_BLOCK * CONSTANTS_BLOCK  # begin where one of `nested` does
+        nested = self.nested[first // CONSTANTS_BLOCK : -(-stop // CONSTANTS_BLOCK)]
+        return dequantize_constants(self.absmax[first:stop], nested, self.map, self.offset)[start - first :]
 
 
 @functools.cache

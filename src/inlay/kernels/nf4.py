@@ -8,7 +8,6 @@ bits. `product` has no way in torch: rows are made first.
 import functools
 import importlib.util
 from types import ModuleType
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, UInt8
@@ -37,24 +36,6 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 """The dtypes of weights, by their numbers in `nf4.c`."""
 
 
-class Constants(NamedTuple):
-    """The constants of a weight's blocks, in the order of its rows; quantised themselves where `nested` is there."""
-
-    absmax: Tensor
-    """(blocks,): float32, or uint8 places in `map`."""
-    nested: Tensor | None
-    map: Tensor | None
-    offset: float
-
-    def read(self, start: int, stop: int) -> Float[Tensor, " blocks"]:
-        """Constants start <= b < stop in float32."""
-        if self.nested is None or self.map is None:
-            return self.absmax[start:stop]
-        first = start // blocks.CONSTANTS_BLOCK * blocks.CONSTANTS_BLOCK  # begin where one of `nested` does
-        nested = self.nested[first // blocks.CONSTANTS_BLOCK : -(-stop // blocks.CONSTANTS_BLOCK)]
-        return blocks.dequantize_constants(self.absmax[first:stop], nested, self.map, self.offset)[start - first :]
-
-
 def quantize(
     weight: Float[Tensor, "blocks block"],
 ) -> tuple[UInt8[Tensor, "bytes 1"], Float[Tensor, " blocks"]]:
@@ -76,7 +57,11 @@ def quantize(
 
 
 def dequantize(
-    codes: UInt8[Tensor, "rows half"], constants: Constants, first: int, block_size: int, out: Float[Tensor, "rows in"]
+    codes: UInt8[Tensor, "rows half"],
+    constants: blocks.Constants,
+    first: int,
+    block_size: int,
+    out: Float[Tensor, "rows in"],
 ) -> None:
     """Fill `out` with the weights of some rows, whose first block is number `first` of the weight."""
     num_blocks = out.numel() // block_size
@@ -98,7 +83,7 @@ def dequantize(
 
 
 def product(
-    x: Float[Tensor, "tokens in"], codes: UInt8[Tensor, "out half"], constants: Constants, block_size: int
+    x: Float[Tensor, "tokens in"], codes: UInt8[Tensor, "out half"], constants: blocks.Constants, block_size: int
 ) -> Float[Tensor, "tokens out"] | None:
     """x W^T for few tokens, W read once and never written; None where rows are better made first."""
     (tokens, width), rows = x.shape, len(codes)
@@ -141,7 +126,7 @@ def _on_device(device: torch.device, block_size: int) -> ModuleType | None:
     return nf4_triton if nf4_triton.available(device) else None
 
 
-def _reaches(constants: Constants, num_blocks: int, device: torch.device) -> bool:
+def _reaches(constants: blocks.Constants, num_blocks: int, device: torch.device) -> bool:
     """The constants are there for so many blocks, on `device`, in the form that kernels take."""
     absmax, nested, map, _ = constants
     if nested is None or map is None:
@@ -169,7 +154,12 @@ def _code_bytes() -> UInt8[Tensor, "4 16"]:
 
 
 def _run(
-    function: int, total: int, num_weights: int, constants: Constants | None, tensors: dict[str, Tensor], **sizes: int
+    function: int,
+    total: int,
+    num_weights: int,
+    constants: blocks.Constants | None,
+    tensors: dict[str, Tensor],
+    **sizes: int,
 ) -> None:
     """Do a job of `total` units; tensors are handed over as the addresses of their data."""
     tensors |= {"code": blocks.nf4_code(), "code_bytes": _code_bytes(), "steps": _steps()}

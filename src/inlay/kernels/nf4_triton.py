@@ -42,7 +42,6 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from inlay.core import blocks
-from inlay.kernels import nf4 as plain
 
 OLDEST = (8, 0)
 """The compute capability that has bfloat16, and that Triton supports from."""
@@ -98,13 +97,14 @@ def _agrees(device: torch.device) -> bool:
     block_size, width = 64, 256
     weight = torch.linspace(-3, 3, 32 * width).tan().bfloat16().view(-1, block_size)
     weight[7] = 0
-    places, absmax = plain.quantize(weight)
+    code = blocks.nf4_code()
+    wide, absmax = blocks.quantize(weight, code)
+    places = blocks.pack(wide)
     q, nested, offset = blocks.quantize_constants(absmax)
-    constants = plain.Constants(q, nested, blocks.constants_map(), offset.item())
+    constants = blocks.Constants(q, nested, blocks.constants_map(), offset.item())
     codes = places.view(-1, width // 2)
-    expected = torch.empty(len(codes), width)
-    plain.dequantize(codes, constants, 0, block_size, expected)
-    there = plain.Constants(q.to(device), nested.to(device), blocks.constants_map().to(device), offset.item())
+    expected = blocks.dequantize(wide, constants.read(0, len(absmax)), code).view(-1, width)
+    there = blocks.Constants(q.to(device), nested.to(device), blocks.constants_map().to(device), offset.item())
     found = torch.empty_like(expected, device=device)
     dequantize(codes.to(device), there, 0, block_size, found)
     columns = torch.arange(MOST_TOKENS) * 15  # even ones and odd ones
@@ -136,7 +136,7 @@ def quantize(
 
 def dequantize(
     codes: UInt8[Tensor, "rows half"],
-    constants: plain.Constants,
+    constants: blocks.Constants,
     first: int,
     block_size: int,
     out: Float[Tensor, "rows in"],
@@ -151,7 +151,7 @@ def dequantize(
 
 
 def product(
-    x: Float[Tensor, "tokens in"], codes: UInt8[Tensor, "out half"], constants: plain.Constants, block_size: int
+    x: Float[Tensor, "tokens in"], codes: UInt8[Tensor, "out half"], constants: blocks.Constants, block_size: int
 ) -> Float[Tensor, "tokens out"] | None:
     """x W^T for few tokens, W read once and never written; None where rows are better made first."""
     if not 0 < len(x) <= MOST_TOKENS or block_size < SMALLEST_BLOCK or x.dtype == torch.float64:
@@ -180,13 +180,13 @@ def _launch(kernel: Any, grid: tuple[int, ...], *operands: Tensor | float, **siz
         kernel[grid](*operands, **sizes, **_OPTIONS)
 
 
-def _operands(constants: plain.Constants) -> tuple[Tensor, Tensor, Tensor, float]:
+def _operands(constants: blocks.Constants) -> tuple[Tensor, Tensor, Tensor, float]:
     """The first operands of `_constant`; what is not there is never read."""
     absmax, nested, map, offset = constants
     return absmax, absmax if nested is None else nested, absmax if map is None else map, offset
 
 
-def _nested(constants: plain.Constants) -> int:
+def _nested(constants: blocks.Constants) -> int:
     """How many constants have one of their own; 0 where they are not quantised."""
     return 0 if constants.nested is None or constants.map is None else blocks.CONSTANTS_BLOCK
 

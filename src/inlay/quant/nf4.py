@@ -110,7 +110,7 @@ class Nf4Matrix(Matrix):
         super().__init__((rows, columns), DTYPES[state["dtype"]], packed)
         self._state = state
         self.block_size: int = state["blocksize"]
-        self.constants = kernels.Constants(
+        self.constants = blocks.Constants(
             packed[".absmax"].reshape(-1),
             packed.get(".nested_absmax"),
             packed.get(".nested_quant_map"),
