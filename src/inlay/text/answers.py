@@ -12,6 +12,7 @@ A generation prompt that opens a thought is followed by a thought in training to
 """
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,6 +25,9 @@ THOUGHT = "answers got an empty thought: the template's generation prompt opens 
 FORGOTTEN = "thoughts of earlier turns left out, as the template does when it is asked for the next answer"
 QUOTED = "control tokens in contents kept as text"
 """What is said of rows that are not trained on just as they stand; each follows a number."""
+
+
+_EMPTY_BEFORE_OWN = re.compile(r"\s*<(\w+)>\s*</\1>\s*<\1>")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,6 +163,14 @@ class _Row:
     def _finished(
         self, text: str, spans: list[Span], contents: list[Span], appended: str, notes: Sequence[str]
     ) -> Draft:
+        if any(_EMPTY_BEFORE_OWN.match(text, start) for start, _ in spans):
+            raise DataError(
+                explain(
+                    "the chat template writes an empty thought before the row's own",
+                    found=f"{self.source}: {text[spans[-1][0] :][:80]!r}",
+                    do="a template that is right in the model's chat_template.jinja, or rows without thoughts",
+                )
+            )
         if is_header := appended not in (
             "",
             self.tokenizer.eos_token,
@@ -313,17 +325,16 @@ class _Row:
         start, closing = opened
         rest, tag = made.text[start:stop], prompt[start:].strip()
         own = " ".join(fault.piece.text for fault in made.faults if fault.piece.turn == i)
-        if rest.lstrip().startswith(tag):  # the template writes a thought, with other white space
-            cut = len(rest) - len(rest.lstrip()[len(tag) :].lstrip())
-            front = ""
-        else:
-            cut = len(rest) - len(rest.lstrip())
-            front = f"{own}\n{closing}\n\n" if own else f"\n{closing}\n\n"
-            notes = notes if own else [*notes, THOUGHT]
+        cut = _cut(rest, tag, closing, bool(own))
+        if cut is None:
+            lost = next(fault for fault in made.faults if fault.piece.turn == i)
+            raise refusal(lost, self.source, self.tokenizer.name_or_path)
+        is_written = rest.lstrip().startswith(tag)  # by the template, with other white space
+        front = f"{own}\n{closing}\n\n" if own or not is_written else ""
+        notes = notes if own or is_written else [*notes, THOUGHT]
         shift = len(prompt) + len(front) - start - cut
-        contents = [
-            (a, b) if b <= start else (a + shift, b + shift) for a, b in made.contents if b <= start or a >= start + cut
-        ]
+        contents = [(a, b) for a, b in made.contents if b <= start]
+        contents += [(max(a, start + cut) + shift, b + shift) for a, b in made.contents if b > start + cut]
         if own:
             contents.append((len(prompt), len(prompt) + len(own)))
         text = prompt + front + rest[cut:]
@@ -340,6 +351,19 @@ class _Row:
                 do="a template that is right in the model's chat_template.jinja",
             )
         )
+
+
+def _cut(rest: str, tag: str, closing: str, has_own: bool) -> int | None:
+    """How much of a turn's text goes where the prompt has opened its thought: the tag, and an empty thought of the template's
+    that the row's own takes the place of. None: there are two thoughts, that which the template leaves out and another."""
+    opens = re.match(rf"\s*{re.escape(tag)}\s*", rest)
+    if opens is None:
+        return len(rest) - len(rest.lstrip())
+    empty = re.compile(rf"\s*{re.escape(closing)}\s*").match(rest, opens.end())
+    second = re.compile(rf"{re.escape(tag)}\s*").match(rest, empty.end()) if empty else None
+    if has_own:
+        return None if empty is None or second else empty.end()
+    return second.end() if second else opens.end()
 
 
 def _bounds(whole: Rendered) -> dict[int, Span]:
