@@ -12,6 +12,8 @@ import select
 import shutil
 import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
 
 SECONDS, MEMORY = 60, 2_000_000_000
@@ -328,7 +330,6 @@ def make(home):
 
 def search(home, folder, seconds, seed=0, say=lambda text: None):
     """What is wrong with the cases from `seed` on, as many as `seconds` have room for; and how many ended how."""
-    import time
 
     worker, found, ends, stop = Worker(), [], {}, time.monotonic() + seconds
     try:
@@ -398,7 +399,6 @@ def _reset():
 def _serve():
     import contextlib
     import io
-    import time
     import traceback
 
     import inlay.cli
@@ -427,3 +427,21 @@ def _serve():
 
 if __name__ == "__main__":
     _serve()
+
+
+def report(seconds="60", seed=""):
+    """Search for so many seconds, and print what was tried and found."""
+    seed = int(seed or time.time() % 10**9)
+    print(f"from seed {seed} on, for {seconds} s", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        home = Path(folder) / "home"
+        make(home)
+        found, ends = search(home, Path(folder), float(seconds), seed, say=lambda text: print(text, flush=True))
+    for (kind, status), number in sorted(ends.items(), key=str):
+        print(f"{kind:<24} exit {status}: {number:>6,}")
+    print(f"{sum(ends.values()):,} cases, {len(found)} findings")
+    return bool(found)
+
+
+if __name__ == "__main__":
+    sys.exit(report(*sys.argv[1:]))
