@@ -13,7 +13,8 @@ InlayError
 |-- CapacityError(RuntimeError)      more memory or disk than there is
 `-- MissingExtraError(ImportError)   an optional part that is not installed
 
-Each takes one string, made by `explain`, so that it pickles and prints the same everywhere.
+Each takes one string, made by `explain`, so that it pickles and prints the same everywhere; `wrong`, `found` and `hint` are its
+parts.
 """
 
 import contextlib
@@ -23,11 +24,30 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 
 
+_FOUND, _HINT = "  found: ", "  hint:  "
+"""What the lines of a message begin with, but for the first."""
+
+
 class InlayError(Exception):
     """The root of the family: catch it to catch everything that Inlay raises on purpose."""
 
     def __str__(self) -> str:
         return str(self.args[0]) if self.args else ""
+
+    @property
+    def wrong(self) -> str:
+        """What is wrong, in one line."""
+        return str(self).partition("\n")[0]
+
+    @property
+    def found(self) -> tuple[str, ...]:
+        """The values that are, with where they stand; empty where the message names none."""
+        return tuple(line.removeprefix(_FOUND) for line in str(self).splitlines() if line.startswith(_FOUND))
+
+    @property
+    def hint(self) -> str:
+        """What to type or change; empty where there is nothing to say."""
+        return next((line.removeprefix(_HINT) for line in str(self).splitlines() if line.startswith(_HINT)), "")
 
 
 class ConfigError(InlayError, ValueError):
@@ -79,14 +99,14 @@ def explain(wrong: str, *, found: str | Iterable[str] = (), do: str = "") -> str
 
     **Arguments:**
 
-    - `wrong`: the invariant that is broken; no capital, no full stop.
-    - `found`: the offending value and its context; several lines where there are several problems.
+    - `wrong`: what is wrong, as the reader met it; no capital, no full stop.
+    - `found`: the values that are, with where they stand; several lines where there are several problems.
     - `do`: something that the reader can type or change.
     """
     lines = [wrong]
-    lines += [f"  found: {line}" for line in ([found] if isinstance(found, str) else found)]
+    lines += [f"{_FOUND}{line}" for line in ([found] if isinstance(found, str) else found)]
     if do:
-        lines.append(f"  hint:  {do}")
+        lines.append(f"{_HINT}{do}")
     return "\n".join(printable(line, in_one_line=True) for line in lines)
 
 
