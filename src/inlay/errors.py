@@ -23,7 +23,6 @@ import errno
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
-
 _FOUND, _HINT = "  found: ", "  hint:  "
 """What the lines of a message begin with, but for the first."""
 
