@@ -202,6 +202,14 @@ def test_a_small_data_set_gets_small_batches_and_enough_steps():
     assert plan(Settings(max_steps=7), 10, config, method).num_steps == 7
 
 
+def test_a_step_that_takes_every_row_many_times_is_refused(base):
+    how = (38, base.model.config, inlay.Lora())
+    assert plan(Settings(batch_size=3800), *how).batch_size == 3800
+    with pytest.raises(ConfigError, match="takes every row 100 times") as caught:
+        plan(Settings(batch_size=3801), *how)
+    assert caught.value.hint == "--batch-size 16"
+
+
 def test_unknown_settings_are_refused_with_the_nearest(base, tmp_path):
     with pytest.raises(ConfigError, match="learning_rate"):
         inlay.train(base, "x.jsonl", method=inlay.Lora(), output=tmp_path / "o", lerning_rate=1)

@@ -16,6 +16,9 @@ MAX_BATCH_SIZE = 16
 """Rows per step where there is enough data: LoRA tolerates large batches less than full fine-tuning does, and 8 to 16
 sequences are safe for small data. Source: LoRA Without Regret (Thinking Machines 2025)."""
 
+MAX_REPEATS = 100
+"""A step that takes every row more often than this was meant for other data."""
+
 UNKNOWN_FAMILY_RATE = 3e-4
 """Learning rate for families without a rule: the most frequent best of a sweep over 27 models (Tinker)."""
 
@@ -102,7 +105,20 @@ class Plan:
 
 
 def plan(settings: Settings, num_rows: int, model_config: Any, method: Method) -> Plan:
-    """What the run will do with `num_rows` rows."""
+    """What the run will do with `num_rows` rows.
+
+    **Raises:**
+
+    - `ConfigError`: a step would take every row more than `MAX_REPEATS` times.
+    """
+    if settings.batch_size and settings.batch_size > MAX_REPEATS * num_rows:
+        raise ConfigError(
+            explain(
+                f"a step takes every row {settings.batch_size // num_rows:,} times",
+                found=f"--batch-size {settings.batch_size}, {num_rows:,} rows to train on",
+                do=f"--batch-size {min(num_rows, MAX_BATCH_SIZE)}",
+            )
+        )
     wanted = settings.epochs * num_rows
     batch_size = settings.batch_size or (
         MAX_BATCH_SIZE if settings.max_steps else max(1, min(MAX_BATCH_SIZE, round(wanted / MIN_STEPS)))
