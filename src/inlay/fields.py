@@ -64,7 +64,7 @@ def fitted(cls: Any, values: Mapping[str, Any]) -> dict[str, Any]:
     if wrong:
         raise ConfigError(
             explain(
-                "every setting has a value of its kind",
+                "some settings have values of another kind",
                 found=[f"{name}={shown(values[name])}, not {words(declared[name])}" for name in wrong],
                 do=" ".join(_flag(name, values[name], declared[name]) for name in wrong),
             )

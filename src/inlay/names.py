@@ -47,7 +47,7 @@ def matches(pattern: str, path: str) -> bool:
         reason = str(error) or f"no answer on {path}"
     raise ConfigError(
         explain(
-            "a regular expression says in reasonable time which modules it means",
+            "this regular expression takes too long to say which modules it means",
             found=f"{pattern[:80]!r}: {reason}",
             do="names with commas between, or an expression without a repeat within a repeat",
         )

@@ -119,14 +119,14 @@ def test_a_weight_of_another_shape(place, capsys):
 def test_a_pickled_model_is_never_opened(place, capsys):
     (place / "other" / "model.safetensors").unlink()
     (place / "other" / "pytorch_model.bin").write_bytes(_bomb(place))
-    refused(capsys, *train(place, model="other"), says=["safetensors only", "pytorch_model.bin"])
+    refused(capsys, *train(place, model="other"), says=["these weights are pickled", "pytorch_model.bin"])
     assert not (place / "exploded").exists()
 
 
 def test_a_pickled_adapter_is_never_opened(place, capsys):
     (place / "good" / TENSORS).unlink()
     (place / "good" / "adapter_model.bin").write_bytes(_bomb(place))
-    refused(capsys, *generate(place, "good"), says=["safetensors only", "adapter_model.bin"])
+    refused(capsys, *generate(place, "good"), says=["these weights are pickled", "adapter_model.bin"])
     assert not (place / "exploded").exists()
 
 
@@ -209,7 +209,7 @@ def test_an_adapter_of_a_newer_inlay(place, capsys):
 
 
 def test_a_rank_larger_than_the_layer(place, capsys):
-    refused(capsys, *train(place, "--r", 21), says=["smaller side of the layer", "r=21", "20 inputs"])
+    refused(capsys, *train(place, "--r", 21), says=["smaller side of this layer", "r=21", "20 inputs"])
 
 
 def test_a_misspelt_module_beside_a_right_one(place, capsys):
@@ -359,10 +359,10 @@ def test_settings_that_do_not_fit_the_model(place, capsys, flag, value, says):
 @pytest.mark.parametrize(
     ("flag", "value", "says"),
     [
-        ("--batch-size", 0, "batch_size is above 0"),
+        ("--batch-size", 0, "batch_size must be above 0"),
         ("--lora-dropout", 1.5, "probability below 1"),
         ("--r", 0, "at least 1"),
-        ("--layers-to-transform", "a-b", "numbers and ranges"),
+        ("--layers-to-transform", "a-b", "this names no layers"),
         ("--epochs", "many", "epochs"),
     ],
 )

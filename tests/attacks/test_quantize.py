@@ -419,7 +419,7 @@ def test_what_was_used_longest_ago_makes_room(source, cache, tmp_path, monkeypat
 @pytest.mark.parametrize("text", ["x", "-1", "nan", "inf"])
 def test_a_size_of_the_cache_that_is_none(source, cache, monkeypatch, text):
     monkeypatch.setenv("INLAY_CACHE_GB", text)
-    with pytest.raises(ConfigError, match="a number of gigabytes"):
+    with pytest.raises(ConfigError, match="no number of gigabytes"):
         load(source, quantize="nf4")
 
 

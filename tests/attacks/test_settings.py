@@ -65,7 +65,7 @@ REFUSED = {
     "rank_pattern: [q_proj]": ["rank_pattern=['q_proj']"],
     'rank_pattern: {q_proj: "2"}': ["rank_pattern={'q_proj': '2'}"],
     "alpha_pattern: {q_proj: x}": ["alpha_pattern={'q_proj': 'x'}"],
-    "layers_to_transform: a-b": ["layers are numbers and ranges", "--layers-to-transform 0-5,11"],
+    "layers_to_transform: a-b": ["this names no layers", "--layers-to-transform 0-5,11"],
     "target_modules: 5": ["target_modules=5, not text or a list, each text"],
     "target_modules: [q_proj, 5]": ["target_modules=['q_proj', 5]"],
     "exclude_modules: null": ["exclude_modules=None"],
@@ -78,11 +78,11 @@ REFUSED = {
     'json: "no"': ["json='no', not true or false"],
     "train_on: al": ["train_on='al', not 'completions' or 'all'", "--train-on all"],
     "too_long: windw": ["too_long='windw'", "--too-long window"],
-    "r: 2\nr: 3": ["each name once", "r twice"],
-    "max-steps: 2\nmax_steps: 3": ["each name once", "max_steps twice"],
-    "rank_pattern: {q_proj: 1, q_proj: 2}": ["each name once", "q_proj twice"],
+    "r: 2\nr: 3": ["gives a name twice", "r twice"],
+    "max-steps: 2\nmax_steps: 3": ["gives a name twice", "max_steps twice"],
+    "rank_pattern: {q_proj: 1, q_proj: 2}": ["gives a name twice", "q_proj twice"],
     "a: " + "[" * 5000: ["not YAML", "recursion"],
-    "- r": ["maps names to values"],
+    "- r": ["does not map names to values"],
 }
 
 
@@ -96,8 +96,8 @@ def test_all_values_of_another_kind_are_in_one_error(place, capsys):
 
 
 FLAGS = [
-    ("--lora-alpha", 0, "lora_alpha is above 0"),
-    ("--lora-alpha", -8, "lora_alpha is above 0"),
+    ("--lora-alpha", 0, "lora_alpha must be above 0"),
+    ("--lora-alpha", -8, "lora_alpha must be above 0"),
     ("--lora-alpha", 1e300, "a number of float32"),
     ("--lora-alpha", "nan", "not a finite number"),
     ("--lora-alpha", "inf", "not a finite number"),
@@ -133,7 +133,7 @@ def test_an_answer_that_can_not_be_made(place, capsys, flag, value, says):
 @pytest.mark.parametrize("flag", ["--rows", "--max-new-tokens", "--max-length"])
 @pytest.mark.parametrize("value", [0, -1])
 def test_an_evaluation_of_nothing(place, capsys, flag, value):
-    says = [f"{flag[2:].replace('-', '_')} is above 0"]
+    says = [f"{flag[2:].replace('-', '_')} must be above 0"]
     refused(capsys, "eval", place / "base", place / "rows.jsonl", flag, value, says=says, status=2)
 
 
@@ -145,7 +145,7 @@ def test_an_evaluation_beyond_the_positions(place, capsys):
 @pytest.mark.parametrize("value", [0, -1])
 def test_a_comparison_of_nothing(place, capsys, value):
     arguments = ["merge", place / "base", place / "good", "--output", place / "new", "--check-rows", value]
-    refused(capsys, *arguments, says=["check_rows is above 0"], status=2)
+    refused(capsys, *arguments, says=["check_rows must be above 0"], status=2)
 
 
 @pytest.mark.parametrize("device", ["foo", "cuda", "cuda:99", "meta", ""])
@@ -229,7 +229,7 @@ def test_a_configuration_that_is_a_date_is_no_mapping(tmp_path):
     from inlay.cli._command import read_config
 
     (tmp_path / "run.yaml").write_text("2020-01-02")
-    with pytest.raises(FormatError, match="maps names to values"):
+    with pytest.raises(FormatError, match="does not map names to values"):
         read_config(tmp_path / "run.yaml")
 
 

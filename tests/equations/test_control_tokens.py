@@ -106,9 +106,9 @@ def test_a_text_has_one_start_and_one_end(text, kept, adds):
 
 
 def test_a_text_as_it_is_has_no_messages():
-    with pytest.raises(ConfigError, match="continued as it is"):
+    with pytest.raises(ConfigError, match="a raw prompt can't have"):
         prompt_ids(tokenizer(), [{"role": "user", "content": "Hi"}], raw=True)
-    with pytest.raises(ConfigError, match="continued as it is"):
+    with pytest.raises(ConfigError, match="a raw prompt can't have"):
         prompt_ids(tokenizer(), "Hi", raw=True, system="Be brief.")
 
 

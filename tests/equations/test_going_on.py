@@ -82,7 +82,7 @@ def test_another_method_is_refused(base, place, tmp_path, capsys):
     for flags, found in ((["--r", 5], "r=5, the adapter has 2"), (["--method", "dora"], "lora; asked for: dora")):
         status, _, err = run(capsys, *how, *flags)
         assert status == 1
-        assert "training that goes on from an adapter has its method" in err
+        assert "this adapter was trained by another method than is asked for" in err
         assert found in err
     with pytest.raises(ConfigError, match="asked for: dora"):
         train(base, place, tmp_path / "second", from_adapter=tmp_path / "first", method=inlay.Dora(r=2))

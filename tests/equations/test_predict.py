@@ -180,9 +180,9 @@ def test_rows_that_say_nothing_are_all_named(tmp_path):
     for number, (line, part) in enumerate(zip(problems, expected, strict=True), 1):
         assert f"row {number}: " in line
         assert part in line
-    with pytest.raises(ConfigError, match="rows are a list"):
+    with pytest.raises(ConfigError, match="rows is no list"):
         base.predict("one text")
-    with pytest.raises(ConfigError, match="only answers"):
+    with pytest.raises(ConfigError, match="makes no answers"):
         base.predict(["one text"], max_new_tokens=3)
 
 

@@ -152,6 +152,6 @@ def test_the_command_says_what_survived(tmp_path, capsys):
     assert (tmp_path / "q" / "residual" / "adapter_model.safetensors").is_file()
     status, _, err = run(capsys, *given, tmp_path / "r", "--residual-r", "4")
     assert status == 2
-    assert "only a quantised checkpoint loses anything" in err
-    with pytest.raises(ConfigError, match="not below 0"):
+    assert "no rounding is lost that could be kept" in err
+    with pytest.raises(ConfigError, match="the rank is below 0"):
         Merge(model="m", adapter="a", output=tmp_path / "s", quantize="nf4", residual_r=-1)

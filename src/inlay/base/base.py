@@ -166,7 +166,7 @@ class Base(Attached):
         if self.original is None:
             raise ConfigError(
                 explain(
-                    f"{method.describe()} starts from what the base lost when it was quantised",
+                    f"{method.describe()} has nothing to start from: what this base lost when it was quantised is not known",
                     found=f"{self.checkpoint.name}: "
                     + ("not quantised" if self.scheme is None else "quantised, and its original is not known"),
                     do="the model that it was made from, with --quantize nf4",
@@ -235,10 +235,13 @@ class Base(Attached):
         sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k, repetition_penalty=repetition_penalty)
         check_sampling(max_new_tokens, sampling, seed)
         if isinstance(prompts, str):
-            raise ConfigError(explain("prompts are a list, a row each", found=f"{prompts!r}", do=f"[{prompts!r}]"))
+            raise ConfigError(explain("prompts is no list", found=f"{prompts!r}", do=f"[{prompts!r}]"))
         if not isinstance(adapters, str | None) and len(adapters) != len(prompts):
             raise ConfigError(
-                explain("every row names an adapter or None", found=f"{len(prompts)} rows, {len(adapters)} adapters")
+                explain(
+                    "rows and names of their adapters differ in number",
+                    found=f"{len(prompts)} rows, {len(adapters)} adapters",
+                )
             )
         purposes.check_generates(self.purpose)
         self.check_causal()
@@ -281,7 +284,7 @@ class Base(Attached):
         from inlay.base import predict
 
         if isinstance(rows, str):
-            raise ConfigError(explain("rows are a list", found=f"{rows!r}", do=f"[{rows!r}]"))
+            raise ConfigError(explain("rows is no list", found=f"{rows!r}", do=f"[{rows!r}]"))
         return predict.predict(self, predict.prepare(self, rows), adapter, max_new_tokens)
 
     @property

@@ -83,7 +83,7 @@ def limit_bytes() -> int:
         limit = math.nan
     if not 0 <= limit < math.inf:
         raise ConfigError(
-            explain("the size of the cache is a number of gigabytes", found=f"{LIMIT}={text}", do=f"{LIMIT}=50")
+            explain("the size of the cache is no number of gigabytes", found=f"{LIMIT}={text}", do=f"{LIMIT}=50")
         )
     return int(limit * 1e9)
 

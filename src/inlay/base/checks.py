@@ -45,7 +45,7 @@ def check_special_tokens(model: Any, checkpoint: Checkpoint) -> None:
     if strange:
         raise FormatError(
             explain(
-                "the special tokens of a model are numbers of tokens",
+                "a special token of this model is no number of a token",
                 found=[
                     f"{checkpoint.directory / 'generation_config.json'}: {n}={shown(v)}" for n, v in strange.items()
                 ],

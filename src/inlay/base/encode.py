@@ -43,7 +43,7 @@ def word_ids(base: Base, words: Sequence[str]) -> tuple[tuple[int, ...], list[in
     if not base.tokenizer.is_fast:
         raise ConfigError(
             explain(
-                "the pieces of a word are known from a fast tokenizer alone",
+                "this tokenizer does not say which pieces belong to which word",
                 found=type(base.tokenizer).__name__,
                 do="a base with a tokenizer.json",
             )

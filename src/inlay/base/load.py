@@ -77,7 +77,11 @@ def load(
     device = chosen_device(device)
     if device_memory is not None and device == "cpu":
         raise ConfigError(
-            explain("only a device has memory of its own", found="device_memory with device cpu", do="--device cuda")
+            explain(
+                "the CPU has no device memory that could be limited",
+                found="device_memory with device cpu",
+                do="--device cuda",
+            )
         )
     given = open_checkpoint(source)
     checkpoint, original = _quantized(given, quantize, progress), None if quantize is None else given

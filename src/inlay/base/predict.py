@@ -98,11 +98,15 @@ def predict(
     by_row = [adapters] * len(items) if isinstance(adapters, str | None) else list(adapters)
     if len(by_row) != len(items):
         found = f"{len(items)} rows, {len(by_row)} adapters"
-        raise ConfigError(explain("every row names an adapter or None", found=found, do="one name for all rows"))
+        raise ConfigError(
+            explain("rows and names of their adapters differ in number", found=found, do="one name for all rows")
+        )
     check(base, by_row)
     if max_new_tokens is not None and not TASKS[base.task][0].startswith("prompt"):
         found = f"max_new_tokens={max_new_tokens} with task {base.task}"
-        raise ConfigError(explain("only answers have a longest length", found=found, do="leave it out"))
+        raise ConfigError(
+            explain("this task makes no answers whose length could be limited", found=found, do="leave it out")
+        )
     said: list[Prediction] = [{} for _ in items]
     for group in _groups(base, items):
         with base.using(adapters if isinstance(adapters, str | None) else [by_row[i] for i in group]):

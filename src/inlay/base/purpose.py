@@ -137,7 +137,7 @@ def check_method(method: Method, purpose: Purpose) -> None:
     if isinstance(method, PromptMethod) and purpose.task != CAUSAL_LM:
         raise ConfigError(
             explain(
-                "virtual tokens stand in front of the rows of causal language models alone",
+                "this task has no place for virtual tokens",
                 found=f"{type(method).__name__} with task {purpose.task}",
                 do="--method lora",
             )
@@ -155,7 +155,7 @@ def check_generates(purpose: Purpose) -> None:
         found = f"this base was loaded for {purpose.task}"
         raise ConfigError(
             explain(
-                "a causal language model continues prompts",
+                "this base can't continue prompts",
                 found=found,
                 do="base.predict(rows); inlay.load(MODEL) without task= continues prompts",
             )

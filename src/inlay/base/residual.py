@@ -25,7 +25,7 @@ def residual(linear: Linear, original: Checkpoint, path: str, prefix: str) -> Fl
     if name is None or not isinstance(linear.module, QuantizedLinear):
         raise TargetError(
             explain(
-                "LoftQ starts from what a layer lost when it was quantised",
+                "LoftQ has nothing to start from: this layer is not quantised",
                 found=f"{path}: " + ("not quantised" if name else f"{original.name} has no tensor of that name"),
                 do="--target-modules all-linear, or --initializer uniform",
             )

@@ -241,7 +241,7 @@ def layers(text: str) -> tuple[int, ...] | None:
         valid = all(number.isdecimal() and len(number) < 10 for number in (first, last or first))
         if not valid or int(last or first) > MAX_LAYER or len(numbers) > MAX_LAYER:
             raise ConfigError(
-                explain("layers are numbers and ranges", found=fields.shown(text), do="--layers-to-transform 0-5,11")
+                explain("this names no layers", found=fields.shown(text), do="--layers-to-transform 0-5,11")
             )
         numbers += range(int(first), int(last or first) + 1)
     return tuple(numbers)
@@ -300,7 +300,7 @@ def num_bytes(flag: str, text: str) -> int:
     """
     match = re.fullmatch(r"(\d+\.?\d*)\s*([kMGT]?B)", text)
     if not match:
-        raise ConfigError(explain("a size is a number and a unit", found=f"{flag} {text}", do=f"{flag} 24GB"))
+        raise ConfigError(explain("this is no size", found=f"{flag} {text}", do=f"{flag} 24GB"))
     return int(float(match[1]) * 1000 ** ("B", "kB", "MB", "GB", "TB").index(match[2]))
 
 

@@ -42,7 +42,7 @@ def read_config(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise FormatError(
             explain(
-                "a configuration maps names to values",
+                "this configuration does not map names to values",
                 found=f"{path}: a {type(values).__name__}",
                 do="one `name: value` in a line",
             )
@@ -112,5 +112,5 @@ def _check_once(names: Sequence[str], where: str) -> None:
     twice = next((name for name, number in Counter(names).items() if number > 1), None)
     if twice is not None:
         raise FormatError(
-            explain("a configuration gives each name once", found=f"{where}: {twice} twice", do=f"remove one {twice}")
+            explain("this configuration gives a name twice", found=f"{where}: {twice} twice", do=f"remove one {twice}")
         )

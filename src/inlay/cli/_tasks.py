@@ -83,7 +83,7 @@ def check_causal(task: str, flag: str) -> None:
     """
     if task != CAUSAL_LM:
         raise ConfigError(
-            explain("this flag is for causal language models", found=f"{flag} with --task {task}", do="leave it out")
+            explain("this flag does nothing for this task", found=f"{flag} with --task {task}", do="leave it out")
         )
 
 

@@ -79,7 +79,7 @@ class Compare(OnBase):
         for name in names:
             methods.find(name)
         if self.bleu and self.eval_data is None:
-            raise ConfigError(explain("answers are scored on rows of their own", found="--bleu", do="--eval-data FILE"))
+            raise ConfigError(explain("there are no rows to score answers on", found="--bleu", do="--eval-data FILE"))
         base = self.load()
         say("base", f"{base.describe()} · {base.fingerprint}")
         results: list[Result] = []

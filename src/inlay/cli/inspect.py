@@ -32,9 +32,7 @@ class Inspect(Common):
     def __post_init__(self) -> None:
         if (self.adapterhub is None) != (self.model is None):
             found = f"--model {self.model}" if self.adapterhub is None else f"--adapterhub {self.adapterhub}"
-            raise ConfigError(
-                explain("AdapterHub's files say what the base is", found=found, do="--adapterhub DIR --model BASE")
-            )
+            raise ConfigError(explain("one of two flags is missing", found=found, do="--adapterhub DIR --model BASE"))
 
     def run(self) -> int:
         """Print what the files say."""

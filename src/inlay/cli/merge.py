@@ -60,10 +60,16 @@ class Merge(Common):
         require_above_zero(self, "check_rows")
         if self.quantize is None and (self.residual_r or self.keep):
             found = f"--residual-r {self.residual_r}" if self.residual_r else f"--keep {self.keep}"
-            raise ConfigError(explain("only a quantised checkpoint loses anything", found=found, do="--quantize nf4"))
+            raise ConfigError(
+                explain(
+                    "no rounding is lost that could be kept",
+                    found=found,
+                    do="--quantize nf4",
+                )
+            )
         if self.residual_r < 0:
             raise ConfigError(
-                explain("a rank is not below 0", found=f"residual_r={self.residual_r}", do="--residual-r 16")
+                explain("the rank is below 0", found=f"residual_r={self.residual_r}", do="--residual-r 16")
             )
 
     def run(self) -> int:

@@ -109,7 +109,7 @@ def _rows(given: Iterable[Numbered], name: str, unused: Counter[str]) -> list[tu
     values = list(given)
     wrong = [f"{name}:{number}" for number, value in values if not isinstance(value, str | Mapping)]
     if wrong:
-        raise DataError(explain("a row is an object or a text", found=few(wrong), do='{"text": "..."}'))
+        raise DataError(explain("a row is neither an object nor a text", found=few(wrong), do='{"text": "..."}'))
     return [(f"{name}:{number}", value) for number, value in values]
 
 

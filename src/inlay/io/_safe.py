@@ -215,7 +215,7 @@ def refuse_pickles(directory: Path, wanted: str) -> FormatError | UnknownNameErr
     if pickles:
         return FormatError(
             explain(
-                "weights are read from safetensors only: a pickle runs whatever code its author put into it",
+                "these weights are pickled, and a pickle runs whatever code its author put into it",
                 found=f"{directory} has {', '.join(pickles[:3])} and no {wanted}",
                 do="ask its author for safetensors, or convert it with a tool and a sandbox that you trust",
             )

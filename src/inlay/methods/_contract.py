@@ -349,7 +349,7 @@ class PromptMethod(Method):
     def __post_init__(self) -> None:
         super().__post_init__()
         found = f"num_virtual_tokens={self.num_virtual_tokens}"
-        require(self.num_virtual_tokens >= 1, "num_virtual_tokens is at least 1", found, "--num-virtual-tokens 20")
+        require(self.num_virtual_tokens >= 1, "num_virtual_tokens must be at least 1", found, "--num-virtual-tokens 20")
 
     @property
     def changes_at_start(self) -> bool:

@@ -91,10 +91,10 @@ class LowRank(LinearMethod):
     def __post_init__(self) -> None:
         super().__post_init__()
         for r in (self.r, *self.rank_pattern.values()):
-            require(r >= 1, "the rank r is at least 1", f"r={r}", "--r 16")
+            require(r >= 1, "r must be at least 1", f"r={r}", "--r 16")
         smallest, largest = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
         for alpha in (self.lora_alpha, *self.alpha_pattern.values()):
-            wrong = "lora_alpha is above 0 and a number of float32"
+            wrong = "lora_alpha must be above 0 and a number of float32"
             require(smallest <= alpha <= largest, wrong, f"lora_alpha={alpha}", "--lora-alpha 32")
         for field in ("rank_pattern", "alpha_pattern"):
             for key in getattr(self, field):
@@ -104,7 +104,7 @@ class LowRank(LinearMethod):
                 )
         require(
             0 <= self.lora_dropout < 1,
-            "lora_dropout is a probability below 1",
+            "lora_dropout must be a probability below 1",
             f"lora_dropout={self.lora_dropout}",
             "--lora-dropout 0.05",
         )
@@ -125,7 +125,7 @@ class LowRank(LinearMethod):
         smaller = min(base.in_features, base.out_features)
         require(
             self.r <= smaller,
-            "the rank r is at most the smaller side of the layer",
+            "r is larger than the smaller side of this layer",
             f"r={self.r} for a layer of {base.in_features} inputs and {base.out_features} outputs",
             f"--r {smaller}, or a rank_pattern for this layer",
         )

@@ -79,14 +79,16 @@ class Adalora(LinearMethod):
     def __post_init__(self) -> None:
         super().__post_init__()
         found = f"init_r={self.init_r}, target_r={self.target_r}"
-        require(1 <= self.target_r <= self.init_r, "target_r is at least 1 and at most init_r", found, "--target-r 8")
-        require(self.lora_alpha > 0, "lora_alpha is above 0", f"lora_alpha={self.lora_alpha}", "--lora-alpha 32")
+        require(
+            1 <= self.target_r <= self.init_r, "target_r must be at least 1 and at most init_r", found, "--target-r 8"
+        )
+        require(self.lora_alpha > 0, "lora_alpha must be above 0", f"lora_alpha={self.lora_alpha}", "--lora-alpha 32")
         for name in ("lora_dropout", "beta1", "beta2"):
             value = getattr(self, name)
             flag = f"--{name.replace('_', '-')}"
-            require(0 <= value < 1, f"{name} is at least 0 and below 1", f"{name}={value}", f"{flag} 0.05")
+            require(0 <= value < 1, f"{name} must be at least 0 and below 1", f"{name}={value}", f"{flag} 0.05")
         require(
-            min(self.tinit, self.tfinal) >= 0, "tinit and tfinal are at least 0", f"{self.tinit}, {self.tfinal}", ""
+            min(self.tinit, self.tfinal) >= 0, "tinit and tfinal must be at least 0", f"{self.tinit}, {self.tfinal}", ""
         )
 
     def shapes(self, base: LinearBase) -> dict[str, tuple[int, ...]]:

@@ -63,11 +63,11 @@ class Bottleneck(BlockMethod):
         size, factor = self.bottleneck_size, self.reduction_factor
         require(
             size is None or size >= 1,
-            "bottleneck_size is at least 1",
+            "bottleneck_size must be at least 1",
             f"bottleneck_size={size}",
             "--bottleneck-size 64",
         )
-        require(factor > 0, "reduction_factor is above 0", f"reduction_factor={factor}", "--reduction-factor 16")
+        require(factor > 0, "reduction_factor must be above 0", f"reduction_factor={factor}", "--reduction-factor 16")
 
     @property
     def roles(self) -> tuple[str, ...]:

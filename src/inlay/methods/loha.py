@@ -41,8 +41,8 @@ class Loha(LinearMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.r >= 1, "the rank r is at least 1", f"r={self.r}", "--r 8")
-        require(self.alpha > 0, "alpha is above 0", f"alpha={self.alpha}", "--alpha 8")
+        require(self.r >= 1, "r must be at least 1", f"r={self.r}", "--r 8")
+        require(self.alpha > 0, "alpha must be above 0", f"alpha={self.alpha}", "--alpha 8")
 
     def shapes(self, base: LinearBase) -> dict[str, tuple[int, ...]]:
         left, right = (base.out_features, self.r), (self.r, base.in_features)

@@ -49,11 +49,11 @@ class Lokr(LinearMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.r >= 1, "the rank r is at least 1", f"r={self.r}", "--r 8")
-        require(self.alpha > 0, "alpha is above 0", f"alpha={self.alpha}", "--alpha 8")
+        require(self.r >= 1, "r must be at least 1", f"r={self.r}", "--r 8")
+        require(self.alpha > 0, "alpha must be above 0", f"alpha={self.alpha}", "--alpha 8")
         factor = self.decompose_factor
         ok = factor == -1 or factor >= 1
-        require(ok, "decompose_factor is -1 or at least 1", f"decompose_factor={factor}", "--decompose-factor -1")
+        require(ok, "decompose_factor must be -1 or at least 1", f"decompose_factor={factor}", "--decompose-factor -1")
 
     def shapes(self, base: LinearBase) -> dict[str, tuple[int, ...]]:
         out1, out2 = factorization(base.out_features, self.decompose_factor)

@@ -52,11 +52,11 @@ class Lora(LowRank):
     def __post_init__(self) -> None:
         super().__post_init__()
         ratio = self.loraplus_lr_ratio
-        require(ratio > 0, "loraplus_lr_ratio is above 0", f"loraplus_lr_ratio={ratio}", "--loraplus-lr-ratio 16")
+        require(ratio > 0, "loraplus_lr_ratio must be above 0", f"loraplus_lr_ratio={ratio}", "--loraplus-lr-ratio 16")
         initializers.find(self.initializer)
         found = f"eva_rho={self.eva_rho}, initializer={self.initializer}, {len(self.rank_pattern)} in rank_pattern"
         alone = self.initializer == "eva" and not self.rank_pattern and not self.alpha_pattern
-        wrong = "eva_rho is at least 1, and above it for initializer eva without patterns"
+        wrong = "eva_rho must be at least 1, and above it for initializer eva without patterns"
         require(self.eva_rho == 1 or (self.eva_rho > 1 and alone), wrong, found, "--initializer eva --eva-rho 2")
 
     @property

@@ -60,9 +60,9 @@ class Oft(LinearMethod):
         super().__post_init__()
         one = (self.r > 0) != (self.oft_block_size > 0)
         found = f"r={self.r}, oft_block_size={self.oft_block_size}"
-        require(one, "one of r and oft_block_size is above 0, the other 0", found, "--oft-block-size 32 --r 0")
+        require(one, "one of r and oft_block_size must be above 0, the other 0", found, "--oft-block-size 32 --r 0")
         terms = self.num_cayley_neumann_terms
-        wrong = "num_cayley_neumann_terms is at least 1"
+        wrong = "num_cayley_neumann_terms must be at least 1"
         require(terms >= 1, wrong, f"num_cayley_neumann_terms={terms}", "--num-cayley-neumann-terms 5")
 
     def shapes(self, base: LinearBase) -> dict[str, tuple[int, ...]]:

@@ -41,7 +41,9 @@ class PTuning(PromptMethod):
         super().__post_init__()
         size = self.encoder_hidden_size
         ok = size is None or size >= 1
-        require(ok, "encoder_hidden_size is at least 1", f"encoder_hidden_size={size}", "--encoder-hidden-size 512")
+        require(
+            ok, "encoder_hidden_size must be at least 1", f"encoder_hidden_size={size}", "--encoder-hidden-size 512"
+        )
 
     def init(self, model: Decoder, generator: torch.Generator) -> Params:
         hidden = self.encoder_hidden_size or model.width

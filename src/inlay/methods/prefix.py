@@ -50,7 +50,9 @@ class Prefix(PromptMethod):
         super().__post_init__()
         size = self.encoder_hidden_size
         ok = size is None or size >= 1
-        require(ok, "encoder_hidden_size is at least 1", f"encoder_hidden_size={size}", "--encoder-hidden-size 512")
+        require(
+            ok, "encoder_hidden_size must be at least 1", f"encoder_hidden_size={size}", "--encoder-hidden-size 512"
+        )
 
     def numbers(self, model: Decoder) -> int:
         return 2 * model.num_layers * model.num_heads * model.head_dim

@@ -50,9 +50,11 @@ class Vera(LinearMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.r >= 1, "the rank r is at least 1", f"r={self.r}", "--r 256")
+        require(self.r >= 1, "r must be at least 1", f"r={self.r}", "--r 256")
         ok = 0 <= self.vera_dropout < 1
-        require(ok, "vera_dropout is a probability below 1", f"vera_dropout={self.vera_dropout}", "--vera-dropout 0.05")
+        require(
+            ok, "vera_dropout must be a probability below 1", f"vera_dropout={self.vera_dropout}", "--vera-dropout 0.05"
+        )
 
     def shared(self, bases: Sequence[LinearBase]) -> Params:
         generator = torch.Generator().manual_seed(self.projection_prng_key)

@@ -343,7 +343,7 @@ class Attached:
     def parameters(self) -> list[Tensor]:
         """The tensors of the active adapter, set to collect gradients: what an optimiser takes."""
         if not isinstance(self._active, str):
-            raise ConfigError(explain("training needs one active adapter", found=f"active: {self._active!r}"))
+            raise ConfigError(explain("there is not one active adapter to train", found=f"active: {self._active!r}"))
         return self.get(self._active).train_()
 
     def _route(self, rows: Rows) -> Route | None:

@@ -38,7 +38,7 @@ def _found(method: LinearMethod, measured: Measured | None) -> Measured:
     if measured is None:
         raise ConfigError(
             explain(
-                "what this adapter starts from is measured beforehand",
+                "nothing was measured that this adapter could start from",
                 found=f"{method.describe()}: it starts from the {method.source} of each layer",
                 do="inlay.train(base, rows, method=...), or inlay train",
             )

@@ -241,7 +241,7 @@ class Layout:
         if found is None:
             raise TargetError(
                 explain(
-                    "virtual tokens stand in front of the rows of a language model",
+                    "this model has no rows of tokens to put virtual tokens in front of",
                     found=type(self.modules[""]).__name__,
                     do="a method that changes layers, such as inlay.Lora()",
                 )
@@ -257,7 +257,7 @@ class Layout:
             if first.in_features != block.width:
                 raise TargetError(
                     explain(
-                        "a parallel adapter stands beside a module that takes the model's stream",
+                        "this module does not take the model's hidden states, so that no adapter can stand beside it",
                         found=f"{block.path}: {first.in_features} inputs, where the stream has {block.width} numbers",
                         do="--placement houlsby",
                     )
@@ -333,7 +333,7 @@ class Layout:
             )
         both = [path for path in paths if self.module_of(path) != path and self._is_whole(method, self.module_of(path))]
         if both:
-            what = "experts are trained whole by modules_to_save, or by factors"
+            what = "experts are asked to be trained both whole and by factors"
             raise TargetError(explain(what, found=both[:3], do="--exclude-modules gate_up_proj,up_proj,down_proj"))
 
     def _token_rows(self, method: Method) -> Params:
@@ -354,7 +354,9 @@ class Layout:
         if wrong:
             found = f"{', '.join(map(str, wrong))}, in {len(ids)} tokens, where the model has {table.in_features}"
             do = f"numbers from 0 to {table.in_features - 1}, each once"
-            raise TargetError(explain("trainable_token_indices names tokens of the model", found=found, do=do))
+            raise TargetError(
+                explain("trainable_token_indices names tokens that the model does not have", found=found, do=do)
+            )
         return {self.table: table.stored.detach()[ids]}
 
     def _refuse_empty(self, method: Method) -> None:

@@ -147,7 +147,7 @@ def _extend_(kwargs: dict[str, Any], router: Router, route: Route, caches: Seque
     if caches:
         raise CompatibilityError(
             explain(
-                "rows that fill a cache bring their virtual tokens with them",
+                "this call fills a cache, and its rows do not have their virtual tokens in front",
                 found="a call with an empty cache, and an adapter with virtual tokens",
                 do="base.generate(prompts, adapters=...)",
             )
@@ -233,5 +233,7 @@ def _substituted(tensor: Tensor, places: Places, layer: int, which: int, first: 
 
 def _no_tokenizer(text: str) -> Sequence[int]:
     raise CompatibilityError(
-        explain("a prompt that starts from a text needs a tokenizer", found=repr(text), do="inlay.load(MODEL)")
+        explain(
+            "there is no tokenizer for the text that this prompt starts from", found=repr(text), do="inlay.load(MODEL)"
+        )
     )

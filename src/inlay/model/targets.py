@@ -240,7 +240,7 @@ def _check_kinds(method: LinearMethod, linears: dict[str, Linear]) -> None:
         able.sort(key=lambda other: other != "lora")  # the usual one first
         raise TargetError(
             explain(
-                f"{name_of(method)} adapts {', '.join(method.kinds)} layers",
+                f"{name_of(method)} can't adapt these layers, only {', '.join(method.kinds)}",
                 found=wrong[:10],
                 do=f"other --target-modules{f', or --method {able[0]}' if able else ''}",
             )

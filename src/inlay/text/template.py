@@ -346,7 +346,7 @@ def prompt_ids(
         if not isinstance(prompt, str) or system or tools:
             raise ConfigError(
                 explain(
-                    "a text that is continued as it is has no messages, system text or tools",
+                    "a raw prompt can't have messages, a system text or tools",
                     found=f"{str(prompt)[:80]!r}" + (f", system {system[:40]!r}" if system else ""),
                     do="one text, or the chat template",
                 )

@@ -58,7 +58,9 @@ def check_method(source: str | Path, has: Method, asked: Method | str | None) ->
         ]
     raise ConfigError(
         explain(
-            "training that goes on from an adapter has its method", found=found, do="leave the method's settings out"
+            "this adapter was trained by another method than is asked for",
+            found=found,
+            do="leave the method's settings out",
         )
     )
 

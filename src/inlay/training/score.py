@@ -34,7 +34,7 @@ def references(rows: Sequence[Row]) -> dict[str, list[str]]:
         if not (isinstance(row.prompt, str) and isinstance(row.completion, str)):
             raise DataError(
                 explain(
-                    "answers are scored against completions",
+                    "these rows have no completions to score answers against",
                     found=f"{row.source} is a row of {row.form}",
                     do="data with prompt and completion, or prompt and references; --scores none for the loss alone",
                 )

@@ -178,5 +178,7 @@ def require_above_zero(settings: Any, *names: str) -> None:
 def _require(condition: bool, name: str, value: object, what: str) -> None:
     if not condition:
         raise ConfigError(
-            explain(f"{name} is {what}", found=f"{name}={value}", do=f"--{name.replace('_', '-')} with a value {what}")
+            explain(
+                f"{name} must be {what}", found=f"{name}={value}", do=f"--{name.replace('_', '-')} with a value {what}"
+            )
         )

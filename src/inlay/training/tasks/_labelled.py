@@ -35,7 +35,7 @@ class LabelledTask(PaddedTask):
         if len(names) < 2:
             raise DataError(
                 explain(
-                    "classes are told apart, so that there are two or more",
+                    "there are fewer than two classes",
                     found=f"all rows have {', '.join(names) or 'none'}",
                     do="rows of every class",
                 )

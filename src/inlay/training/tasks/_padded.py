@@ -91,7 +91,9 @@ class PaddedTask(Task):
             rows.append(row)
         if problems:
             found = few(problems)
-            raise DataError(explain(f"rows for {self.name} have {self.keys}", found=found, do=self.example))
+            raise DataError(
+                explain(f"some rows are none of {self.name}, which have {self.keys}", found=found, do=self.example)
+            )
         return rows
 
     def prepare(
@@ -147,7 +149,7 @@ class PaddedTask(Task):
         if asked:
             raise ConfigError(
                 explain(
-                    "these settings are for causal language models",
+                    "these settings do nothing for this task",
                     found=f"{', '.join(asked)} with task {self.name}",
                     do="leave them out",
                 )
