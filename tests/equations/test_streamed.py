@@ -21,12 +21,12 @@ def matrices(request):
 
 
 def test_to_and_fro_gives_what_resident_weights_give(matrices):
-    conveyor = streamed.Conveyor(matrices, CPU)
+    streamer = streamed.Streamer(matrices, CPU)
     for _ in range(3):
         order = [*range(len(SHAPES)), *reversed(range(len(SHAPES)))]
         for step, k in enumerate(order):
             x, g = torch.randn(30, SHAPES[k][1]), torch.randn(30, SHAPES[k][0])
-            there, here = conveyor.matrices[k], matrices[k]
+            there, here = streamer.matrices[k], matrices[k]
             if step < len(SHAPES):
                 assert torch.equal(linear(x, there, None), linear(x, here, None))
             else:
@@ -34,22 +34,22 @@ def test_to_and_fro_gives_what_resident_weights_give(matrices):
 
 
 def test_any_order_gives_what_resident_weights_give(matrices):
-    conveyor, generator = streamed.Conveyor(matrices, CPU), torch.Generator().manual_seed(1)
+    streamer, generator = streamed.Streamer(matrices, CPU), torch.Generator().manual_seed(1)
     for k in torch.randint(0, len(SHAPES), (60,), generator=generator).tolist():
-        assert torch.equal(conveyor.matrices[k].dequantize(torch.float32), matrices[k].dequantize(torch.float32))
+        assert torch.equal(streamer.matrices[k].dequantize(torch.float32), matrices[k].dequantize(torch.float32))
 
 
 def test_a_weight_travels_once_where_the_direction_turns(matrices):
-    conveyor, count = streamed.Conveyor(matrices, CPU), len(SHAPES)
+    streamer, count = streamed.Streamer(matrices, CPU), len(SHAPES)
     for k in [*range(count), *reversed(range(count))]:
-        conveyor.matrices[k].dequantize(torch.float32)
-    assert conveyor.num_sent == 2 * count - 2  # the last two are there still when the way back begins
+        streamer.matrices[k].dequantize(torch.float32)
+    assert streamer.num_sent == 2 * count - 2  # the last two are there still when the way back begins
 
 
 def test_the_next_weight_is_sent_for_while_one_is_used(matrices):
-    conveyor = streamed.Conveyor(matrices, CPU)
-    conveyor.use(0)
-    assert conveyor.num_sent == 2
+    streamer = streamed.Streamer(matrices, CPU)
+    streamer.use(0)
+    assert streamer.num_sent == 2
 
 
 def test_what_fits_stays_and_the_rest_travels(matrices):

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from inlay import quant
-from inlay.base import skeleton
+from inlay.base import meta_model
 from inlay.base.base import Base
 from inlay.base.cache import cached
 from inlay.base.checks import check_layers, check_special_tokens, check_start, chosen_device, keep_special_tokens_
@@ -150,7 +150,7 @@ def _experts_are_mapped(model: nn.Module, checkpoint: Checkpoint, dtype: torch.d
     """Fused experts, where there are any, are the file's own pages: the file has them fused, in the dtype of the products."""
     prefix = getattr(model, "base_model_prefix", "")
     paths = [f"{path}.{e.name}" for path, module in model.named_modules() for e in experts_of(module)]
-    names = [skeleton.checkpoint_path(path, prefix, checkpoint.tensors) for path in paths]
+    names = [meta_model.checkpoint_path(path, prefix, checkpoint.tensors) for path in paths]
     return all(name is not None and TORCH_DTYPES[checkpoint.tensors[name].dtype] == dtype for name in names)
 
 
@@ -163,7 +163,7 @@ def _model(
     auto: Any = getattr(transformers, purpose.auto_class)
     try:
         config = configuration(checkpoint, purpose)
-        how = skeleton.arguments(config, packed) if packed else {"config": config}
+        how = meta_model.arguments(config, packed) if packed else {"config": config}
         loaded: Any = auto.from_pretrained(
             checkpoint.directory,
             **how,
@@ -177,7 +177,7 @@ def _model(
     except (
         Exception
     ) as error:  # whatever the code of a thousand architectures raises on numbers that it was not made for
-        raise skeleton.unknown_architecture(checkpoint, error, purpose.auto_class) from None
+        raise meta_model.unknown_architecture(checkpoint, error, purpose.auto_class) from None
     model, report = loaded
     check_layers(model, report["unexpected_keys"], checkpoint)
     missing = [key for key in sorted(report["missing_keys"]) if is_head(key, purpose)]
@@ -201,7 +201,7 @@ def _incomplete(
 ) -> FormatError | CompatibilityError:
     """The error for a checkpoint that lacks weights: those of its body, or those of a head that it was never made for."""
     more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
-    other = skeleton.other_class(checkpoint, purpose.auto_class, f"it lacks {problems[0].partition(':')[0]}{more}")
+    other = meta_model.other_class(checkpoint, purpose.auto_class, f"it lacks {problems[0].partition(':')[0]}{more}")
     if other is not None and not any(body and problem.startswith(f"{body}.") for problem in problems):
         return other
     return FormatError(
@@ -256,15 +256,15 @@ def _has_place(name: str, modules: set[str]) -> bool:
 def _fill_(
     model: nn.Module, packed: bitsandbytes.Quantized, device: torch.device, limit: int | None, purpose: Purpose
 ) -> None:
-    """Put a quantised layer into every gap that was left for one."""
-    prefix, mapped, gaps = getattr(model, "base_model_prefix", ""), Mapped(), skeleton.gaps(model)
-    names = {path: skeleton.checkpoint_path(path, prefix, packed) or "" for path in gaps}
-    entries = [packed[names[path]] for path in gaps]
+    """Replace every placeholder by a quantised layer."""
+    prefix, mapped, placeholders = getattr(model, "base_model_prefix", ""), Mapped(), meta_model.placeholders(model)
+    names = {path: meta_model.checkpoint_path(path, prefix, packed) or "" for path in placeholders}
+    entries = [packed[names[path]] for path in placeholders]
     matrices = [quant.find(scheme).open(mapped.tensors(tensors)) for scheme, tensors in entries]
     problems = [
-        f"{path}: shape {matrix.shape}, the model has {gap.shape}"
-        for (path, gap), matrix in zip(gaps.items(), matrices, strict=True)
-        if matrix.shape != gap.shape
+        f"{path}: shape {matrix.shape}, the model has {placeholder.shape}"
+        for (path, placeholder), matrix in zip(placeholders.items(), matrices, strict=True)
+        if matrix.shape != placeholder.shape
     ]
     strangers = set(packed) - set(names.values()) if purpose.task == CAUSAL_LM else ()  # classifiers have no decoder
     problems += [f"{name}: this model has no linear map of that name" for name in sorted(strangers)]
@@ -281,8 +281,8 @@ def _fill_(
         others = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
         free = torch.cuda.mem_get_info(device)[0] + others if device.type == "cuda" else None
         matrices = streamed.place(matrices, others, limit or free, device)
-    for (path, gap), matrix in zip(gaps.items(), matrices, strict=True):
-        model.set_submodule(path, QuantizedLinear(matrix, gap.bias, gap.transposed))
+    for (path, placeholder), matrix in zip(placeholders.items(), matrices, strict=True):
+        model.set_submodule(path, QuantizedLinear(matrix, placeholder.bias, placeholder.transposed))
 
 
 def _tokenizer(checkpoint: Checkpoint) -> Any:

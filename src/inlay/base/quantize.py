@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from inlay import quant
-from inlay.base import skeleton
+from inlay.base import meta_model
 from inlay.errors import CompatibilityError, ConfigError, FormatError, explain, few
 from inlay.io import _safe, bitsandbytes, checkpoint, output, records
 from inlay.io.checkpoint import Checkpoint
@@ -142,7 +142,7 @@ def _weights(source: Checkpoint, scheme: Scheme, keep: Sequence[str]) -> tuple[d
     if source.config.get("quantization_config"):
         found = f"{source.directory / 'config.json'}: quantization_config"
         raise CompatibilityError(explain("this base is quantised already", found=found, do="its source, in bfloat16"))
-    model = skeleton.meta(source, skeleton.own_class(source))
+    model = meta_model.meta(source, meta_model.own_class(source))
     prefix, linears = getattr(model, "base_model_prefix", ""), targets.linear_modules(model)
     heads = targets.heads(model, linears)
     kept = [path for path in linears if path in heads or any(targets.is_named(name, path) for name in keep)]
@@ -155,7 +155,7 @@ def _weights(source: Checkpoint, scheme: Scheme, keep: Sequence[str]) -> tuple[d
     for path, linear in linears.items():
         if path in kept:
             continue
-        name = skeleton.checkpoint_path(f"{path}.weight", prefix, source.tensors)
+        name = meta_model.checkpoint_path(f"{path}.weight", prefix, source.tensors)
         shape = (linear.out_features, linear.in_features)
         if name is None or source.tensors[name].dtype not in _WEIGHTS:
             missing.append(f"{path}: {'no tensor of that name' if name is None else source.tensors[name].dtype}")

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from inlay.base import skeleton
+from inlay.base import meta_model
 from inlay.errors import TargetError, explain
 from inlay.io.checkpoint import Checkpoint
 from inlay.io.mapped import Mapped
@@ -21,7 +21,7 @@ def residual(linear: Linear, original: Checkpoint, path: str, prefix: str) -> Fl
 
     - `TargetError`: the map is not quantised, or the original has none of that name.
     """
-    name = skeleton.checkpoint_path(f"{path}.weight", prefix, original.tensors)
+    name = meta_model.checkpoint_path(f"{path}.weight", prefix, original.tensors)
     if name is None or not isinstance(linear.module, QuantizedLinear):
         raise TargetError(
             explain(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from inlay import methods
-from inlay.base import skeleton
+from inlay.base import meta_model
 from inlay.cli import _screen
 from inlay.cli._command import METHOD_FIELD, Common, Model, given, with_method
 from inlay.cli._screen import count, say, size
@@ -33,7 +33,7 @@ class Plan(Common):
         """Count and print."""
         checkpoint = open_config(self.model)
         method = getattr(self, METHOD_FIELD)
-        model = skeleton.meta(checkpoint)
+        model = meta_model.meta(checkpoint)
         layout = Layout(model, lambda: decoder_of(model, None))
         shapes = layout.wanted(method)
         total, trained = sum(parameter.numel() for parameter in model.parameters()), layout.count(method)

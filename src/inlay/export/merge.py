@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from inlay.base import skeleton
+from inlay.base import meta_model
 from inlay.base.base import Base
 from inlay.base.purpose import CAUSAL_LM
 from inlay.base.stopping import write_settings
@@ -189,7 +189,7 @@ def _tensors(base: Base, adapter: Adapter) -> dict[str, _Tensor]:
     prefix, names, problems = getattr(base.model, "base_model_prefix", ""), {}, []
     made: dict[str, _Tensor] = {}
     for path, linear in base.linears.items():
-        name = skeleton.checkpoint_path(path, prefix, packed)
+        name = meta_model.checkpoint_path(path, prefix, packed)
         if name is not None:
             matrix = _matrix(base, path)
             shape = matrix.shape[::-1] if linear.transposed else matrix.shape
@@ -199,9 +199,9 @@ def _tensors(base: Base, adapter: Adapter) -> dict[str, _Tensor]:
     for path, tensor in _changed(base, adapter):
         if is_inside(path, base.fresh_heads):
             continue
-        if skeleton.checkpoint_path(path, prefix, packed) is not None:
+        if meta_model.checkpoint_path(path, prefix, packed) is not None:
             continue
-        name = skeleton.checkpoint_path(f"{path}.{tensor}", prefix, plain)
+        name = meta_model.checkpoint_path(f"{path}.{tensor}", prefix, plain)
         if name is None and path in adapter.aliases:
             continue  # it is written where the checkpoint has it, under the name of the module that it is shared with
         problem = _problem(base, path, tensor, None if name is None else plain[name])
@@ -211,7 +211,7 @@ def _tensors(base: Base, adapter: Adapter) -> dict[str, _Tensor]:
             names[name] = path
     for path, experts in base.maps.items():
         if isinstance(experts, Experts) and path in adapter:
-            found = parts_of(path, experts, lambda name: skeleton.checkpoint_path(name, prefix, plain))
+            found = parts_of(path, experts, lambda name: meta_model.checkpoint_path(name, prefix, plain))
             parts, names = parts | found, names | dict.fromkeys(found, path)
             problems += [] if found else [f"{path}: the checkpoint has its experts in a form that is not known here"]
     if problems:
@@ -239,7 +239,7 @@ def _fresh_tensors(base: Base, prefix: str, made: dict[str, _Tensor]) -> dict[st
     for path in (path for path in base.layout.modules if is_inside(path, base.fresh_heads)):
         own = base.layout.modules[path]._parameters  # as the base has it: an adapter may stand around it now
         for kind, shape in ((kind, tuple(tensor.shape)) for kind, tensor in own.items() if tensor is not None):
-            name = skeleton.checkpoint_path(f"{path}.{kind}", prefix, made) or f"{path}.{kind}"
+            name = meta_model.checkpoint_path(f"{path}.{kind}", prefix, made) or f"{path}.{kind}"
             file = made[name].file if name in made else base.checkpoint.files[-1].name
             fresh[name] = _Tensor(file, base.checkpoint.dtype, shape, path, None, is_fresh=True)
     return fresh

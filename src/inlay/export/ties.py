@@ -1,6 +1,6 @@
 """A head and embeddings that are one weight: whether they still are with an adapter in it, and how it is stored."""
 
-from inlay.base import skeleton
+from inlay.base import meta_model
 from inlay.base.base import Base
 from inlay.io._safe import TensorEntry
 from inlay.model.adapter import Adapter
@@ -22,7 +22,7 @@ def table_of(base: Base) -> str | None:
 def table_names(base: Base, prefix: str, plain: dict[str, TensorEntry]) -> dict[str, str]:
     """What the checkpoint may call the weight that head and embeddings share -> the module's path."""
     found = (
-        (path, skeleton.checkpoint_path(f"{path}.weight", prefix, plain))
+        (path, meta_model.checkpoint_path(f"{path}.weight", prefix, plain))
         for path in (table_of(base), base.head)
         if path
     )

@@ -62,11 +62,11 @@ def place(matrices: Sequence[Matrix], others: int, limit: int | None, device: to
         if left < 0:
             break
         resident.append(_moved(matrix, device))
-    return resident + Conveyor(matrices[len(resident) :], device).matrices
+    return resident + Streamer(matrices[len(resident) :], device).matrices
 
 
-class Conveyor:
-    """Two slots on a device, and the weights that take turns in them.
+class Streamer:
+    """Streams weights through two buffers on a device: one is computed with while the next is copied.
 
     **Attributes:**
 

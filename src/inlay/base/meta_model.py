@@ -1,4 +1,4 @@
-"""A model of `transformers` without some of its linear maps: they are ours, and get their weights afterwards.
+"""A model of `transformers` on the meta device, with placeholders for the linear layers that get their weights afterwards.
 
 `transformers` builds a model on the meta device, lets a quantiser change its modules, and loads what parameters are left. The
 quantiser here only takes modules away, so that the library never reads a quantised weight, nor needs bitsandbytes for it.
@@ -50,8 +50,8 @@ _TASKS = {
 """What the tasks call what these classes make."""
 
 
-class Gap(nn.Module):
-    """In the place of a linear map whose weight is ours to bring."""
+class Placeholder(nn.Module):
+    """Replaces a linear layer whose weight is read from the quantised file."""
 
     def __init__(self, shape: tuple[int, int], bias: Tensor | None, transposed: bool):
         super().__init__()
@@ -139,9 +139,9 @@ def other_class(checkpoint: Checkpoint, auto_class: str, found: str) -> Compatib
     )
 
 
-def gaps(model: nn.Module) -> dict[str, Gap]:
+def placeholders(model: nn.Module) -> dict[str, Placeholder]:
     """The layers that wait for their weights, by path."""
-    return {path: module for path, module in model.named_modules() if isinstance(module, Gap)}
+    return {path: module for path, module in model.named_modules() if isinstance(module, Placeholder)}
 
 
 def checkpoint_path(path: str, prefix: str, known: Collection[str]) -> str | None:
@@ -169,7 +169,7 @@ def _quantizer() -> Any:
     @register_quantizer(NAME)
     class Skeleton(quantizer_class):
         def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
-            _take_away_(model, self.quantization_config.paths)
+            _put_placeholders_(model, self.quantization_config.paths)
             return model
 
         def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
@@ -186,8 +186,8 @@ def _quantizer() -> Any:
     return Config
 
 
-def _take_away_(model: nn.Module, paths: Collection[str]) -> None:
-    """Put a gap in the place of every linear map at `paths`."""
+def _put_placeholders_(model: nn.Module, paths: Collection[str]) -> None:
+    """Replace every linear layer at `paths` by a placeholder."""
     prefix = getattr(model, "base_model_prefix", "")
     for path, module in list(model.named_modules()):
         if checkpoint_path(path, prefix, paths) is None:
@@ -196,4 +196,4 @@ def _take_away_(model: nn.Module, paths: Collection[str]) -> None:
             transposed = is_transposed(module)
             rows, columns = module.get_parameter("weight").shape
             shape = (columns, rows) if transposed else (rows, columns)
-            model.set_submodule(path, Gap(shape, module._parameters["bias"], transposed))
+            model.set_submodule(path, Placeholder(shape, module._parameters["bias"], transposed))
