@@ -15,8 +15,8 @@ from inlay.base.load import load
 from inlay.data.forms import read_rows
 from inlay.errors import InlayError
 from inlay.training import job, loop
+from inlay.training.calibration import calibrate
 from inlay.training.data import prepare
-from inlay.training.measure import measure
 from inlay.training.settings import Plan, Settings, learning_rate
 
 FACTORS = (0.1, 0.3, 1, 3, 10, 30)
@@ -37,8 +37,8 @@ def main(model, rows, *names):
         method, cells = methods.find(kind)(**({"initializer": initializer} if initializer else {})), []
         for factor in FACTORS:
             try:
-                method, measured = measure(base, method, train.examples[: job.MEASURED], None, 0)
-                base.create(method, "it", measured=measured)
+                method, calibration = calibrate(base, method, train.examples[: job.CALIBRATION_ROWS], None, 0)
+                base.create(method, "it", calibration=calibration)
             except InlayError:
                 break
             plan = Plan(STEPS, BATCH, rate * factor, "", STEPS)

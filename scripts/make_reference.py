@@ -30,7 +30,12 @@ PAGES = {
     ],
     "contract": ["inlay.methods._contract", "inlay.quant._contract"],
     "errors": ["inlay.errors"],
-    "exchange-format": ["inlay.formats.peft", "inlay.formats.adapterhub", "inlay.io.fingerprint", "inlay.io.bitsandbytes"],
+    "exchange-format": [
+        "inlay.formats.peft",
+        "inlay.formats.adapterhub",
+        "inlay.io.fingerprint",
+        "inlay.io.bitsandbytes",
+    ],
     "routed": ["inlay.core.routed"],
 }
 

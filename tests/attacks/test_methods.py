@@ -77,7 +77,7 @@ def test_ranks_are_shared_out_for_eva_alone(settings):
 
 @pytest.mark.parametrize("name", ["eva", "lora_ga"])
 def test_an_initializer_that_needs_rows_where_there_are_none(base, name):
-    with pytest.raises(ConfigError, match="nothing was measured"):
+    with pytest.raises(ConfigError, match="needs a calibration"):
         base.attach(inlay.Lora(initializer=name))
     assert not base.adapters
 

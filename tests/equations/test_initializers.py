@@ -18,7 +18,7 @@ from inlay.io.mapped import Mapped
 from inlay.methods.lora import Lora
 from inlay.model.attach import Attached, attach
 from inlay.training import tasks
-from inlay.training.measure import measure
+from inlay.training.calibration import calibrate
 from tests.support import bases, models, quantized
 from tests.support.paths import STORIES, needs_shared
 
@@ -205,7 +205,7 @@ def test_the_inputs_that_are_measured_are_those_of_the_map(base):
     plain.get_submodule(path).register_forward_hook(lambda module, args, y: seen.append(args[0][0].detach()))
     for example in examples:
         plain(input_ids=torch.tensor([example.input_ids[:-1]]))  # nothing follows the last token
-    found = measure(held, Lora(r=10, initializer="eva"), examples, None, 0)[1](path)
+    found = calibrate(held, Lora(r=10, initializer="eva"), examples, None, 0)[1](path)
     X = torch.cat(seen)
     torch.testing.assert_close(found.T @ found, X.T @ X, atol=1e-3, rtol=1e-3)
     assert not held.adapters
@@ -220,7 +220,7 @@ def test_the_gradient_that_is_measured_is_that_of_the_weight(base):
         targets = torch.where(trained[1:], ids[0, 1:], -100)
         loss = loss + nn.functional.cross_entropy(plain(input_ids=ids).logits[0, :-1], targets, reduction="sum")
     (loss / sum(sum(example.trained) for example in examples)).backward()
-    found = measure(held, Lora(r=10, initializer="lora_ga"), examples, 10**6, 0)[1](path)
+    found = calibrate(held, Lora(r=10, initializer="lora_ga"), examples, 10**6, 0)[1](path)
     torch.testing.assert_close(found, plain.get_submodule(path).weight.grad, atol=1e-6, rtol=1e-3)
 
 
@@ -242,8 +242,8 @@ def test_eva_shares_the_ranks_out_by_explained_variance(use_rslora, base):
     kept = sorted((share for each in shares.values() for share in each), reverse=True)[: 3 * len(paths)]
     wanted = {path: max(1, int((each >= kept[-1] * (1 - 1e-9)).sum())) for path, each in shares.items()}
     method = Lora(r=3, lora_alpha=5, target_modules=TARGETS, initializer="eva", eva_rho=2, use_rslora=use_rslora)
-    shared, measured = measure(held, method, examples, None, 0)
-    adapter = held.create(shared, "a", measured=measured)
+    shared, calibration = calibrate(held, method, examples, None, 0)
+    adapter = held.create(shared, "a", calibration=calibration)
     assert {path: len(params["lora_A"]) for path, params in adapter.params.items()} == wanted
     assert len(set(wanted.values())) > 1
     assert {round(one.scaling, 9) for one in adapter.methods.values()} == {round(method.scaling, 9)}
@@ -253,7 +253,7 @@ def test_eva_shares_the_ranks_out_by_explained_variance(use_rslora, base):
 def test_a_layer_that_no_row_goes_through_is_named(name, base):
     held, _, examples = base
     held.module.model.layers[1].mlp.forward = lambda x: 0 * x
-    _, found = measure(held, Lora(r=2, initializer=name), examples, None, 0)
+    _, found = calibrate(held, Lora(r=2, initializer=name), examples, None, 0)
     assert found("model.layers.0.mlp.up_proj").any()
     with pytest.raises(TargetError, match=r"no row goes through(.|\n)*--exclude-modules up_proj"):
         found("model.layers.1.mlp.up_proj")

@@ -27,7 +27,7 @@ from inlay.io.fingerprint import Fingerprint, check_unchanged, fingerprint
 from inlay.methods._contract import LinearMethod, Method
 from inlay.model.adapter import Adapter
 from inlay.model.attach import Attached, Rows
-from inlay.model.fresh import Measured
+from inlay.model.fresh import Calibration
 from inlay.model.frozen import QuantizedLinear
 from inlay.model.prompts import virtual_ids
 from inlay.text import stops
@@ -148,19 +148,21 @@ class Base(Attached):
         """How a text's states become its vector, where the base was loaded for that; see `inlay.base.pooling`."""
         return pooling.mode_of(self.checkpoint) if self.task == "embedding" else pooling.MEAN
 
-    def create(self, method: Method, name: str = "default", seed: int = 0, measured: Measured | None = None) -> Adapter:
+    def create(
+        self, method: Method, name: str = "default", seed: int = 0, calibration: Calibration | None = None
+    ) -> Adapter:
         """Attach a new adapter, its tensors drawn from `seed`, and make it active; see `Attached.create`.
 
         The heads of the task are trained with it, whole; those that the checkpoint lacks are drawn from `seed` too.
         """
         purposes.check_method(method, self.purpose)
         adapter = super().create(
-            purposes.with_heads(method, self.heads, self.maps), name, seed, measured or self._measured(method)
+            purposes.with_heads(method, self.heads, self.maps), name, seed, calibration or self._calibration(method)
         )
         purposes.draw_(adapter.params, self.fresh_heads, self.model.config, seed)
         return adapter
 
-    def _measured(self, method: Method) -> Measured | None:
+    def _calibration(self, method: Method) -> Calibration | None:
         if not isinstance(method, LinearMethod) or method.source != "residual":
             return None
         if self.original is None:

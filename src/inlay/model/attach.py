@@ -1,7 +1,5 @@
-"""Putting adapters into a model and taking them out again, the model's own bytes untouched.
-
-An adapted layer stands in the place of the linear module that it wraps, and goes with the last adapter that needs it; the
-module itself, its weight and its name in the model never change.
+"""Attaching adapters to a model and detaching them: an adapted module replaces the linear module that it wraps until its last
+adapter is detached. The base's bytes, and the names of its modules, never change.
 """
 
 import contextlib
@@ -23,7 +21,7 @@ from inlay.model.adapted import Adapted, Route, Router
 from inlay.model.adapter import Adapter
 from inlay.model.experts import AdaptedExperts, experts_of, nested, unnested
 from inlay.model.fitting import check_heard, fit_, is_same
-from inlay.model.fresh import Measured
+from inlay.model.fresh import Calibration
 from inlay.model.layout import Layout
 from inlay.model.prompt_trial import PromptTrials
 from inlay.model.prompts import PromptedEmbedding
@@ -199,10 +197,12 @@ class Attached:
             task_type=self.task_type,
         )
 
-    def create(self, method: Method, name: str = "default", seed: int = 0, measured: Measured | None = None) -> Adapter:
+    def create(
+        self, method: Method, name: str = "default", seed: int = 0, calibration: Calibration | None = None
+    ) -> Adapter:
         """Attach a new adapter, its tensors drawn from `seed`, and make it active.
 
-        `measured` finds what its factors start from, where its initialiser needs to know more than the weights.
+        `calibration` gives what its initialiser needs beside the weights, by the path of each layer.
 
         **Raises:**
 
@@ -210,7 +210,7 @@ class Attached:
         - `ConfigError`: the name is taken, or the method does not fit a layer.
         """
         self._check_name(name)
-        params, shared = self.layout.fresh(method, torch.Generator().manual_seed(seed), measured)
+        params, shared = self.layout.fresh(method, torch.Generator().manual_seed(seed), calibration)
         left_out = self.layout.left_out(method)
         if left_out:
             warnings.warn(f"{name} leaves out {'; '.join(targets.reasons(left_out))}", stacklevel=3)

@@ -1,4 +1,4 @@
-"""New tensors of one map: drawn, or found in its weight or in what was measured of it."""
+"""New tensors of one map: drawn, or computed from its weight or a calibration."""
 
 from collections.abc import Callable, Mapping
 
@@ -9,12 +9,12 @@ from inlay.errors import ConfigError, TargetError, explain
 from inlay.methods._contract import LinearMethod, Params
 from inlay.model.linear import Linear
 
-Measured = Callable[[str], Tensor]
+Calibration = Callable[[str], Tensor]
 """The matrix that the factors of the map at a path are found in, see `inlay.initializers.Source`: float32."""
 
 
 def fresh(
-    method: LinearMethod, linear: Linear, path: str, generator: torch.Generator, measured: Measured | None
+    method: LinearMethod, linear: Linear, path: str, generator: torch.Generator, calibration: Calibration | None
 ) -> Params:
     """New tensors of one map."""
     try:
@@ -23,7 +23,7 @@ def fresh(
         raise ConfigError(f"{error}, or --exclude-modules {path.rpartition('.')[2]}") from None
     if method.source == "weight":
         return method.start(params, linear.weight(torch.float32), generator)
-    return method.start(params, _found(method, measured)(path), generator) if method.source else params
+    return method.start(params, _found(method, calibration)(path), generator) if method.source else params
 
 
 def check_source(method: LinearMethod, maps: Mapping[str, Linear]) -> None:
@@ -34,13 +34,13 @@ def check_source(method: LinearMethod, maps: Mapping[str, Linear]) -> None:
         raise TargetError(explain(what, found=wrong[:10], do="other --target-modules, or --initializer uniform"))
 
 
-def _found(method: LinearMethod, measured: Measured | None) -> Measured:
-    if measured is None:
+def _found(method: LinearMethod, calibration: Calibration | None) -> Calibration:
+    if calibration is None:
         raise ConfigError(
             explain(
-                "nothing was measured that this adapter could start from",
+                "this adapter's initialiser needs a calibration, and there was none",
                 found=f"{method.describe()}: it starts from the {method.source} of each layer",
                 do="inlay.train(base, rows, method=...), or inlay train",
             )
         )
-    return measured
+    return calibration

@@ -17,7 +17,7 @@ from inlay.methods import name_of
 from inlay.methods._contract import TOKEN_ROWS, BlockMethod, Decoder, LinearMethod, Method, Own, Params, PromptMethod
 from inlay.model import targets, trial
 from inlay.model.experts import Experts, experts_of, stacked
-from inlay.model.fresh import Measured, check_source, fresh
+from inlay.model.fresh import Calibration, check_source, fresh
 from inlay.model.frozen import QuantizedLinear
 from inlay.model.linear import Linear
 from inlay.names import is_inside, is_regex, selects, split
@@ -162,11 +162,11 @@ class Layout:
         return shapes
 
     def fresh(
-        self, method: Method, generator: torch.Generator, measured: Measured | None = None
+        self, method: Method, generator: torch.Generator, calibration: Calibration | None = None
     ) -> tuple[dict[str, Params], Params]:
         """New tensors of `method` for this model, by module path, and those that all modules share; see `wanted`.
 
-        `measured` finds what the tensors start from, where that is more than the weights as they are.
+        `calibration` gives what the initialiser needs beside the weights, by the path of each layer.
         """
         params: dict[str, Params] = {}
         shared: Params = {}
@@ -182,7 +182,7 @@ class Layout:
                     check_source(one, {path: linear})
                     params[path] = stacked([fresh(one, e, path, generator, None) for e in linear.each])
                 else:
-                    params[path] = fresh(one, linear, path, generator, measured)
+                    params[path] = fresh(one, linear, path, generator, calibration)
         elif isinstance(method, BlockMethod):
             params = {
                 path: method.init(self.blocks[key], generator) for path, key in self._block_places(method).items()

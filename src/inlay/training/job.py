@@ -32,8 +32,8 @@ from inlay.methods._contract import Method
 from inlay.model.adapter import Adapter
 from inlay.text import stops
 from inlay.training import going_on, keep, loop, tasks, watch
+from inlay.training.calibration import calibrate
 from inlay.training.data import Prepared
-from inlay.training.measure import measure
 from inlay.training.memory import peak_rss_bytes
 from inlay.training.settings import Plan, Settings, from_dict, plan
 from inlay.training.stop import Stop
@@ -46,7 +46,7 @@ LONGEST_DEFAULT = 2048
 """Rows are not made longer than this unless asked, whatever positions the model has: memory grows with it."""
 
 
-MEASURED = 64
+CALIBRATION_ROWS = 64
 """As many rows, spread over all, are looked at beforehand where an initialiser needs some."""
 
 
@@ -283,10 +283,10 @@ def prepare(
 
 
 def _new(base: Base, name: str, method: Method, train: Prepared, settings: Settings) -> Adapter:
-    """A new adapter, attached; where its start has to be measured on rows, on some of these."""
-    some = spread(train.examples, MEASURED)
-    method, measured = measure(base, method, some, settings.micro_batch_tokens, settings.seed)
-    return base.create(method, name, settings.seed, measured)
+    """A new adapter, attached; where its initialiser is calibrated on rows, on some of these."""
+    some = spread(train.examples, CALIBRATION_ROWS)
+    method, calibration = calibrate(base, method, some, settings.micro_batch_tokens, settings.seed)
+    return base.create(method, name, settings.seed, calibration)
 
 
 def train(

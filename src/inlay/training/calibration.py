@@ -1,4 +1,4 @@
-"""What an initialiser wants to know of a base beforehand: the inputs of its maps on some rows, or their weights' gradients.
+"""Calibration of an initialiser: the inputs of a base's layers on some rows, or the gradients of their weights.
 
     inputs      s V^T of X = U diag(s) V^T, for the inputs X of the map, row after row; the smallest s are dropped as it grows
     gradient    the largest singular values of d loss / d W, for the mean loss of one part of a batch
@@ -18,18 +18,18 @@ from inlay.base.base import Base
 from inlay.core import lowrank
 from inlay.errors import TargetError, explain
 from inlay.methods._contract import LinearBase, LinearMethod, Method, Params
-from inlay.model.fresh import Measured, check_source
+from inlay.model.fresh import Calibration, check_source
 from inlay.training import tasks
 
-NAME = "measured"
-"""What the probe is called while it is attached."""
+NAME = "calibration"
+"""What the recorder is called while it is attached."""
 
 Pair = tuple[Tensor, Tensor]
 """A matrix as a product: (rows, k) and (k, columns)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Probe(LinearMethod):
+class _Recorder(LinearMethod):
     """Adds nothing to the maps that another method changes, and sees what goes in."""
 
     kinds: ClassVar[tuple[str, ...]] = ("linear", "conv2d")
@@ -37,10 +37,10 @@ class _Probe(LinearMethod):
     look: Callable[[LinearBase, Tensor, Tensor], Tensor]
 
     def shapes(self, base: LinearBase) -> dict[str, tuple[int, ...]]:
-        return {"probe": ()}
+        return {"recorder": ()}
 
     def init(self, base: LinearBase, generator: torch.Generator) -> Params:
-        return {"probe": torch.zeros(())}
+        return {"recorder": torch.zeros(())}
 
     def delta(self, params: Params, x: Tensor, y: Tensor, base: LinearBase) -> Tensor:
         return self.look(base, x, y)
@@ -49,9 +49,9 @@ class _Probe(LinearMethod):
         return "nothing"
 
 
-def measure(
+def calibrate(
     base: Base, method: Method, examples: Sequence[Any], max_tokens: int | None, seed: int
-) -> tuple[Method, Measured | None]:
+) -> tuple[Method, Calibration | None]:
     """`method` with its ranks, and what it starts from, by the path of each map; None where that needs no rows.
 
     **Arguments:**
@@ -68,7 +68,7 @@ def measure(
     look = _Inputs(method.num_found, seed) if method.source == "inputs" else _Gradient(method.num_found, seed)
     paths, task = base.layout.paths(method), tasks.of(base)
     check_source(method, {path: base.maps[path] for path in paths})
-    base.create(_Probe(look=look, target_modules=tuple(paths)), NAME)
+    base.create(_Recorder(look=look, target_modules=tuple(paths)), NAME)
     try:
         with base.using(NAME):
             if isinstance(look, _Inputs):
