@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from inlay.core.recall import MIN_ELEMENTS, recalling
+from inlay.core.recompute import MIN_ELEMENTS, recomputing
 from inlay.kernels import native, pointwise
 from inlay.model import fused
 from tests.support.tolerances import assert_close
@@ -298,16 +298,16 @@ def test_the_trial_compares_with_the_kernel(monkeypatch):
     assert not any("forward" in vars(part) for part in model)
 
 
-@pytest.mark.parametrize("recall", [False, True])
-def test_gradients_through_it_are_those_of_the_module(recall):
+@pytest.mark.parametrize("recomputed", [False, True])
+def test_gradients_through_it_are_those_of_the_module(recomputed):
     torch.manual_seed(0)
     model = nn.Sequential(Norm(64), Mlp(64)).requires_grad_(False).eval()
     x = torch.randn(1, 1 + MIN_ELEMENTS // 64, 64, requires_grad=True)
     expected = model(x)
     (gradient,) = torch.autograd.grad(expected.pow(2).sum(), x)
     fused.fuse_(model, torch.float32)
-    if recall:
-        with recalling():
+    if recomputed:
+        with recomputing():
             out = model(x)
     else:
         out = model(x)
@@ -322,16 +322,16 @@ def test_what_it_makes_again_is_what_it_made():
     model = nn.Sequential(Norm(64), Mlp(64)).requires_grad_(False).eval()
     fused.fuse_(model, torch.float32)
     x = torch.randn(1, 1 + MIN_ELEMENTS // 64, 64, requires_grad=True)
-    with recalling():
+    with recomputing():
         kept = model(x)
     nodes = [kept.grad_fn]
     for node in nodes:
         nodes += [following for following, _ in node.next_functions if following is not None]
     made = {node.name(): node for node in nodes}
     product, norm = made["_SiluGateBackward"], made["_RmsNormBackward"]
-    assert torch.equal(product._forward_cls.again(product), pointwise.silu_gate(*product.saved_tensors))
+    assert torch.equal(product._forward_cls.recomputed(product), pointwise.silu_gate(*product.saved_tensors))
     x, weight, _ = norm.saved_tensors
-    assert torch.equal(norm._forward_cls.again(norm), pointwise.rms_norm(x, weight, norm.eps)[0])
+    assert torch.equal(norm._forward_cls.recomputed(norm), pointwise.rms_norm(x, weight, norm.eps)[0])
 
 
 def test_a_norm_that_is_trained_does_itself():

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 import inlay
 from inlay.base.load import load
-from inlay.core import recall
+from inlay.core import recompute
 from inlay.core.cross_entropy import cross_entropy_sum
 from inlay.text.mask import Example
 from inlay.training import batch, loss, memory
@@ -64,7 +64,7 @@ def _assert_the_same(base, rows, rel=1e-5):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_packed_rows_have_the_loss_and_the_gradients_of_padded_ones(tmp_path, monkeypatch, name):
-    monkeypatch.setattr(recall, "MIN_ELEMENTS", 1)
+    monkeypatch.setattr(recompute, "MIN_ELEMENTS", 1)
     monkeypatch.setattr(memory, "RECALL_BYTES", 0)  # whatever can be made again is
     family, changes = FAMILIES[name]
     base = _base(tmp_path / "base", family, **changes)
@@ -100,15 +100,15 @@ def test_rows_of_any_lengths_and_masks_have_the_loss_and_the_gradients_of_padded
         trained = torch.randint(0, 2, (len(row.input_ids),), generator=generator).bool().tolist()
         rows.append(Example(row.input_ids, (*trained[:-1], True), "row"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recall, "MIN_ELEMENTS", least)
+        patch.setattr(recompute, "MIN_ELEMENTS", least)
         patch.setattr(memory, "RECALL_BYTES", 0)
         _assert_the_same(llama, rows, rel=1e-6)
 
 
 def test_what_can_be_made_again_is_kept_where_there_is_little_of_it(llama, monkeypatch):
     packed = []
-    real = recall._pack
-    monkeypatch.setattr(recall, "_pack", lambda tensor: packed.append(tensor.shape) or real(tensor))
+    real = recompute._pack
+    monkeypatch.setattr(recompute, "_pack", lambda tensor: packed.append(tensor.shape) or real(tensor))
     size = memory.activation_bytes(llama, sum(batch.pack(_rows()).lengths))
     for least, asked in ((size + 1, False), (size, True)):
         monkeypatch.setattr(memory, "RECALL_BYTES", least)

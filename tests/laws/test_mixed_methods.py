@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from inlay.base.load import load
-from inlay.core.recall import recalling
+from inlay.core.recompute import recomputing
 from inlay.errors import TargetError
 from inlay.methods.lora import Lora
 from inlay.text.mask import Example
@@ -91,7 +91,7 @@ def test_packed_rows_have_the_loss_and_gradients_of_padded_ones(held, name):
     assert_close(packed, sum(alone), torch.float32, DEPTH)
     for ours, theirs in zip(gradients, expected, strict=True):
         assert_close(ours, theirs, torch.float32, DEPTH)
-    with recalling():  # activations that are cheap to make again are not kept
+    with recomputing():  # activations that are cheap to make again are not kept
         again = torch.autograd.grad(loss.loss_of(held, rows), tensors)
     assert all(torch.equal(a, b) for a, b in zip(again, gradients, strict=True))
 

@@ -179,7 +179,7 @@ class Base(Attached):
 
     def _known(self, file: peft.PeftAdapter) -> peft.PeftAdapter:
         purposes.check_method(file.method, self.purpose)
-        return file._replace(method=purposes.without_strangers(file.method, self.layout.modules, self.purpose))
+        return file._replace(method=purposes.without_unknown_heads(file.method, self.layout.modules, self.purpose))
 
     @property
     def about_base(self) -> dict[str, Any]:

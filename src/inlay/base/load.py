@@ -266,8 +266,8 @@ def _fill_(
         for (path, placeholder), matrix in zip(placeholders.items(), matrices, strict=True)
         if matrix.shape != placeholder.shape
     ]
-    strangers = set(packed) - set(names.values()) if purpose.task == CAUSAL_LM else ()  # classifiers have no decoder
-    problems += [f"{name}: this model has no linear map of that name" for name in sorted(strangers)]
+    unexpected = set(packed) - set(names.values()) if purpose.task == CAUSAL_LM else ()  # classifiers have no decoder
+    problems += [f"{name}: this model has no linear map of that name" for name in sorted(unexpected)]
     if problems:
         raise FormatError(
             explain("this checkpoint's quantised weights are not its model's", found=problems[:10], do="quantize again")

@@ -38,8 +38,8 @@ def check(name: str, file: PeftAdapter, base: "Base", force: bool) -> None:
     trained_on = file.record.get("base", {})
     if not trained_on:
         _check_name(name, file.base_name, base, force)
-    akin = _is_akin(trained_on, base)
-    problems = [] if force else _problems(trained_on, file.record.get(meaning.KEY, {}), base, akin)
+    other_precision = _is_other_precision(trained_on, base)
+    problems = [] if force else _problems(trained_on, file.record.get(meaning.KEY, {}), base, other_precision)
     if problems:
         raise CompatibilityError(
             explain(
@@ -48,7 +48,7 @@ def check(name: str, file: PeftAdapter, base: "Base", force: bool) -> None:
                 do="use the base it names, or pass --force to run it anyway: answers will be wrong in ways that look right",
             )
         )
-    if akin:
+    if other_precision:
         _say(
             f"{name} was trained on the same weights in another precision "
             f"({trained_on.get('name')}, sha256 {short(trained_on.get('weights'))}): answers will differ a little"
@@ -64,10 +64,12 @@ def check(name: str, file: PeftAdapter, base: "Base", force: bool) -> None:
         _say(f"answers ended at the tokens {ends} where {name} was trained, and end at {base.computes['ends']} here")
 
 
-def _problems(trained_on: Mapping[str, Any], computed: Mapping[str, Any], base: "Base", akin: bool) -> list[str]:
+def _problems(
+    trained_on: Mapping[str, Any], computed: Mapping[str, Any], base: "Base", other_precision: bool
+) -> list[str]:
     ours = base.fingerprint
     same_file = trained_on.get("tokenizer") in (None, ours.tokenizer)
-    parts = ["weights"] if not akin and trained_on.get("weights") is not None else []
+    parts = ["weights"] if not other_precision and trained_on.get("weights") is not None else []
     parts += [] if "tokenizer" in computed or same_file else ["tokenizer"]
     found = [
         f"{part} sha256 {short(trained_on[part])} ({trained_on.get('name')}), this base ({base.checkpoint.name}) has "
@@ -78,7 +80,7 @@ def _problems(trained_on: Mapping[str, Any], computed: Mapping[str, Any], base: 
     return found + (meaning.differences(computed, base.computes, same_file) if computed else [])
 
 
-def _is_akin(trained_on: Mapping[str, Any], base: "Base") -> bool:
+def _is_other_precision(trained_on: Mapping[str, Any], base: "Base") -> bool:
     """An adapter's base is not this one, but both are the same weights, one of them or both quantised."""
     if trained_on.get("weights") in (None, base.fingerprint.weights):
         return False

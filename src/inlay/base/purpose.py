@@ -99,7 +99,7 @@ def with_heads(method: Method, heads: list[str], maps: Iterable[str]) -> Method:
     return dataclasses.replace(method, **changes)
 
 
-def without_strangers(method: Method, paths: Iterable[str], purpose: Purpose) -> Method:
+def without_unknown_heads(method: Method, paths: Iterable[str], purpose: Purpose) -> Method:
     """`method` without those names of heads that this model does not have: `peft` writes the usual ones into every file."""
     names = method.modules_to_save
     if not purpose.heads or not names or is_regex(names):

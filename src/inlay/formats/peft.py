@@ -272,8 +272,8 @@ def _params(path: Path, tensors: Mapping[str, Tensor], method: Method) -> tuple[
             copies[module] = tensors[key]
         else:
             params.setdefault(module, {})[name] = flat(tensors[key], method.peft_kernels.get(name))
-    strangers = [f"{path}{INNER}.weight" for path in copies if path not in params]
-    problems += [f"{key}: no tensor of {_type_name(type(method))} has that name" for key in strangers]
+    unexpected = [f"{path}{INNER}.weight" for path in copies if path not in params]
+    problems += [f"{key}: no tensor of {_type_name(type(method))} has that name" for key in unexpected]
     if not tensors:
         problems.append("no tensor at all")
     if problems:

@@ -154,12 +154,12 @@ def unnested(file: PeftAdapter, maps: Mapping[str, Linear]) -> PeftAdapter:
     """An adapter's file with the tensors of experts where this model has the parameters; see `nested`."""
     every = [path for path, linear in maps.items() if isinstance(linear, Experts)]
     chosen = [path for path in every if any(is_named(name, path) for name in file.parameters)]
-    strangers = [name for name in file.parameters if not any(is_named(name, path) for path in every)]
-    if strangers:
+    unexpected = [name for name in file.parameters if not any(is_named(name, path) for path in every)]
+    if unexpected:
         raise CompatibilityError(
             explain(
                 "this adapter changes parameters that are not experts of this model",
-                found=[f"{name} of target_parameters" for name in strangers[:10]],
+                found=[f"{name} of target_parameters" for name in unexpected[:10]],
                 do="the base it was trained on, or train it again without them: routers are left alone here",
             )
         )

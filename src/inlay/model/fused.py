@@ -10,7 +10,7 @@ function of a model's file for as long as the model is called. Models write thes
 other things under these names, so each is recognised by what it does (`inlay.model.equivalence`) and left alone where there is
 a doubt.
 
-What these functions give is not kept for the backward pass where `inlay.core.recall` is at work: `again` makes it anew.
+Their outputs are not kept for the backward pass within `inlay.core.recompute`: `recomputed` makes them again.
 """
 
 import contextlib
@@ -48,7 +48,7 @@ class _RmsNorm(torch.autograd.Function):
         return pointwise.rms_norm_backward(grad_outputs[0], *ctx.saved_tensors), None, None
 
     @staticmethod
-    def again(ctx: Any) -> Tensor:
+    def recomputed(ctx: Any) -> Tensor:
         x, weight, _ = ctx.saved_tensors
         return pointwise.rms_norm(x, weight, ctx.eps)[0]
 
@@ -65,7 +65,7 @@ class _SiluGate(torch.autograd.Function):
         return pointwise.silu_gate_backward(grad_outputs[0], *ctx.saved_tensors)
 
     @staticmethod
-    def again(ctx: Any) -> Tensor:
+    def recomputed(ctx: Any) -> Tensor:
         return pointwise.silu_gate(*ctx.saved_tensors)
 
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from inlay.base.base import Base
 from inlay.core.cross_entropy import cross_entropy_sum, head_cross_entropy_sum
-from inlay.core.recall import recalling
+from inlay.core.recompute import recomputing
 from inlay.kernels.attention import document_attention
 from inlay.model import targets
 from inlay.model.adapted import Adapted
@@ -85,7 +85,7 @@ def _hidden(base: Base, packed: batch.Packed) -> Tensor:
         _attention_of(body.config),
         prefixes_of(base.router, body.config),
         rotation_of(body),
-        recalling() if is_large else contextlib.nullcontext(),
+        recomputing() if is_large else contextlib.nullcontext(),
     ):
         out = body(
             input_ids=packed.input_ids[None].to(device),

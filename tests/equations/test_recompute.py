@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from inlay.core import recall
-from inlay.core.recall import MIN_ELEMENTS, recalling
+from inlay.core import recompute
+from inlay.core.recompute import MIN_ELEMENTS, recomputing
 from inlay.core.routed import Factors, Segment, routed
 
 TOKENS, WIDTH, INNER = 257, 67, 131
@@ -55,7 +55,7 @@ def test_gradients_are_the_same_bit_for_bit(dtype, activation):
     call, tensors = _block(dtype, ACTIVATIONS[activation])
     tensors = [t.requires_grad_() for t in tensors]
     plain = torch.autograd.grad(call(*tensors).float().pow(2).sum(), tensors)
-    with recalling():
+    with recomputing():
         out = call(*tensors)
     for gradient, expected in zip(torch.autograd.grad(out.float().pow(2).sum(), tensors), plain, strict=True):
         assert torch.equal(gradient, expected)
@@ -84,15 +84,15 @@ def _as_torch_does():
 
 def test_of_a_block_its_inputs_and_the_outputs_of_its_maps_are_kept():
     size = 4 * TOKENS
-    ours, torchs = (_kept_bytes(torch.float32, hooks) for hooks in (recalling, _as_torch_does))
+    ours, torchs = (_kept_bytes(torch.float32, hooks) for hooks in (recomputing, _as_torch_does))
     assert torchs - ours == size * (2 * INNER + WIDTH)  # silu(g), p, y
-    ours, torchs = (_kept_bytes(torch.bfloat16, hooks) for hooks in (recalling, _as_torch_does))
+    ours, torchs = (_kept_bytes(torch.bfloat16, hooks) for hooks in (recomputing, _as_torch_does))
     assert torchs - ours == size // 2 * (2 * INNER + WIDTH) + size // 2 * WIDTH  # and half of the widened x
 
 
 def test_a_tensor_that_was_changed_in_place_is_not_computed_from():
     x = torch.randn(TOKENS, WIDTH, requires_grad=True)
-    with recalling():
+    with recomputing():
         y = x + 1
         z = y * y
     y.add_(1)
@@ -103,7 +103,7 @@ def test_a_tensor_that_was_changed_in_place_is_not_computed_from():
 @pytest.mark.parametrize(("size", "is_kept"), [(MIN_ELEMENTS - 1, True), (MIN_ELEMENTS, False)])
 def test_small_tensors_are_kept(size, is_kept):
     tensor = nn.functional.silu(torch.randn(size, requires_grad=True))
-    assert (recall._pack(tensor)().data_ptr() == tensor.data_ptr()) == is_kept
+    assert (recompute._pack(tensor)().data_ptr() == tensor.data_ptr()) == is_kept
 
 
 @settings(max_examples=30, deadline=None)
@@ -133,7 +133,7 @@ def test_any_chain_of_pointwise_operations_has_its_gradient(data):
         return torch.autograd.grad((h.exp().clamp(max=9) * h).sum(), [x, other], allow_unused=True)
 
     plain = run()
-    with recalling():
+    with recomputing():
         ours = run()
     for gradient, expected in zip(ours, plain, strict=True):
         assert (gradient is None) == (expected is None)

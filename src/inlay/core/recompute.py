@@ -1,4 +1,4 @@
-"""What the backward pass needs and can cheaply make again is not kept for it.
+"""Activation recomputation, tensor by tensor: what the backward pass needs and can cheaply recompute is not kept for it.
 
 Autograd keeps every tensor that some gradient is computed from, although many of them are pointwise functions of others
 that it keeps as well:
@@ -6,11 +6,11 @@ that it keeps as well:
     gated MLP   p = silu(g) * u    g and u are kept; torch keeps silu(g), and p as the input of the next map
     RMS norm    y = w * (x * s)    x and s (one number per token) are kept; torch keeps y as the input of the next maps
 
-Within `recalling()` such a tensor is packed as the node of the graph that made it. When the backward pass asks, the same
-operation on the same numbers makes it again, bit for bit. The node's own operands are still there: it runs backward only
+Within `recomputing()` such a tensor is packed as the node of the graph that made it. When the backward pass asks, the same
+operation on the same numbers recomputes it, bit for bit. The node's own operands are still there: it runs backward only
 after everything that its output went into. At the widths of SmolLM2-135M this is half of what a layer keeps.
 
-A `torch.autograd.Function` of ours says so itself, by a static method `again` that makes its output from its context.
+A `torch.autograd.Function` of ours says so itself, by a static method `recomputed` that makes its output from its context.
 
 A tensor that was widened (bfloat16 to float32, as norms do) is kept as narrow as it came. Everything else, and every
 operation that is not in the table below, is kept as autograd would keep it.
@@ -30,12 +30,12 @@ MIN_ELEMENTS = 1 << 14
 """Smaller tensors are kept: what they take is less than the work of leaving them out."""
 
 Made = Callable[[], Tensor]
-"""Makes a tensor again."""
+"""Recomputes a tensor."""
 
 
 @contextlib.contextmanager
-def recalling() -> Iterator[None]:
-    """Within the block the graph keeps no tensor that it can cheaply make again from the others."""
+def recomputing() -> Iterator[None]:
+    """Within the block the graph keeps no tensor that it can cheaply recompute from the others."""
     with saved_tensors_hooks(_pack, _unpack):
         yield
 
@@ -61,12 +61,12 @@ def _unpack(made: Made) -> Tensor:
 
 
 def _made(node: Node) -> Made | None:
-    """How the output of `node` is made again from what the graph keeps; None where it can't be, or not cheaply."""
+    """How the output of `node` is recomputed from what the graph keeps; None where it can't be, or not cheaply."""
     rule = _RULES.get(node.name())
     if rule is not None:
         return rule(node)
-    again: Callable[[Node], Tensor] | None = getattr(getattr(node, "_forward_cls", None), "again", None)
-    return None if again is None else lambda: again(node)
+    own: Callable[[Node], Tensor] | None = getattr(getattr(node, "_forward_cls", None), "recomputed", None)
+    return None if own is None else lambda: own(node)
 
 
 def _silu(node: Any) -> Made:
