@@ -93,7 +93,10 @@ def test_what_a_task_does_not_do_is_refused(tmp_path, capsys):
         (train(place, task, "--show-tokens", 1), "--show-tokens 1 with --task sequence-classification"),
         (train(place, task, "--too-long", "window"), "too_long=window"),
         (train(place, "seq2seq"), "AutoModelForSeq2SeqLM"),
-        (train(place, "token-classification"), "rows for token-classification have tokens and tags"),
+        (
+            train(place, "token-classification"),
+            "some rows don't have tokens and tags, which token-classification needs",
+        ),
         (train(place, "embedding"), '{"anchor": "...", "positive": "..."}'),
         (["eval", place / "base", place / "rows.jsonl", "--task", task, "--scores", "bleu"], "--scores bleu"),
         (["eval", place / "base", place / "rows.jsonl", "--task", task, "--max-new-tokens", 3], "--max-new-tokens 3"),

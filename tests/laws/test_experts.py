@@ -208,7 +208,7 @@ def test_experts_that_are_trained_whole_stand_in_the_place_of_the_base_s(family)
 
 
 def test_experts_are_trained_whole_or_by_factors():
-    with pytest.raises(TargetError, match="trained whole by modules_to_save, or by factors"):
+    with pytest.raises(TargetError, match="both whole and by factors"):
         attach(models.model("mixtral"), inlay.Lora(r=2, modules_to_save="experts"))
     assert attach(models.model("mixtral"), inlay.Full()).adapters
 

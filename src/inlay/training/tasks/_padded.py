@@ -92,7 +92,7 @@ class PaddedTask(Task):
         if problems:
             found = few(problems)
             raise DataError(
-                explain(f"some rows are none of {self.name}, which have {self.keys}", found=found, do=self.example)
+                explain(f"some rows don't have {self.keys}, which {self.name} needs", found=found, do=self.example)
             )
         return rows
 
