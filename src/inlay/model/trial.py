@@ -77,14 +77,14 @@ def silent(modules: Mapping[str, nn.Module], paths: Iterable[str]) -> dict[str, 
 
     Experts that no token of a trial went to are not silent: a part of a list is left alone if another part was called.
     """
-    model, zeros = modules[""], dict[str, list[Tensor]]()
+    model = modules[""]
     if not can_be_tried(model):
         return {}
     try:
         with undisturbed(model), torch.enable_grad():
-            was_called, out = _called_paths(modules, zeros)
+            zeros, out = _with_all_zeros(modules)
         kept = {id(leaf) for leaf in _leaves(_tensors(tuple(out.values())))}
-        idle = [path for path in paths if path not in was_called and not _is_alternative(modules, path, was_called)]
+        idle = [path for path in paths if path not in zeros and not _is_alternative(modules, path, zeros)]
         with undisturbed(model), torch.no_grad():
             read = _read(model, {path: modules[path] for path in idle})
     except Exception:  # any model's code may refuse in any way; what it runs is then not known
@@ -158,9 +158,9 @@ def _kept(module: nn.Module) -> dict[str, int]:
     return {name: id(value) for name, value in vars(module).items() if isinstance(value, Tensor)}
 
 
-def _called_paths(modules: Mapping[str, nn.Module], zeros: dict[str, list[Tensor]]) -> tuple[set[str], Any]:
-    """The modules that a call goes through, and what it answers; `zeros` are then what was added to what each module says."""
-    model = modules[""]
+def _with_all_zeros(modules: Mapping[str, nn.Module]) -> tuple[dict[str, list[Tensor]], Any]:
+    """The zeros that a call has added to the outputs of each module that it goes through, by path; and what it answers."""
+    model, zeros = modules[""], dict[str, list[Tensor]]()
     hooks = {path: functools.partial(_add_zeros, zeros, path) for path in modules if path}
     handles = [modules[path].register_forward_hook(hook) for path, hook in hooks.items()]
     try:
@@ -168,7 +168,7 @@ def _called_paths(modules: Mapping[str, nn.Module], zeros: dict[str, list[Tensor
     finally:
         for handle in handles:
             handle.remove()
-    return set(zeros), out
+    return zeros, out
 
 
 def _add_zeros(zeros: dict[str, list[Tensor]], path: str, module: nn.Module, given: Any, out: Any) -> Any:
@@ -185,7 +185,7 @@ def _with_zeros(value: Any, zeros: list[Tensor]) -> Any:
     return value
 
 
-def _is_alternative(modules: Mapping[str, nn.Module], path: str, seen: set[str]) -> bool:
+def _is_alternative(modules: Mapping[str, nn.Module], path: str, seen: Mapping[str, Any]) -> bool:
     """It is in a part of a list, or dictionary, of which another part was called, and its own was not: an expert."""
     names = path.split(".")
     for i in range(1, len(names)):
@@ -196,7 +196,7 @@ def _is_alternative(modules: Mapping[str, nn.Module], path: str, seen: set[str])
     return False
 
 
-def _any_inside(path: str, seen: Iterable[str]) -> bool:
+def _any_inside(path: str, seen: Mapping[str, Any]) -> bool:
     return any(other == path or other.startswith(f"{path}.") for other in seen)
 
 

@@ -317,18 +317,17 @@ class _Row:
     def _behind_thought(self, made: Rendered, i: int, prompt: str, stop: int, appended: str, notes: list[str]) -> Draft:
         """The answer of turn i behind a generation prompt that opens a thought which the template does not write."""
         opened = opened_thought(prompt)
+        lost = [fault for fault in made.faults if fault.piece.turn == i]
         if opened is None or not made.text.startswith(prompt[: opened[0]]):
-            lost = [fault for fault in made.faults if fault.piece.turn == i]
             if lost:
                 raise refusal(lost[0], self.source, self.tokenizer.name_or_path)
             raise self._disagreement(i, prompt[-60:], made.text[: made.extents[i][0]][-60:])
         start, closing = opened
         rest, tag = made.text[start:stop], prompt[start:].strip()
-        own = " ".join(fault.piece.text for fault in made.faults if fault.piece.turn == i)
+        own = " ".join(fault.piece.text for fault in lost)
         cut = _cut(rest, tag, closing, bool(own))
         if cut is None:
-            lost = next(fault for fault in made.faults if fault.piece.turn == i)
-            raise refusal(lost, self.source, self.tokenizer.name_or_path)
+            raise refusal(lost[0], self.source, self.tokenizer.name_or_path)
         is_written = rest.lstrip().startswith(tag)  # by the template, with other white space
         front = f"{own}\n{closing}\n\n" if own or not is_written else ""
         notes = notes if own or is_written else [*notes, THOUGHT]
