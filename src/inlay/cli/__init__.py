@@ -116,17 +116,37 @@ _GRACE_SECONDS = 2.0
 
 
 WAITING = {"OMP_WAIT_POLICY": "PASSIVE"}
-"""How threads wait for each other: asleep. By default they spin, and where another program wants a core they keep it from the
-thread that all wait for: measured beside other programs, a step took up to 16 times as long (benchmarks/busy.py)."""
+"""How threads wait for each other beside other programs: asleep. By default they spin, and where another program wants a core
+they keep it from the thread that all wait for: a step took up to 16 times as long. On a quiet machine sleeping costs 6 to 22 %
+of a step (benchmarks/busy.py), so that threads spin there."""
 
 WAITING_OF_THE_USER = (*WAITING, "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 """The variables by which it can be said otherwise; whatever one of them says stays."""
 
+BUSY_LOAD = 0.5
+"""The load of the last minute from which on others are taken to compute: half a core."""
+
+_LOAD = Path("/proc/loadavg")
+
 
 def _let_threads_sleep() -> None:
     """Set how threads wait, before torch loads the library that reads it."""
-    if "torch" not in sys.modules and not any(name in os.environ for name in WAITING_OF_THE_USER):
+    if "torch" not in sys.modules and not any(name in os.environ for name in WAITING_OF_THE_USER) and _others_compute():
         os.environ.update(WAITING)
+
+
+def _others_compute() -> bool:
+    """Other programs have computed in the last minute and, where the system tells, do so now."""
+    try:
+        if os.getloadavg()[0] < BUSY_LOAD:
+            return False
+    except (AttributeError, OSError):  # a system that has no load
+        return False
+    try:
+        running = int(_LOAD.read_text(encoding="ascii").split()[3].partition("/")[0])
+    except (OSError, ValueError, IndexError):
+        return True
+    return running > 1  # more than this process: the minute's load was not a command before this one
 
 
 def _interrupter() -> Callable[[int, object], None]:
