@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralFo
 
 from inlay import quant
 from inlay.cli.demo import BASE
-from inlay.quant._contract import Packed, Scheme
+from inlay.quant.contract import Packed, Scheme
 
 SHAPES = {
     "135m": dict(

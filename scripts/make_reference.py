@@ -28,7 +28,7 @@ PAGES = {
         "inlay.training.job",
         "inlay.training.settings",
     ],
-    "contract": ["inlay.methods._contract", "inlay.quant._contract"],
+    "contract": ["inlay.methods.contract", "inlay.quant.contract"],
     "errors": ["inlay.errors"],
     "exchange-format": [
         "inlay.formats.peft",
@@ -47,7 +47,7 @@ def main() -> None:
         sys.exit(f"error: public names of inlay without a docstring: {', '.join(missing)}")
     OUTPUT.mkdir(exist_ok=True)
     pages = PAGES | {f"method-{name}": [f"inlay.methods.{name}"] for name in methods.names()}
-    starts = ["_contract", *initializers.names()]
+    starts = ["contract", *initializers.names()]
     pages |= {"initializers": [f"inlay.initializers.{name}" for name in starts]}
     pages |= {f"scheme-{name}": [f"inlay.quant.{name}"] for name in quant.names()}
     for page, modules in pages.items():

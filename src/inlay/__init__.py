@@ -38,7 +38,8 @@ _HOMES = {
 def __dir__() -> list[str]:
     """The public names: those of `__all__` and the classes of the methods, read from their files without importing them."""
     files = (Path(__file__).parent / "methods").glob("[!_]*.py")
-    classes = (re.findall(r"^class ([A-Z]\w*)", file.read_text("utf-8"), re.MULTILINE) for file in files)
+    methods = (file for file in files if file.stem != "contract")
+    classes = (re.findall(r"^class ([A-Z]\w*)", file.read_text("utf-8"), re.MULTILINE) for file in methods)
     return sorted({*__all__, *(name for names in classes for name in names)})
 
 

@@ -9,10 +9,14 @@ from inlay.errors import UnknownNameError, explain, nearest
 
 Kind = TypeVar("Kind")
 
+CONTRACT = "contract"
+"""The file of a folder that says what such a thing is."""
+
 
 def names(folder: Iterable[str]) -> list[str]:
-    """The files of a package's `__path__` that do not begin with an underscore, by name."""
-    return sorted(module.name for module in pkgutil.iter_modules(folder) if not module.name.startswith("_"))
+    """The files of a package's `__path__`, by name: not its contract, and not those that begin with an underscore."""
+    found = {module.name for module in pkgutil.iter_modules(folder) if not module.name.startswith("_")}
+    return sorted(found - {CONTRACT})
 
 
 def find(package: str, known: list[str], name: str, kind: type[Kind], what: str, choice: str) -> type[Kind]:

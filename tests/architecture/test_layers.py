@@ -27,7 +27,7 @@ LAYERS = [
 
 HEIGHT = {name: len(LAYERS) - i for i, layer in enumerate(LAYERS) for name in layer}
 ALONE = {"methods", "quant", "initializers"}
-"""Folders whose files know only those that begin with an underscore; these know the `_contract` alone, and that none."""
+"""Folders whose files know only the contract and those that begin with an underscore; these know the contract alone, and that none."""
 
 IMPORTERS = {"import_module", "__import__", "find_spec", "resolve_name", "run_module"}
 """Functions of the standard library that take the name of a module."""
@@ -114,12 +114,14 @@ def _problem(own, file, name):
     if target == own:
         inner = rest[1] if len(rest) > 1 else ""
         by_name = file == "__init__" and not inner  # a folder finds its own files by their names
-        shared = inner.startswith("_") and (inner == "_contract" or not file.startswith("_"))
+        shared = file != "contract" and (inner == "contract" or (inner.startswith("_") and not file.startswith("_")))
         if own in ALONE and not shared and not by_name:
             return f"a file of {own} knows only what the folder shares, not {name}"
         return None
     if HEIGHT[target] >= HEIGHT[own]:
         return f"{own} may not import {target}"
+    if any(part.startswith("_") for part in rest[1:]):
+        return f"{name} is private to {target}"
     return None
 
 
@@ -133,16 +135,22 @@ def test_every_import_goes_down():
         ("core/routed.py", "from inlay.methods import lora", "core may not import methods"),
         ("formats/peft.py", "import inlay.base.base", "formats may not import base"),
         ("methods/lora.py", "from inlay.text import mask", "methods may not import text"),
+        ("base/load.py", "from inlay.text import _renderer", "inlay.text._renderer is private to text"),
+        (
+            "base/load.py",
+            "from inlay.methods.lora import _scaling",
+            "inlay.methods.lora._scaling is private to methods",
+        ),
         ("model/attach.py", "from inlay.base import base", "model may not import base"),
         ("io/records.py", "from inlay.formats import peft", "io may not import formats"),
         ("base/load.py", "from inlay.export import merge", "base may not import export"),
         ("methods/dora.py", "from inlay.methods.lora import Lora", "knows only what the folder shares"),
         ("methods/__init__.py", "from inlay.methods import lora", "knows only what the folder shares"),
         ("methods/__init__.py", "from inlay.methods.lora import Lora", "knows only what the folder shares"),
-        ("methods/_contract.py", "def f():\n    import inlay.methods.lora", "knows only what the folder shares"),
-        ("methods/_contract.py", "from inlay.methods import find", "knows only what the folder shares"),
-        ("methods/_contract.py", "import inlay.methods", "knows only what the folder shares"),
-        ("quant/nf4.py", "from inlay.methods import _contract", "quant may not import methods"),
+        ("methods/contract.py", "def f():\n    import inlay.methods.lora", "knows only what the folder shares"),
+        ("methods/contract.py", "from inlay.methods import find", "knows only what the folder shares"),
+        ("methods/contract.py", "import inlay.methods", "knows only what the folder shares"),
+        ("quant/nf4.py", "from inlay.methods import contract", "quant may not import methods"),
         ("base/base.py", "import inlay", "the package itself is above base"),
         ("cli/train.py", "import os, inlay as package", "the package itself is above cli"),
         ("base/base.py", "from inlay import *", "* is in no layer"),
@@ -200,8 +208,8 @@ def test_a_planted_violation_is_found(tmp_path, file, code, problem):
 @pytest.mark.parametrize(
     ("file", "code"),
     [
-        ("methods/lora.py", "import torch\nfrom inlay.methods._contract import LinearMethod\nimport inlay.core"),
-        ("methods/__init__.py", "from inlay.methods._contract import LinearMethod"),
+        ("methods/lora.py", "import torch\nfrom inlay.methods.contract import LinearMethod\nimport inlay.core"),
+        ("methods/__init__.py", "from inlay.methods.contract import LinearMethod"),
         ("methods/__init__.py", "import importlib\nimportlib.import_module(f'{__name__}.{name}')"),
         ("cli/_command.py", "import importlib\nimportlib.import_module(f'inlay.cli.{name}')"),
         ("training/job.py", "from inlay import __version__, methods"),

@@ -19,7 +19,7 @@ import dataclasses
 
 import torch
 
-from inlay.methods._contract import LinearMethod
+from inlay.methods.contract import LinearMethod
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

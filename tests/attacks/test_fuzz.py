@@ -25,7 +25,7 @@ def test_no_input_ends_in_a_traceback_a_hang_or_gigabytes(home, tmp_path):
 
 
 PLANTED = {
-    "unforeseen: Inlay failed": "from inlay.io import _safe; _safe.read_json = lambda path, limit=0: 1 / 0",
+    "unforeseen: Inlay failed": "from inlay.io import json_files; json_files.read_json = lambda path, limit=0: 1 / 0",
     "no end": "import inlay.cli; inlay.cli.main = lambda arguments: __import__('time').sleep(99)",
     "GB of memory": "import inlay.cli; inlay.cli.main = lambda arguments: len(bytes(range(256)) * 400_000) * 0",
 }

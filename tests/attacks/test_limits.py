@@ -11,7 +11,7 @@ from inlay.cli._command import layers, read_config
 from inlay.errors import ConfigError, FormatError
 from inlay.fields import MAX_SHOWN, shown
 from inlay.formats.peft import CONFIG, TENSORS
-from inlay.io import _safe
+from inlay.io import json_files, safetensors
 from inlay.io.records import RECORD
 from tests.support.command import run
 from tests.support.refusals import generate, refused, train
@@ -58,16 +58,16 @@ def test_a_configuration_of_8_gb_is_not_read(place, capsys):
 def test_no_more_is_read_of_a_file_that_grows(tmp_path, monkeypatch):
     path = tmp_path / "a.json"
     path.write_text("{}" + " " * 100)
-    assert _safe.read_json(path, 102) == {}
+    assert json_files.read_json(path, 102) == {}
     with pytest.raises(FormatError, match="102 bytes; at most 101"):
-        _safe.read_json(path, 101)
+        json_files.read_json(path, 101)
 
     class Small:
         st_size, st_mode = 2, path.stat().st_mode
 
     monkeypatch.setattr(type(path), "stat", lambda self, **how: Small)
     with pytest.raises(FormatError, match="102 bytes; at most 101"):  # it was 2 when it was asked
-        _safe.read_json(path, 101)
+        json_files.read_json(path, 101)
 
 
 def test_what_is_no_file_is_not_waited_for(place, capsys):
@@ -78,7 +78,7 @@ def test_what_is_no_file_is_not_waited_for(place, capsys):
 
 
 def test_a_header_beyond_the_limit_is_not_parsed(place, capsys, monkeypatch):
-    header(place / "good" / TENSORS, b"{" + b" " * _safe.MAX_HEADER_BYTES + b"}")
+    header(place / "good" / TENSORS, b"{" + b" " * safetensors.MAX_HEADER_BYTES + b"}")
     refused(
         capsys,
         *generate(place, "good"),
@@ -121,9 +121,9 @@ def test_a_file_larger_than_the_memory_is_said_to_be(tmp_path, monkeypatch):
     header(
         tmp_path / "a", json.dumps({"a": {"dtype": "U8", "shape": [10**6], "data_offsets": [0, 10**6]}}).encode(), 10**6
     )
-    monkeypatch.setattr(_safe.psutil, "virtual_memory", lambda: type("Memory", (), {"available": 1000}))
+    monkeypatch.setattr(safetensors.psutil, "virtual_memory", lambda: type("Memory", (), {"available": 1000}))
     with pytest.raises(RuntimeError, match="larger than the memory"):
-        _safe.read_tensors(tmp_path / "a")
+        safetensors.read_tensors(tmp_path / "a")
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.uint8, torch.bool])

@@ -15,7 +15,7 @@ from inlay.base import cache as quantized_cache
 from inlay.base import quantize
 from inlay.base.load import load
 from inlay.errors import ConfigError, FormatError, OutputError
-from inlay.io import _safe, bitsandbytes, output
+from inlay.io import bitsandbytes, output, safetensors
 from inlay.io.checkpoint import open_checkpoint
 from tests.support import bases, models, quantized
 from tests.support.command import run, run_json
@@ -233,9 +233,9 @@ class Ticks:
     def __init__(self, patch, stop=None, error=KeyboardInterrupt):
         self.count, self.stop, self.error = 0, stop, error
         for owner, name in (
-            (_safe.Writer, "put"),
-            (_safe.Writer, "put_bytes"),
-            (_safe.Writer, "close"),
+            (safetensors.Writer, "put"),
+            (safetensors.Writer, "put_bytes"),
+            (safetensors.Writer, "close"),
             (output, "write_file"),
             (Path, "rename"),
         ):

@@ -5,7 +5,7 @@ import pytest
 import inlay
 from inlay.errors import ConfigError, DataError
 from inlay.export import merge
-from inlay.io._safe import read_json
+from inlay.io.json_files import read_json
 from inlay.methods.lora import Lora
 from inlay.text import mask, stops
 from inlay.text.answers import QUOTED

@@ -180,7 +180,7 @@ def test_the_published_number_of_weights(layouts, geometry, method, count):
 
 def test_prompt_tuning_of_t5_xxl():
     """20,480 weights for 5 tokens: The Power of Scale (Lester et al. 2021), whose T5-XXL is 4,096 wide."""
-    from inlay.methods._contract import Decoder
+    from inlay.methods.contract import Decoder
 
     decoder = Decoder(24, 4096, 64, 64, lambda ids: ids, lambda text: [], 32128)
     assert 5 * inlay.Prompt(num_virtual_tokens=5).numbers(decoder) == 20_480

@@ -13,8 +13,8 @@ from inlay.base.load import load
 from inlay.core import lowrank
 from inlay.core.cross_entropy import cross_entropy_sum
 from inlay.errors import InlayError, TargetError
-from inlay.io._safe import read_header
 from inlay.io.mapped import Mapped
+from inlay.io.safetensors import read_header
 from inlay.methods.lora import Lora
 from inlay.model.attach import Attached, attach
 from inlay.training import tasks

@@ -9,7 +9,7 @@ from torch import nn
 
 import inlay
 from inlay import methods
-from inlay.methods._contract import Block, Decoder, Own
+from inlay.methods.contract import Block, Decoder, Own
 from inlay.methods.lokr import factorization
 from inlay.model.adapter import Adapter
 from inlay.model.linear import Convolution, Embedding, Linear

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 import inlay
 from inlay.errors import FormatError
-from inlay.io._safe import TORCH_DTYPES, read_tensors
+from inlay.io.safetensors import TORCH_DTYPES, read_tensors
 from tests.support import bases, models
 from tests.support.tolerances import assert_close
 

@@ -10,7 +10,7 @@ import inlay
 from inlay import methods
 from inlay.formats import engines, peft
 from inlay.formats.engines import LLAMA_CPP, PEFT, TRANSFORMERS, VLLM
-from inlay.io import _safe
+from inlay.io import safetensors
 from tests.support import bases, models
 from tests.support import tasks as support
 from tests.support.command import run
@@ -107,7 +107,7 @@ def as_in_transformers(tmp_path, base):
 
 
 def said(directory):
-    entries = _safe.read_header(directory / peft.TENSORS).tensors
+    entries = safetensors.read_header(directory / peft.TENSORS).tensors
     config = json.loads((directory / peft.CONFIG).read_text())
     return engines.loading(config, {name: entry.shape for name, entry in entries.items()})
 

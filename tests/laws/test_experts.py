@@ -8,7 +8,7 @@ import inlay
 from inlay.base.load import load
 from inlay.core.cross_entropy import cross_entropy_sum
 from inlay.errors import CompatibilityError, TargetError
-from inlay.io._safe import read_header
+from inlay.io.safetensors import read_header
 from inlay.model.attach import Attached, attach
 from tests.support import bases, models
 

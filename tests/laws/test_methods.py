@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from inlay.core.cross_entropy import cross_entropy_sum
-from inlay.methods._contract import LinearMethod
+from inlay.methods.contract import LinearMethod
 from inlay.model.attach import Attached, attach
 from inlay.model.experts import Experts
 from tests.support import models

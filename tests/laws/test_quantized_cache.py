@@ -9,7 +9,7 @@ import inlay
 from inlay.base import cache as quantized_cache
 from inlay.base.quantize import quantize
 from inlay.errors import FormatError
-from inlay.io import _safe, output
+from inlay.io import output, safetensors
 from inlay.io.checkpoint import open_checkpoint
 from tests.support import bases, models
 
@@ -31,7 +31,9 @@ def base(tmp_path, monkeypatch):
 def damage(directory):
     """Change one byte of the codes of one layer."""
     (file,) = directory.glob("*.safetensors")
-    entry = next(entry for name, entry in _safe.read_header(file).tensors.items() if name.endswith("up_proj.weight"))
+    entry = next(
+        entry for name, entry in safetensors.read_header(file).tensors.items() if name.endswith("up_proj.weight")
+    )
     with file.open("r+b") as opened:
         opened.seek(entry.start)
         opened.write(bytes([255 - file.read_bytes()[entry.start]]))

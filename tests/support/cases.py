@@ -4,7 +4,7 @@ import dataclasses
 import functools
 
 from inlay import methods
-from inlay.methods._contract import BlockMethod, LinearMethod, PromptMethod
+from inlay.methods.contract import BlockMethod, LinearMethod, PromptMethod
 from inlay.model.layout import Layout
 from inlay.model.prompts import decoder_of
 from tests.support import models

@@ -24,7 +24,7 @@ from inlay.formats import peft
 from inlay.io import meaning
 from inlay.io.checkpoint import Checkpoint
 from inlay.io.fingerprint import Fingerprint, check_unchanged, fingerprint
-from inlay.methods._contract import LinearMethod, Method
+from inlay.methods.contract import LinearMethod, Method
 from inlay.model.adapter import Adapter
 from inlay.model.attach import Attached, Rows
 from inlay.model.fresh import Calibration

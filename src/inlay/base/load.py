@@ -26,10 +26,10 @@ from inlay.base.purpose import CAUSAL_LM, Purpose, configuration, has_own_head, 
 from inlay.core.product import DTYPES, native_bfloat16
 from inlay.errors import CompatibilityError, ConfigError, FormatError, explain, few, within_memory
 from inlay.io import bitsandbytes, shortened
-from inlay.io._safe import TORCH_DTYPES
 from inlay.io.checkpoint import Checkpoint, open_checkpoint
 from inlay.io.fingerprint import check_unchanged, check_written
 from inlay.io.mapped import Mapped
+from inlay.io.safetensors import TORCH_DTYPES
 from inlay.model import streamed
 from inlay.model.ahead import ReadAhead
 from inlay.model.experts import experts_of

@@ -18,7 +18,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from inlay.errors import CompatibilityError, explain
-from inlay.io import _safe
+from inlay.io import json_files
 from inlay.io.checkpoint import Checkpoint
 
 MEAN = "mean"
@@ -42,7 +42,7 @@ def mode_of(checkpoint: Checkpoint) -> str:
     listed = checkpoint.directory / "modules.json"
     if not listed.is_file():
         return MEAN
-    parts = _safe.parse(_safe.read_bytes(listed))
+    parts = json_files.parse(json_files.read_bytes(listed))
     parts = [part for part in parts if isinstance(part, dict)] if isinstance(parts, list) else []
     kinds = {str(part.get("type", "")).rpartition(".")[2]: str(part.get("path", "")) for part in parts}
     others = sorted(kinds.keys() - {"Transformer", "Pooling", "Normalize"})
@@ -51,7 +51,7 @@ def mode_of(checkpoint: Checkpoint) -> str:
     if "Pooling" not in kinds:
         return MEAN
     config = checkpoint.directory / Path(kinds["Pooling"]).name / "config.json"
-    wanted = _wanted(_safe.read_json(config))
+    wanted = _wanted(json_files.read_json(config))
     if len(wanted) != 1 or wanted[0] not in MODES:
         raise _refused(f"{config}: {' and '.join(wanted) or 'no pooling mode'}")
     return wanted[0]

@@ -15,7 +15,7 @@ from inlay.base.pooling import MEAN
 from inlay.errors import CompatibilityError, ConfigError, explain
 from inlay.io.checkpoint import Checkpoint
 from inlay.io.configuration import read as read_configuration
-from inlay.methods._contract import LinearMethod, Method, Params, PromptMethod
+from inlay.methods.contract import LinearMethod, Method, Params, PromptMethod
 from inlay.names import is_inside, is_regex, joined, split
 
 CAUSAL_LM = "causal-lm"

@@ -26,11 +26,11 @@ from torch import Tensor
 from inlay import quant
 from inlay.base import meta_model
 from inlay.errors import CompatibilityError, ConfigError, FormatError, explain, few
-from inlay.io import _safe, bitsandbytes, checkpoint, output, records
+from inlay.io import bitsandbytes, checkpoint, json_files, output, records, safetensors
 from inlay.io.checkpoint import Checkpoint
 from inlay.io.fingerprint import digest_of, fingerprint, identities
 from inlay.model import targets
-from inlay.quant._contract import Packed, Scheme
+from inlay.quant.contract import Packed, Scheme
 
 SHARD_BYTES = 256 << 20
 """Size of the output's files, unless a weight alone is larger."""
@@ -73,7 +73,7 @@ class _Weight(NamedTuple):
 
     path: str
     """Its module, as the checkpoint's names have it."""
-    entry: _safe.TensorEntry
+    entry: safetensors.TensorEntry
     shape: tuple[int, int]
     transposed: bool
 
@@ -122,7 +122,7 @@ def quantize(
         for shard, file in zip(shards, files, strict=True):
             if not file.exists():
                 _write_shard(source, make, weights, shard, file, lambda more, done=done: progress(done + more, total))
-            errors |= _safe.read_json(file.with_suffix(ERRORS))
+            errors |= json_files.read_json(file.with_suffix(ERRORS))
             done += sum(source.tensors[name].stop - source.tensors[name].start for name in shard)
             progress(done, total)
         if identities(source) != before:
@@ -132,7 +132,9 @@ def quantize(
         output.sync(partial)
         output.put(partial, target)
     count = sum(math.prod(weight.shape) for weight in weights.values())
-    bits = sum(8 * how.num_bytes(weight.shape, _safe.TORCH_DTYPES[weight.entry.dtype]) for weight in weights.values())
+    bits = sum(
+        8 * how.num_bytes(weight.shape, safetensors.TORCH_DTYPES[weight.entry.dtype]) for weight in weights.values()
+    )
     num_bytes = sum(file.stat().st_size for file in target.glob("*.safetensors"))
     return Report(target, count, bits / count, total, num_bytes, errors)
 
@@ -197,7 +199,7 @@ def _shards(source: Checkpoint, scheme: Scheme, weights: dict[str, _Weight]) -> 
     shards: list[dict[str, _Layout]] = [{}]
     size = 0
     for name, entry in source.tensors.items():
-        dtype, weight = _safe.TORCH_DTYPES[entry.dtype], weights.get(name)
+        dtype, weight = safetensors.TORCH_DTYPES[entry.dtype], weights.get(name)
         layout: _Layout = {name: (dtype, entry.shape)}
         if weight is not None:
             made = scheme.layout(weight.shape, dtype)
@@ -233,7 +235,7 @@ def _unfinished(target: Path, plan: dict[str, Any]) -> Iterator[Path]:
 
 def _has_plan(partial: Path, plan: dict[str, Any]) -> bool:
     with contextlib.suppress(FormatError, OSError):
-        return _safe.read_json(partial / PLAN) == plan
+        return json_files.read_json(partial / PLAN) == plan
     return False
 
 
@@ -247,15 +249,15 @@ def _write_shard(
 ) -> None:
     """Write one file of the output, and its layers' errors beside it; it gets its name when it is whole."""
     new, errors, done = file.with_suffix(".new"), {}, 0
-    writer = _safe.Writer(new, {name: tensor for layout in shard.values() for name, tensor in layout.items()})
+    writer = safetensors.Writer(new, {name: tensor for layout in shard.values() for name, tensor in layout.items()})
     try:
         for name in shard:
             entry, weight = source.tensors[name], weights.get(name)
             if weight is None:
-                for start, data in _safe.chunks(entry, TILE_BYTES):
+                for start, data in safetensors.chunks(entry, TILE_BYTES):
                     writer.put_bytes(name, start, data)
             else:
-                stored = _safe.read_tensor(entry)
+                stored = safetensors.read_tensor(entry)
                 packed, errors[weight.path] = _quantized(make, weight.path, stored.T if weight.transposed else stored)
                 for key, tensor in packed.items():
                     writer.put(bitsandbytes.tensor_name(weight.path, key), tensor)
@@ -313,7 +315,7 @@ def _finish(
     checkpoint.copy_rest(source.directory, partial)
     for name, value in {
         checkpoint.INDEX: content,
-        "config.json": _safe.read_json(source.directory / "config.json") | {"quantization_config": config},
+        "config.json": json_files.read_json(source.directory / "config.json") | {"quantization_config": config},
     }.items():
         output.write_file(partial / name, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
     records.write(partial, {"quantized": made | {"weights": digest_of(checkpoint.open_checkpoint(partial))}})

@@ -12,7 +12,7 @@ from typing import Any, get_type_hints
 
 from inlay.errors import ConfigError, explain
 from inlay.fields import MISFIT, fit
-from inlay.io import _safe
+from inlay.io import json_files
 from inlay.io.checkpoint import Checkpoint
 
 MIN_TEMPERATURE = 1e-6
@@ -88,7 +88,7 @@ def recommended(checkpoint: Checkpoint) -> tuple[Sampling, str]:
     """How a chat with this checkpoint draws, and who says so: its `generation_config.json`, or Inlay where that says nothing
     that can be used."""
     path = checkpoint.directory / SETTINGS
-    settings = _safe.read_json(path) if path.is_file() else {}
+    settings = json_files.read_json(path) if path.is_file() else {}
     hints = get_type_hints(Sampling)
     given = {
         name: settings[name]

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from inlay.io._safe import read_json
+from inlay.io.json_files import read_json
 
 SETTINGS = "generation_config.json"
 

@@ -138,7 +138,7 @@ def from_mapping(cls: Any, values: dict[str, Any]) -> Any:
 
 def _filled(cls: Any, left: dict[str, Any], start: Any = None) -> Any:
     """An instance of `cls`, or `start` with other values."""
-    from inlay.methods._contract import Layers
+    from inlay.methods.contract import Layers
 
     hints = get_type_hints(cls)
     given: dict[str, Any] = {}
@@ -172,7 +172,7 @@ def _names(cls: Any) -> list[str]:
 
 def _types() -> tyro.constructors.ConstructorRegistry:
     """How the methods' own types are written on the command line."""
-    from inlay.methods._contract import Layers, Names
+    from inlay.methods.contract import Layers, Names
 
     registry = tyro.constructors.ConstructorRegistry()
     asked: list[Any] = []

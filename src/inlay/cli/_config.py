@@ -26,9 +26,9 @@ def read_config(path: Path) -> dict[str, Any]:
     path = Path(os.path.expanduser(path))
     if not os.path.isfile(path):
         raise UnknownNameError(explain("there is no such configuration file", found=str(path), do="--config run.yaml"))
-    from inlay.io import _safe
+    from inlay.io import json_files
 
-    content = _safe.read_bytes(path, MAX_CONFIG_BYTES)
+    content = json_files.read_bytes(path, MAX_CONFIG_BYTES)
     try:
         values = yaml.load(content, _named(str(path))) or {}
         _check_unfolded(values, path)

@@ -11,7 +11,7 @@ from inlay.cli._command import AdapterDirectory, Common
 from inlay.cli._screen import count, size
 from inlay.errors import ConfigError, explain
 from inlay.formats import adapterhub, engines, peft
-from inlay.io import _safe, output, records
+from inlay.io import json_files, output, records, safetensors
 from inlay.io.checkpoint import open_config
 from inlay.io.fingerprint import short
 
@@ -86,8 +86,8 @@ def _engines(source: str, file: peft.PeftAdapter) -> list[tuple[str, str]]:
     if file.model_type:
         return [("loads in", "inlay, adapters (AdapterHub)")]
     directory = peft.fetched(source)
-    config = _safe.read_json(directory / peft.CONFIG)
-    entries = _safe.read_header(directory / peft.TENSORS).tensors
+    config = json_files.read_json(directory / peft.CONFIG)
+    entries = safetensors.read_header(directory / peft.TENSORS).tensors
     shapes = {name: entry.shape for name, entry in entries.items()}
     found = engines.loading(config, shapes)
     if not found:  # a method of Inlay alone: no list of what others lack

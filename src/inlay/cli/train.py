@@ -17,7 +17,7 @@ from inlay.data.split import MIN_ROWS_TO_HOLD_OUT
 from inlay.formats import peft
 from inlay.io.fingerprint import short
 from inlay.kernels import native
-from inlay.methods._contract import Method
+from inlay.methods.contract import Method
 from inlay.text.mask import show
 from inlay.training import going_on, tasks
 from inlay.training import job as jobs

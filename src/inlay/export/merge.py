@@ -1,58 +1,38 @@
 """Writing W + (what the adapter does) as a full checkpoint, tensor by tensor.
 
 The merged checkpoint has the base's files and tensors; only the bytes of the adapted weights differ. A weight is read, merged
-in float32 and rounded once, a tile of its rows at a time. Quantised weights become the numbers that they stand for. A head
-that the base lacks is added. Nothing appears before the merged model has been loaded and compared with the unmerged one.
+in float32 and rounded once, a tile of its rows at a time, so that a model of any size needs the memory of a tile. Quantised
+weights become the numbers that they stand for. A head that the base lacks is added. Nothing appears before the merged model has
+been loaded and compared with the unmerged one.
 """
 
 import json
-import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from inlay.base import meta_model
 from inlay.base.base import Base
 from inlay.base.purpose import CAUSAL_LM
 from inlay.base.stopping import write_settings
 from inlay.errors import CompatibilityError, explain
 from inlay.export import ties
 from inlay.export.agreement import SAMPLE, Comparison, compare
+from inlay.export.plan import Planned, matrix_of, planned
 from inlay.export.survival import check_survives
 from inlay.formats import peft
-from inlay.io import bitsandbytes, checkpoint, records
+from inlay.io import checkpoint, json_files, records
 from inlay.io import output as output_directory
-from inlay.io._safe import TORCH_DTYPES, TensorEntry, Writer, chunks, read_json, read_tensor
+from inlay.io.safetensors import Writer, chunks, read_tensor
 from inlay.methods import name_of
 from inlay.model.adapter import Adapter
-from inlay.model.experts import Experts, Part, merged_parts, parts_of
-from inlay.names import is_inside
-from inlay.quant._contract import Matrix
+from inlay.model.experts import Experts, merged_parts
 
 _TILE_BYTES = 16 << 20
 _ROUNDED_PART = {True: 0.02, False: 0.5}
 """How much of what the adapter does to a logit may be lost where all is float32, and where a weight is rounded further."""
-_MERGEABLE = ("F32", "BF16", "F16", "F64")
-"""The dtypes of files that a change can be rounded to."""
-
-
-class _Tensor(NamedTuple):
-    """A tensor of the merged checkpoint."""
-
-    file: str
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    path: str | None
-    """The module whose merged weight or bias it is; None: what the base has."""
-    entry: TensorEntry | None
-    """Where the base has it; None: quantised, or fresh."""
-    part: Part | None = None
-    """What it holds of fused experts, where it does not hold all."""
-    is_fresh: bool = False
-    """It is of a head that the base does not have."""
 
 
 def merge(
@@ -91,13 +71,13 @@ def merge(
 
 def num_bytes(base: Base, adapter: str) -> int:
     """What the merged checkpoint's tensors take."""
-    return sum(math.prod(t.shape) * t.dtype.itemsize for t in _tensors(base, base.get(adapter)).values())
+    return sum(t.num_bytes for t in planned(base, base.get(adapter)).values())
 
 
 def write(base: Base, adapter: Adapter, directory: Path, progress: Callable[[int, int], None]) -> None:
     """Write the merged checkpoint into `directory`, which exists, without comparing it; see `merge`."""
-    tensors, done = _tensors(base, adapter), 0
-    total = sum(math.prod(tensor.shape) * tensor.dtype.itemsize for tensor in tensors.values())
+    tensors, done = planned(base, adapter), 0
+    total = sum(tensor.num_bytes for tensor in tensors.values())
 
     def wrote(more: int) -> None:
         nonlocal done
@@ -133,14 +113,18 @@ def check_mergeable(adapter: Adapter) -> None:
         )
 
 
-def _describe_anew(base: Base, directory: Path, tensors: dict[str, _Tensor], unties: bool) -> None:
+def _describe_anew(base: Base, directory: Path, tensors: dict[str, Planned], unties: bool) -> None:
     """Let configuration and index say what is there: no quantised weights any more, or a head of its own, and its classes."""
-    config = {key: value for key, value in read_json(directory / "config.json").items() if key != "quantization_config"}
+    config = {
+        key: value
+        for key, value in json_files.read_json(directory / "config.json").items()
+        if key != "quantization_config"
+    }
     config |= {"tie_word_embeddings": False} if unties else {}
     config |= _about_head(base) if base.fresh_heads else {}
     (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
     if (directory / checkpoint.INDEX).exists():
-        size = sum(math.prod(tensor.shape) * tensor.dtype.itemsize for tensor in tensors.values())
+        size = sum(tensor.num_bytes for tensor in tensors.values())
         index = {
             "metadata": {"total_size": size},
             "weight_map": {name: tensor.file for name, tensor in tensors.items()},
@@ -177,107 +161,8 @@ def _checked(base: Base, adapter: str, directory: Path, texts: Sequence[str]) ->
     return comparison
 
 
-def _tensors(base: Base, adapter: Adapter) -> dict[str, _Tensor]:
-    """The tensors of the merged checkpoint, by name: the base's own, quantised weights as the numbers that they stand for.
-
-    **Raises:**
-
-    - `CompatibilityError`: the checkpoint has an adapted weight under another name, or in another form.
-    """
-    packed, parts = bitsandbytes.quantized_weights(base.checkpoint), dict[str, Part | None]()
-    plain = bitsandbytes.plain_tensors(base.checkpoint, packed)
-    prefix, names, problems = getattr(base.model, "base_model_prefix", ""), {}, []
-    made: dict[str, _Tensor] = {}
-    for path, linear in base.linears.items():
-        name = meta_model.checkpoint_path(path, prefix, packed)
-        if name is not None:
-            matrix = _matrix(base, path)
-            shape = matrix.shape[::-1] if linear.transposed else matrix.shape
-            made[f"{name}.weight"] = _Tensor(packed[name][1][""].file.name, matrix.dtype, shape, path, None)
-            if path in adapter:
-                names[f"{name}.bias"] = path
-    for path, tensor in _changed(base, adapter):
-        if is_inside(path, base.fresh_heads):
-            continue
-        if meta_model.checkpoint_path(path, prefix, packed) is not None:
-            continue
-        name = meta_model.checkpoint_path(f"{path}.{tensor}", prefix, plain)
-        if name is None and path in adapter.aliases:
-            continue  # it is written where the checkpoint has it, under the name of the module that it is shared with
-        problem = _problem(base, path, tensor, None if name is None else plain[name])
-        if problem:
-            problems.append(f"{path}.{tensor}{problem}")
-        elif name is not None:
-            names[name] = path
-    for path, experts in base.maps.items():
-        if isinstance(experts, Experts) and path in adapter:
-            found = parts_of(path, experts, lambda name: meta_model.checkpoint_path(name, prefix, plain))
-            parts, names = parts | found, names | dict.fromkeys(found, path)
-            problems += [] if found else [f"{path}: the checkpoint has its experts in a form that is not known here"]
-    if problems:
-        raise CompatibilityError(
-            explain(
-                "this adapter can't be merged into the files of this base",
-                found=problems[:10],
-                do="keep the adapter apart: --adapter works with every command",
-            )
-        )
-    for name, entry in plain.items():
-        dtype, path = TORCH_DTYPES[entry.dtype], names.get(name)
-        made[name] = _Tensor(entry.file.name, dtype, entry.shape, path, entry, parts.get(name))
-    made |= _fresh_tensors(base, prefix, made)
-    if ties.unties(base, adapter):
-        source = made[next(name for name, path in ties.table_names(base, prefix, plain).items() if name in made)]
-        head = base.head if base.head and base.head in adapter else None
-        made[f"{base.head}.weight"] = source._replace(path=head)
-    return made
-
-
-def _fresh_tensors(base: Base, prefix: str, made: dict[str, _Tensor]) -> dict[str, _Tensor]:
-    """The tensors of the heads that the base lacks, under the names of the model, or of another head that they replace."""
-    fresh = {}
-    for path in (path for path in base.layout.modules if is_inside(path, base.fresh_heads)):
-        own = base.layout.modules[path]._parameters  # as the base has it: an adapter may stand around it now
-        for kind, shape in ((kind, tuple(tensor.shape)) for kind, tensor in own.items() if tensor is not None):
-            name = meta_model.checkpoint_path(f"{path}.{kind}", prefix, made) or f"{path}.{kind}"
-            file = made[name].file if name in made else base.checkpoint.files[-1].name
-            fresh[name] = _Tensor(file, base.checkpoint.dtype, shape, path, None, is_fresh=True)
-    return fresh
-
-
-def _changed(base: Base, adapter: Adapter) -> list[tuple[str, str]]:
-    """The tensors of the model that the adapter changes, as (module path, name)."""
-    found = []
-    every = dict.fromkeys((*adapter.params, *adapter.aliases, *adapter.tables))
-    for path in (path for path in every if not isinstance(base.maps.get(path), Experts)):
-        names = set(adapter.own_at(path)) | ({"weight", "bias"} if adapter.adds(path) else set())
-        names |= {"weight"} if path in adapter.tables else set()
-        own = base.layout.modules[path]._parameters
-        found += [(path, name) for name in names if own.get(name) is not None or name == "weight"]
-    return found
-
-
-def _matrix(base: Base, path: str) -> Matrix:
-    """The quantised weight of a module."""
-    matrix = base.linears[path].matrix
-    assert isinstance(matrix, Matrix), "what has no plain tensor in the checkpoint is quantised"
-    return matrix
-
-
-def _problem(base: Base, path: str, tensor: str, entry: TensorEntry | None) -> str:
-    """Why a tensor of an adapted module can't be merged where the checkpoint has it; empty where it can."""
-    stored = tuple(getattr(base.layout.modules[path], tensor).shape)
-    if entry is None and path == base.head and ties.table_of(base) is not None and tensor == "weight":
-        return ""  # it is written apart from the embeddings
-    if entry is None:
-        return ": the checkpoint has no tensor of that name"
-    if entry.shape != stored or entry.dtype not in _MERGEABLE:
-        return f": {entry.dtype} of shape {entry.shape} in the checkpoint, here {stored}"
-    return ""
-
-
 def _write_file(
-    base: Base, adapter: Adapter, tensors: dict[str, _Tensor], target: Path, wrote: Callable[[int], None]
+    base: Base, adapter: Adapter, tensors: dict[str, Planned], target: Path, wrote: Callable[[int], None]
 ) -> None:
     """Write one weight file; `wrote` is told the number of bytes after each tensor."""
     writer = Writer(target, {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()})
@@ -295,7 +180,7 @@ def _write_file(
             elif tensor.entry is not None:
                 for start, data in chunks(tensor.entry, _TILE_BYTES):
                     writer.put_bytes(name, start, data)
-            wrote(math.prod(tensor.shape) * tensor.dtype.itemsize)
+            wrote(tensor.num_bytes)
     finally:
         writer.close()
 
@@ -326,7 +211,7 @@ def _merged_vector(base: Base, adapter: Adapter, path: str, name: str) -> Tensor
     return new.cpu()
 
 
-def _merged_tiles(base: Base, adapter: Adapter, tensor: _Tensor, path: str) -> Iterator[tuple[int, Tensor]]:
+def _merged_tiles(base: Base, adapter: Adapter, tensor: Planned, path: str) -> Iterator[tuple[int, Tensor]]:
     """The merged weight of one module, a tile of rows at a time, each with the number of bytes before it."""
     linear, transposed = base.maps[path], base.maps[path].transposed
     if isinstance(linear, Experts):
@@ -360,11 +245,11 @@ def _finite(new: Tensor, path: str, dtype: torch.dtype) -> Tensor:
     return new
 
 
-def _tile(base: Base, tensor: _Tensor, path: str, start: int, stop: int) -> Tensor:
+def _tile(base: Base, tensor: Planned, path: str, start: int, stop: int) -> Tensor:
     """Rows start <= i < stop of a weight, as it is stored; of a quantised one in float32."""
     columns = tensor.shape[1]
     if tensor.entry is None:
-        matrix = _matrix(base, path)
+        matrix = matrix_of(base, path)
         if base.maps[path].transposed:
             return matrix.dequantize(torch.float32).T
         tile = torch.empty(stop - start, columns, device=matrix.device)

@@ -30,7 +30,7 @@ from inlay.io.checkpoint import open_checkpoint
 from inlay.methods.lora import Lora
 from inlay.model.adapter import Adapter
 from inlay.names import is_inside
-from inlay.quant._contract import Matrix
+from inlay.quant.contract import Matrix
 
 MIN_COSINE = 0.9
 """Where the change that survives points further away than this from the one that was learned, merging is refused."""

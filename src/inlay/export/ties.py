@@ -2,7 +2,7 @@
 
 from inlay.base import meta_model
 from inlay.base.base import Base
-from inlay.io._safe import TensorEntry
+from inlay.io.safetensors import TensorEntry
 from inlay.model.adapter import Adapter
 
 

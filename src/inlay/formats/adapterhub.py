@@ -25,10 +25,10 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from inlay.errors import CompatibilityError, FormatError, explain, few
-from inlay.io import _safe
+from inlay.io import json_files, safetensors
 from inlay.methods import name_of
-from inlay.methods._contract import Block, Method, Params
 from inlay.methods.bottleneck import Bottleneck
+from inlay.methods.contract import Block, Method, Params
 
 CONFIG, TENSORS = "adapter_config.json", "adapter.safetensors"
 BESIDE = ("head_config.json", "adapter_interface.json")
@@ -170,7 +170,7 @@ def read(directory: Path, config: Mapping[str, Any]) -> tuple[Bottleneck, dict[s
     problems = _unsupported(config, inner) + [f"{name} beside it" for name in BESIDE if (directory / name).exists()]
     if problems:
         raise _refused([f"{path}: {problem}" for problem in problems], _DO)
-    with _safe.about(path):
+    with json_files.about(path):
         method = Bottleneck(
             placement=_PLACEMENTS[_places(inner)],  # type: ignore[arg-type]  # one of its three
             reduction_factor=inner["reduction_factor"],
@@ -178,7 +178,7 @@ def read(directory: Path, config: Mapping[str, Any]) -> tuple[Bottleneck, dict[s
             scaling=inner.get("scaling", 1.0),
         )
     if not (directory / TENSORS).is_file():
-        raise _safe.refuse_pickles(directory, TENSORS)
+        raise safetensors.refuse_pickles(directory, TENSORS)
     return method, _params(directory / TENSORS, method, config)
 
 
@@ -272,8 +272,8 @@ def _unsupported(config: Mapping[str, Any], inner: Mapping[str, Any]) -> list[st
 
 def _params(path: Path, method: Bottleneck, config: Mapping[str, Any]) -> dict[str, Params]:
     """The tensors of the file by our names, all of them there and as large as the configuration says, before they are read."""
-    _checked(path, method, config, _safe.outlines(path))
-    return _checked(path, method, config, _safe.read_tensors(path))
+    _checked(path, method, config, safetensors.outlines(path))
+    return _checked(path, method, config, safetensors.read_tensors(path))
 
 
 def _checked(
@@ -293,7 +293,7 @@ def _checked(
                 problems.append(f"{dot}{key}: missing")
             elif tuple(tensor.shape) != shapes[name]:
                 problems.append(f"{dot}{key}: shape {tuple(tensor.shape)}, not {shapes[name]}")
-            elif not tensor.is_floating_point() or not (tensor.is_meta or _safe.is_finite(tensor)):
+            elif not tensor.is_floating_point() or not (tensor.is_meta or safetensors.is_finite(tensor)):
                 problems.append(f"{dot}{key}: holds NaN or infinite values, or whole numbers")
             else:
                 params.setdefault(ours, {})[name] = tensor

@@ -7,7 +7,7 @@ from typing import Any
 
 from inlay import methods
 from inlay.io.checkpoint import hub_name
-from inlay.methods._contract import Method
+from inlay.methods.contract import Method
 
 _PIPELINES = {
     "SEQ_CLS": "text-classification",

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from inlay.errors import FormatError, explain
-from inlay.io import _safe
+from inlay.io import safetensors
 
 ENDS = (".lora_A", ".lora_B")
 """What its names end with; those of PEFT go on with .weight."""
@@ -53,7 +53,7 @@ def _is_file_of(file: Path) -> bool:
     if not file.is_file():
         return False
     if file.suffix == ".safetensors":
-        return is_named_so(_safe.read_header(file).tensors)
+        return is_named_so(safetensors.read_header(file).tensors)
     if file.suffix not in (".pt", ".bin", ".pth", ".ckpt"):
         return False
     with file.open("rb") as opened:

@@ -25,9 +25,9 @@ from inlay.formats import adapterhub, loralib
 from inlay.formats.card import card
 from inlay.formats.engines import loading
 from inlay.formats.peft_forms import flat, flattened, kernel, one_table, whole
-from inlay.io import _safe, records
+from inlay.io import json_files, records, safetensors
 from inlay.io.checkpoint import fetch
-from inlay.methods._contract import LinearMethod, Method, Own, Params
+from inlay.methods.contract import LinearMethod, Method, Own, Params
 from inlay.names import Names, joined, parents, selects
 
 CONFIG, TENSORS, CARD = "adapter_config.json", "adapter_model.safetensors", "README.md"
@@ -103,7 +103,7 @@ def read(source: str | Path, fits: Callable[[PeftAdapter], Any] = lambda outline
     directory = fetched(source)
     if not (directory / CONFIG).is_file():
         raise loralib.no_adapter(directory, CONFIG)
-    config = one_table(directory / CONFIG, _safe.read_json(directory / CONFIG))
+    config = one_table(directory / CONFIG, json_files.read_json(directory / CONFIG))
     record = records.read(directory)
     if adapterhub.wrote(config):
         bottleneck, places = adapterhub.read(directory, config)
@@ -113,9 +113,9 @@ def read(source: str | Path, fits: Callable[[PeftAdapter], Any] = lambda outline
         return file
     method = _method(directory / CONFIG, config)
     if not (directory / TENSORS).is_file():
-        raise _safe.refuse_pickles(directory, TENSORS)
-    fits(_adapter(directory, config, method, _safe.outlines(directory / TENSORS), record))
-    return _adapter(directory, config, method, _safe.read_tensors(directory / TENSORS), record)
+        raise safetensors.refuse_pickles(directory, TENSORS)
+    fits(_adapter(directory, config, method, safetensors.outlines(directory / TENSORS), record))
+    return _adapter(directory, config, method, safetensors.read_tensors(directory / TENSORS), record)
 
 
 def _adapter(
@@ -223,7 +223,7 @@ def _method(path: Path, config: Mapping[str, Any]) -> Method:
     values = {
         field.name: config[field.name] for field in dataclasses.fields(chosen) if config.get(field.name) is not None
     }
-    with _safe.about(path):
+    with json_files.about(path):
         fields.fitted(_AboutTheBase, config)
         return chosen(**fields.fitted(chosen, {**chosen.peft_defaults, **values}))
 
@@ -263,7 +263,7 @@ def _params(path: Path, tensors: Mapping[str, Tensor], method: Method) -> tuple[
             continue
         if not tensors[key].is_floating_point():
             problems.append(f"{key}: holds whole numbers ({tensors[key].dtype}), which are no weights of an adapter")
-        elif not tensors[key].is_meta and not _safe.is_finite(tensors[key]):
+        elif not tensors[key].is_meta and not safetensors.is_finite(tensors[key]):
             problems.append(f"{key}: holds NaN or infinite values")
         module, name = found
         if key.startswith(_SHARED_PREFIX) and not key.startswith(_PREFIX):

@@ -1,7 +1,7 @@
 """Where the factors of a low-rank change start, one file each, which has the initialiser's name; nothing else lists them."""
 
 from inlay import plugins
-from inlay.initializers._contract import Initializer, Source
+from inlay.initializers.contract import Initializer, Source
 
 __all__ = ["UNIFORM", "Initializer", "Source", "find", "names"]
 

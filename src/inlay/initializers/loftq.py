@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from inlay.core import lowrank
-from inlay.initializers._contract import Initializer
+from inlay.initializers.contract import Initializer
 
 
 class Loftq(Initializer):

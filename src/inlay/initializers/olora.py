@@ -12,7 +12,7 @@ When not to use it: as PiSSA; the r columns that it trains are the first ones, n
 import torch
 from torch import Tensor
 
-from inlay.initializers._contract import Initializer
+from inlay.initializers.contract import Initializer
 
 
 class Olora(Initializer):

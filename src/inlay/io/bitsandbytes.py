@@ -13,9 +13,9 @@ from typing import Any
 
 from inlay import quant
 from inlay.errors import CompatibilityError, FormatError, explain
-from inlay.io import _safe, records
+from inlay.io import json_files, records, safetensors
 from inlay.io.checkpoint import Checkpoint
-from inlay.quant._contract import Scheme
+from inlay.quant.contract import Scheme
 
 METHOD = "bitsandbytes"
 """What a configuration calls this way to quantise."""
@@ -25,7 +25,7 @@ VERSION = 1
 
 _STATE = ".weight.quant_state.bitsandbytes__"
 
-Quantized = dict[str, tuple[str, dict[str, _safe.TensorEntry]]]
+Quantized = dict[str, tuple[str, dict[str, safetensors.TensorEntry]]]
 """The quantised weights of a checkpoint: module path -> the scheme's name, and where each of its tensors lies."""
 
 
@@ -74,7 +74,7 @@ def quantized_weights(checkpoint: Checkpoint) -> Quantized:
     return tensors
 
 
-def plain_tensors(checkpoint: Checkpoint, quantized: Quantized) -> dict[str, _safe.TensorEntry]:
+def plain_tensors(checkpoint: Checkpoint, quantized: Quantized) -> dict[str, safetensors.TensorEntry]:
     """The tensors of a checkpoint that belong to no quantised weight, by name."""
     taken = {tensor_name(path, key) for path, (_, entries) in quantized.items() for key in entries}
     return {name: entry for name, entry in checkpoint.tensors.items() if name not in taken}
@@ -88,7 +88,7 @@ def configuration(scheme: Scheme, kept: Sequence[str]) -> dict[str, Any]:
 def record(directory: Path) -> dict[str, Any]:
     """What `inlay quantize` wrote down; nothing where it was another tool."""
     path = directory / records.RECORD
-    made = _safe.read_json(path).get("quantized") if path.is_file() else None
+    made = json_files.read_json(path).get("quantized") if path.is_file() else None
     return made if isinstance(made, dict) else {}
 
 

@@ -22,14 +22,14 @@ import torch
 from inlay.core.product import DTYPES
 from inlay.errors import FormatError, UnknownNameError, explain, few, nearest
 from inlay.fields import MISFIT, fit, shown
-from inlay.io import _safe, counts
+from inlay.io import counts, json_files, safetensors
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _SNAPSHOT = re.compile(r"[/\\]models--(?P<org>[\w.-]+?)--(?P<name>[\w.-]+)[/\\]snapshots[/\\][0-9a-f]{7,64}[/\\]?$")
 INDEX = "model.safetensors.index.json"
 """The file that says which of several weight files holds which tensor."""
 
-MAX_INDEX_BYTES = _safe.MAX_TOKENIZER_BYTES
+MAX_INDEX_BYTES = json_files.MAX_TOKENIZER_BYTES
 """Largest index that is read: a line for each tensor, of which mixtures of experts have many."""
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".h5", ".msgpack")
@@ -62,7 +62,7 @@ class Checkpoint:
     name: str
     """For people: a path's last part, or the name on the hub."""
     config: dict[str, Any]
-    tensors: dict[str, _safe.TensorEntry]
+    tensors: dict[str, safetensors.TensorEntry]
     """Every tensor of the checkpoint, in the order of its files."""
     reference: str = ""
     """By what others find it: its name on the hub, else its absolute path."""
@@ -82,7 +82,7 @@ class Checkpoint:
         bytes_of = Counter[str]()
         for entry in self.tensors.values():
             bytes_of[entry.dtype] += entry.stop - entry.start
-        stored = _safe.TORCH_DTYPES.get(bytes_of.most_common(1)[0][0] if bytes_of else "F32")
+        stored = safetensors.TORCH_DTYPES.get(bytes_of.most_common(1)[0][0] if bytes_of else "F32")
         return stored if stored is not None and stored in DTYPES.values() else torch.float32
 
 
@@ -97,10 +97,10 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
     model = open_config(source, _MODEL_FILES)
     if not os.path.isdir(os.path.expanduser(source)):
         _fetch_weights(model)
-    tensors: dict[str, _safe.TensorEntry] = {}
+    tensors: dict[str, safetensors.TensorEntry] = {}
     opened = {file: identity(file) for file in _weight_files(model.directory)}
     for file in opened:
-        tensors |= _safe.read_header(file).tensors
+        tensors |= safetensors.read_header(file).tensors
     counts.check(model.directory / "config.json", model.config, tensors)
     return dataclasses.replace(model, tensors=tensors, opened=opened)
 
@@ -124,7 +124,7 @@ def open_config(source: str | Path, patterns: Sequence[str] = ("config.json",)) 
             )
         )
     _check_sizes(directory)
-    config = _safe.read_json(directory / "config.json")
+    config = json_files.read_json(directory / "config.json")
     _check_plain(directory, config)
     _check_kinds(directory / "config.json", config)
     counts.check(directory / "config.json", config, {})
@@ -159,7 +159,7 @@ def _check_sizes(directory: Path) -> None:
     beside = [*directory.iterdir(), *directory.glob("additional_chat_templates/*")]
     problems = []
     for file in (file for file in beside if any(file.match(name) for name in _READ_WHOLE)):
-        limit = _safe.MAX_JSON_BYTES if any(file.match(name) for name in _SETTINGS) else MAX_INDEX_BYTES
+        limit = json_files.MAX_JSON_BYTES if any(file.match(name) for name in _SETTINGS) else MAX_INDEX_BYTES
         if file.is_file() and file.stat().st_size > limit:
             problems.append(f"{file}: {file.stat().st_size:,} bytes; at most {limit:,} are read")
         elif not file.is_file() and not file.is_dir():
@@ -232,7 +232,7 @@ def _fetch_weights(model: Checkpoint) -> None:
     if not single.is_file():
         _fetched(name, "model", [_SINGLE], revision)
     if not single.is_file() and index.is_file():
-        weight_map = _safe.read_json(index, MAX_INDEX_BYTES).get("weight_map")
+        weight_map = json_files.read_json(index, MAX_INDEX_BYTES).get("weight_map")
         names = sorted(set(map(str, weight_map.values()))) if isinstance(weight_map, dict) else []
         if any(not (model.directory / file).is_file() for file in names):
             _fetched(name, "model", [glob.escape(file) for file in names], revision)
@@ -312,8 +312,8 @@ def _weight_files(directory: Path) -> list[Path]:
     if single.is_file():  # where both are, it is the one that transformers loads
         return [single]
     if not index.is_file():
-        raise _safe.refuse_pickles(directory, _SINGLE)
-    weight_map = _safe.read_json(index, MAX_INDEX_BYTES).get("weight_map")
+        raise safetensors.refuse_pickles(directory, _SINGLE)
+    weight_map = json_files.read_json(index, MAX_INDEX_BYTES).get("weight_map")
     names = sorted(set(map(str, weight_map.values()))) if isinstance(weight_map, dict) else []
     outside = [name for name in names if Path(name).name != name]
     missing = [name for name in names if name not in outside and not os.path.isfile(directory / name)]

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from inlay.errors import FormatError, explain, few
-from inlay.io._safe import TensorEntry
+from inlay.io.safetensors import TensorEntry
 
 MAX_LAYERS = 2_000
 """No model has more layers, nor parts of another kind that are made one by one."""

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from inlay.errors import FormatError, explain
-from inlay.io import _safe, bitsandbytes, output
+from inlay.io import bitsandbytes, json_files, output, safetensors
 from inlay.io.checkpoint import Checkpoint, identity
 
 _CHUNK_BYTES = 8 << 20
@@ -162,7 +162,7 @@ def _is_settled(file: Path) -> bool:
     return time.time_ns() - changed > SETTLED_SECONDS * 1e9
 
 
-def _weights_digest(tensors: dict[str, _safe.TensorEntry]) -> str:
+def _weights_digest(tensors: dict[str, safetensors.TensorEntry]) -> str:
     names = sorted(tensors)
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         digests = list(pool.map(lambda name: _bytes_digest(tensors[name]), names))
@@ -173,7 +173,7 @@ def _weights_digest(tensors: dict[str, _safe.TensorEntry]) -> str:
     return total.hexdigest()
 
 
-def _bytes_digest(entry: _safe.TensorEntry) -> bytes:
+def _bytes_digest(entry: safetensors.TensorEntry) -> bytes:
     digest = hashlib.sha256()
     buffer = _buffers.get()
     with entry.file.open("rb", buffering=0) as file:
@@ -209,19 +209,19 @@ def identities(checkpoint: Checkpoint) -> list[list[Any]]:
 def _tokenizer(directory: Path) -> str | None:
     path = directory / "tokenizer.json"
     if path.is_file():
-        content = _safe.read_json(path, _safe.MAX_TOKENIZER_BYTES) | {"truncation": None, "padding": None}
+        content = json_files.read_json(path, json_files.MAX_TOKENIZER_BYTES) | {"truncation": None, "padding": None}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     digest = hashlib.sha256()
     present = [directory / name for name in _VOCABULARIES if (directory / name).is_file()]
     for file in present:
-        digest.update(f"{file.name}\n".encode() + _safe.read_bytes(file, _safe.MAX_TOKENIZER_BYTES))
+        digest.update(f"{file.name}\n".encode() + json_files.read_bytes(file, json_files.MAX_TOKENIZER_BYTES))
     return digest.hexdigest() if present else None
 
 
 def _chat_template(directory: Path) -> str | None:
     text: Any = None
     if (directory / "chat_template.jinja").is_file():
-        text = _safe.read_bytes(directory / "chat_template.jinja").decode("utf-8")
+        text = json_files.read_bytes(directory / "chat_template.jinja").decode("utf-8")
     elif (directory / "tokenizer_config.json").is_file():
-        text = _safe.read_json(directory / "tokenizer_config.json").get("chat_template")
+        text = json_files.read_json(directory / "tokenizer_config.json").get("chat_template")
     return None if text is None else hashlib.sha256(json.dumps(text).encode()).hexdigest()

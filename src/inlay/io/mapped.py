@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from inlay.io import _safe
+from inlay.io import safetensors
 
 
 class _Descriptor:
@@ -56,17 +56,17 @@ class Mapped:
     def __init__(self) -> None:
         self._files: dict[Path, tuple[mmap.mmap, _Descriptor, Tensor]] = {}
 
-    def tensor(self, entry: _safe.TensorEntry) -> Tensor:
+    def tensor(self, entry: safetensors.TensorEntry) -> Tensor:
         """The tensor at `entry`, which must not be written to; a copy where its bytes are not aligned for its dtype."""
         *_, data = self._open(entry.file)
-        return _safe.view(data[entry.start : entry.stop], entry)
+        return safetensors.view(data[entry.start : entry.stop], entry)
 
-    def pages(self, entry: _safe.TensorEntry) -> Pages:
+    def pages(self, entry: safetensors.TensorEntry) -> Pages:
         """Where the bytes of `entry` lie."""
         pages, file, _ = self._open(entry.file)
         return Pages(pages, file, entry.start, entry.stop)
 
-    def tensors(self, entries: Mapping[str, _safe.TensorEntry]) -> dict[str, Tensor]:
+    def tensors(self, entries: Mapping[str, safetensors.TensorEntry]) -> dict[str, Tensor]:
         """`tensor` of several entries, by the same names."""
         return {name: self.tensor(entry) for name, entry in entries.items()}
 

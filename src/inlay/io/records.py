@@ -16,7 +16,7 @@ from typing import Any, TypedDict
 
 from inlay import fields
 from inlay.errors import CompatibilityError, explain
-from inlay.io import _safe, meaning, output
+from inlay.io import json_files, meaning, output
 
 RECORD = "inlay.json"
 FORMAT = 1
@@ -55,7 +55,7 @@ def read(directory: Path) -> dict[str, Any]:
     path = directory / RECORD
     if not path.is_file():
         return {}
-    record = _safe.read_json(path)
+    record = json_files.read_json(path)
     if not isinstance(record.get("format"), int) or record["format"] > FORMAT:
         raise CompatibilityError(
             explain(
@@ -64,7 +64,7 @@ def read(directory: Path) -> dict[str, Any]:
                 do="pip install --upgrade inlay",
             )
         )
-    with _safe.about(path):
+    with json_files.about(path):
         parts = fields.fitted(_Record, record)
         fields.fitted(meaning.Kept, parts.get(meaning.KEY, {}))
         fields.fitted(_Training, parts.get("training", {}))

@@ -1,7 +1,7 @@
 """Adapter methods, one file each: the file's name is the method's name, and nothing else lists them."""
 
 from inlay import plugins
-from inlay.methods._contract import Method
+from inlay.methods.contract import Method
 
 
 def names() -> list[str]:

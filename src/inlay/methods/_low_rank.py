@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 import torch
 
 from inlay.core import lowrank
-from inlay.methods._contract import TOKEN_ROWS, LinearBase, LinearMethod, Own, Params, Self, require
+from inlay.methods.contract import TOKEN_ROWS, LinearBase, LinearMethod, Own, Params, Self, require
 from inlay.names import fault, matches_end
 
 REFERENCE_ALPHA = 32

@@ -26,7 +26,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from inlay.core.routed import Factors
-from inlay.methods._contract import LinearBase, LinearMethod, Params, require
+from inlay.methods.contract import LinearBase, LinearMethod, Params, require
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ says so. Use (IA)^3 or LoRA there.
 
 import dataclasses
 
-from inlay.methods._contract import Method, Own
+from inlay.methods.contract import Method, Own
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from inlay.core import lowrank
-from inlay.methods._contract import Block, BlockMethod, Params, require
+from inlay.methods.contract import Block, BlockMethod, Params, require
 
 FUNCTIONS = {
     "relu": functional.relu,

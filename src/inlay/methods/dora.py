@@ -22,8 +22,8 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from inlay.core import lowrank
-from inlay.methods._contract import LinearBase, Params
 from inlay.methods._low_rank import LowRank, equals
+from inlay.methods.contract import LinearBase, Params
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

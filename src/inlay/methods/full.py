@@ -11,7 +11,7 @@ It forgets more of what the base knew (LoRA Learns Less and Forgets Less, Biderm
 
 import dataclasses
 
-from inlay.methods._contract import Method, Own
+from inlay.methods.contract import Method, Own
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

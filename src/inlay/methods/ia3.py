@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from inlay.methods._contract import LinearBase, LinearMethod, Params
+from inlay.methods.contract import LinearBase, LinearMethod, Params
 from inlay.names import Names, selects
 
 KEYS_AND_VALUES = "k_proj|v_proj|qkv_proj|key|value|c_attn|query_key_value|k|v|key_proj|value_proj|k_lin|v_lin"

@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import ClassVar
 
-from inlay.methods._contract import Method, Own
+from inlay.methods.contract import Method, Own
 from inlay.names import Names, selects
 
 

@@ -20,7 +20,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from inlay.core import lowrank
-from inlay.methods._contract import LinearBase, LinearMethod, Params, require
+from inlay.methods.contract import LinearBase, LinearMethod, Params, require
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

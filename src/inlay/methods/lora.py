@@ -26,8 +26,8 @@ from torch import Tensor
 
 from inlay import initializers
 from inlay.core.routed import Factors
-from inlay.methods._contract import Params, require
 from inlay.methods._low_rank import LowRank
+from inlay.methods.contract import Params, require
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

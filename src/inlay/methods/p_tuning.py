@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from inlay.core import lowrank
-from inlay.methods._contract import Decoder, Params, PromptMethod, require
+from inlay.methods.contract import Decoder, Params, PromptMethod, require
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

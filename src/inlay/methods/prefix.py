@@ -22,7 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from inlay.core import lowrank
-from inlay.methods._contract import Decoder, Params, PromptMethod, require
+from inlay.methods.contract import Decoder, Params, PromptMethod, require
 
 START = 0.02
 """Standard deviation of fresh keys and values, and of what the network starts from."""

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
-from inlay.methods._contract import Decoder, Params, PromptMethod, require
+from inlay.methods.contract import Decoder, Params, PromptMethod, require
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

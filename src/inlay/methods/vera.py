@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import torch
 
 from inlay.core.routed import Factors
-from inlay.methods._contract import LinearBase, LinearMethod, Params, require
+from inlay.methods.contract import LinearBase, LinearMethod, Params, require
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

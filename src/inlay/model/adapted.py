@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from inlay.core.routed import Factors, Segment, routed, row_segments
 from inlay.errors import CompatibilityError, ShapeError, explain, few
-from inlay.methods._contract import BlockMethod, LinearMethod
+from inlay.methods.contract import BlockMethod, LinearMethod
 from inlay.model.adapter import Adapter
 from inlay.model.frozen import FrozenEmbedding
 from inlay.model.linear import Embedding, Linear

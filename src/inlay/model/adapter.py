@@ -8,7 +8,7 @@ from torch import Tensor
 
 from inlay.core.routed import Factors
 from inlay.methods import name_of
-from inlay.methods._contract import TOKEN_ROWS, LinearMethod, Method, Params, PromptMethod
+from inlay.methods.contract import TOKEN_ROWS, LinearMethod, Method, Params, PromptMethod
 
 
 class Adapter:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from inlay.errors import CompatibilityError, ConfigError, TargetError, UnknownNameError, explain, few, nearest
 from inlay.formats import adapterhub, peft
 from inlay.io import records
-from inlay.methods._contract import Method, Params, PromptMethod
+from inlay.methods.contract import Method, Params, PromptMethod
 from inlay.model import prompts, targets
 from inlay.model.adapted import Adapted, Route, Router
 from inlay.model.adapter import Adapter

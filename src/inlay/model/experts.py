@@ -23,8 +23,8 @@ from inlay.core.routed import Factors, Segment, routed
 from inlay.errors import CompatibilityError, explain
 from inlay.formats.peft import INNER, PeftAdapter
 from inlay.formats.peft_forms import unflattened
-from inlay.io._safe import TensorEntry, read_tensor
-from inlay.methods._contract import LinearMethod, Params
+from inlay.io.safetensors import TensorEntry, read_tensor
+from inlay.methods.contract import LinearMethod, Params
 from inlay.model.adapted import Adapted, Route, Router, dropped, with_tensors
 from inlay.model.adapter import Adapter
 from inlay.model.linear import Linear

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from inlay.errors import CompatibilityError, explain, few
 from inlay.formats.peft import PeftAdapter
-from inlay.methods._contract import TOKEN_ROWS, LinearMethod, Params
+from inlay.methods.contract import TOKEN_ROWS, LinearMethod, Params
 from inlay.model import targets, trial
 from inlay.model.adapter import Adapter
 from inlay.model.layout import Layout

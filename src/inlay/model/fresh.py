@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from inlay.errors import ConfigError, TargetError, explain
-from inlay.methods._contract import LinearMethod, Params
+from inlay.methods.contract import LinearMethod, Params
 from inlay.model.linear import Linear
 
 Calibration = Callable[[str], Tensor]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from inlay.core.product import Rows, product_dtype
 from inlay.core.routed import routed
-from inlay.quant._contract import Matrix
+from inlay.quant.contract import Matrix
 
 
 class FrozenLinear(nn.Module):

@@ -14,7 +14,7 @@ from torch import nn
 
 from inlay.errors import TargetError, explain, nearest
 from inlay.methods import name_of
-from inlay.methods._contract import TOKEN_ROWS, BlockMethod, Decoder, LinearMethod, Method, Own, Params, PromptMethod
+from inlay.methods.contract import TOKEN_ROWS, BlockMethod, Decoder, LinearMethod, Method, Own, Params, PromptMethod
 from inlay.model import targets, trial
 from inlay.model.experts import Experts, experts_of, stacked
 from inlay.model.fresh import Calibration, check_source, fresh

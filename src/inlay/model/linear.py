@@ -18,13 +18,13 @@ from torch import Tensor, nn
 
 from inlay.core.product import product_dtype
 from inlay.core.routed import routed
-from inlay.methods._contract import Params
+from inlay.methods.contract import Params
 from inlay.model.frozen import FrozenEmbedding, FrozenLinear, QuantizedLinear, is_transposed
-from inlay.quant._contract import Matrix
+from inlay.quant.contract import Matrix
 
 
 class Linear:
-    """The `LinearBase` of a module: see `inlay.methods._contract`."""
+    """The `LinearBase` of a module: see `inlay.methods.contract`."""
 
     kind: ClassVar[str] = "linear"
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from inlay.errors import CompatibilityError, explain
 from inlay.methods import name_of
-from inlay.methods._contract import PromptMethod
+from inlay.methods.contract import PromptMethod
 from inlay.methods.prefix import Prefix
 from inlay.methods.prompt import Prompt
 from inlay.model import trial

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from inlay.core.cross_entropy import IGNORE
 from inlay.errors import CompatibilityError, explain
-from inlay.methods._contract import Decoder, PromptMethod
+from inlay.methods.contract import Decoder, PromptMethod
 from inlay.model.adapted import Adapted, Places, Route, Router
 from inlay.model.adapter import Adapter
 

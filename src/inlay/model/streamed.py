@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from inlay.errors import ConfigError, explain
-from inlay.quant._contract import Matrix, Packed
+from inlay.quant.contract import Matrix, Packed
 
 RESERVED = 0.25
 """Part of the device's memory that is left for adapters, their optimiser and activations."""

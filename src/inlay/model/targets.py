@@ -18,7 +18,7 @@ from inlay import methods
 from inlay.errors import TargetError, explain, nearest
 from inlay.fields import shown
 from inlay.methods import name_of
-from inlay.methods._contract import Block, LinearMethod, Method, Own
+from inlay.methods.contract import Block, LinearMethod, Method, Own
 from inlay.model.experts import experts_of
 from inlay.model.linear import Linear, as_linear
 from inlay.names import Names, fault, is_named, is_regex, matches, matches_end, split

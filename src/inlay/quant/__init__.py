@@ -3,7 +3,7 @@
 from typing import Any
 
 from inlay import plugins
-from inlay.quant._contract import Scheme
+from inlay.quant.contract import Scheme
 
 
 def names() -> list[str]:

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from inlay.errors import FormatError, explain
-from inlay.quant._contract import Matrix, Packed, Scheme
+from inlay.quant.contract import Matrix, Packed, Scheme
 
 STEPS = 127
 """The place of a row's largest weight."""

@@ -23,7 +23,7 @@ from inlay.core import blocks
 from inlay.core.product import DTYPES
 from inlay.errors import FormatError, explain
 from inlay.kernels import nf4 as kernels
-from inlay.quant._contract import Matrix, Packed, Scheme
+from inlay.quant.contract import Matrix, Packed, Scheme
 
 BLOCK = 64
 """Weights that share a constant."""

@@ -17,7 +17,7 @@ from torch import Tensor
 from inlay.base.base import Base
 from inlay.core import lowrank
 from inlay.errors import TargetError, explain
-from inlay.methods._contract import LinearBase, LinearMethod, Method, Params
+from inlay.methods.contract import LinearBase, LinearMethod, Method, Params
 from inlay.model.fresh import Calibration, check_source
 from inlay.training import tasks
 

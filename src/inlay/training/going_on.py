@@ -13,7 +13,7 @@ from inlay.errors import ConfigError, explain
 from inlay.formats import peft
 from inlay.io import records
 from inlay.io.checkpoint import fetch
-from inlay.methods._contract import Method
+from inlay.methods.contract import Method
 from inlay.model.adapter import Adapter
 from inlay.names import in_utf8
 

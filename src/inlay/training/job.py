@@ -28,7 +28,7 @@ from inlay.errors import DataError, InlayError, explain, within_memory
 from inlay.formats import peft
 from inlay.io import output as output_directory
 from inlay.io import records
-from inlay.methods._contract import Method
+from inlay.methods.contract import Method
 from inlay.model.adapter import Adapter
 from inlay.text import stops
 from inlay.training import going_on, keep, loop, tasks, watch

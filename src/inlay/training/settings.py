@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from inlay import fields
 from inlay.errors import ConfigError, explain, nearest
-from inlay.methods._contract import Method
+from inlay.methods.contract import Method
 from inlay.training.schedule import warmup_steps
 
 MIN_STEPS = 100

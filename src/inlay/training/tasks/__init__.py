@@ -10,7 +10,7 @@ from inlay.base.base import Base
 from inlay.base.purpose import CAUSAL_LM, Purpose, has_own_head
 from inlay.errors import ConfigError, explain
 from inlay.formats import peft
-from inlay.io import _safe, records
+from inlay.io import json_files, records
 from inlay.io.checkpoint import open_checkpoint
 from inlay.training.tasks._contract import Task
 
@@ -98,7 +98,7 @@ def _num_classes(file: peft.PeftAdapter, task: Task) -> int:
 def about(adapter: str | Path) -> tuple[str, tuple[str, ...]]:
     """(the task that an adapter was trained for, the names of its classes where it says them), before its tensors are read."""
     directory = peft.fetched(adapter)
-    config = _safe.read_json(directory / peft.CONFIG) if (directory / peft.CONFIG).is_file() else {}
+    config = json_files.read_json(directory / peft.CONFIG) if (directory / peft.CONFIG).is_file() else {}
     record = records.read(directory).get("task") or {}
     by_type = {find(name).task_type: name for name in names()}
     return record.get("name") or by_type.get(str(config.get("task_type")), CAUSAL_LM), tuple(record.get("labels") or ())

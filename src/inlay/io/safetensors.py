@@ -10,7 +10,6 @@ import contextlib
 import json
 import math
 import os
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,17 +19,12 @@ import psutil
 import torch
 from torch import Tensor
 
-from inlay.errors import CapacityError, ConfigError, FormatError, UnknownNameError, explain, few
+from inlay.errors import CapacityError, FormatError, UnknownNameError, explain, few
 from inlay.fields import shown
+from inlay.io import json_files
 
 MAX_HEADER_BYTES = 25_000_000
 """Longest header that is read: 200,000 tensors. Parsed, it takes up to twenty times as much memory."""
-
-MAX_JSON_BYTES = 10_000_000
-"""Largest configuration, record or plan that is read."""
-
-MAX_TOKENIZER_BYTES = 100_000_000
-"""Largest file of a tokenizer that is read."""
 
 MAX_DIMENSIONS, MAX_LENGTH = 8, 2**40
 """A tensor has at most so many dimensions, each at most so long."""
@@ -84,7 +78,7 @@ def read_header(path: Path) -> Header:
         if length > MAX_HEADER_BYTES:
             raise _broken(path, f"its header has {length:,} bytes, more than the {MAX_HEADER_BYTES:,} that are read")
         try:
-            header = parse(file.read(length))
+            header = json_files.parse(file.read(length))
         except FormatError as error:
             raise _broken(path, f"in its header, {error}") from None
         except (ValueError, RecursionError) as error:  # too many brackets within each other
@@ -225,88 +219,6 @@ def refuse_pickles(directory: Path, wanted: str) -> FormatError | UnknownNameErr
             f"there is no {wanted} in this directory", found=str(directory), do="check the path for a missing level"
         )
     )
-
-
-def read_bytes(path: Path, limit: int = MAX_JSON_BYTES) -> bytes:
-    """The content of a file that has at most `limit` bytes: nothing is read of a larger one, and no more of one that grows.
-
-    **Raises:**
-
-    - `FormatError`: it is larger, or no regular file.
-    """
-    size = path.stat().st_size
-    if size <= limit and path.is_file():
-        with path.open("rb") as file:
-            content = file.read(limit + 1)
-        size = len(content)
-        if size <= limit:
-            return content
-    what = f"{path}: {size:,} bytes; at most {limit:,} are read" if path.is_file() else f"{path}: no regular file"
-    raise FormatError(explain("this file is larger than any of its kind", found=what, do="fetch it again"))
-
-
-def parse(text: str | bytes) -> Any:
-    """What a JSON text says.
-
-    **Raises:**
-
-    - `ValueError`: it is not JSON, or gives a name twice: the last value would win in silence.
-    - `RecursionError`: brackets within brackets, too many of them.
-    """
-    return json.loads(text, object_pairs_hook=once)
-
-
-def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON, whose names stand once in it.
-
-    **Raises:**
-
-    - `FormatError`, a ValueError: they don't.
-    """
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
-        raise FormatError(f"the name {shown(twice)} stands twice in one object")
-    return values
-
-
-def read_json(path: Path, limit: int = MAX_JSON_BYTES) -> dict[str, Any]:
-    """The JSON object in a file of at most `limit` bytes.
-
-    **Raises:**
-
-    - `FormatError`: it is larger, is not JSON, not an object, or gives a name twice.
-    """
-    content = read_bytes(path, limit)
-    try:
-        value = parse(content.decode("utf-8"))
-    except FormatError as error:
-        raise FormatError(
-            explain("this file says one thing twice", found=f"{path}: {error}", do="remove the wrong one")
-        ) from None
-    except (ValueError, RecursionError) as error:  # too many brackets within each other
-        raise FormatError(explain("this file is not JSON", found=f"{path}: {error}", do="fetch it again")) from None
-    if not isinstance(value, dict):
-        raise FormatError(
-            explain("this file holds no JSON object", found=f"{path}: a {type(value).__name__}", do="fetch it again")
-        )
-    return value
-
-
-@contextlib.contextmanager
-def about(path: Path) -> Iterator[None]:
-    """Say in which file a value is that can't be."""
-    try:
-        yield
-    except ConfigError as error:
-        wrong, *found = str(error).split("\n  hint:")[0].split("\n  found: ")
-        raise FormatError(
-            explain(
-                f"this adapter says what can't be: {wrong}",
-                found=[f"{path}: {value}" for value in found],
-                do="ask its author for a whole file",
-            )
-        ) from None
 
 
 def is_finite(tensor: Tensor) -> bool:

@@ -1,0 +1,142 @@
+"""What a merged checkpoint will hold: each tensor, where its bytes come from, and which of the adapter's modules it belongs to.
+
+Nothing here reads a weight: what can't be merged into the files of this base is refused before anything is written.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+
+from inlay.base import meta_model
+from inlay.base.base import Base
+from inlay.errors import CompatibilityError, explain
+from inlay.export import ties
+from inlay.io import bitsandbytes
+from inlay.io.safetensors import TORCH_DTYPES, TensorEntry
+from inlay.model.adapter import Adapter
+from inlay.model.experts import Experts, Part, parts_of
+from inlay.names import is_inside
+from inlay.quant.contract import Matrix
+
+_MERGEABLE = ("F32", "BF16", "F16", "F64")
+"""The dtypes of files that a change can be rounded to."""
+
+
+class Planned(NamedTuple):
+    """A tensor of the merged checkpoint."""
+
+    file: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    path: str | None
+    """The module whose merged weight or bias it is; None: what the base has."""
+    entry: TensorEntry | None
+    """Where the base has it; None: quantised, or fresh."""
+    part: Part | None = None
+    """What it holds of fused experts, where it does not hold all."""
+    is_fresh: bool = False
+    """It is of a head that the base does not have."""
+
+    @property
+    def num_bytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def planned(base: Base, adapter: Adapter) -> dict[str, Planned]:
+    """The tensors of the merged checkpoint, by name: the base's own, quantised weights as the numbers that they stand for.
+
+    **Raises:**
+
+    - `CompatibilityError`: the checkpoint has an adapted weight under another name, or in another form.
+    """
+    packed, parts = bitsandbytes.quantized_weights(base.checkpoint), dict[str, Part | None]()
+    plain = bitsandbytes.plain_tensors(base.checkpoint, packed)
+    prefix, names, problems = getattr(base.model, "base_model_prefix", ""), {}, []
+    made: dict[str, Planned] = {}
+    for path, linear in base.linears.items():
+        name = meta_model.checkpoint_path(path, prefix, packed)
+        if name is not None:
+            matrix = matrix_of(base, path)
+            shape = matrix.shape[::-1] if linear.transposed else matrix.shape
+            made[f"{name}.weight"] = Planned(packed[name][1][""].file.name, matrix.dtype, shape, path, None)
+            if path in adapter:
+                names[f"{name}.bias"] = path
+    for path, tensor in _changed(base, adapter):
+        if is_inside(path, base.fresh_heads):
+            continue
+        if meta_model.checkpoint_path(path, prefix, packed) is not None:
+            continue
+        name = meta_model.checkpoint_path(f"{path}.{tensor}", prefix, plain)
+        if name is None and path in adapter.aliases:
+            continue  # it is written where the checkpoint has it, under the name of the module that it is shared with
+        problem = _problem(base, path, tensor, None if name is None else plain[name])
+        if problem:
+            problems.append(f"{path}.{tensor}{problem}")
+        elif name is not None:
+            names[name] = path
+    for path, experts in base.maps.items():
+        if isinstance(experts, Experts) and path in adapter:
+            found = parts_of(path, experts, lambda name: meta_model.checkpoint_path(name, prefix, plain))
+            parts, names = parts | found, names | dict.fromkeys(found, path)
+            problems += [] if found else [f"{path}: the checkpoint has its experts in a form that is not known here"]
+    if problems:
+        raise CompatibilityError(
+            explain(
+                "this adapter can't be merged into the files of this base",
+                found=problems[:10],
+                do="keep the adapter apart: --adapter works with every command",
+            )
+        )
+    for name, entry in plain.items():
+        dtype, path = TORCH_DTYPES[entry.dtype], names.get(name)
+        made[name] = Planned(entry.file.name, dtype, entry.shape, path, entry, parts.get(name))
+    made |= _fresh_tensors(base, prefix, made)
+    if ties.unties(base, adapter):
+        source = made[next(name for name, path in ties.table_names(base, prefix, plain).items() if name in made)]
+        head = base.head if base.head and base.head in adapter else None
+        made[f"{base.head}.weight"] = source._replace(path=head)
+    return made
+
+
+def _fresh_tensors(base: Base, prefix: str, made: dict[str, Planned]) -> dict[str, Planned]:
+    """The tensors of the heads that the base lacks, under the names of the model, or of another head that they replace."""
+    fresh = {}
+    for path in (path for path in base.layout.modules if is_inside(path, base.fresh_heads)):
+        own = base.layout.modules[path]._parameters  # as the base has it: an adapter may stand around it now
+        for kind, shape in ((kind, tuple(tensor.shape)) for kind, tensor in own.items() if tensor is not None):
+            name = meta_model.checkpoint_path(f"{path}.{kind}", prefix, made) or f"{path}.{kind}"
+            file = made[name].file if name in made else base.checkpoint.files[-1].name
+            fresh[name] = Planned(file, base.checkpoint.dtype, shape, path, None, is_fresh=True)
+    return fresh
+
+
+def _changed(base: Base, adapter: Adapter) -> list[tuple[str, str]]:
+    """The tensors of the model that the adapter changes, as (module path, name)."""
+    found = []
+    every = dict.fromkeys((*adapter.params, *adapter.aliases, *adapter.tables))
+    for path in (path for path in every if not isinstance(base.maps.get(path), Experts)):
+        names = set(adapter.own_at(path)) | ({"weight", "bias"} if adapter.adds(path) else set())
+        names |= {"weight"} if path in adapter.tables else set()
+        own = base.layout.modules[path]._parameters
+        found += [(path, name) for name in names if own.get(name) is not None or name == "weight"]
+    return found
+
+
+def matrix_of(base: Base, path: str) -> Matrix:
+    """The quantised weight of a module."""
+    matrix = base.linears[path].matrix
+    assert isinstance(matrix, Matrix), "what has no plain tensor in the checkpoint is quantised"
+    return matrix
+
+
+def _problem(base: Base, path: str, tensor: str, entry: TensorEntry | None) -> str:
+    """Why a tensor of an adapted module can't be merged where the checkpoint has it; empty where it can."""
+    stored = tuple(getattr(base.layout.modules[path], tensor).shape)
+    if entry is None and path == base.head and ties.table_of(base) is not None and tensor == "weight":
+        return ""  # it is written apart from the embeddings
+    if entry is None:
+        return ": the checkpoint has no tensor of that name"
+    if entry.shape != stored or entry.dtype not in _MERGEABLE:
+        return f": {entry.dtype} of shape {entry.shape} in the checkpoint, here {stored}"
+    return ""
