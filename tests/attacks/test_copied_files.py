@@ -1,7 +1,10 @@
 """What a merged or quantised base has beside its weights: everything that belongs to the model, and nothing of anybody else's."""
 
+import builtins
+import io
 import json
 import os
+import re
 
 import huggingface_hub
 import pytest
@@ -109,6 +112,29 @@ def test_a_file_that_is_no_part_of_a_model_is_not_filled_and_counts_nothing(plac
         status, _, err = merge(place, capsys)
     assert status == 0, err
     assert not (place / "merged" / "pad.dat").exists()
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "trainer_state.json", "all_results.json", "logs/run.jsonl", "corpus.md"])
+def test_what_lies_beside_a_base_is_passed_over_however_long(place, capsys, monkeypatch, name):
+    long = place / "base" / name
+    long.parent.mkdir(exist_ok=True)
+    with long.open("wb") as file:
+        os.truncate(file.fileno(), 300_000_000)
+    opened = []
+    for owner, function in ((builtins, "open"), (io, "open"), (os, "open")):
+        watched = getattr(owner, function)
+        monkeypatch.setattr(
+            owner, function, lambda path, *rest, _f=watched, **how: opened.append(path) or _f(path, *rest, **how)
+        )
+    status, _, err = run(capsys, "generate", place / "base", "--prompt", "say 3", "--max-new-tokens", 1)
+    assert status == 0, err
+    with pytest.warns(UserWarning, match=re.escape(f"not copied: {name}, of 300 MB")):
+        status, _, err = merge(place, capsys)
+    assert status == 0, err
+    assert not (place / "merged" / name).exists()
+    names = [os.path.basename(os.fsdecode(path)) for path in opened if not isinstance(path, int)]
+    assert "config.json" in names
+    assert long.name not in names
 
 
 def test_files_beside_the_weights_count_for_the_space(place):

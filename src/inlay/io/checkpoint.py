@@ -41,6 +41,9 @@ _READ_WHOLE = ("*.json", "*.jinja", "*.model", "vocab.txt", "merges.txt")
 _SETTINGS = ("*config.json", "special_tokens_map.json", "*.jinja", "chat_template.json")
 """Those among them that are no tokenizer, vocabulary or index, and as short as settings are."""
 
+_LEFT_BY_TRAINERS = ("trainer_state.json", "*_results.json")
+"""Names of files that tell how a model was trained: nobody reads them to load it, and a long run has a long one."""
+
 _SINGLE = "model.safetensors"
 """The one weight file of a model that is not spread over several."""
 
@@ -158,7 +161,8 @@ def _check_sizes(directory: Path) -> None:
     """Refuse a file that `transformers` would read whole, whatever its size, or wait for."""
     beside = [*directory.iterdir(), *directory.glob("additional_chat_templates/*")]
     problems = []
-    for file in (file for file in beside if any(file.match(name) for name in _READ_WHOLE)):
+    read = (file for file in beside if any(file.match(name) for name in _READ_WHOLE))
+    for file in (file for file in read if not any(file.match(name) for name in _LEFT_BY_TRAINERS)):
         limit = json_files.MAX_JSON_BYTES if any(file.match(name) for name in _SETTINGS) else MAX_INDEX_BYTES
         if file.is_file() and file.stat().st_size > limit:
             problems.append(f"{file}: {file.stat().st_size:,} bytes; at most {limit:,} are read")
