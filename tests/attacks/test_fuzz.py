@@ -1,11 +1,17 @@
-"""Hostile input from a generator: configurations, records, tensors, tokenizers, templates, rows and settings, changed at random.
+"""Hostile input from a generator: configurations, records, tensors, tokenizers, templates, rows and settings, changed at random; and
+rows of every layout, of which nothing may be lost.
 
 `scripts/fuzz SECONDS` searches for longer.
 """
 
+import dataclasses
+
 import pytest
 
-from tests.support import fuzz
+from inlay.data import forms, messages
+from inlay.text import pieces
+from inlay.training import data
+from tests.support import conserved, fuzz
 
 SECONDS = 15
 """So long it searches here; a search by hand begins elsewhere every time."""
@@ -69,3 +75,45 @@ def test_a_case_is_that_of_its_seed(home, tmp_path):
         files = {path: path.read_bytes() for path in small}
         assert fuzz.case(home, tmp_path / "case", seed) == first
         assert all(path.read_bytes() == content for path, content in files.items())
+
+
+def test_no_row_loses_what_it_says():
+    found, num_tried, num_refused = conserved.search(60, number=500)
+    assert not found, "\n".join(found)
+    assert num_tried == 500
+    assert 100 < num_refused < 300  # most templates have no tools, many no system
+
+
+def last_left_out(function):
+    """A function that gives all but the last of what it is given first."""
+    return lambda values, *rest: function(values[:-1] if isinstance(values, list) else values, *rest)
+
+
+def only_the_last_answer(function):
+    def drafts(*values, **named):
+        return [dataclasses.replace(draft, spans=draft.spans[-1:]) for draft in function(*values, **named)]
+
+    return drafts
+
+
+FORGETFUL = {
+    "the column": (forms, "unused_of", lambda function: lambda keys: []),
+    "a content of turn": (messages, "_text", last_left_out),
+    "a schema of the tools": (messages, "schemas", last_left_out),
+    "a content of the system": (forms, "_system", lambda function: lambda columns: function(columns) and ""),
+    "a part that is no text": (messages, "_part", lambda function: lambda part: part.get("text", "") if isinstance(part, dict) else part),
+    "an unknown key in a message": (messages, "_check_keys", lambda function: lambda given: None),
+    "a call of turn": (messages, "_calls", last_left_out),
+    "a reasoning of turn": (pieces.Said, "faults", lambda function: lambda *self: []),
+    "is learned, and is no answer": (messages, "_flag", lambda function: lambda given, role: None),
+    "is learned 0 times": (data, "drafts", only_the_last_answer),
+}  # fmt: skip
+"""What is found -> the function that forgets something, and how it does."""
+
+
+@pytest.mark.parametrize("fault", FORGETFUL)
+def test_a_row_that_loses_something_is_found(monkeypatch, fault):
+    owner, name, forget = FORGETFUL[fault]
+    monkeypatch.setattr(owner, name, forget(getattr(owner, name)))
+    searches = (conserved.search(60, seed, number=40)[0] for seed in range(0, 400, 40))
+    assert any(fault in text.splitlines()[0] for found in searches for text in found)

@@ -1,7 +1,8 @@
 """Hostile input from a seed: a good base, adapter, rows and settings, one of them changed at random, and a command that reads it.
 
 `Worker` runs the commands in a process of its own, one after the other, and says how each ended; `check` says what is wrong with
-how: a traceback, a failure that nobody foresaw, no end, or more memory than any refusal needs.
+how: a traceback, a failure that nobody foresaw, no end, or more memory than any refusal needs. `conserved` does the same for rows
+of which something is lost.
 """
 
 import copy
@@ -15,6 +16,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+from tests.support import conserved
 
 SECONDS, MEMORY = 60, 2_000_000_000
 """What a command on these small files may take, with the start of its libraries: the clock's time and the growth of memory."""
@@ -432,15 +435,19 @@ if __name__ == "__main__":
 def report(seconds="60", seed=""):
     """Search for so many seconds, and print what was tried and found."""
     seed = int(seed or time.time() % 10**9)
-    print(f"from seed {seed} on, for {seconds} s", flush=True)
+    print(f"from seed {seed} on, for {seconds} s, a quarter of them for rows that may lose nothing", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder) / "home"
         make(home)
-        found, ends = search(home, Path(folder), float(seconds), seed, say=lambda text: print(text, flush=True))
+        found, ends = search(home, Path(folder), 0.75 * float(seconds), seed, say=lambda text: print(text, flush=True))
+    lost, num_rows, num_refused = conserved.search(
+        0.25 * float(seconds), seed, say=lambda text: print(text, flush=True)
+    )
     for (kind, status), number in sorted(ends.items(), key=str):
         print(f"{kind:<24} exit {status}: {number:>6,}")
-    print(f"{sum(ends.values()):,} cases, {len(found)} findings")
-    return bool(found)
+    print(f"{'rows':<24} prepared: {num_rows - num_refused:>6,}\n{'':<24} refused: {num_refused:>7,}")
+    print(f"{sum(ends.values()) + num_rows:,} cases, {len(found) + len(lost)} findings")
+    return bool(found or lost)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,9 @@ MANY, TOO_MANY = 0.1, 0.5
 """Parts of the rows that are left out as too long: beyond the first it is said what would keep them, beyond the second the
 rows are refused, unless it was said what happens to longer ones."""
 
+REFERENCES = "references not trained on: answers are scored by them"
+"""What is said of rows with other answers than their completion; it follows a number."""
+
 _CHUNK_ROWS = 200
 """Rows that are turned into tokens at a time."""
 
@@ -104,7 +107,7 @@ def prepare(
         num_windowed=too_many if too_long == "window" else 0,
         advice="" if too_long == "window" else advice(lengths, max_length, positions),
         ends=tuple(sorted(ends)),
-        notes=tuple(f"{number:,} {note}" for note, number in notes.items()),
+        notes=tuple(f"{number:,} {note}" for note, number in (notes + _references(rows)).items()),
     )
 
 
@@ -190,6 +193,11 @@ def _tried(row: Row, tokenizer: Any, train_on: str, problems: dict[str, str]) ->
         said, _, hint = str(error).replace("\n  found:", ":").partition("\n  hint:  ")
         problems[said] = hint
         return []
+
+
+def _references(rows: Sequence[Row]) -> Counter[str]:
+    """How many answers rows have beside those that they are trained on."""
+    return Counter({REFERENCES: sum(text != row.completion for row in rows for text in row.references)})
 
 
 def _messages(role: str, value: Any) -> list[Message]:
