@@ -82,7 +82,7 @@ def saved(tmp_path, method, family="llama"):
 def test_transformers_loads_what_the_table_says(tmp_path, capsys, name):
     base = saved(tmp_path, methods.find(name)())
     found = said(tmp_path / "mine")
-    assert (PEFT in found) == bool(methods.find(name).peft_type)
+    assert (PEFT in found) == bool(methods.find(name).peft.type)
     assert (VLLM in found) == (LLAMA_CPP in found) == (name == "lora")
     assert (TRANSFORMERS in found) == as_in_transformers(tmp_path, base)
     text = (tmp_path / "mine" / "README.md").read_text()

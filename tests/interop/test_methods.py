@@ -249,7 +249,7 @@ def test_the_table_of_it(tmp_path):
             except (TypeError, InlayError):
                 cells.append(f"refused by PEFT: {REFUSED[what, kind]}")
         lines.append(f"| {what} | {kind} | {cells[0]} | {cells[1]} |")
-    rest = sorted(name for name in methods.names() if not methods.find(name).peft_type)
+    rest = sorted(name for name in methods.names() if not methods.find(name).peft.type)
     lines += [
         "",
         f"PEFT has no {', '.join(rest)}: their files are for Inlay, and PEFT refuses them by their peft_type.",

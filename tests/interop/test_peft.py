@@ -115,7 +115,7 @@ def test_we_read_what_peft_saves(family, case, tmp_path):
         assert _close(base.logits(ids, "theirs"), theirs(input_ids=ids).logits)
 
 
-@pytest.mark.parametrize("name", [name for name in methods.names() if methods.find(name).peft_type])
+@pytest.mark.parametrize("name", [name for name in methods.names() if methods.find(name).peft.type])
 def test_what_a_file_leaves_out_is_what_peft_takes_for_it(name, tmp_path):
     """Files of old versions, and of other writers, lack keys: only peft_type is always there."""
     method = methods.find(name)
@@ -125,14 +125,14 @@ def test_what_a_file_leaves_out_is_what_peft_takes_for_it(name, tmp_path):
     always = {
         "peft_type",
         "target_modules",
-        *method.peft_writes,
+        *method.peft.writes,
         *(("num_virtual_tokens",) if held.get("default").num_virtual else ()),
     }
     (tmp_path / CONFIG).write_text(json.dumps({key: value for key, value in written.items() if key in always}))
     ours, theirs = read(tmp_path).method, peft.PeftConfig.from_pretrained(tmp_path)
     fields = [field.name for field in dataclasses.fields(ours) if getattr(theirs, field.name, None) is not None]
-    assert {"r", "lora_alpha"} <= set(fields) or method.peft_type != "LORA"
-    for field in set(fields) - {"target_modules", "num_virtual_tokens"} - method.peft_omits:
+    assert {"r", "lora_alpha"} <= set(fields) or method.peft.type != "LORA"
+    for field in set(fields) - {"target_modules", "num_virtual_tokens"} - {*method.peft.omits}:
         assert getattr(ours, field) == getattr(theirs, field), field
 
 

@@ -34,7 +34,7 @@ class Feature(NamedTuple):
 
 
 def _peft_types() -> set[str]:
-    return {methods.find(name).peft_type for name in methods.names()} - {""}
+    return {methods.find(name).peft.type for name in methods.names()} - {""}
 
 
 def _is_lora(name: str) -> bool:

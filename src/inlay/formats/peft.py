@@ -171,7 +171,7 @@ def write(
     about = {"base_model_name_or_path": base_name, "inference_mode": True, "task_type": task_type}
     about["modules_to_save"] = list(modules_to_save) or None
     config = _config(method) | about
-    known = set(method.peft_accepts) | {field.name for field in dataclasses.fields(method)}
+    known = {*method.peft.accepts, *method.peft.ignores} | {field.name for field in dataclasses.fields(method)}
     optional = {"fan_in_fan_out": fan_in_fan_out, "target_modules": list(target_modules)}
     optional["target_parameters"] = list(experts or ()) or None
     optional |= {"lora_dropout": 0} if experts else {}  # PEFT has none beside parameters; only training reads it
@@ -183,7 +183,7 @@ def write(
         if place is not None:
             path, module = place, {name: flattened(name, tensor) for name, tensor in module.items()}
         if shape is not None:
-            module = {name: kernel(tensor, method.peft_kernels.get(name), shape) for name, tensor in module.items()}
+            module = {name: kernel(tensor, method.peft.kernels.get(name), shape) for name, tensor in module.items()}
         tensors |= _keys(method, path, module, path in embeddings)
     stored = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
     (directory / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True), "utf-8")
@@ -211,7 +211,7 @@ def _method(path: Path, config: Mapping[str, Any]) -> Method:
             )
         )
     problems = {cls: _unsupported(cls, config) for cls in candidates}
-    chosen = min(candidates, key=lambda cls: (len(problems[cls]), len(set(cls.peft_writes) - set(config))))
+    chosen = min(candidates, key=lambda cls: (len(problems[cls]), len(set(cls.peft.writes) - set(config))))
     if problems[chosen]:
         raise CompatibilityError(
             explain(
@@ -225,7 +225,7 @@ def _method(path: Path, config: Mapping[str, Any]) -> Method:
     }
     with json_files.about(path):
         fields.fitted(_AboutTheBase, config)
-        return chosen(**fields.fitted(chosen, {**chosen.peft_defaults, **values}))
+        return chosen(**fields.fitted(chosen, {**chosen.peft.defaults, **values}))
 
 
 def _with_brought(method: Method, tensors: Iterable[str]) -> Method:
@@ -241,12 +241,12 @@ def _with_brought(method: Method, tensors: Iterable[str]) -> Method:
 def _unsupported(cls: type[Method], config: Mapping[str, Any]) -> list[str]:
     """The keys whose values this method can't honour: those with no field, unless the value changes nothing."""
     known = {field.name for field in dataclasses.fields(cls)}
-    inert = {key: value for key, value in config.items() if key not in known | _ABOUT_THE_FILE}
-    accepts = cls.peft_accepts
+    inert = {key: value for key, value in config.items() if key not in known | _ABOUT_THE_FILE | {*cls.peft.ignores}}
+    accepts = cls.peft.accepts
     return [
         f"{key}={fields.cut(json.dumps(value))}"
         for key, value in inert.items()
-        if not (accepts[key](value) if key in accepts else value in (None, False, [], {}))
+        if value not in accepts.get(key, (None, False, [], {}))
     ]
 
 
@@ -271,7 +271,7 @@ def _params(path: Path, tensors: Mapping[str, Tensor], method: Method) -> tuple[
         elif name == _COPY:
             copies[module] = tensors[key]
         else:
-            params.setdefault(module, {})[name] = flat(tensors[key], method.peft_kernels.get(name))
+            params.setdefault(module, {})[name] = flat(tensors[key], method.peft.kernels.get(name))
     unexpected = [f"{path}{INNER}.weight" for path in copies if path not in params]
     problems += [f"{key}: no tensor of {_type_name(type(method))} has that name" for key in unexpected]
     if not tensors:
@@ -291,13 +291,13 @@ def _params(path: Path, tensors: Mapping[str, Tensor], method: Method) -> tuple[
 
 def _split(key: str, method: Method) -> tuple[str, str] | None:
     """Module path and tensor name of a key of the file; None where it has no such form."""
-    if method.peft_tensors.get(key) == key:
+    if method.peft.tensors.get(key) == key:
         return "", key
     if not key.startswith(_PREFIX):
         name = key.removeprefix(_SHARED_PREFIX)
-        return ("", name) if name in method.peft_shared else None
+        return ("", name) if name in method.peft.shared else None
     rest = key.removeprefix(_PREFIX)
-    for names in (method.peft_tensors, method.peft_embedding_tensors):
+    for names in (method.peft.tensors, method.peft.embedding_tensors):
         for name, written in names.items():
             if rest.endswith(f".{written}"):
                 return rest.removesuffix(f".{written}"), name
@@ -307,7 +307,7 @@ def _split(key: str, method: Method) -> tuple[str, str] | None:
         return inner, _COPY
     if _may_be_own(method, inner, name):
         return inner, name
-    return None if method.peft_tensors or name in OWN else (module, name)
+    return None if method.peft.tensors or name in OWN else (module, name)
 
 
 def _may_be_own(method: Method, path: str, name: str) -> bool:
@@ -320,7 +320,7 @@ def _may_be_own(method: Method, path: str, name: str) -> bool:
 
 def _keys(method: Method, path: str, module: Params, is_embedding: bool) -> dict[str, Tensor]:
     """The tensors of one module by what the file calls them."""
-    names = {**method.peft_tensors, **(method.peft_embedding_tensors if is_embedding else {})}
+    names = {**method.peft.tensors, **(method.peft.embedding_tensors if is_embedding else {})}
     if not path:
         return {names.get(name, name): tensor for name, tensor in module.items()}
     own = {name for name in module if name in OWN and name not in names}
@@ -334,10 +334,10 @@ def _keys(method: Method, path: str, module: Params, is_embedding: bool) -> dict
 def _config(method: Method) -> dict[str, Any]:
     """The method's fields as the format has them; what `target_modules` says already is left out."""
     values = {field.name: getattr(method, field.name) for field in dataclasses.fields(method)}
-    left_out = {"exclude_modules", "layers_to_transform", *method.peft_omits}
-    values = {key: value for key, value in values.items() if key not in left_out} | dict(method.peft_writes)
+    left_out = {"exclude_modules", "layers_to_transform", *method.peft.omits}
+    values = {key: value for key, value in values.items() if key not in left_out} | dict(method.peft.writes)
     return {"peft_type": _type_name(type(method))} | {key: whole(value) for key, value in values.items()}
 
 
 def _type_name(cls: type[Method]) -> str:
-    return cls.peft_type or cls.__name__.upper()
+    return cls.peft.type or cls.__name__.upper()

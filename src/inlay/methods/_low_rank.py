@@ -1,23 +1,18 @@
 """What the methods with factors lora_A (r, in) and lora_B (out, r) have in common: their settings, and how they are checked."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
 
 from inlay.core import lowrank
-from inlay.methods.contract import TOKEN_ROWS, LinearBase, LinearMethod, Own, Params, Self, require
+from inlay.methods.contract import TOKEN_ROWS, LinearBase, LinearMethod, Own, Params, PeftForm, Self, require
 from inlay.names import fault, matches_end
 
 REFERENCE_ALPHA = 32
 """The lora_alpha, with scaling lora_alpha / r, that learning-rate rules are stated for: at it the best rate hardly depends
 on the rank. Source: LoRA Without Regret (Thinking Machines 2025)."""
-
-
-def equals(*values: object) -> Callable[[Any], bool]:
-    """The test that a value is one of these."""
-    return lambda value: value in values
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,45 +43,45 @@ class LowRank(LinearMethod):
     trainable_token_indices: tuple[int, ...] = ()
     """Tokens, by number, whose embeddings are trained too, with their rows of a head that is tied to the embedding."""
 
-    peft_type: ClassVar[str] = "LORA"
-    peft_tensors: ClassVar[Mapping[str, str]] = {
-        "lora_A": "lora_A.weight",
-        "lora_B": "lora_B.weight",
-        TOKEN_ROWS: "token_adapter.trainable_tokens_delta",
-    }
-    peft_embedding_tensors: ClassVar[Mapping[str, str]] = {"lora_A": "lora_embedding_A", "lora_B": "lora_embedding_B"}
-    peft_kernels: ClassVar[Mapping[str, str]] = {
-        "lora_A": "kernel",
-        "lora_B": "point",
-        "lora_magnitude_vector": "channel",
-    }
-    peft_defaults: ClassVar[Mapping[str, Any]] = {"r": 8, "lora_alpha": 8}
-    peft_accepts: ClassVar[Mapping[str, Callable[[Any], bool]]] = {
-        "alora_invocation_tokens": equals(None),
-        "arrow_config": equals(None),
-        "corda_config": equals(None),
-        "enable_lora": equals(None),
-        "ensure_weight_tying": equals(False),
-        "eva_config": lambda value: True,  # how A was started; the forward pass is LoRA's
-        "fan_in_fan_out": lambda value: True,  # how the base stores its weight: read from the base itself
-        "init_lora_weights": equals(True, False, "gaussian", "eva", "orthogonal", "mica"),  # the others change the base
-        "kasa_config": equals(None),
-        "layer_replication": equals(None, []),
-        "loftq_config": equals(None, {}),
-        "lora_bias": equals(False),
-        "lora_ga_config": equals(None),
-        "megatron_config": equals(None),
-        "megatron_core": lambda value: True,  # read only with megatron_config
-        "merge_weights": equals(False),
-        "monteclora_config": equals(None),
-        "qalora_group_size": lambda value: True,  # read only with use_qalora
-        "runtime_config": lambda value: True,  # where to compute, not what
-        "target_parameters": lambda value: True,  # of fused experts; resolved where the model is known
-        "use_bdlora": equals(None, False),
-        "use_dora": equals(False),
-        "use_qalora": equals(False),
-        "velora_config": equals(None),
-    }
+    peft: ClassVar[PeftForm] = PeftForm(
+        type="LORA",
+        tensors={
+            "lora_A": "lora_A.weight",
+            "lora_B": "lora_B.weight",
+            TOKEN_ROWS: "token_adapter.trainable_tokens_delta",
+        },
+        embedding_tensors={"lora_A": "lora_embedding_A", "lora_B": "lora_embedding_B"},
+        kernels={"lora_A": "kernel", "lora_B": "point", "lora_magnitude_vector": "channel"},
+        defaults={"r": 8, "lora_alpha": 8},
+        accepts={
+            "alora_invocation_tokens": (None,),
+            "arrow_config": (None,),
+            "corda_config": (None,),
+            "enable_lora": (None,),
+            "ensure_weight_tying": (False,),
+            "init_lora_weights": (True, False, "gaussian", "eva", "orthogonal", "mica"),  # the others change the base
+            "kasa_config": (None,),
+            "layer_replication": (None, []),
+            "loftq_config": (None, {}),
+            "lora_bias": (False,),
+            "lora_ga_config": (None,),
+            "megatron_config": (None,),
+            "merge_weights": (False,),
+            "monteclora_config": (None,),
+            "use_bdlora": (None, False),
+            "use_dora": (False,),
+            "use_qalora": (False,),
+            "velora_config": (None,),
+        },
+        ignores=(
+            "eva_config",  # how A was started; the forward pass is LoRA's
+            "fan_in_fan_out",  # how the base stores its weight: read from the base itself
+            "megatron_core",  # read only with megatron_config
+            "qalora_group_size",  # read only with use_qalora
+            "runtime_config",  # where to compute, not what
+            "target_parameters",  # of fused experts; resolved where the model is known
+        ),
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

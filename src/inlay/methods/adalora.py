@@ -18,7 +18,7 @@ as well.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -26,7 +26,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from inlay.core.routed import Factors
-from inlay.methods.contract import LinearBase, LinearMethod, Params, require
+from inlay.methods.contract import LinearBase, LinearMethod, Params, PeftForm, require
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,21 +60,22 @@ class Adalora(LinearMethod):
     orth_reg_weight: float = 0.5
     """Weight of the penalty on factors that are not orthogonal."""
 
-    peft_type: ClassVar[str] = "ADALORA"
-    peft_defaults: ClassVar[Mapping[str, Any]] = {"lora_alpha": 8}
-    peft_omits: ClassVar[frozenset[str]] = frozenset({"tinit", "tfinal"})
-    peft_accepts: ClassVar[Mapping[str, Callable[[Any], bool]]] = {
-        "bias": lambda value: value == "none",
-        "deltaT": lambda value: True,  # read only in training, as total_step is
-        "eva_config": lambda value: True,  # how A was started
-        "fan_in_fan_out": lambda value: True,  # how the base stores its weight: read from the base itself
-        "init_lora_weights": lambda value: isinstance(value, bool),
-        "megatron_core": lambda value: True,  # read only with megatron_config
-        "qalora_group_size": lambda value: True,  # read only with use_qalora
-        "r": lambda value: True,  # init_r has its place
-        "total_step": lambda value: True,
-    }
-    peft_writes: ClassVar[Mapping[str, Any]] = {"total_step": 1, "tinit": 0, "tfinal": 0}
+    peft: ClassVar[PeftForm] = PeftForm(
+        type="ADALORA",
+        defaults={"lora_alpha": 8},
+        accepts={"bias": ("none",), "init_lora_weights": (True, False)},
+        ignores=(
+            "deltaT",  # read only in training, as total_step is
+            "eva_config",  # how A was started
+            "fan_in_fan_out",  # how the base stores its weight: read from the base itself
+            "megatron_core",  # read only with megatron_config
+            "qalora_group_size",  # read only with use_qalora
+            "r",  # init_r replaces it
+            "total_step",
+        ),
+        writes={"total_step": 1, "tinit": 0, "tfinal": 0},
+        omits=("tinit", "tfinal"),
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

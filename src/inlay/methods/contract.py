@@ -111,42 +111,53 @@ class Decoder(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class PeftForm:
+    """What PEFT's files call a method, its tensors and its settings: for `inlay.formats.peft`, which alone reads it."""
+
+    type: str = ""
+    """The method's `peft_type`; empty where PEFT has no such method, whose files have the name of its class."""
+
+    tensors: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """What a file calls each tensor after the module's path, where that is not the tensor's own name."""
+
+    embedding_tensors: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Likewise, for modules that are embeddings."""
+
+    kernels: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """The tensors that have another shape there for convolutions: `kernel` (rows, channels, height, width), `point` (rows,
+    columns, 1, 1) or `channel` (1, rows, 1, 1)."""
+
+    shared: tuple[str, ...] = ()
+    """The tensors that all modules share."""
+
+    selections: tuple[str, ...] = ()
+    """Fields that name some of the target modules."""
+
+    defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """What a file means by leaving a field out, where that is not the field's own default."""
+
+    accepts: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
+    """Keys that this method has no field for, and the values that change nothing here."""
+
+    ignores: tuple[str, ...] = ()
+    """Keys that this method has no field for, and whose value changes nothing here."""
+
+    writes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Keys that this method has no field for and that always have this value."""
+
+    omits: tuple[str, ...] = ()
+    """Fields that only training reads: a file has no place for them, `inlay.json` keeps them."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Method(abc.ABC):
     """What every method has. By itself it adds nothing: it trains tensors that the model has."""
 
     modules_to_save: Names = ()
     """Modules to train whole and keep with the adapter, such as score or lm_head: names, or a regular expression."""
 
-    peft_type: ClassVar[str] = ""
-    """The method's name in the exchange format; empty where PEFT has no such method."""
-
-    peft_tensors: ClassVar[Mapping[str, str]] = {}
-    """What the exchange format calls each tensor after the module's path, where that is not the tensor's own name."""
-
-    peft_embedding_tensors: ClassVar[Mapping[str, str]] = {}
-    """Likewise, for modules that are embeddings."""
-
-    peft_names: ClassVar[tuple[str, ...]] = ()
-    """Fields of its own that name some of the target modules."""
-
-    peft_kernels: ClassVar[Mapping[str, str]] = {}
-    """The tensors that have another shape there for convolutions: `kernel` (rows, channels, height, width), `point` (rows,
-    columns, 1, 1) or `channel` (1, rows, 1, 1)."""
-
-    peft_shared: ClassVar[tuple[str, ...]] = ()
-    """The tensors that all modules share."""
-
-    peft_defaults: ClassVar[Mapping[str, Any]] = {}
-    """What the exchange format means by leaving a field out, where that is not the field's own default."""
-
-    peft_accepts: ClassVar[Mapping[str, Callable[[Any], bool]]] = {}
-    """Keys of the exchange format that this method has no field for, and the test that a value changes nothing here."""
-
-    peft_writes: ClassVar[Mapping[str, Any]] = {}
-    """Keys of the exchange format that this method has no field for and that always have this value."""
-
-    peft_omits: ClassVar[frozenset[str]] = frozenset()
-    """Fields that only training reads: the exchange format has no place for them, `inlay.json` keeps them."""
+    peft: ClassVar[PeftForm] = PeftForm()
+    """The form of its files."""
 
     unmergeable_because: ClassVar[str] = ""
     """Why base and change can't become one model without an adapter; empty where they can."""
@@ -335,13 +346,11 @@ class PromptMethod(Method):
     num_virtual_tokens: int = 20
     """How many stand in front of a row."""
 
-    peft_tensors: ClassVar[Mapping[str, str]] = {"prompt_embeddings": "prompt_embeddings"}
-    peft_accepts: ClassVar[Mapping[str, Callable[[Any], bool]]] = {
-        "num_attention_heads": lambda value: True,  # these three are the model's, and the tensor has them
-        "num_layers": lambda value: True,
-        "token_dim": lambda value: True,
-        "num_transformer_submodules": lambda value: value in (None, 1),
-    }
+    peft: ClassVar[PeftForm] = PeftForm(
+        tensors={"prompt_embeddings": "prompt_embeddings"},
+        accepts={"num_transformer_submodules": (None, 1)},
+        ignores=("num_attention_heads", "num_layers", "token_dim"),  # the model's, and the tensor has them
+    )
     unmergeable_because: ClassVar[str] = "its virtual tokens stand in the rows, not in the weights"
     is_prefix: ClassVar[bool] = False
     """The virtual tokens are keys and values for every layer, K V K V ... from layer 0 on; otherwise, embeddings."""

@@ -14,16 +14,15 @@ merge it for them.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from inlay.core import lowrank
-from inlay.methods._low_rank import LowRank, equals
-from inlay.methods.contract import LinearBase, Params
+from inlay.methods._low_rank import LowRank
+from inlay.methods.contract import LinearBase, Params, PeftForm
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,12 +30,12 @@ class Dora(LowRank):
     """y = m / |W + scaling B A| (W + scaling B A) x + b"""
 
     kinds: ClassVar[tuple[str, ...]] = ("linear", "embedding", "conv2d")
-    peft_tensors: ClassVar[Mapping[str, str]] = {
-        **LowRank.peft_tensors,
-        "lora_magnitude_vector": "lora_magnitude_vector",
-    }
-    peft_accepts: ClassVar[Mapping[str, Callable[[Any], bool]]] = {**LowRank.peft_accepts, "use_dora": equals(True)}
-    peft_writes: ClassVar[Mapping[str, Any]] = {"use_dora": True}
+    peft: ClassVar[PeftForm] = dataclasses.replace(
+        LowRank.peft,
+        tensors={**LowRank.peft.tensors, "lora_magnitude_vector": "lora_magnitude_vector"},
+        accepts={**LowRank.peft.accepts, "use_dora": (True,)},
+        writes={"use_dora": True},
+    )
 
     def shapes(self, base: LinearBase) -> dict[str, tuple[int, ...]]:
         return super().shapes(base) | {"lora_magnitude_vector": (base.out_features,)}

@@ -12,14 +12,13 @@ When not to use it: where there is data for more than a few hundred examples; it
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from inlay.methods.contract import LinearBase, LinearMethod, Params
+from inlay.methods.contract import LinearBase, LinearMethod, Params, PeftForm
 from inlay.names import Names, selects
 
 KEYS_AND_VALUES = "k_proj|v_proj|qkv_proj|key|value|c_attn|query_key_value|k|v|key_proj|value_proj|k_lin|v_lin"
@@ -36,13 +35,15 @@ class Ia3(LinearMethod):
     feedforward_modules: Names = rf"(.*\.)?({LAST_OF_MLP})"
     """Those of them whose inputs are scaled, not their outputs, in the same forms."""
 
-    peft_type: ClassVar[str] = "IA3"
-    peft_names: ClassVar[tuple[str, ...]] = ("feedforward_modules",)
-    peft_defaults: ClassVar[Mapping[str, Any]] = {"feedforward_modules": ()}
-    peft_accepts: ClassVar[Mapping[str, Callable[[Any], bool]]] = {
-        "fan_in_fan_out": lambda value: True,  # how the base stores its weight: read from the base itself
-        "init_ia3_weights": lambda value: True,  # how l was started
-    }
+    peft: ClassVar[PeftForm] = PeftForm(
+        type="IA3",
+        selections=("feedforward_modules",),
+        defaults={"feedforward_modules": ()},
+        ignores=(
+            "fan_in_fan_out",  # how the base stores its weight: read from the base itself
+            "init_ia3_weights",  # how l was started
+        ),
+    )
 
     def for_module(self, path: str) -> "Ia3":
         if not selects(self.feedforward_modules, path):

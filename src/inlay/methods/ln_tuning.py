@@ -8,10 +8,9 @@ When not to use it: where more than style or format is to be learned; a norm has
 """
 
 import dataclasses
-from collections.abc import Mapping
 from typing import ClassVar
 
-from inlay.methods.contract import Method, Own
+from inlay.methods.contract import Method, Own, PeftForm
 from inlay.names import Names, selects
 
 
@@ -22,8 +21,9 @@ class LnTuning(Method):
     target_modules: Names = ()
     """Which norms: names with commas between, or a regular expression; none given: all of them."""
 
-    peft_type: ClassVar[str] = "LN_TUNING"
-    peft_tensors: ClassVar[Mapping[str, str]] = {"weight": "ln_tuning_layers.weight", "bias": "ln_tuning_layers.bias"}
+    peft: ClassVar[PeftForm] = PeftForm(
+        type="LN_TUNING", tensors={"weight": "ln_tuning_layers.weight", "bias": "ln_tuning_layers.bias"}
+    )
 
     def trains(self, own: Own) -> bool:
         return own.kind == "norm" and (not self.target_modules or selects(self.target_modules, own.path))

@@ -11,14 +11,13 @@ When not to use it: for language models, where LoRA of rank 2 r has as many weig
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 
 from inlay.core import lowrank
 from inlay.core.routed import Factors
-from inlay.methods.contract import LinearBase, LinearMethod, Params, require
+from inlay.methods.contract import LinearBase, LinearMethod, Params, PeftForm, require
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,12 +31,10 @@ class Loha(LinearMethod):
     """Numerator of the scaling alpha / r."""
 
     kinds: ClassVar[tuple[str, ...]] = ("linear", "conv2d")
-    peft_type: ClassVar[str] = "LOHA"
-    peft_accepts: ClassVar[Mapping[str, Callable[[Any], bool]]] = {
-        "init_weights": lambda value: True,  # how the factors were started
-        "module_dropout": lambda value: True,  # read only in training
-        "rank_dropout": lambda value: True,  # likewise
-    }
+    peft: ClassVar[PeftForm] = PeftForm(
+        type="LOHA",
+        ignores=("init_weights", "module_dropout", "rank_dropout"),  # read only in training
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

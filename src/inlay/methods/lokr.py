@@ -12,15 +12,14 @@ When not to use it: for language models, where LoRA is better known at the same 
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from inlay.core import lowrank
-from inlay.methods.contract import LinearBase, LinearMethod, Params, require
+from inlay.methods.contract import LinearBase, LinearMethod, Params, PeftForm, require
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,13 +38,10 @@ class Lokr(LinearMethod):
     decompose_factor: int = -1
     """The smaller factor of out and in, where it divides them, or the most that it may be; -1: near their square roots."""
 
-    peft_type: ClassVar[str] = "LOKR"
-    peft_accepts: ClassVar[Mapping[str, Callable[[Any], bool]]] = {
-        "init_weights": lambda value: True,  # how the factors were started
-        "module_dropout": lambda value: True,  # read only in training
-        "rank_dropout": lambda value: True,  # likewise
-        "rank_dropout_scale": lambda value: True,  # likewise
-    }
+    peft: ClassVar[PeftForm] = PeftForm(
+        type="LOKR",
+        ignores=("init_weights", "module_dropout", "rank_dropout", "rank_dropout_scale"),  # read only in training
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

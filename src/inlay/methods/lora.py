@@ -27,7 +27,7 @@ from torch import Tensor
 from inlay import initializers
 from inlay.core.routed import Factors
 from inlay.methods._low_rank import LowRank
-from inlay.methods.contract import Params, require
+from inlay.methods.contract import Params, PeftForm, require
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,9 @@ class Lora(LowRank):
     """With initializer eva: ranks are shared out among the layers, none above this many times r; at 1 all have r."""
 
     kinds: ClassVar[tuple[str, ...]] = ("linear", "embedding", "conv2d", "experts")
-    peft_omits: ClassVar[frozenset[str]] = frozenset({"loraplus_lr_ratio", "freeze_a", "initializer", "eva_rho"})
+    peft: ClassVar[PeftForm] = dataclasses.replace(
+        LowRank.peft, omits=("loraplus_lr_ratio", "freeze_a", "initializer", "eva_rho")
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -14,14 +14,13 @@ When not to use it: where speed counts and the adapter stays apart; the turned i
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from inlay.methods.contract import LinearBase, LinearMethod, Params, require
+from inlay.methods.contract import LinearBase, LinearMethod, Params, PeftForm, require
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,18 +42,18 @@ class Oft(LinearMethod):
     num_cayley_neumann_terms: int = 5
     """How many terms, from I on."""
 
-    peft_type: ClassVar[str] = "OFT"
-    peft_tensors: ClassVar[Mapping[str, str]] = {"oft_R": "oft_R.weight"}
-    peft_accepts: ClassVar[Mapping[str, Callable[[Any], bool]]] = {
-        "bias": lambda value: value == "none",
-        "coft": lambda value: value is False,
-        "eps": lambda value: True,  # read only with coft
-        "fan_in_fan_out": lambda value: True,  # how the base stores its weight: read from the base itself
-        "init_weights": lambda value: True,  # how the blocks were started
-        "module_dropout": lambda value: True,  # read only in training
-    }
-
-    peft_writes: ClassVar[Mapping[str, Any]] = {"peft_version": "0.18.0"}  # since when the series is this one
+    peft: ClassVar[PeftForm] = PeftForm(
+        type="OFT",
+        tensors={"oft_R": "oft_R.weight"},
+        accepts={"bias": ("none",), "coft": (False,)},
+        ignores=(
+            "eps",  # read only with coft
+            "fan_in_fan_out",  # how the base stores its weight: read from the base itself
+            "init_weights",  # how the blocks were started
+            "module_dropout",  # read only in training
+        ),
+        writes={"peft_version": "0.18.0"},  # since when the series is this one
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

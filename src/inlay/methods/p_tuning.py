@@ -10,15 +10,14 @@ When not to use it: where prompt tuning itself learns steadily; the network is t
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from inlay.core import lowrank
-from inlay.methods.contract import Decoder, Params, PromptMethod, require
+from inlay.methods.contract import Decoder, Params, PeftForm, PromptMethod, require
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,14 +27,17 @@ class PTuning(PromptMethod):
     encoder_hidden_size: int | None = None
     """Width of the network; the model's, unless given."""
 
-    peft_type: ClassVar[str] = "P_TUNING"
-    peft_omits: ClassVar[frozenset[str]] = frozenset({"encoder_hidden_size"})
-    peft_accepts: ClassVar[Mapping[str, Callable[[Any], bool]]] = {
-        **PromptMethod.peft_accepts,
-        "encoder_dropout": lambda value: True,  # the network is not in the file, whatever it was
-        "encoder_num_layers": lambda value: True,
-        "encoder_reparameterization_type": lambda value: True,
-    }
+    peft: ClassVar[PeftForm] = dataclasses.replace(
+        PromptMethod.peft,
+        type="P_TUNING",
+        ignores=(  # the network is not in the file, whatever it was
+            *PromptMethod.peft.ignores,
+            "encoder_dropout",
+            "encoder_num_layers",
+            "encoder_reparameterization_type",
+        ),
+        omits=("encoder_hidden_size",),
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -14,15 +14,14 @@ every row. It can't be merged.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from inlay.core import lowrank
-from inlay.methods.contract import Decoder, Params, PromptMethod, require
+from inlay.methods.contract import Decoder, Params, PeftForm, PromptMethod, require
 
 START = 0.02
 """Standard deviation of fresh keys and values, and of what the network starts from."""
@@ -38,13 +37,13 @@ class Prefix(PromptMethod):
     encoder_hidden_size: int | None = None
     """Width of that network; the model's, unless given."""
 
-    peft_type: ClassVar[str] = "PREFIX_TUNING"
     is_prefix: ClassVar[bool] = True
-    peft_omits: ClassVar[frozenset[str]] = frozenset({"prefix_projection", "encoder_hidden_size"})
-    peft_accepts: ClassVar[Mapping[str, Callable[[Any], bool]]] = {
-        **PromptMethod.peft_accepts,
-        "init_weights": lambda value: True,  # how the tensor was started
-    }
+    peft: ClassVar[PeftForm] = dataclasses.replace(
+        PromptMethod.peft,
+        type="PREFIX_TUNING",
+        ignores=(*PromptMethod.peft.ignores, "init_weights"),  # how the tensor was started
+        omits=("prefix_projection", "encoder_hidden_size"),
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -12,12 +12,11 @@ figure 1); or where rows are long, since virtual tokens take positions and time.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 
-from inlay.methods.contract import Decoder, Params, PromptMethod, require
+from inlay.methods.contract import Decoder, Params, PeftForm, PromptMethod, require
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,13 +29,16 @@ class Prompt(PromptMethod):
     prompt_tuning_init_text: str | None = None
     """The text for TEXT, repeated or cut to num_virtual_tokens tokens."""
 
-    peft_type: ClassVar[str] = "PROMPT_TUNING"
-    peft_defaults: ClassVar[Mapping[str, Any]] = {"prompt_tuning_init": "RANDOM"}
-    peft_accepts: ClassVar[Mapping[str, Callable[[Any], bool]]] = {
-        **PromptMethod.peft_accepts,
-        "tokenizer_kwargs": lambda value: True,  # how the tensor was started, as the next
-        "tokenizer_name_or_path": lambda value: True,
-    }
+    peft: ClassVar[PeftForm] = dataclasses.replace(
+        PromptMethod.peft,
+        type="PROMPT_TUNING",
+        defaults={"prompt_tuning_init": "RANDOM"},
+        ignores=(
+            *PromptMethod.peft.ignores,
+            "tokenizer_kwargs",
+            "tokenizer_name_or_path",
+        ),  # how the tensor was started
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

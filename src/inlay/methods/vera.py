@@ -12,13 +12,13 @@ When not to use it: where LoRA of rank 1 or 2 is small enough. VeRA's ranks are 
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 
 from inlay.core.routed import Factors
-from inlay.methods.contract import LinearBase, LinearMethod, Params, require
+from inlay.methods.contract import LinearBase, LinearMethod, Params, PeftForm, require
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,15 +38,17 @@ class Vera(LinearMethod):
     """Part of the adapter's input that is zeroed while training, 0 <= p < 1."""
 
     kinds: ClassVar[tuple[str, ...]] = ("linear", "embedding")
-    peft_type: ClassVar[str] = "VERA"
-    peft_shared: ClassVar[tuple[str, ...]] = ("vera_A", "vera_B")
-    peft_accepts: ClassVar[Mapping[str, Callable[[Any], bool]]] = {
-        "bias": lambda value: value == "none",
-        "fan_in_fan_out": lambda value: True,  # how the base stores its weight: read from the base itself
-        "init_weights": lambda value: True,  # how the vectors were started
-        "save_projection": lambda value: True,  # what the file lacks is drawn again
-    }
-    peft_writes: ClassVar[Mapping[str, Any]] = {"save_projection": True}
+    peft: ClassVar[PeftForm] = PeftForm(
+        type="VERA",
+        shared=("vera_A", "vera_B"),
+        accepts={"bias": ("none",)},
+        ignores=(
+            "fan_in_fan_out",  # how the base stores its weight: read from the base itself
+            "init_weights",  # how the vectors were started
+            "save_projection",  # what the file lacks is drawn again
+        ),
+        writes={"save_projection": True},
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -175,7 +175,7 @@ class Attached:
         adapted = [path for path in adapted if path not in experts]
         every = self.layout.modules
         short, names = targets.short_names(adapted or [path for path in trained if path not in experts], every), {}
-        for field in adapter.method.peft_names:
+        for field in adapter.method.peft.selections:
             some = [path for path in adapted if selects(getattr(adapter.method, field), path)]
             names[field] = targets.short_names(some, every)
             if not set(names[field]) <= set(short):
