@@ -64,7 +64,7 @@ def worker(way: str, model: str, data: str, dtype: str, start: str) -> None:
     """One way: its figures as a line of JSON."""
     import torch
 
-    from inlay.training.job import peak_rss_bytes
+    from inlay.process import peak_rss_bytes
 
     torch.set_num_threads(2)
     result = (_inlay if way == "inlay" else _trl)(way, model, data, dtype, float(start))

@@ -41,8 +41,8 @@ def main(names: list[str], sizes: list[str]) -> None:
 def worker(directory: str, rows: int, tokens: int) -> None:
     """One line's figures, as JSON."""
     import inlay
+    from inlay.process import peak_rss_bytes
     from inlay.text.mask import Example
-    from inlay.training.job import peak_rss_bytes
     from inlay.training.loop import Stepper
     from inlay.training.settings import Settings
 

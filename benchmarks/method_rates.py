@@ -16,7 +16,7 @@ from inlay.data.forms import read_rows
 from inlay.errors import InlayError
 from inlay.training import job, loop
 from inlay.training.calibration import calibrate
-from inlay.training.data import prepare
+from inlay.training.data import longest_row, prepare
 from inlay.training.settings import Plan, Settings, learning_rate
 
 FACTORS = (0.1, 0.3, 1, 3, 10, 30)
@@ -26,7 +26,7 @@ STEPS, BATCH, HELD_OUT = 60, 6, 40
 def main(model, rows, *names):
     torch.set_num_threads(1)
     base = load(model)
-    how = (base.tokenizer, job.longest_row(base, None, 20), "completions", "drop")
+    how = (base.tokenizer, longest_row(base, None, 20), "completions", "drop")
     read = read_rows(rows)[:4000]
     train, held_out = prepare(read[:3800], *how), prepare(read[3800:], *how)
     rate, _ = learning_rate(base.model.config)

@@ -2,7 +2,7 @@
 
 One weight of a 7b model: dequantised to bfloat16 and float32, quantised, and multiplied by 1 and by 4 rows. Ours and theirs
 take turns in one process, on as many threads as torch takes; medians. Freed memory is kept, as in training
-(`inlay.training.memory`), for both: else the system clears it anew each time, which takes longer than the work. Ours is also
+(`inlay.process`), for both: else the system clears it anew each time, which takes longer than the work. Ours is also
 written to memory that is given ("again"), as a product's tiles are. bitsandbytes' product is that of its layer for inference,
 whose weights it lays out for that. torch's is with the bfloat16 weight itself.
 """
@@ -14,9 +14,9 @@ from collections.abc import Callable
 
 import torch
 
+from inlay import process
 from inlay.kernels import native, nf4
 from inlay.quant.nf4 import BLOCK, Nf4, Nf4Matrix
-from inlay.training import memory
 
 OUT, IN = 11008, 4096
 REPEATS = 9
@@ -46,7 +46,7 @@ def main() -> None:
         warnings.simplefilter("ignore")
         import bitsandbytes
         from bitsandbytes import functional
-    memory.keep_freed_blocks()
+    process.keep_freed_blocks()
     torch.manual_seed(0)
     weight = torch.randn(OUT, IN).mul_(0.02).bfloat16()
     print(f"{OUT} x {IN}, {torch.get_num_threads()} threads, {native.variant()}; {native.why_not() or 'compiled'}")

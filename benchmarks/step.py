@@ -1,7 +1,7 @@
 """Our LoRA or DoRA step against peft's at a shape: python -m benchmarks.step [SHAPE] [DTYPE] [ROWS] [TOKENS] [METHOD]
 
 r=16 on all linear layers, fused experts among them, AdamW, every token supervised, two threads. Each way is a process of its
-own that keeps its model; they step in turn, the others waiting. Ours runs with and without `training.memory`. Printed are
+own that keeps its model; they step in turn, the others waiting. Ours runs with and without freed memory kept. Printed are
 medians of seconds, how they compare with peft's and with the floor, and the peak of resident memory. The floor: 4 N T
 operations (forward, and back to the input) at the rate of one large product in the dtype that ours multiplies in, measured
 before each round and after it; it counts all experts, of which a token sees few.
@@ -88,17 +88,17 @@ def worker(way: str, directory: str, dtype: str, rows: str, tokens: str, method:
         step = of_peft(AutoModelForCausalLM.from_pretrained(directory, dtype=getattr(torch, dtype)), method)
         answer(way, step, int(rows), int(tokens))
     else:
-        from inlay.training import memory
+        from inlay import process
 
         if way != "inlay":
-            memory.keep_freed_blocks = lambda: False
+            process.keep_freed_blocks = lambda: False
         step, num_weights = of_inlay(directory, dtype, method)
         answer(way, step, int(rows), int(tokens), num_weights=num_weights)
 
 
 def answer(way: str, step: Step, rows: int, tokens: int, **also: float) -> None:
     """Make a step for every line that comes in, and say what it took, and `also`."""
-    from inlay.training.job import peak_rss_bytes
+    from inlay.process import peak_rss_bytes
 
     generator = torch.Generator().manual_seed(0)
     for _ in sys.stdin:

@@ -11,7 +11,7 @@ SOURCE = Path(__file__).parents[2] / "src" / "inlay"
 LAYERS = [
     {"cli"},
     {"training", "serve"},
-    {"export"},
+    {"evaluation", "export"},
     {"base"},
     {"model"},
     {"formats"},
@@ -20,7 +20,7 @@ LAYERS = [
     {"initializers"},
     {"kernels"},
     {"core"},
-    {"fields", "names", "plugins", "screen"},
+    {"fields", "names", "plugins", "process", "screen"},
     {"errors"},
 ]
 """Top to bottom. A module imports its own folder or a lower layer: never up, never sideways."""
@@ -144,6 +144,9 @@ def test_every_import_goes_down():
         ("model/attach.py", "from inlay.base import base", "model may not import base"),
         ("io/records.py", "from inlay.formats import peft", "io may not import formats"),
         ("base/load.py", "from inlay.export import merge", "base may not import export"),
+        ("base/load.py", "from inlay.evaluation import score", "base may not import evaluation"),
+        ("evaluation/score.py", "from inlay.export import merge", "evaluation may not import export"),
+        ("evaluation/score.py", "from inlay.training import loop", "evaluation may not import training"),
         ("methods/dora.py", "from inlay.methods.lora import Lora", "knows only what the folder shares"),
         ("methods/__init__.py", "from inlay.methods import lora", "knows only what the folder shares"),
         ("methods/__init__.py", "from inlay.methods.lora import Lora", "knows only what the folder shares"),

@@ -13,9 +13,10 @@ from torch import nn
 
 import inlay
 from inlay.data.rows import Row
+from inlay.data.split import spread
 from inlay.errors import CompatibilityError, ConfigError, DataError, DivergedError, FormatError, TargetError
 from inlay.formats.peft import TENSORS
-from inlay.training import job, loop
+from inlay.training import loop
 from inlay.training.data import prepare
 from inlay.training.settings import Settings
 from tests.support import bases, models
@@ -219,4 +220,4 @@ def test_held_out_rows_that_are_all_too_long_leave_a_run_without_them(base_direc
     assert (prepared.examples, prepared.num_dropped) == ([], 1)
     with pytest.raises(DataError, match="longer than max_length"):
         prepare(held, base.tokenizer, 30, "all", "drop")
-    assert job.spread(prepared.examples, Settings().eval_rows) == []
+    assert spread(prepared.examples, Settings().eval_rows) == []

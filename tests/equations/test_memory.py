@@ -8,20 +8,21 @@ import types
 import pytest
 import torch
 
+from inlay import process
 from inlay.base.load import load
-from inlay.training import job, memory
+from inlay.training import memory
 from tests.support import bases
 
 FAULTS = """
 import resource, torch
-from inlay.training import memory
+from inlay import process
 def faults():
     for _ in range(20):
         torch.empty(1 << 24).fill_(1)  # 64 MiB: smaller blocks glibc keeps by itself after a while
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 faults()
 first = -faults() + faults()
-assert memory.keep_freed_blocks()
+assert process.keep_freed_blocks()
 faults()
 print(first, -faults() + faults())
 """
@@ -36,8 +37,8 @@ def test_a_block_that_was_freed_is_not_asked_for_again():
 
 def test_nothing_happens_without_glibc(monkeypatch):
     monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
-    monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: pytest.fail("another library was called"))
-    assert not memory.keep_freed_blocks.__wrapped__()
+    monkeypatch.setattr(process.ctypes, "CDLL", lambda name: pytest.fail("another library was called"))
+    assert not process.keep_freed_blocks.__wrapped__()
 
 
 def test_a_model_takes_as_many_tokens_at_a_time_as_its_width_allows(tmp_path, monkeypatch):
@@ -64,8 +65,8 @@ def test_a_gpu_takes_as_many_tokens_at_a_time_as_fill_an_eighth_of_its_memory(tm
 def test_the_peak_is_that_of_this_process_and_not_of_the_one_that_started_it():
     """A process of a few megabytes, started by one that has held far more."""
     held = bytearray(b"1") * (600 << 20)  # touched, so that it is resident
-    script = "import psutil; from inlay.training.job import peak_rss_bytes as peak; print(peak(), psutil.Process().memory_info().rss)"
+    script = "import psutil; from inlay.process import peak_rss_bytes as peak; print(peak(), psutil.Process().memory_info().rss)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     peak, now = map(int, done.stdout.split())
     assert now * 0.9 <= peak <= now + (300 << 20)
-    assert len(held) < job.peak_rss_bytes()
+    assert len(held) < process.peak_rss_bytes()

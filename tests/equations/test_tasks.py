@@ -16,8 +16,9 @@ from inlay import methods
 from inlay.base import load as loading
 from inlay.base.encode import inputs
 from inlay.errors import CompatibilityError, ConfigError, DataError, UnknownNameError
+from inlay.evaluation import metrics
 from inlay.io.checkpoint import open_checkpoint
-from inlay.training import job, metrics, tasks
+from inlay.training import job, tasks
 from inlay.training.tasks import embedding
 from tests.support import bases
 from tests.support import tasks as support

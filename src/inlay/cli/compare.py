@@ -15,12 +15,14 @@ from inlay.cli import _screen
 from inlay.cli._command import Data, OnBase
 from inlay.cli._screen import count, say, size
 from inlay.data.forms import read_rows
+from inlay.data.split import spread
 from inlay.errors import ConfigError, explain
+from inlay.evaluation import score
 from inlay.formats.peft import TENSORS
 from inlay.io import output as output_directory
 from inlay.io import records
-from inlay.training import curve, job, keep, score
-from inlay.training.data import prepare
+from inlay.training import curve, keep
+from inlay.training.data import longest_row, prepare
 from inlay.training.loop import evaluate
 from inlay.training.settings import Settings
 
@@ -145,14 +147,14 @@ class Compare(OnBase):
 
     def _forgotten(self, base: Base, adapter: str) -> float:
         rows = read_rows(str(self.other))
-        length = job.longest_row(base, None, base.get(adapter).num_virtual)
+        length = longest_row(base, None, base.get(adapter).num_virtual)
         prepared = prepare(rows, base.tokenizer, length, "all", "drop")
-        examples = job.spread(prepared.examples, FORGETTING_ROWS)
+        examples = spread(prepared.examples, FORGETTING_ROWS)
         return evaluate(base, adapter, examples) - evaluate(base, None, examples)
 
     def _bleu(self, base: Base, adapter: str) -> float:
         wanted = score.references(read_rows(str(self.eval_data)))
-        prompts = job.spread(list(wanted), self.bleu)
+        prompts = spread(list(wanted), self.bleu)
         return score.score(base, adapter, {prompt: wanted[prompt] for prompt in prompts}).bleu
 
 

@@ -13,11 +13,11 @@ from inlay.cli import _demo_text, _screen
 from inlay.cli._command import Common
 from inlay.cli._screen import say
 from inlay.data.forms import read_rows
+from inlay.evaluation import score
 from inlay.export.merge import merge
 from inlay.io import output as output_directory
 from inlay.methods.lora import Lora
 from inlay.training import job as jobs
-from inlay.training import score
 from inlay.training.loop import Progress
 from inlay.training.settings import Settings
 

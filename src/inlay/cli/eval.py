@@ -11,9 +11,12 @@ from inlay.cli._command import Data, OnBase
 from inlay.cli._screen import count, say
 from inlay.data.rows import Row
 from inlay.data.sources import TEST
+from inlay.data.split import spread
 from inlay.errors import DataError, explain
+from inlay.evaluation import score
 from inlay.text.template import prompt_ids
-from inlay.training import job, score, tasks
+from inlay.training import tasks
+from inlay.training.data import longest_row
 from inlay.training.loop import evaluate
 from inlay.training.settings import require_above_zero
 
@@ -65,9 +68,9 @@ class Eval(OnBase):
         adapter = base.attach(self.adapter, force=self.force).name if self.adapter else None
         data = task.read(self.data, TEST)
         rows = data.rows
-        length = job.longest_row(base, self.max_length, base.get(adapter).num_virtual if adapter else 0)
+        length = longest_row(base, self.max_length, base.get(adapter).num_virtual if adapter else 0)
         prepared = task.prepare(rows, base, length, self.train_on, "drop")
-        examples = job.spread(prepared.examples, self.rows or len(prepared.examples))
+        examples = spread(prepared.examples, self.rows or len(prepared.examples))
         say("base", f"{base.describe()} · {base.fingerprint}")
         if name != CAUSAL_LM:
             say("task", _tasks.describe(base))

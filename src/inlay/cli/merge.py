@@ -16,7 +16,8 @@ from inlay.export.agreement import SAMPLE
 from inlay.export.merge import merge, num_bytes
 from inlay.export.requantize import RESIDUAL, merge_quantized
 from inlay.model import targets
-from inlay.training import job, tasks
+from inlay.process import peak_rss_bytes
+from inlay.training import tasks
 from inlay.training.settings import require_above_zero
 
 
@@ -99,7 +100,7 @@ class Merge(Common):
         )
         say("wrote", f"{self.output}/  same architecture, same number of operations")
         if self.json:
-            peak = {"peak_rss_bytes": job.peak_rss_bytes(), "base_fingerprint": base.fingerprint.weights}
+            peak = {"peak_rss_bytes": peak_rss_bytes(), "base_fingerprint": base.fingerprint.weights}
             _screen.emit(found._asdict() | {"output": str(self.output)} | peak)
         return 0
 
@@ -132,7 +133,7 @@ class Merge(Common):
         rest = f", and {self.output / RESIDUAL}/, an adapter for it" if self.residual_r else ""
         say("wrote", f"{self.output}/  in {scheme}{rest}")
         if self.json:
-            peak = {"peak_rss_bytes": job.peak_rss_bytes(), "base_fingerprint": base.fingerprint.weights}
+            peak = {"peak_rss_bytes": peak_rss_bytes(), "base_fingerprint": base.fingerprint.weights}
             _screen.emit(found._asdict() | {"output": str(self.output), "scheme": scheme} | peak)
         return 0
 

@@ -12,7 +12,7 @@ from inlay.cli._screen import count, say, size
 from inlay.io.checkpoint import open_checkpoint
 from inlay.io.fingerprint import fingerprint, short
 from inlay.model import targets
-from inlay.training.job import peak_rss_bytes
+from inlay.process import peak_rss_bytes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ MIN_ROWS_TO_HOLD_OUT = 20
 """Fewer rows than this are all trained on: a held-out row or two says nothing."""
 
 AnyRow = TypeVar("AnyRow", bound=Kept)
+Item = TypeVar("Item")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,3 +91,10 @@ def digest(rows: Sequence[Kept]) -> str:
     for row in rows:
         total.update(row.content().encode() + b"\n")
     return total.hexdigest()
+
+
+def spread(items: Sequence[Item], count: int) -> list[Item]:
+    """At most `count` of the items, evenly over all of them."""
+    if len(items) <= count:
+        return list(items)
+    return [items[i * len(items) // count] for i in range(count)]

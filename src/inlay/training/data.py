@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from inlay.base.base import Base
 from inlay.data.forms import read_rows as read_rows
 from inlay.data.rows import Message, Row
 from inlay.errors import DataError, explain, few
@@ -19,6 +20,9 @@ rows are refused, unless it was said what happens to longer ones."""
 
 REFERENCES = "references not trained on: answers are scored by them"
 """What is said of rows with other answers than their completion; it follows a number."""
+
+LONGEST_DEFAULT = 2048
+"""Rows are not made longer than this unless asked, whatever positions the model has: memory grows with it."""
 
 _CHUNK_ROWS = 200
 """Rows that are turned into tokens at a time."""
@@ -109,6 +113,29 @@ def prepare(
         ends=tuple(sorted(ends)),
         notes=tuple(f"{number:,} {note}" for note, number in (notes + _references(rows)).items()),
     )
+
+
+def longest_row(base: Base, wanted: int | None, num_virtual: int = 0) -> int:
+    """How many tokens a row may have: as many as are wanted, or what the model's positions allow, at most `LONGEST_DEFAULT`.
+
+    `num_virtual` positions are taken by virtual tokens in front of it.
+
+    **Raises:**
+
+    - `DataError`: more are wanted than the model has positions.
+    """
+    room = None if base.max_length is None else base.max_length - num_virtual
+    length = wanted or min(LONGEST_DEFAULT if room is None else room, LONGEST_DEFAULT)
+    if room is not None and (length > room or room < 2):
+        virtual = f", {num_virtual} of them for virtual tokens" if num_virtual else ""
+        raise DataError(
+            explain(
+                "max_length is beyond the positions of this model",
+                found=f"max_length={length}, the model has {base.max_length}{virtual}",
+                do=f"--max-length {room}" if room > 1 else "fewer --num-virtual-tokens",
+            )
+        )
+    return length
 
 
 def check_lengths(

@@ -16,7 +16,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from inlay import __version__, methods, screen
 from inlay.base.base import Base
@@ -24,27 +24,21 @@ from inlay.base.checks import check_rows
 from inlay.base.purpose import CAUSAL_LM
 from inlay.data import split
 from inlay.data.sources import Source, name_of
-from inlay.errors import DataError, InlayError, explain, within_memory
+from inlay.errors import InlayError, within_memory
 from inlay.formats import peft
 from inlay.io import output as output_directory
 from inlay.io import records
 from inlay.methods.contract import Method
 from inlay.model.adapter import Adapter
+from inlay.process import peak_rss_bytes
 from inlay.text import stops
 from inlay.training import going_on, keep, loop, tasks, watch
 from inlay.training.calibration import calibrate
-from inlay.training.data import Prepared
-from inlay.training.memory import peak_rss_bytes
+from inlay.training.data import Prepared, longest_row
 from inlay.training.settings import Plan, Settings, from_dict, plan
 from inlay.training.stop import Stop
 
-Item = TypeVar("Item")
-
 DEFAULT_METHOD = "lora"
-
-LONGEST_DEFAULT = 2048
-"""Rows are not made longer than this unless asked, whatever positions the model has: memory grows with it."""
-
 
 CALIBRATION_ROWS = 64
 """As many rows, spread over all, are looked at beforehand where an initialiser needs some."""
@@ -277,14 +271,14 @@ def prepare(
     except (InlayError, OSError):
         base.detach(adapter.name)
         raise
-    evaluated = spread(held_out.examples, settings.eval_rows) if held_out else []
+    evaluated = split.spread(held_out.examples, settings.eval_rows) if held_out else []
     about = (name_of(source), split.digest(rows), adapter.method, evaluated, goes_on, parts.notes)
     return Job(base, adapter, output, settings, chosen, train, held_out, *about)
 
 
 def _new(base: Base, name: str, method: Method, train: Prepared, settings: Settings) -> Adapter:
     """A new adapter, attached; where its initialiser is calibrated on rows, on some of these."""
-    some = spread(train.examples, CALIBRATION_ROWS)
+    some = split.spread(train.examples, CALIBRATION_ROWS)
     method, calibration = calibrate(base, method, some, settings.micro_batch_tokens, settings.seed)
     return base.create(method, name, settings.seed, calibration)
 
@@ -356,33 +350,3 @@ def _versions() -> dict[str, str]:
     """What a run was made with."""
     others = {name: importlib.metadata.version(name) for name in ("torch", "transformers")}
     return {"python": platform.python_version(), "inlay": __version__, **others}
-
-
-def longest_row(base: Base, wanted: int | None, num_virtual: int = 0) -> int:
-    """How many tokens a row may have: as many as are wanted, or what the model's positions allow, at most `LONGEST_DEFAULT`.
-
-    `num_virtual` positions are taken by virtual tokens in front of it.
-
-    **Raises:**
-
-    - `DataError`: more are wanted than the model has positions.
-    """
-    room = None if base.max_length is None else base.max_length - num_virtual
-    length = wanted or min(LONGEST_DEFAULT if room is None else room, LONGEST_DEFAULT)
-    if room is not None and (length > room or room < 2):
-        virtual = f", {num_virtual} of them for virtual tokens" if num_virtual else ""
-        raise DataError(
-            explain(
-                "max_length is beyond the positions of this model",
-                found=f"max_length={length}, the model has {base.max_length}{virtual}",
-                do=f"--max-length {room}" if room > 1 else "fewer --num-virtual-tokens",
-            )
-        )
-    return length
-
-
-def spread(examples: Sequence[Item], count: int) -> list[Item]:
-    """At most `count` of the examples, evenly over all of them."""
-    if len(examples) <= count:
-        return list(examples)
-    return [examples[i * len(examples) // count] for i in range(count)]

@@ -17,11 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from inlay import process
 from inlay.base.base import Base
 from inlay.errors import DivergedError, explain
 from inlay.model.adapter import Adapter
 from inlay.model.attach import Rows
-from inlay.training import batch, memory, schedule, tasks
+from inlay.training import batch, schedule, tasks
 from inlay.training.settings import Plan, Settings
 from inlay.training.stop import Stop
 
@@ -82,7 +83,7 @@ class Stepper:
         self.adapter = adapter
         self.settings = settings
         self.learning_rate = learning_rate
-        memory.keep_freed_blocks()
+        process.keep_freed_blocks()
         held = base.get(adapter)
         self.tensors = held.train_()
         self.params = held.params

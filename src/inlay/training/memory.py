@@ -1,22 +1,10 @@
-"""The memory of a training step: how much is asked for at a time, and that freed blocks stay.
+"""The memory of a training step: how much is asked for at a time.
 
 A layer's activations wait for the backward pass, and grow with the tokens that go through the model together. A wide
 model's step is about as fast with 512 of them at a time as with more (benchmarks/micro_batch.py), so it takes no more than
 that; a small one, whose products are short beside what lies between them, takes as many as fit.
-
-glibc takes large blocks from the kernel and hands them back when they are freed, so that each is zeroed page by page once more
-at every step. Told not to map blocks apart (M_MMAP_MAX = 0) and never to trim its heap (M_TRIM_THRESHOLD = -1), it reuses
-them; the price is that a process which needs much once keeps it.
 """
 
-import contextlib
-import ctypes
-import functools
-import platform
-import sys
-from pathlib import Path
-
-import psutil
 import torch
 
 from inlay.base.base import Base
@@ -31,9 +19,6 @@ ACTIVATION_BYTES = 384 << 20
 RECALL_BYTES = ACTIVATION_BYTES
 """From here on, where a model is wide or a row is long, activations that are cheap to make again are not kept: it costs 3 % of
 a step."""
-
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
-"""The numbers of `mallopt`'s parameters in glibc's malloc.h."""
 
 
 def activation_bytes(base: Base, num_tokens: int) -> int:
@@ -53,28 +38,3 @@ def micro_batch_tokens(base: Base) -> int:
         total = torch.cuda.get_device_properties(device).total_memory
         return max(MOST_TOKENS, total // 8 // activation_bytes(base, 1))
     return min(MOST_TOKENS, max(FEWEST_TOKENS, ACTIVATION_BYTES // activation_bytes(base, 1)))
-
-
-@functools.cache
-def keep_freed_blocks() -> bool:
-    """Make the allocator keep what is freed; whether it can, which is on glibc alone."""
-    if platform.libc_ver()[0] != "glibc":
-        return False
-    mallopt = ctypes.CDLL(None).mallopt
-    return bool(mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, -1))
-
-
-def peak_rss_bytes() -> int:
-    """The most memory that this process has held so far.
-
-    From /proc where there is one: the figure of `getrusage` begins with what the process held that started this one.
-    """
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/self/status").read_text("utf-8").splitlines()
-        return 1024 * int(next(line.split()[1] for line in lines if line.startswith("VmHWM:")))
-    with contextlib.suppress(ImportError):
-        import resource
-
-        unit = 1 if sys.platform == "darwin" else 1024
-        return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return psutil.Process().memory_info().rss

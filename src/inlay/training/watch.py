@@ -5,8 +5,8 @@ from collections.abc import Callable
 from typing import Any
 
 from inlay import screen
+from inlay.process import peak_rss_bytes
 from inlay.training.loop import Progress
-from inlay.training.memory import peak_rss_bytes
 
 LINES = 5
 """As many lines has a run without held-out rows."""

@@ -23,8 +23,8 @@ from torch import Tensor
 from inlay.base.base import Base
 from inlay.base.encode import points, text_ids
 from inlay.data import files
+from inlay.evaluation import metrics
 from inlay.model.attach import Rows
-from inlay.training import metrics
 from inlay.training.tasks._padded import KeyedRow, PaddedTask, Sample
 
 TEMPERATURE = 0.05

@@ -4,7 +4,7 @@
 
     loss = sum over the tokens of the completion, end included, of -log softmax(model(prompt, what came before))[token]
 
-Prompts are given as they are: these models have no chat templates. Scores: BLEU as in `inlay.training.score`; ROUGE-L, the F
+Prompts are given as they are: these models have no chat templates. Scores: BLEU as in `inlay.evaluation.score`; ROUGE-L, the F
 measure of rouge-score without stemming, of each answer against the reference that is nearest to it, from 0 to 1.
 """
 
@@ -18,9 +18,9 @@ from inlay.base.base import DEFAULT_NEW_TOKENS, Base
 from inlay.base.encode import answers, inputs, padded, text_ids
 from inlay.core.cross_entropy import IGNORE, cross_entropy_sum
 from inlay.data import files
+from inlay.evaluation.score import bleu
 from inlay.model.attach import Rows
 from inlay.text.mask import check_tokenizer
-from inlay.training.score import bleu
 from inlay.training.tasks._padded import KeyedRow, PaddedTask, Sample
 
 ROOM = 16

@@ -19,8 +19,8 @@ from inlay.base.encode import inputs, padded, word_ids
 from inlay.core.cross_entropy import IGNORE, cross_entropy_sum
 from inlay.data import files
 from inlay.errors import DataError
+from inlay.evaluation import metrics
 from inlay.model.attach import Rows
-from inlay.training import metrics
 from inlay.training.tasks._labelled import LabelledTask, class_of, label_of, predictions
 from inlay.training.tasks._padded import KeyedRow, Sample
 
