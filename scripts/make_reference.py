@@ -28,9 +28,10 @@ PAGES = {
         "inlay.training.job",
         "inlay.training.settings",
     ],
-    "contract": ["inlay.methods.contract", "inlay.quant.contract"],
+    "contract": ["inlay.methods.contract", "inlay.quant.contract", "inlay.formats.contract"],
     "errors": ["inlay.errors"],
     "exchange-format": [
+        "inlay.formats",
         "inlay.formats.peft",
         "inlay.formats.adapterhub",
         "inlay.io.fingerprint",

@@ -26,7 +26,7 @@ LAYERS = [
 """Top to bottom. A module imports its own folder or a lower layer: never up, never sideways."""
 
 HEIGHT = {name: len(LAYERS) - i for i, layer in enumerate(LAYERS) for name in layer}
-ALONE = {"methods", "quant", "initializers"}
+ALONE = {"methods", "quant", "initializers", "formats"}
 """Folders whose files know only the contract and those that begin with an underscore; these know the contract alone, and that none."""
 
 IMPORTERS = {"import_module", "__import__", "find_spec", "resolve_name", "run_module"}

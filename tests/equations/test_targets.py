@@ -5,6 +5,7 @@ from torch import nn
 
 import inlay
 from inlay.errors import ConfigError, TargetError
+from inlay.formats._peft_forms import short_names
 from inlay.model import targets
 from tests.support import models
 
@@ -186,6 +187,6 @@ def test_a_foreign_file_may_name_modules_that_this_model_does_not_have(llama):
 def test_the_short_names_choose_the_same_modules_again(llama, target_modules):
     every = [path for path, _ in llama.named_modules()]
     chosen = resolved(llama, target_modules=target_modules)
-    short = tuple(targets.short_names(chosen, every))
+    short = tuple(short_names(chosen, every))
     assert resolved(llama, target_modules=short) == chosen
     assert all("." not in name for name in short) == (target_modules in ("q_proj,lm_head", "all-linear"))

@@ -11,9 +11,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import inlay
+from inlay import formats
 from inlay.base.load import load
 from inlay.errors import CompatibilityError, FormatError, InlayError
-from inlay.formats import adapterhub, peft
+from inlay.formats import adapterhub
 from inlay.model.attach import attach
 from tests.interop import adapterhub_golden as golden
 from tests.support import bases, models
@@ -50,7 +51,7 @@ def _refused(folder, error=CompatibilityError):
     with pytest.raises(error) as here:
         attach(golden.model("bert"), folder)
     with pytest.raises(error) as there:
-        peft.read(folder)
+        formats.read(folder)
     assert str(here.value) == str(there.value)
     return str(here.value)
 
@@ -72,7 +73,7 @@ def test_what_is_written_is_what_the_library_writes(case, tmp_path):
     assert ours.pop("model_name") == type(held.module).__name__
     assert theirs.pop("model_name") == ""  # the base was made of a configuration alone
     assert ours == theirs
-    assert peft.read(tmp_path).record["made"] == "here"
+    assert formats.read(tmp_path).record["made"] == "here"
 
 
 def test_every_family_has_a_file():
@@ -87,7 +88,7 @@ def test_a_body_without_a_head_takes_them_too(tmp_path):
     assert torch.equal(body(ids).last_hidden_state, whole.bert(ids).last_hidden_state)
     held.save("it", tmp_path, {}, form="adapterhub")
     assert next(iter(load_file(tmp_path / TENSORS))).startswith("encoder.layer.0.")
-    assert peft.read(tmp_path).params.keys() == peft.read(golden.GOLDEN / "bert-houlsby").params.keys()
+    assert formats.read(tmp_path).params.keys() == formats.read(golden.GOLDEN / "bert-houlsby").params.keys()
 
 
 CONFIGS = [
@@ -152,7 +153,7 @@ def test_everything_wrong_is_in_one_message(file):
 def test_numbers_that_are_none(file, key, value):
     _change(file, **{key: value})
     with pytest.raises(InlayError, match=key):
-        peft.read(file)
+        formats.read(file)
 
 
 @pytest.mark.parametrize("config", ["pfeiffer", None, 3, []])
@@ -268,9 +269,9 @@ def test_the_commands(tmp_path, capsys):
     models.randomize(base.attach(inlay.Bottleneck(bottleneck_size=3), "mine"), seed=6)
     (tmp_path / "mine").mkdir()
     base.save("mine", tmp_path / "mine", {})
-    command = ["inspect", tmp_path / "mine", "--model", tmp_path / "base", "--adapterhub", tmp_path / "v1.2"]
+    command = ["export", tmp_path / "base", tmp_path / "mine", "--format", "adapterhub", "--output", tmp_path / "v1.2"]
     status, out, err = run(capsys, *command)
-    assert (status, "for AdapterHub's adapters" in out) == (0, True), err
+    assert (status, out, "in the form of adapterhub" in err) == (0, "", True)
     config = json.loads((tmp_path / "v1.2" / CONFIG).read_text())
     assert (config["name"], config["model_class"], config["model_name"]) == (
         "v1-2",
@@ -283,8 +284,12 @@ def test_the_commands(tmp_path, capsys):
     assert answers[0][1] == answers[1][1]
     status, _, err = run(capsys, *command)
     assert (status, "nothing is overwritten" in err) == (1, True)
-    status, _, err = run(capsys, *command[:2], "--adapterhub", tmp_path / "other")
-    assert (status, "--adapterhub DIR --model BASE" in err) == (2, True)
+    command = ["export", tmp_path / "base", tmp_path / "v1.2", "--format", "peft", "--output", tmp_path / "back"]
+    assert run(capsys, *command)[0] == 0
+    names = ("adapter_config.json", "adapter_model.safetensors")
+    assert [(tmp_path / "back" / name).read_bytes() for name in names[1:]] == [
+        (tmp_path / "mine" / name).read_bytes() for name in names[1:]
+    ]
 
 
 def table():

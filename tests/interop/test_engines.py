@@ -8,8 +8,9 @@ from transformers import AutoModelForCausalLM
 
 import inlay
 from inlay import methods
-from inlay.formats import engines, peft
-from inlay.formats.engines import LLAMA_CPP, PEFT, TRANSFORMERS, VLLM
+from inlay.formats import _engines as engines
+from inlay.formats import peft
+from inlay.formats._engines import LLAMA_CPP, PEFT, TRANSFORMERS, VLLM
 from inlay.io import safetensors
 from tests.support import bases, models
 from tests.support import tasks as support

@@ -5,9 +5,9 @@ import huggingface_hub.constants
 import pytest
 
 import inlay
+from inlay import formats
 from inlay.data.forms import read, read_rows
 from inlay.errors import UnknownNameError
-from inlay.formats import peft
 from tests.support import bases
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -38,14 +38,14 @@ def test_a_base_and_an_adapter_come_by_name_out_of_the_local_cache(hub):
     found = base.attach("someone/support")
     assert found.name == "support"
     assert found.num_weights == made.num_weights
-    assert peft.read("someone/support").base_name == "someone/tiny"
+    assert formats.read("someone/support").model.name == "someone/tiny"
 
 
 def test_a_name_that_is_nowhere_is_refused_without_a_network(hub):
     with pytest.raises(UnknownNameError, match="someone/nothing is not a directory here"):
         inlay.load("someone/nothing")
     with pytest.raises(UnknownNameError, match="there is no such adapter"):
-        peft.read("someone/nothing")
+        formats.read("someone/nothing")
 
 
 SPLITS = {"train": ["a", "b"], "validation": ["c"], "test": ["d"]}

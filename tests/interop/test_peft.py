@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 import inlay
-from inlay import methods
+from inlay import formats, methods
 from inlay.base.load import load
 from inlay.core.cross_entropy import IGNORE
 from inlay.errors import CompatibilityError
-from inlay.formats.peft import CONFIG, read
+from inlay.formats.peft import CONFIG
 from inlay.model.attach import attach
 from inlay.text.mask import Example
 from inlay.training import batch
@@ -129,7 +129,7 @@ def test_what_a_file_leaves_out_is_what_peft_takes_for_it(name, tmp_path):
         *(("num_virtual_tokens",) if held.get("default").num_virtual else ()),
     }
     (tmp_path / CONFIG).write_text(json.dumps({key: value for key, value in written.items() if key in always}))
-    ours, theirs = read(tmp_path).method, peft.PeftConfig.from_pretrained(tmp_path)
+    ours, theirs = formats.read(tmp_path).method, peft.PeftConfig.from_pretrained(tmp_path)
     fields = [field.name for field in dataclasses.fields(ours) if getattr(theirs, field.name, None) is not None]
     assert {"r", "lora_alpha"} <= set(fields) or method.peft.type != "LORA"
     for field in set(fields) - {"target_modules", "num_virtual_tokens"} - {*method.peft.omits}:

@@ -4,6 +4,7 @@ The weights are mapped from safetensors and shared between processes, in the dty
 where that is faster or asked for (`inlay.model.frozen`). They never change: an adapter is beside them, not in them.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -20,7 +21,7 @@ from inlay.base.purpose import CAUSAL_LM, Purpose
 from inlay.base.residual import residual
 from inlay.base.sampling import Sampling
 from inlay.errors import ConfigError, explain
-from inlay.formats import peft
+from inlay.formats.contract import AdapterFile
 from inlay.io import meaning
 from inlay.io.checkpoint import Checkpoint
 from inlay.io.fingerprint import Fingerprint, check_unchanged, fingerprint
@@ -177,9 +178,11 @@ class Base(Attached):
         original, prefix = self.original, getattr(self.model, "base_model_prefix", "")
         return lambda path: residual(self.maps[path], original, path, prefix)
 
-    def _known(self, file: peft.PeftAdapter) -> peft.PeftAdapter:
+    def _known(self, file: AdapterFile) -> AdapterFile:
         purposes.check_method(file.method, self.purpose)
-        return file._replace(method=purposes.without_unknown_heads(file.method, self.layout.modules, self.purpose))
+        return dataclasses.replace(
+            file, method=purposes.without_unknown_heads(file.method, self.layout.modules, self.purpose)
+        )
 
     @property
     def about_base(self) -> dict[str, Any]:
@@ -350,7 +353,7 @@ class Base(Attached):
             )
         return wanted or min(DEFAULT_NEW_TOKENS, room)
 
-    def _check_origin(self, name: str, file: peft.PeftAdapter, force: bool) -> None:
+    def _check_origin(self, name: str, file: AdapterFile, force: bool) -> None:
         purposes.check_task(name, file.record, self.purpose, self.labels)
         if file.record and not force:
             purposes.check_pooling(name, file.record, self.pooling)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from inlay.errors import CompatibilityError, explain, few
-from inlay.formats.peft import PeftAdapter
+from inlay.formats.contract import AdapterFile
 from inlay.io import meaning
 from inlay.io.checkpoint import hub_name
 from inlay.io.fingerprint import short
@@ -28,7 +28,7 @@ _FORMS = re.compile(r"[-_.]?(bnb|unsloth|gptq|awq|gguf|hf|[48]bit|int[48]|fp8|nf
 """Parts of the names of models that say in which form the same weights are."""
 
 
-def check(name: str, file: PeftAdapter, base: "Base", force: bool) -> None:
+def check(name: str, file: AdapterFile, base: "Base", force: bool) -> None:
     """Refuse an adapter that was made for another base, unless `force` says otherwise.
 
     **Raises:**
@@ -37,7 +37,7 @@ def check(name: str, file: PeftAdapter, base: "Base", force: bool) -> None:
     """
     trained_on = file.record.get("base", {})
     if not trained_on:
-        _check_name(name, file.base_name, base, force)
+        _check_name(name, file.model.name, base, force)
     other_precision = _is_other_precision(trained_on, base)
     problems = [] if force else _problems(trained_on, file.record.get(meaning.KEY, {}), base, other_precision)
     if problems:

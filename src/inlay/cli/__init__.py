@@ -18,7 +18,20 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-ORDER = ("demo", "plan", "train", "compare", "eval", "predict", "generate", "chat", "merge", "quantize", "inspect")
+ORDER = (
+    "demo",
+    "plan",
+    "train",
+    "compare",
+    "eval",
+    "predict",
+    "generate",
+    "chat",
+    "merge",
+    "quantize",
+    "inspect",
+    "export",
+)
 """The order of the commands in the help: that of an adapter's life. A command that is not here comes last."""
 
 

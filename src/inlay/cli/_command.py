@@ -85,10 +85,10 @@ def with_method(cls: Any, values: dict[str, Any]) -> Any:
         start: Any = methods.find(fields.shown(name or "lora").strip("'"))
         default = dataclasses.field(default_factory=start)
     else:
-        from inlay.formats import peft
+        from inlay import formats
         from inlay.training import going_on
 
-        has = peft.read(str(source)).method
+        has = formats.outline(str(source)).method
         going_on.check_method(str(source), has, None if name is None else str(name))
         start, default = type(has), dataclasses.field(default=has)
     return dataclasses.make_dataclass(

@@ -5,14 +5,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from inlay import methods
+from inlay import formats, methods
 from inlay.cli import _screen
 from inlay.cli._command import AdapterDirectory, Common
 from inlay.cli._screen import count, size
-from inlay.errors import ConfigError, explain
-from inlay.formats import adapterhub, engines, peft
-from inlay.io import json_files, output, records, safetensors
-from inlay.io.checkpoint import open_config
 from inlay.io.fingerprint import short
 
 
@@ -23,21 +19,10 @@ class Inspect(Common):
     adapter: AdapterDirectory
     """The adapter directory, or a name on the hub."""
 
-    adapterhub: Path | None = None
-    """Write it into this directory, which must not exist, for AdapterHub's library; of the methods, it knows bottleneck."""
-
-    model: str | None = None
-    """With --adapterhub: the base, a directory or a name on the hub, of which the configuration is read."""
-
-    def __post_init__(self) -> None:
-        if (self.adapterhub is None) != (self.model is None):
-            found = f"--model {self.model}" if self.adapterhub is None else f"--adapterhub {self.adapterhub}"
-            raise ConfigError(explain("one of two flags is missing", found=found, do="--adapterhub DIR --model BASE"))
-
     def run(self) -> int:
         """Print what the files say."""
-        file = peft.read(self.adapter)
-        method, params, base_name, record = file.method, file.params, file.base_name, file.record
+        file = formats.read(self.adapter)
+        method, params, base_name, record = file.method, file.params, file.model.name, file.record
         tensors = [tensor for module in params.values() for tensor in module.values()]
         num_weights = sum(tensor.numel() for tensor in tensors)
         num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
@@ -51,11 +36,12 @@ class Inspect(Common):
             _screen.fact("task", task + (f" · {len(labels)} classes: {', '.join(labels)}" if labels else ""))
         _screen.fact("base", f"{_base(base_name, record.get('base', {}))}")
         _screen.fact("trained", _training(record))
-        for label, line in _engines(self.adapter, file):
-            _screen.fact(label, line)
-        if self.adapterhub is not None and self.model is not None:
-            _write(file, self.adapterhub, self.model)
-            _screen.fact("wrote", f"{self.adapterhub}/  for AdapterHub's adapters")
+        readers = formats.readers(self.adapter)
+        loading = [name for name, reasons in readers.items() if not reasons]
+        _screen.fact("loads in", ", ".join(loading or ["inlay"]))
+        if loading and len(loading) < len(readers):  # of a method of Inlay alone nobody wants to know who lacks it
+            reasons = [f"{name} ({', '.join(reasons)})" for name, reasons in readers.items() if reasons]
+            _screen.fact("not in", "; ".join(reasons))
         if self.json:
             _screen.emit(
                 {
@@ -79,37 +65,6 @@ def modules(paths: Iterable[str]) -> str:
     layers = f", layers {numbers[0]}-{numbers[-1]}" if len(numbers) > 1 else ""
     gaps = " with gaps" if numbers and len(numbers) < numbers[-1] - numbers[0] + 1 else ""
     return " ".join(names) + layers + gaps
-
-
-def _engines(source: str, file: peft.PeftAdapter) -> list[tuple[str, str]]:
-    """What else reads these files, and what does not and why: labelled lines."""
-    if file.model_type:
-        return [("loads in", "inlay, adapters (AdapterHub)")]
-    directory = peft.fetched(source)
-    config = json_files.read_json(directory / peft.CONFIG)
-    entries = safetensors.read_header(directory / peft.TENSORS).tensors
-    shapes = {name: entry.shape for name, entry in entries.items()}
-    found = engines.loading(config, shapes)
-    if not found:  # a method of Inlay alone: no list of what others lack
-        return [("loads in", "inlay")]
-    reasons = [f"{engine} ({', '.join(names)})" for engine, names in engines.reasons(config, shapes).items()]
-    return [("loads in", ", ".join(found)), *([("not in", "; ".join(reasons))] if reasons else [])]
-
-
-def _write(file: peft.PeftAdapter, directory: Path, model: str) -> None:
-    """Write an adapter of this base as AdapterHub's library has it."""
-    base = open_config(model)
-    with output.new_directory(directory) as partial:
-        adapterhub.write(
-            partial,
-            file.method,
-            file.params,
-            name=directory.resolve().name,
-            model_type=base.config.get("model_type"),
-            model_class=str((base.config.get("architectures") or [""])[0]),
-            base_name=base.reference,
-        )
-        records.write(partial, file.record)
 
 
 def _base(name: str | None, base: dict[str, Any]) -> str:

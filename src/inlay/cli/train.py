@@ -7,14 +7,13 @@ from typing import Annotated, Any
 
 import tyro
 
-from inlay import methods
+from inlay import formats, methods
 from inlay.base.base import Base
 from inlay.base.purpose import CAUSAL_LM
 from inlay.cli import _screen, _tasks
 from inlay.cli._command import METHOD_FIELD, Data, OnBase, Verbose, given, with_method
 from inlay.cli._screen import count, say, size
 from inlay.data.split import MIN_ROWS_TO_HOLD_OUT
-from inlay.formats import peft
 from inlay.io.fingerprint import short
 from inlay.kernels import native
 from inlay.methods.contract import Method
@@ -96,7 +95,7 @@ class Train(OnBase):
         method: Method = getattr(self, METHOD_FIELD)
         if self.from_adapter is None:
             return method
-        going_on.check_method(self.from_adapter, peft.read(self.from_adapter).method, method)
+        going_on.check_method(self.from_adapter, formats.outline(self.from_adapter).method, method)
         return None
 
     def _show_tokens(self, base: Base, num_virtual: int) -> int:

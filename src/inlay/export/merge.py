@@ -22,7 +22,7 @@ from inlay.export import ties
 from inlay.export.agreement import SAMPLE, Comparison, compare
 from inlay.export.plan import Planned, matrix_of, planned
 from inlay.export.survival import check_survives
-from inlay.formats import peft
+from inlay.formats.peft import CARD
 from inlay.io import checkpoint, json_files, records
 from inlay.io import output as output_directory
 from inlay.io.safetensors import Writer, chunks, read_tensor
@@ -264,7 +264,7 @@ def _tile(base: Base, tensor: Planned, path: str, start: int, stop: int) -> Tens
 
 
 def _write_record(base: Base, adapter: Adapter, directory: Path) -> None:
-    (directory / peft.CARD).write_text(
+    (directory / CARD).write_text(
         f"{base.checkpoint.name} with the adapter {adapter.name} merged into its weights by Inlay; `inlay.json` says which.\n",
         "utf-8",
     )

@@ -1,1 +1,118 @@
-"""Adapters on disk: one file for each format."""
+"""Adapters on disk, one file for each format: the file's name is the format's name, and nothing else lists them."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from inlay import plugins
+from inlay.errors import CompatibilityError, FormatError, explain
+from inlay.formats.contract import AdapterFile, Format, ModelFacts
+from inlay.io import records
+from inlay.io.checkpoint import fetch
+
+
+def names() -> list[str]:
+    """The formats that exist, by name: the files of this folder."""
+    return plugins.names(__path__)
+
+
+def find(name: str) -> Format:
+    """The format called `name`.
+
+    **Raises:**
+
+    - `UnknownNameError`: there is no file of that name.
+    """
+    cls: Any = plugins.find(__name__, names(), name, Format, "adapter format", "--format peft")  # not abstract
+    return cls()
+
+
+def fetched(source: str | Path) -> Path:
+    """The directory of an adapter: `source` itself, or the hub's copy of that name."""
+    return fetch(source, "adapter", [records.RECORD, *(file for name in names() for file in find(name).files)])
+
+
+def detect(directory: Path) -> str:
+    """The name of the format of an adapter.
+
+    **Raises:**
+
+    - `FormatError`: no format has such files.
+    """
+    found = next((name for name in names() if find(name).detect(directory)), None)
+    if found is None:
+        first = dict.fromkeys(find(name).files[0] for name in names() if find(name).files)
+        raise FormatError(
+            explain(
+                f"this directory is not an adapter: it has no {' or '.join(first)}",
+                found=str(directory),
+                do="an adapter directory is what `inlay train` or peft's save_pretrained wrote",
+            )
+        )
+    return found
+
+
+def outline(source: str | Path) -> AdapterFile:
+    """The adapter at `source` with the shapes and dtypes of its tensors alone, on the meta device; see `read`."""
+    return _opened(source)(True)
+
+
+def read(source: str | Path, check: Callable[[AdapterFile], Any] = lambda outline: None) -> AdapterFile:
+    """The adapter in a directory, or of a name on the hub.
+
+    **Arguments:**
+
+    - `check`: called with the outline before a tensor is read; it raises where that one can't be used, however large its
+      file is.
+
+    **Raises:**
+
+    - `UnknownNameError`: there is no such directory or name.
+    - `FormatError`: it is no adapter, a pickle, broken, or holds numbers that are not finite.
+    - `CompatibilityError`: it uses something that Inlay does not do; every such thing is named.
+    """
+    opened = _opened(source)
+    check(opened(True))
+    return opened(False)
+
+
+def placed(file: AdapterFile, model: ModelFacts) -> AdapterFile:
+    """An adapter that was read, with its tensors at the paths and in the shapes of a model's layers.
+
+    **Raises:**
+
+    - `CompatibilityError`: the model is of another kind.
+    """
+    return find(file.form).placed(file, model)
+
+
+def write(directory: Path, file: AdapterFile, form: str = "peft") -> None:
+    """Write an adapter into `directory`, which exists, in the format called `form`, and its record.
+
+    **Raises:**
+
+    - `UnknownNameError`: there is no such format.
+    - `CompatibilityError`: the format has no place for it as it is; every reason is named.
+    """
+    chosen = find(form)
+    problems = chosen.problems(file)
+    if problems:
+        raise CompatibilityError(
+            explain(f"this adapter would be another one in the form of {form}", found=problems, do="--format peft")
+        )
+    chosen.write(directory, file)
+    records.write(directory, file.record)
+
+
+def readers(source: str | Path) -> dict[str, list[str]]:
+    """The programs beside Inlay that know the format of an adapter -> what keeps each from loading this one."""
+    directory = fetched(source)
+    return {name: list(reasons) for name, reasons in find(detect(directory)).readers(directory).items()}
+
+
+def _opened(source: str | Path) -> Callable[[bool], AdapterFile]:
+    """What reads the adapter at `source`: its outline, or all of it."""
+    directory = fetched(source)
+    form, record = detect(directory), records.read(directory)
+    return lambda outline: dataclasses.replace(find(form).read(directory, outline=outline), record=record, form=form)

@@ -14,6 +14,7 @@ Its SeqBnConfig() is none of them: its network reads the norm of what the block 
 (original_ln_before). Read strictly, as `inlay.formats.peft` has it: whatever would make another adapter of it refuses the file.
 """
 
+import dataclasses
 import json
 import math
 import re
@@ -22,13 +23,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import Tensor
 
 from inlay.errors import CompatibilityError, FormatError, explain, few
+from inlay.formats.contract import AdapterFile, Format, ModelFacts
 from inlay.io import json_files, safetensors
 from inlay.methods import name_of
 from inlay.methods.bottleneck import Bottleneck
-from inlay.methods.contract import Block, Method, Params
+from inlay.methods.contract import Block, Params
 
 CONFIG, TENSORS = "adapter_config.json", "adapter.safetensors"
 BESIDE = ("head_config.json", "adapter_interface.json")
@@ -153,93 +155,99 @@ _DO = (
 )
 
 
-def wrote(config: Mapping[str, Any]) -> bool:
-    """This adapter_config.json is of AdapterHub's form, not of PEFT's."""
-    return "peft_type" not in config and {"config", "model_type", "name"} <= set(config)
+class AdapterHub(Format):
+    """The directories of AdapterHub's `adapters`."""
 
+    files = (CONFIG, TENSORS, *BESIDE)
+    tensors = TENSORS
 
-def read(directory: Path, config: Mapping[str, Any]) -> tuple[Bottleneck, dict[str, Params]]:
-    """The method and its tensors by the path of our modules, as the model's body has them.
+    def detect(self, directory: Path) -> bool:
+        if not (directory / CONFIG).is_file():
+            return False
+        config = json_files.read_json(directory / CONFIG)
+        return "peft_type" not in config and {"config", "model_type", "name"} <= set(config)
 
-    **Raises:**
-
-    - `FormatError`: a pickle, or tensors that are missing, strange, misshapen or not finite; all are named.
-    - `CompatibilityError`: it computes something that Inlay's does not; every such thing is named.
-    """
-    path, inner = directory / CONFIG, config["config"] if isinstance(config["config"], dict) else {}
-    problems = _unsupported(config, inner) + [f"{name} beside it" for name in BESIDE if (directory / name).exists()]
-    if problems:
-        raise _refused([f"{path}: {problem}" for problem in problems], _DO)
-    with json_files.about(path):
-        method = Bottleneck(
-            placement=_PLACEMENTS[_places(inner)],  # type: ignore[arg-type]  # one of its three
-            reduction_factor=inner["reduction_factor"],
-            non_linearity=_FUNCTIONS[inner["non_linearity"].lower()],  # type: ignore[arg-type]
-            scaling=inner.get("scaling", 1.0),
+    def read(self, directory: Path, *, outline: bool) -> AdapterFile:
+        path, config = directory / CONFIG, json_files.read_json(directory / CONFIG)
+        inner = config["config"] if isinstance(config["config"], dict) else {}
+        problems = _unsupported(config, inner) + [f"{name} beside it" for name in BESIDE if (directory / name).exists()]
+        if problems:
+            raise _refused([f"{path}: {problem}" for problem in problems], _DO)
+        with json_files.about(path):
+            method = Bottleneck(
+                placement=_PLACEMENTS[_places(inner)],  # type: ignore[arg-type]  # one of its three
+                reduction_factor=inner["reduction_factor"],
+                non_linearity=_FUNCTIONS[inner["non_linearity"].lower()],  # type: ignore[arg-type]
+                scaling=inner.get("scaling", 1.0),
+            )
+        if not (directory / TENSORS).is_file():
+            raise safetensors.refuse_pickles(directory, TENSORS)
+        tensors = (safetensors.outlines if outline else safetensors.read_tensors)(directory / TENSORS)
+        return AdapterFile(
+            method=method,
+            params=_params(directory / TENSORS, method, config, tensors),
+            model=ModelFacts(config.get("model_name") or None, model_type=config["model_type"]),
+            name=config["name"],
         )
-    if not (directory / TENSORS).is_file():
-        raise safetensors.refuse_pickles(directory, TENSORS)
-    return method, _params(directory / TENSORS, method, config)
 
+    def placed(self, file: AdapterFile, model: ModelFacts) -> AdapterFile:
+        """The class of the model may hold its body under a name, or be the body itself."""
+        theirs = str(file.model.model_type)
+        if model.model_type != theirs:  # whose layers may have the same shapes
+            problem = f"model_type {theirs!r}; this base's is {model.model_type!r}"
+            raise _refused([problem], "use the base it was trained on")
+        prefix = FAMILIES[theirs].prefix
+        dot = f"{prefix}." if prefix in model.layers else ""
+        return dataclasses.replace(file, params={f"{dot}{path}": tensors for path, tensors in file.params.items()})
 
-def placed(params: Mapping[str, Params], model_type: str, module: nn.Module) -> dict[str, Params]:
-    """The tensors by the module paths of `module`, whose class may hold the body under a name or be the body itself.
+    def problems(self, file: AdapterFile) -> list[str]:
+        method, model_type, params = file.method, file.model.model_type, file.params
+        if not isinstance(method, Bottleneck):
+            return [f"method {name_of(method)}; of Inlay's methods, bottleneck alone is written in this form"]
+        family = FAMILIES.get(str(model_type))
+        if family is None:
+            return [f"model_type {model_type!r}; known are {', '.join(FAMILIES)}"]
+        problems = []
+        if method.is_parallel and not family.parallel:
+            problems.append(f"placement='parallel': on {model_type} the two networks do not read the same")
+        if method.layer_norm:
+            problems.append(
+                "layer_norm=True: the library has no safetensors of its norms, whose tensors it holds twice"
+            )
+        dot = _common(f"{family.prefix}.", params)
+        table = _table(family, method, [path.removeprefix(dot) for path in params])
+        problems += [f"{dot}{path}: no tensors" for path in table if f"{dot}{path}" not in params]
+        problems += [f"{path}: no place for it" for path in params if path.removeprefix(dot) not in table]
+        names = {name for tensors in params.values() for name in tensors} - {"adapter_norm", "adapter_norm_bias"}
+        return problems + [f"{name}: no tensor of that name" for name in sorted(names - set(_NAMES.values()))]
 
-    **Raises:**
+    def write(self, directory: Path, file: AdapterFile) -> None:
+        """Dots in the adapter's name, which the library's modules can't have in theirs, become hyphens."""
+        method, model = file.method, file.model
+        assert isinstance(method, Bottleneck), "an adapter without problems is of this method"
+        family, label = FAMILIES[str(model.model_type)], file.name.replace(".", "-")
+        dot = _common(f"{family.prefix}.", file.params)
+        table = _table(family, method, [path.removeprefix(dot) for path in file.params])
+        stored = {
+            f"{dot}{table[path.removeprefix(dot)].theirs}.adapters.{label}.{theirs}": tensors[ours].detach().cpu()
+            for path, tensors in file.params.items()
+            for theirs, ours in _NAMES.items()
+        }
+        width, size = next(iter(file.params.values()))["adapter_up"].shape
+        config = {
+            "config": _config(method, family, width, size),
+            "hidden_size": width,
+            "version": VERSION,
+            "name": label,
+            "model_type": model.model_type,
+            "model_class": model.class_name,
+            "model_name": model.name or model.class_name,
+        }
+        (directory / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True), "utf-8")
+        (directory / TENSORS).write_bytes(save({key: tensor.contiguous() for key, tensor in stored.items()}))
 
-    - `CompatibilityError`: it is a model of another kind, which may have layers of the same shapes.
-    """
-    here = getattr(getattr(module, "config", None), "model_type", None)
-    if here != model_type:
-        raise _refused([f"model_type {model_type!r}; this base's is {here!r}"], "use the base it was trained on")
-    prefix = FAMILIES[model_type].prefix
-    dot = f"{prefix}." if hasattr(module, prefix) else ""
-    return {f"{dot}{path}": tensors for path, tensors in params.items()}
-
-
-def write(
-    directory: Path,
-    method: Method,
-    params: Mapping[str, Params],
-    *,
-    name: str,
-    model_type: str | None,
-    model_class: str,
-    base_name: str | None,
-) -> None:
-    """Write the two files into `directory`, which exists.
-
-    **Arguments:**
-
-    - `name`: what the library calls the adapter; dots, which its modules can't have in their names, become hyphens.
-    - `model_type`, `model_class`, `base_name`: what the base is, as its configuration, Python and people call it.
-
-    **Raises:**
-
-    - `CompatibilityError`: the library would compute something else; every reason is named.
-    """
-    family = FAMILIES.get(str(model_type))
-    problems = _unwritable(method, params, model_type)
-    if problems or family is None or not isinstance(method, Bottleneck):
-        raise _refused(problems, "keep it in Inlay's own form")
-    label, dot = name.replace(".", "-"), _common(f"{family.prefix}.", params)
-    table = _table(family, method, [path.removeprefix(dot) for path in params])
-    stored = {
-        f"{dot}{table[path.removeprefix(dot)].theirs}.adapters.{label}.{theirs}": tensors[ours].detach().cpu()
-        for path, tensors in params.items()
-        for theirs, ours in _NAMES.items()
-    }
-    stored = {key: tensor.contiguous() for key, tensor in stored.items()}
-    width, size = next(iter(params.values()))["adapter_up"].shape
-    about = {
-        "name": label,
-        "model_type": model_type,
-        "model_class": model_class,
-        "model_name": base_name or model_class,
-    }
-    config = {"config": _config(method, family, width, size), "hidden_size": width, "version": VERSION, **about}
-    (directory / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True), "utf-8")
-    (directory / TENSORS).write_bytes(save(stored))
+    def readers(self, directory: Path) -> dict[str, list[str]]:
+        return {"inlay": [], "adapters (AdapterHub)": []}
 
 
 def _unsupported(config: Mapping[str, Any], inner: Mapping[str, Any]) -> list[str]:
@@ -270,15 +278,10 @@ def _unsupported(config: Mapping[str, Any], inner: Mapping[str, Any]) -> list[st
     return problems + [f"config.{key}={json.dumps(inner.get(key, _MISSING.get(key)))}" for key in dict.fromkeys(wrong)]
 
 
-def _params(path: Path, method: Bottleneck, config: Mapping[str, Any]) -> dict[str, Params]:
-    """The tensors of the file by our names, all of them there and as large as the configuration says, before they are read."""
-    _checked(path, method, config, safetensors.outlines(path))
-    return _checked(path, method, config, safetensors.read_tensors(path))
-
-
-def _checked(
+def _params(
     path: Path, method: Bottleneck, config: Mapping[str, Any], tensors: Mapping[str, Tensor]
 ) -> dict[str, Params]:
+    """The tensors of the file by our names: all of them there, and as large as the configuration says."""
     family = FAMILIES[config["model_type"]]
     dot = _common(f"{family.prefix}.", tensors)
     left = {key.removeprefix(dot): tensor for key, tensor in tensors.items()}
@@ -307,26 +310,6 @@ def _checked(
             )
         )
     return params
-
-
-def _unwritable(method: Method, params: Mapping[str, Params], model_type: str | None) -> list[str]:
-    """Why the library would not compute what this adapter does."""
-    if not isinstance(method, Bottleneck):
-        return [f"method {name_of(method)}; of Inlay's methods, bottleneck alone is written in this form"]
-    family = FAMILIES.get(str(model_type))
-    if family is None:
-        return [f"model_type {model_type!r}; known are {', '.join(FAMILIES)}"]
-    problems = []
-    if method.is_parallel and not family.parallel:
-        problems.append(f"placement='parallel': on {model_type} the two networks do not read the same")
-    if method.layer_norm:
-        problems.append("layer_norm=True: the library has no safetensors of its norms, whose tensors it holds twice")
-    dot = _common(f"{family.prefix}.", params)
-    table = _table(family, method, [path.removeprefix(dot) for path in params])
-    problems += [f"{dot}{path}: no tensors" for path in table if f"{dot}{path}" not in params]
-    problems += [f"{path}: no place for it" for path in params if path.removeprefix(dot) not in table]
-    names = {name for tensors in params.values() for name in tensors} - {"adapter_norm", "adapter_norm_bias"}
-    return problems + [f"{name}: no tensor of that name" for name in sorted(names - set(_NAMES.values()))]
 
 
 def _table(family: Family, method: Bottleneck, found: Sequence[str]) -> dict[str, Place]:

@@ -12,26 +12,24 @@ that is wrong in one message.
 
 import dataclasses
 import json
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, TypedDict
 
 from safetensors.torch import save
 from torch import Tensor
 
 from inlay import fields, methods
 from inlay.errors import CompatibilityError, FormatError, explain, few
-from inlay.formats import adapterhub, loralib
-from inlay.formats.card import card
-from inlay.formats.engines import loading
-from inlay.formats.peft_forms import flat, flattened, kernel, one_table, whole
-from inlay.io import json_files, records, safetensors
-from inlay.io.checkpoint import fetch
-from inlay.methods.contract import LinearMethod, Method, Own, Params
-from inlay.names import Names, joined, parents, selects
+from inlay.formats import _engines
+from inlay.formats._card import card
+from inlay.formats._peft_forms import INNER, flat, flattened, kernel, nested, one_table, short_names, unnested, whole
+from inlay.formats.contract import AdapterFile, Format, Layer, ModelFacts
+from inlay.io import json_files, safetensors
+from inlay.methods.contract import TOKEN_ROWS, LinearMethod, Method, Own, Params
+from inlay.names import joined, parents, selects
 
 CONFIG, TENSORS, CARD = "adapter_config.json", "adapter_model.safetensors", "README.md"
-FILES = (CONFIG, TENSORS, CARD, records.RECORD)
 
 OWN = ("weight", "bias")
 """What modules call their own tensors."""
@@ -39,12 +37,10 @@ OWN = ("weight", "bias")
 BROUGHT = ("embed_tokens", "lm_head")
 """The modules that PEFT adds to a file with a weight of their own."""
 
-INNER = ".base_layer"
-"""What PEFT calls the module that a wrapper of its own holds."""
-
 _PREFIX = "base_model.model."
 _SHARED_PREFIX = "base_model."
 _COPY = "copy of the base's weight"
+_LORALIB = "name them base_model.model.MODULE.lora_A.weight: these are loralib's names"
 _ABOUT_THE_FILE = frozenset(
     [
         "auto_mapping",
@@ -62,140 +58,109 @@ _ABOUT_THE_FILE = frozenset(
 class _AboutTheBase(TypedDict, total=False):
     base_model_name_or_path: str | None
     target_parameters: tuple[str, ...] | None
+    task_type: str | None
 
 
-class PeftAdapter(NamedTuple):
-    """An adapter as a file holds it: no model is needed to read one."""
+class Peft(Format):
+    """The directories of PEFT."""
 
-    method: Method
-    params: dict[str, Params]
-    """Module path -> tensor name -> tensor; '' is the path of the model itself."""
-    shared: Params
-    """Frozen tensors that all modules share."""
-    copies: Params
-    """Weights of the base that the file holds beside the adapter, by module path: PEFT adds those of adapted embeddings."""
-    base_name: str | None
-    """What the file calls the base that it belongs to."""
-    record: dict[str, Any]
-    """The content of `inlay.json`; empty where there is none."""
-    task_type: str | None = None
-    """What the file calls the kind of model that it belongs to."""
-    parameters: Names = ()
-    """The parameters of fused experts that it changes, by name; their tensors are where the file has them."""
-    model_type: str | None = None
-    """The kind of model whose body has the module paths; AdapterHub's files alone say it."""
+    files = (CONFIG, TENSORS, CARD)
+    tensors = TENSORS
 
+    def detect(self, directory: Path) -> bool:
+        if not (directory / CONFIG).is_file():
+            return False
+        config = json_files.read_json(directory / CONFIG)
+        return "peft_type" in config or "config" not in config  # AdapterHub's file of this name has its settings there
 
-def read(source: str | Path, fits: Callable[[PeftAdapter], Any] = lambda outline: None) -> PeftAdapter:
-    """The adapter in a directory, or of a name on the hub.
+    def read(self, directory: Path, *, outline: bool) -> AdapterFile:
+        config = one_table(directory / CONFIG, json_files.read_json(directory / CONFIG))
+        method = _method(directory / CONFIG, config)
+        if not (directory / TENSORS).is_file():
+            raise safetensors.refuse_pickles(directory, TENSORS)
+        tensors = (safetensors.outlines if outline else safetensors.read_tensors)(directory / TENSORS)
+        method = _with_brought(method, tensors)
+        params, shared, base_weights = _params(directory / TENSORS, tensors, method)
+        if isinstance(method, LinearMethod) and config.get("target_modules") is None:  # as in files of old versions
+            method = dataclasses.replace(method, target_modules=tuple(params))
+        about = fields.fitted(_AboutTheBase, config)  # checked with the method
+        return AdapterFile(
+            method=method,
+            params=params,
+            shared=shared,
+            base_weights=base_weights,
+            parameters=about.get("target_parameters") or (),
+            model=ModelFacts(about.get("base_model_name_or_path"), about.get("task_type")),
+        )
 
-    **Arguments:**
+    def placed(self, file: AdapterFile, model: ModelFacts) -> AdapterFile:
+        return unnested(file, model.layers)
 
-    - `fits`: called before a tensor is read, with the adapter whose tensors have shapes and dtypes alone (on the meta device);
-      it raises where that one can't be used, however large its file is.
+    def problems(self, file: AdapterFile) -> list[str]:
+        layers = file.model.layers
+        return [f"{path}: what this layer is is not known" for path in file.params if path and path not in layers]
 
-    **Raises:**
+    def write(self, directory: Path, file: AdapterFile) -> None:
+        experts, adapted = _adapted(file)
+        config = _config(file, experts, adapted)
+        tensors = {f"{_SHARED_PREFIX}{name}": tensor for name, tensor in file.shared.items()}
+        for path, module in file.params.items():
+            layer = file.model.layers.get(path, Layer())
+            if path in experts:
+                path, module = experts[path], {name: flattened(name, tensor) for name, tensor in module.items()}
+            elif layer.kind == "conv2d" and path in adapted:
+                kinds = file.method.peft.kernels
+                module = {name: kernel(tensor, kinds.get(name), layer.shape) for name, tensor in module.items()}
+            tensors |= _keys(file.method, path, module, layer.kind == "embedding" and path in adapted)
+        stored = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+        (directory / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True), "utf-8")
+        (directory / TENSORS).write_bytes(save(stored, metadata={"format": "pt"}))
+        engines = _engines.loading(config, {key: tensor.shape for key, tensor in stored.items()})
+        (directory / CARD).write_text(card(file, engines), "utf-8")
 
-    - `UnknownNameError`: there is no such directory or name.
-    - `FormatError`: it is no adapter, a pickle, broken, or holds numbers that are not finite.
-    - `CompatibilityError`: it uses something that Inlay does not do; every such thing is named.
-    """
-    directory = fetched(source)
-    if not (directory / CONFIG).is_file():
-        raise loralib.no_adapter(directory, CONFIG)
-    config = one_table(directory / CONFIG, json_files.read_json(directory / CONFIG))
-    record = records.read(directory)
-    if adapterhub.wrote(config):
-        bottleneck, places = adapterhub.read(directory, config)
-        base_name = config.get("model_name") or None
-        file = PeftAdapter(bottleneck, places, {}, {}, base_name, record, model_type=config["model_type"])
-        fits(file)
-        return file
-    method = _method(directory / CONFIG, config)
-    if not (directory / TENSORS).is_file():
-        raise safetensors.refuse_pickles(directory, TENSORS)
-    fits(_adapter(directory, config, method, safetensors.outlines(directory / TENSORS), record))
-    return _adapter(directory, config, method, safetensors.read_tensors(directory / TENSORS), record)
-
-
-def _adapter(
-    directory: Path, config: Mapping[str, Any], method: Method, tensors: Mapping[str, Tensor], record: dict[str, Any]
-) -> PeftAdapter:
-    """The adapter that these tensors make."""
-    method = _with_brought(method, tensors)
-    params, shared, copies = _params(directory / TENSORS, tensors, method)
-    if isinstance(method, LinearMethod) and config.get("target_modules") is None:  # as in files of old versions
-        method = dataclasses.replace(method, target_modules=tuple(params))
-    parameters = fields.fitted(_AboutTheBase, config).get("target_parameters") or ()  # checked with the method
-    base_name, task_type = config.get("base_model_name_or_path"), config.get("task_type")
-    return PeftAdapter(method, params, shared, copies, base_name, record, task_type, parameters)
+    def readers(self, directory: Path) -> dict[str, list[str]]:
+        entries = safetensors.read_header(directory / TENSORS).tensors
+        config = json_files.read_json(directory / CONFIG)
+        reasons = _engines.reasons(config, {name: entry.shape for name, entry in entries.items()})
+        return {engine: reasons.get(engine, []) for engine in _engines.ENGINES}
 
 
-def fetched(source: str | Path) -> Path:
-    """The directory of an adapter: `source` itself, or the hub's copy of that name."""
-    return fetch(source, "adapter", [*FILES, adapterhub.TENSORS, *adapterhub.BESIDE])
+def _adapted(file: AdapterFile) -> tuple[dict[str, str], list[str]]:
+    """Where the tensors of the adapted parameters of experts are, by path; and the other maps to which tensors are added."""
+    maps = [path for path in file.params if path and file.model.layers[path].kind != "other"]
+    adapted = [path for path in maps if not set(file.params[path]) <= {TOKEN_ROWS, *OWN}]
+    experts = nested([path for path in adapted if file.model.layers[path].kind == "experts"])
+    return experts, [path for path in adapted if path not in experts]
 
 
-def write(
-    directory: Path,
-    method: Method,
-    params: Mapping[str, Params],
-    *,
-    shared: Params,
-    base_name: str | None,
-    target_modules: Sequence[str],
-    names: Mapping[str, Sequence[str]] | None = None,
-    fan_in_fan_out: bool,
-    record: Mapping[str, Any],
-    modules_to_save: Sequence[str] = (),
-    embeddings: Collection[str] = (),
-    kernels: Mapping[str, Sequence[int]] | None = None,
-    experts: Mapping[str, str] | None = None,
-    task_type: str | None = None,
-) -> None:
-    """Write the four files into `directory`, which exists.
-
-    **Arguments:**
-
-    - `shared`: frozen tensors that all modules share.
-    - `target_modules`: the adapted modules, as the format names them: last components or whole paths.
-    - `names`: the modules that other fields of the method mean, likewise; all of them are among `target_modules`.
-    - `fan_in_fan_out`: the base stores these weights as (in, out).
-    - `record`: the content of `inlay.json`, without its format number.
-    - `modules_to_save`: the modules that are kept whole, likewise.
-    - `kernels`: the shapes of the weights of those that are convolutions, by path.
-    - `experts`: where PEFT has the tensors of those that are parameters of fused experts, by path.
-    - `embeddings`: the modules that are embeddings, by path: their tensors have names of their own.
-    - `task_type`: what PEFT calls the kind of model.
-    """
-    about = {"base_model_name_or_path": base_name, "inference_mode": True, "task_type": task_type}
-    about["modules_to_save"] = list(modules_to_save) or None
-    config = _config(method) | about
+def _config(file: AdapterFile, experts: Mapping[str, str], adapted: list[str]) -> dict[str, Any]:
+    """The content of adapter_config.json; for `experts` and `adapted` see `_adapted`."""
+    method, layers = file.method, file.model.layers
+    modules = [path for path, layer in layers.items() if path and layer.kind != "experts"]
+    saved = [path for path in modules if selects(method.modules_to_save, path)]
+    short = short_names(adapted or [path for path in file.params if path and path not in experts], modules)
+    selections = {}
+    for field in method.peft.selections:
+        some = [path for path in adapted if selects(getattr(method, field), path)]
+        selections[field] = short_names(some, modules)
+        if not set(selections[field]) <= set(short):  # PEFT looks for each of them among its target modules
+            short, selections[field] = adapted, some
     known = {*method.peft.accepts, *method.peft.ignores} | {field.name for field in dataclasses.fields(method)}
-    optional = {"fan_in_fan_out": fan_in_fan_out, "target_modules": list(target_modules)}
-    optional["target_parameters"] = list(experts or ()) or None
-    optional |= {"lora_dropout": 0} if experts else {}  # PEFT has none beside parameters; only training reads it
-    optional |= {field: list(modules) for field, modules in (names or {}).items()}
-    config |= {key: value for key, value in optional.items() if key in known}
-    tensors = {f"{_SHARED_PREFIX}{name}": tensor for name, tensor in shared.items()}
-    for path, module in params.items():
-        place, shape = (experts or {}).get(path), (kernels or {}).get(path)
-        if place is not None:
-            path, module = place, {name: flattened(name, tensor) for name, tensor in module.items()}
-        if shape is not None:
-            module = {name: kernel(tensor, method.peft.kernels.get(name), shape) for name, tensor in module.items()}
-        tensors |= _keys(method, path, module, path in embeddings)
-    stored = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-    (directory / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True), "utf-8")
-    (directory / TENSORS).write_bytes(save(stored, metadata={"format": "pt"}))
-    engines = loading(config, {key: tensor.shape for key, tensor in stored.items()})
-    (directory / CARD).write_text(card(method, base_name, task_type, record, engines), "utf-8")
-    records.write(directory, record)
-
-
-def num_bytes(directory: Path) -> int:
-    """Size of the tensors on disk."""
-    return (directory / TENSORS).stat().st_size
+    optional = {
+        "fan_in_fan_out": bool(adapted) and all(layers[path].transposed for path in adapted),
+        "target_modules": list(short),
+        "target_parameters": list(experts) or None,
+        **({"lora_dropout": 0} if experts else {}),  # PEFT has none beside parameters; only training reads it
+        **selections,
+    }
+    return {
+        **_settings(method),
+        "base_model_name_or_path": file.model.name,
+        "inference_mode": True,
+        "task_type": file.model.task_type,
+        "modules_to_save": short_names(saved, modules) or None,
+        **{key: value for key, value in optional.items() if key in known},
+    }
 
 
 def _method(path: Path, config: Mapping[str, Any]) -> Method:
@@ -251,10 +216,10 @@ def _unsupported(cls: type[Method], config: Mapping[str, Any]) -> list[str]:
 
 
 def _params(path: Path, tensors: Mapping[str, Tensor], method: Method) -> tuple[dict[str, Params], Params, Params]:
-    """The tensors of the modules, those that all share, and the copies of the base's weights."""
+    """The tensors of the modules, those that all share, and the weights of the base that the file has."""
     params: dict[str, Params] = {}
     shared: Params = {}
-    copies: Params = {}
+    base_weights: Params = {}
     problems: list[str] = []
     for key in sorted(tensors):
         found = _split(key, method)
@@ -269,10 +234,10 @@ def _params(path: Path, tensors: Mapping[str, Tensor], method: Method) -> tuple[
         if key.startswith(_SHARED_PREFIX) and not key.startswith(_PREFIX):
             shared[name] = tensors[key]
         elif name == _COPY:
-            copies[module] = tensors[key]
+            base_weights[module] = tensors[key]
         else:
             params.setdefault(module, {})[name] = flat(tensors[key], method.peft.kernels.get(name))
-    unexpected = [f"{path}{INNER}.weight" for path in copies if path not in params]
+    unexpected = [f"{path}{INNER}.weight" for path in base_weights if path not in params]
     problems += [f"{key}: no tensor of {_type_name(type(method))} has that name" for key in unexpected]
     if not tensors:
         problems.append("no tensor at all")
@@ -281,12 +246,13 @@ def _params(path: Path, tensors: Mapping[str, Tensor], method: Method) -> tuple[
             explain(
                 "the tensors of this adapter are not those of its method",
                 found=few([f"{path}: {problem}" for problem in problems]),
-                do=loralib.HINT + ": these are loralib's names"
-                if loralib.is_named_so(tensors)
+                do=_LORALIB
+                if method.peft.tensors.get("lora_A") == "lora_A.weight"
+                and any(key.endswith(".lora_A") for key in tensors)
                 else "ask its author for a whole file; a training that diverged has to be run again",
             )
         )
-    return params, shared, copies
+    return params, shared, base_weights
 
 
 def _split(key: str, method: Method) -> tuple[str, str] | None:
@@ -331,7 +297,7 @@ def _keys(method: Method, path: str, module: Params, is_embedding: bool) -> dict
     }
 
 
-def _config(method: Method) -> dict[str, Any]:
+def _settings(method: Method) -> dict[str, Any]:
     """The method's fields as the format has them; what `target_modules` says already is left out."""
     values = {field.name: getattr(method, field.name) for field in dataclasses.fields(method)}
     left_out = {"exclude_modules", "layers_to_transform", *method.peft.omits}

@@ -7,25 +7,24 @@ import functools
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from inlay import formats
 from inlay.errors import CompatibilityError, ConfigError, TargetError, UnknownNameError, explain, few, nearest
-from inlay.formats import adapterhub, peft
-from inlay.io import records
+from inlay.formats.contract import AdapterFile, ModelFacts
 from inlay.methods.contract import Method, Params, PromptMethod
 from inlay.model import prompts, targets
 from inlay.model.adapted import Adapted, Route, Router
 from inlay.model.adapter import Adapter
-from inlay.model.experts import AdaptedExperts, experts_of, nested, unnested
-from inlay.model.fitting import check_heard, fit_, is_same
+from inlay.model.experts import AdaptedExperts, experts_of
+from inlay.model.fitting import check_heard, fit_, is_same, layers
 from inlay.model.fresh import Calibration
 from inlay.model.layout import Layout
 from inlay.model.prompt_trial import PromptTrials
 from inlay.model.prompts import PromptedEmbedding
-from inlay.names import selects
 
 Rows = str | Sequence[str | None] | None
 """Who takes which adapter: a name for every row, one name or None per row, or None for the plain base."""
@@ -110,6 +109,12 @@ class Attached:
         """What an adapter's record says of the task, where it is another than that of the kind."""
         return {}
 
+    @property
+    def facts(self) -> ModelFacts:
+        """What a format has to know of the model."""
+        model_type = getattr(getattr(self.module, "config", None), "model_type", None)
+        return ModelFacts(self.base_name, self.task_type, model_type, type(self.module).__name__, layers(self.layout))
+
     def attach(
         self, source: str | Path | Method, name: str | None = None, *, force: bool = False, seed: int = 0
     ) -> Adapter:
@@ -124,7 +129,7 @@ class Attached:
 
         **Raises:**
 
-        - `UnknownNameError`, `FormatError`: see `inlay.formats.peft.read`.
+        - `UnknownNameError`, `FormatError`: see `inlay.formats.read`.
         - `CompatibilityError`: it was trained on other weights or another tokenizer, or does not fit this model.
         - `ConfigError`: the name is taken.
         """
@@ -137,65 +142,34 @@ class Attached:
     def read(self, source: str | Path, name: str, *, force: bool = False) -> Adapter:
         """An adapter from disk or the hub, checked against this model and not attached; see `attach`."""
         origin, fit = functools.partial(self._check_origin, name, force=force), functools.partial(self._fitting, name)
-        file = fit(peft.read(source, lambda outline: (origin(outline), fit(outline))))
+        file = fit(formats.read(source, lambda outline: (origin(outline), fit(outline))))
         check_heard(name, file, self.layout)
         return Adapter(name, file.method, file.params, file.record, file.shared)
 
-    def _fitting(self, name: str, file: peft.PeftAdapter) -> peft.PeftAdapter:
+    def _fitting(self, name: str, file: AdapterFile) -> AdapterFile:
         """An adapter's file as it applies to this model, whose layers it fits; of an outline, the shapes alone tell."""
-        if file.model_type is not None:
-            file = file._replace(params=adapterhub.placed(file.params, file.model_type, self.module))
-        file = self._known(unnested(file, self.maps))
-        problems = self.layout.problems(file.method, file.params) + self._other_weights(file.copies)
+        file = self._known(formats.placed(file, self.facts))
+        problems = self.layout.problems(file.method, file.params) + self._other_weights(file.base_weights)
         if problems:
-            resized = any(f"{end}.weight: shape" in problem for problem in problems for end in peft.BROUGHT)
+            ends = (self.table, self.head)
+            resized = any(f"{end}.weight: shape" in problem for problem in problems for end in ends)
             what = ", with its vocabulary resized and saved with the tokenizer" if resized else ""
             hint = f"use the base it was trained on{what}: inlay inspect names it"
             raise CompatibilityError(explain(f"{name} does not fit {self.title}", found=few(problems), do=hint))
         return file
 
-    def save(
-        self, name: str, directory: Path, record: dict[str, Any], *, form: Literal["peft", "adapterhub"] = "peft"
-    ) -> None:
-        """Write an attached adapter into `directory`, which exists, as `inlay.formats.peft.write` says.
-
-        `form`: "adapterhub" for AdapterHub's library, which knows bottleneck alone; see `inlay.formats.adapterhub`.
-        """
+    def save(self, name: str, directory: Path, record: dict[str, Any], *, form: str = "peft") -> None:
+        """Write an attached adapter into `directory`, which exists, with this record; see `inlay.formats.write`."""
         adapter = self.get(name)
-        if form == "adapterhub":
-            config, model_class = getattr(self.module, "config", None), type(self.module).__name__
-            about = {"model_type": getattr(config, "model_type", None), "model_class": model_class}
-            adapterhub.write(directory, adapter.method, adapter.params, name=name, base_name=self.base_name, **about)
-            records.write(directory, {**self.about_base, **self.about_task, **record})
-            return
-        kept = adapter.method.finish(adapter.params)
-        trained = [path for path in adapter.params if path]
-        adapted = [path for path in trained if adapter.adds(path) and path in self.maps]
-        experts = nested([path for path in adapted if self.maps[path].kind == "experts"])
-        adapted = [path for path in adapted if path not in experts]
-        every = self.layout.modules
-        short, names = targets.short_names(adapted or [path for path in trained if path not in experts], every), {}
-        for field in adapter.method.peft.selections:
-            some = [path for path in adapted if selects(getattr(adapter.method, field), path)]
-            names[field] = targets.short_names(some, every)
-            if not set(names[field]) <= set(short):
-                short, names[field] = adapted, some
-        peft.write(
-            directory,
-            adapter.method.finished(),
-            kept,
-            names=names,
+        file = AdapterFile(
+            method=adapter.method.finished(),
+            params=dict(adapter.method.finish(adapter.params)),
             shared=adapter.shared,
-            base_name=self.base_name,
-            modules_to_save=targets.short_names(self.layout.saved(adapter.method), every),
-            target_modules=short,
-            kernels={path: self.maps[path].stored.shape for path in adapted if self.maps[path].kind == "conv2d"},
-            experts=experts,
-            embeddings=[path for path in adapted if self.maps[path].kind == "embedding"],
-            fan_in_fan_out=bool(adapted) and all(self.maps[path].transposed for path in adapted),
+            model=self.facts,
+            name=name,
             record={**self.about_base, **self.about_task, **record},
-            task_type=self.task_type,
         )
+        formats.write(directory, file, form)
 
     def create(
         self, method: Method, name: str = "default", seed: int = 0, calibration: Calibration | None = None
@@ -259,7 +233,7 @@ class Attached:
         wrapper = PromptedEmbedding if path == self.table else Adapted
         return wrapper(path, module, self.maps.get(path), self.router)
 
-    def _known(self, file: peft.PeftAdapter) -> peft.PeftAdapter:
+    def _known(self, file: AdapterFile) -> AdapterFile:
         """An adapter's file as it applies to this model."""
         return file
 
@@ -271,7 +245,7 @@ class Attached:
     def base_name(self) -> str | None:  # a name or a path by which others find it
         return None
 
-    def _check_origin(self, name: str, file: peft.PeftAdapter, force: bool) -> None:
+    def _check_origin(self, name: str, file: AdapterFile, force: bool) -> None:
         """Refuse an adapter that was trained on another base, where that is known."""
 
     def _other_weights(self, copies: Params) -> list[str]:

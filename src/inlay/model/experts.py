@@ -9,7 +9,6 @@ An adapter of such a parameter is the same for each expert: its tensors have the
 Source of the layout: the experts of transformers 5, `integrations/moe.py` there.
 """
 
-import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -20,15 +19,11 @@ from torch import Tensor, nn
 
 from inlay.core.product import product_dtype
 from inlay.core.routed import Factors, Segment, routed
-from inlay.errors import CompatibilityError, explain
-from inlay.formats.peft import INNER, PeftAdapter
-from inlay.formats.peft_forms import unflattened
 from inlay.io.safetensors import TensorEntry, read_tensor
 from inlay.methods.contract import LinearMethod, Params
 from inlay.model.adapted import Adapted, Route, Router, dropped, with_tensors
 from inlay.model.adapter import Adapter
 from inlay.model.linear import Linear
-from inlay.names import is_named, joined
 
 UP, DOWN = ("gate_up_proj", "up_proj"), "down_proj"
 
@@ -135,48 +130,6 @@ def merged_parts(
         stored = read_tensor(entry._replace(shape=entry.shape[1:], start=start, stop=start + size))
         W, _ = adapter.merged(path, stored.T if experts.transposed else stored, None, expert=e)
         yield e * size, W.T if experts.transposed else W
-
-
-def nested(paths: Sequence[str]) -> dict[str, str]:
-    """What PEFT calls the place of each of these parameters, in the order of their definition, beside its tensors.
-
-    It wraps a module once for each parameter, the first one innermost, and names the wrappers alone.
-    """
-    places = {}
-    for path in paths:
-        module = path.rpartition(".")[0]
-        later = [other for other in paths[paths.index(path) + 1 :] if other.rpartition(".")[0] == module]
-        places[path] = module + INNER * len(later)
-    return places
-
-
-def unnested(file: PeftAdapter, maps: Mapping[str, Linear]) -> PeftAdapter:
-    """An adapter's file with the tensors of experts where this model has the parameters; see `nested`."""
-    every = [path for path, linear in maps.items() if isinstance(linear, Experts)]
-    chosen = [path for path in every if any(is_named(name, path) for name in file.parameters)]
-    unexpected = [name for name in file.parameters if not any(is_named(name, path) for path in every)]
-    if unexpected:
-        raise CompatibilityError(
-            explain(
-                "this adapter changes parameters that are not experts of this model",
-                found=[f"{name} of target_parameters" for name in unexpected[:10]],
-                do="the base it was trained on, or train it again without them: routers are left alone here",
-            )
-        )
-    if not every or not isinstance(file.method, LinearMethod):
-        return file
-    params = dict(file.params)
-    for path, place in nested(chosen).items():
-        if place in file.params:
-            params[path] = {
-                name: unflattened(name, tensor, len(maps[path].stored)) for name, tensor in params.pop(place).items()
-            }
-    method = dataclasses.replace(
-        file.method,
-        target_modules=joined(file.method.target_modules, chosen),
-        exclude_modules=joined(file.method.exclude_modules, [path for path in every if path not in chosen]),
-    )
-    return file._replace(method=method, params=params)
 
 
 class AdaptedExperts(Adapted):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from inlay.errors import CompatibilityError, explain, few
-from inlay.formats.peft import PeftAdapter
+from inlay.formats.contract import AdapterFile, Layer
 from inlay.methods.contract import TOKEN_ROWS, LinearMethod, Params
 from inlay.model import targets, trial
 from inlay.model.adapter import Adapter
@@ -31,12 +31,25 @@ def fit_(adapter: Adapter, layout: Layout, device: torch.device) -> None:
             adapter.base_rows = layout.maps[path].stored.detach()[list(adapter.method.token_ids)].float()
 
 
+def layers(layout: Layout) -> dict[str, Layer]:
+    """What every module of the model is, and every parameter of its fused experts, by path."""
+    as_stored = ("conv2d", "experts")
+    return dict.fromkeys(layout.modules, Layer()) | {
+        path: Layer(
+            linear.kind,
+            tuple(linear.stored.shape) if linear.kind in as_stored else (linear.out_features, linear.in_features),
+            linear.transposed,
+        )
+        for path, linear in layout.maps.items()
+    }
+
+
 def is_same(weight: Tensor, stored: Tensor) -> bool:
     """The numbers of two tensors are equal; of one without numbers, as in an outline, the shape."""
     return weight.shape == stored.shape and (weight.is_meta or torch.equal(weight.float(), stored.float()))
 
 
-def check_heard(name: str, file: PeftAdapter, layout: Layout) -> None:
+def check_heard(name: str, file: AdapterFile, layout: Layout) -> None:
     """Say which layers of an adapter's file this model never calls; refuse a change of those whose weight it reads.
 
     **Raises:**
@@ -64,7 +77,7 @@ def check_heard(name: str, file: PeftAdapter, layout: Layout) -> None:
         )
 
 
-def _changes(file: PeftAdapter, path: str, layout: Layout) -> bool:
+def _changes(file: AdapterFile, path: str, layout: Layout) -> bool:
     """The weight at `path` would be another one with the adapter's change."""
     method, linear = file.method.for_module(path), layout.maps[path]
     if not isinstance(method, LinearMethod):

@@ -8,7 +8,7 @@ in each child of a layer, a layer being a member of a `torch.nn.ModuleList`. `ow
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from types import MappingProxyType
 
 import torch
@@ -250,18 +250,6 @@ def _check_kinds(method: LinearMethod, linears: dict[str, Linear]) -> None:
 def layer_number(path: str) -> int | None:
     """The layer that a module belongs to: the first number in its path."""
     return next((int(part) for part in path.split(".")[1:] if part.isdigit()), None)
-
-
-def short_names(chosen: Sequence[str], every: Iterable[str]) -> list[str]:
-    """The shortest list of names that selects exactly `chosen` among all modules `every`, sorted.
-
-    Last components such as q_proj where every module of that name is chosen; whole paths for the rest. Other engines read
-    this list, and most of them know last components only.
-    """
-    every, wanted = list(every), set(chosen)
-    last = {path.rpartition(".")[2] for path in chosen}
-    whole = {name for name in last if all(p in wanted for p in every if p == name or p.endswith(f".{name}"))}
-    return sorted(whole) + sorted(path for path in chosen if path.rpartition(".")[2] not in whole)
 
 
 def summary(paths: Iterable[str]) -> str:

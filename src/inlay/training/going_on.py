@@ -7,12 +7,10 @@ from typing import Any
 
 import torch
 
-from inlay import methods
+from inlay import formats, methods
 from inlay.base.base import Base
 from inlay.errors import ConfigError, explain
-from inlay.formats import peft
 from inlay.io import records
-from inlay.io.checkpoint import fetch
 from inlay.methods.contract import Method
 from inlay.model.adapter import Adapter
 from inlay.names import in_utf8
@@ -67,8 +65,8 @@ def check_method(source: str | Path, has: Method, asked: Method | str | None) ->
 
 def about(source: str | Path) -> dict[str, Any]:
     """The adapter at `source` for the record of the run that goes on: its name, what it holds, and how long it was trained."""
-    directory = fetch(source, "adapter", list(peft.FILES))
-    tensors = next(file for file in sorted(directory.iterdir()) if file.suffix == ".safetensors")
+    directory = formats.fetched(source)
+    tensors = directory / formats.find(formats.detect(directory)).tensors
     digest = hashlib.sha256(tensors.read_bytes()).hexdigest()
     steps = records.read(directory).get("training", {}).get("steps")
     return {"name": in_utf8(directory.name), "sha256": digest, "steps": steps}

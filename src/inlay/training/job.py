@@ -25,7 +25,7 @@ from inlay.base.purpose import CAUSAL_LM
 from inlay.data import split
 from inlay.data.sources import Source, name_of
 from inlay.errors import InlayError, within_memory
-from inlay.formats import peft
+from inlay.formats.peft import TENSORS
 from inlay.io import output as output_directory
 from inlay.io import records
 from inlay.methods.contract import Method
@@ -130,7 +130,7 @@ class Job:
                 raise
             report = self._report(progress, time.perf_counter() - start)
             kept = keep.keep(lambda directory, whole: self._write(directory, progress, report, whole), self.output)
-        report = dataclasses.replace(report, adapter_bytes=peft.num_bytes(kept.place))
+        report = dataclasses.replace(report, adapter_bytes=(kept.place / TENSORS).stat().st_size)
         return self._concluded(kept, progress, report, hurry=stop.cut or (stop.asked and stop.by_system))
 
     def _concluded(self, kept: keep.Kept, progress: loop.Progress, report: Report, hurry: bool) -> Report:

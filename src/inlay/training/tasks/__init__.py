@@ -4,13 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from inlay import plugins
+from inlay import formats, plugins
 from inlay.base import load as loading
 from inlay.base.base import Base
 from inlay.base.purpose import CAUSAL_LM, Purpose, has_own_head
 from inlay.errors import ConfigError, explain
-from inlay.formats import peft
-from inlay.io import json_files, records
+from inlay.formats.contract import AdapterFile
 from inlay.io.checkpoint import open_checkpoint
 from inlay.training.tasks._contract import Task
 
@@ -81,11 +80,11 @@ def of_adapter(source: str | Path, adapter: str | Path) -> Purpose:
     found = find(name)
     if not found.heads or has_own_head(open_checkpoint(source), found.purpose()):
         return found.purpose()
-    numbers = range(0 if labels else _num_classes(peft.read(adapter), found))
+    numbers = range(0 if labels else _num_classes(formats.outline(adapter), found))
     return purpose(source, found.name, labels or tuple(f"LABEL_{i}" for i in numbers))
 
 
-def _num_classes(file: peft.PeftAdapter, task: Task) -> int:
+def _num_classes(file: AdapterFile, task: Task) -> int:
     """The rows of the last weight in the head that a file holds; 0 where it holds none."""
     weights = [
         tensors["weight"]
@@ -97,11 +96,10 @@ def _num_classes(file: peft.PeftAdapter, task: Task) -> int:
 
 def about(adapter: str | Path) -> tuple[str, tuple[str, ...]]:
     """(the task that an adapter was trained for, the names of its classes where it says them), before its tensors are read."""
-    directory = peft.fetched(adapter)
-    config = json_files.read_json(directory / peft.CONFIG) if (directory / peft.CONFIG).is_file() else {}
-    record = records.read(directory).get("task") or {}
+    file = formats.outline(adapter)
+    record = file.record.get("task") or {}
     by_type = {find(name).task_type: name for name in names()}
-    return record.get("name") or by_type.get(str(config.get("task_type")), CAUSAL_LM), tuple(record.get("labels") or ())
+    return record.get("name") or by_type.get(str(file.model.task_type), CAUSAL_LM), tuple(record.get("labels") or ())
 
 
 def of_checkpoint(source: str | Path) -> str | None:

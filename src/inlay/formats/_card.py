@@ -1,13 +1,12 @@
 """The model card of an adapter: what the hub shows of it."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from inlay import methods
+from inlay.formats.contract import AdapterFile
 from inlay.io.checkpoint import hub_name
-from inlay.methods.contract import Method
 
 _PIPELINES = {
     "SEQ_CLS": "text-classification",
@@ -18,20 +17,14 @@ _PIPELINES = {
 """What a model card calls a task, by what adapter_config.json calls it; the rest is text-generation."""
 
 
-def card(
-    method: Method, base_name: str | None, task_type: str | None, record: Mapping[str, Any], engines: Sequence[str]
-) -> str:
-    """The README.md of an adapter directory.
-
-    **Arguments:** those of `inlay.formats.peft.write`, and
-
-    - `engines`: what else loads the adapter's files.
-    """
-    name = methods.name_of(method)
+def card(file: AdapterFile, engines: Sequence[str]) -> str:
+    """The README.md of an adapter directory. `engines`: what else loads the adapter's files."""
+    base_name, record = file.model.name, file.record
+    name = methods.name_of(file.method)
     on_hub, folder = hub_name(base_name or ""), Path(base_name or "a model of your own").name
     base = on_hub or f"path/to/{folder}"
     task = record.get("task", {}).get("name")
-    pipeline = _PIPELINES.get(task_type or "", "text-generation")
+    pipeline = _PIPELINES.get(file.model.task_type or "", "text-generation")
     # the hub takes any other word for a name of its own
     about_base = f"base_model: {json.dumps(on_hub)}\n" if on_hub else ""
     said = record.get("text", {})

@@ -1,0 +1,49 @@
+"""Write an adapter in the form of another library."""
+
+import dataclasses
+from pathlib import Path
+
+from inlay import formats
+from inlay.base import meta_model
+from inlay.cli import _screen
+from inlay.cli._command import AdapterDirectory, Common, Model
+from inlay.formats.contract import ModelFacts
+from inlay.io import output
+from inlay.io.checkpoint import open_config
+from inlay.model.fitting import layers
+from inlay.model.layout import Layout
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Export(Common):
+    """The base's configuration is enough; Inlay reads what it writes."""
+
+    model: Model
+    """The base: a directory, or a name on the hub."""
+
+    adapter: AdapterDirectory
+    """The adapter directory, or a name on the hub."""
+
+    output: Path
+    """The directory for the adapter; it must not exist."""
+
+    format: str
+    """Whose form: adapterhub for AdapterHub's `adapters`, which knows bottleneck alone; peft for PEFT and the rest."""
+
+    def run(self) -> int:
+        """Read it, put it on the base's layers, write it."""
+        file, base = formats.read(self.adapter), open_config(self.model)
+        model = meta_model.meta(base, meta_model.own_class(base))
+        model_type, class_name = base.config.get("model_type"), type(model).__name__
+        facts = ModelFacts(base.reference, file.model.task_type, model_type, class_name, layers(Layout(model)))
+        file = formats.placed(file, facts)
+        file = dataclasses.replace(file, model=facts, name=self.output.resolve().name)
+        with output.new_directory(self.output) as partial:
+            formats.write(partial, file, self.format)
+        _screen.say("wrote", f"{self.output}/  in the form of {self.format}")
+        if self.json:
+            _screen.emit({"output": str(self.output), "format": self.format})
+        return 0
+
+
+Command = Export
