@@ -1,8 +1,9 @@
 """The program that renders chat templates: a process of its own, because a template is code out of a download.
 
-Requests come on stdin, answers go to stdout, until stdin ends; `inlay.text.bounded` is the other side:
+Requests come on stdin, so many at a time (8 bytes), answers go to stdout, until stdin ends; `bounded.py` is the other side:
 
-    request    two lengths (8 bytes each), the template, its variables as a JSON object
+    request    two lengths (8 bytes each), the template, its variables as a JSON object; a first length of `SAME` stands for the
+               template of the request before
     answer     one letter, a length (8 bytes), a text: the rendered one, or what happened
 
 The environment is that of `transformers`: jinja2's sandbox with its loop controls, `tojson` without escapes, `raise_exception`,
@@ -28,6 +29,9 @@ from jinja2.utils import Namespace
 
 TEXT, REFUSED, FAILED, SYNTAX, MEMORY, LONG = b"trfsml"
 """The letters of the answers: text, the template refuses the messages, it fails, it is no Jinja, memory, too long a text."""
+
+SAME = (1 << 64) - 1
+"""In place of a template's length: it is the one of the request before."""
 
 OUTPUT_FACTOR, OUTPUT_EXTRA = 8, 1_000_000
 """A rendered text has at most `OUTPUT_FACTOR` characters for each byte of its variables, and these beside."""
@@ -149,13 +153,18 @@ def serve(seconds: float, num_bytes: int) -> None:
         pass
     start, stop = _limited(seconds)
     requests, answers = sys.stdin.buffer, sys.stdout.buffer
-    while len(lengths := requests.read(16)) == 16:
-        template, variables = (requests.read(n).decode("utf-8", "surrogatepass") for n in struct.unpack(">QQ", lengths))
-        start()
-        letter, text = answer(template, variables)
-        data = text.encode("utf-8", "surrogatepass")
-        stop()
-        answers.write(struct.pack(">BQ", letter, len(data)) + data)
+    template = ""
+    while len(head := requests.read(8)) == 8:
+        for _ in range(struct.unpack(">Q", head)[0]):
+            num_template, num_variables = struct.unpack(">QQ", requests.read(16))
+            if num_template != SAME:
+                template = requests.read(num_template).decode("utf-8", "surrogatepass")
+            variables = requests.read(num_variables).decode("utf-8", "surrogatepass")
+            start()
+            letter, text = answer(template, variables)
+            data = text.encode("utf-8", "surrogatepass")
+            stop()
+            answers.write(struct.pack(">BQ", letter, len(data)) + data)
         answers.flush()
 
 

@@ -18,14 +18,13 @@ from typing import Any
 
 from inlay.errors import DataError, explain
 from inlay.text.pieces import Message, Span, opened_thought, refusal
-from inlay.text.template import PROBE, Rendered, added_tokens, opening, render, rendering
+from inlay.text.template import PROBE, Asked, Conversation, Rendered, added_tokens, opening, rendering
 
 SPLIT = "rows split into one for each answer: the template writes earlier turns in another way"
 THOUGHT = "answers got an empty thought: the template's generation prompt opens one"
 FORGOTTEN = "thoughts of earlier turns left out, as the template does when it is asked for the next answer"
 QUOTED = "control tokens in contents kept as text"
 """What is said of rows that are not trained on just as they stand; each follows a number."""
-
 
 _EMPTY_BEFORE_OWN = re.compile(r"\s*<(\w+)>\s*</\1>\s*<\1>")
 
@@ -112,15 +111,15 @@ class _Row:
         self.tokenizer, self.messages, self.turns = tokenizer, messages, turns
         self.source, self.tools, self.train_on_all = source, tools, train_on_all
         self.added = added_tokens(tokenizer)
-        self.prompts: dict[int, str] = {}
+        self.talk = Conversation(tokenizer, messages, source, tools)
         calls = [call for message in messages for call in message.get("tool_calls") or [] if isinstance(call, Mapping)]
         ids = {*(call.get("id") for call in calls), *(message.get("tool_call_id") for message in messages)}
         self.ids = [value for value in ids if isinstance(value, str) and value]
 
     def drafts(self) -> list[Draft]:
-        last = self.turns[-1] if self.turns else 0
-        whole = rendering(self.tokenizer, self.messages, self.source, tools=self.tools, prompt_of=last)
-        self.prompts = whole.prompts
+        num = len(self.messages)
+        self._ahead([*self.turns[:-1][:1], *self.turns[-1:]], (num, False, False), (num, False, True))
+        whole = self.talk.rendered(num)
         forgotten = self._check(whole, len(self.messages))
         if self.train_on_all and not self.turns:
             return [self._draft(whole, [], "", ())]
@@ -131,8 +130,14 @@ class _Row:
             if forgotten:
                 raise refusal(whole.faults[0], self.source, self.tokenizer.name_or_path)
             return [self._draft(whole, [], self._missing_end(whole), ())]
+        self._ahead(self.turns)
         made = [self._alone(i) for i in self.turns]
         return [dataclasses.replace(made[0], notes=(*made[0].notes, SPLIT)), *made[1:]] if len(made) > 1 else made
+
+    def _ahead(self, turns: Sequence[int], *more: Asked) -> None:
+        """Make together the texts that tell where these turns begin and end, and more."""
+        edges = (text for i in turns for text in ((i, True, False), (i + 1, False, False), (i + 1, False, True)))
+        self.talk.ahead(*more, *(text for text in edges if text[0]))
 
     def _without_ids(self, text: str) -> str:
         """A text in which the numbers of calls are blank: it is the same for every call then."""
@@ -216,6 +221,7 @@ class _Row:
 
     def _edges(self, whole: Rendered, i: int, first: int, before: int, glue: str) -> tuple[int, _End] | None:
         """How far before its first piece turn i begins, and how it ends; None where generation has it otherwise."""
+        self._ahead([i])
         prompt = self._prompt(i) if i else whole.text[:first]
         if not whole.text.startswith(prompt) or len(prompt) > first:
             return None
@@ -225,15 +231,12 @@ class _Row:
         return None if end is None else (first - len(prompt), end)
 
     def _prompt(self, i: int) -> str:
-        if i not in self.prompts:
-            before = self.messages[:i]
-            self.prompts[i] = render(self.tokenizer, before, self.source, add_generation_prompt=True, tools=self.tools)
-        return self.prompts[i]
+        return self.talk.text(i, True)
 
     def _tail(self, i: int) -> str | None:
         """What stands behind turn i where it is the last."""
         try:
-            made = rendering(self.tokenizer, self.messages[: i + 1], self.source, tools=self.tools)
+            made = self.talk.rendered(i + 1)
         except DataError:  # a part of a conversation may be refused where the whole is not
             return None
         return made.text[made.extents[i][1] :] if i in made.extents else None
@@ -299,7 +302,7 @@ class _Row:
 
     def _alone(self, i: int) -> Draft:
         """The answer of turn i in a row of its own, behind what generation is given for it."""
-        made = rendering(self.tokenizer, self.messages[: i + 1], self.source, tools=self.tools)
+        made = self.talk.rendered(i + 1)
         forgotten = self._check(made, i)
         if i not in made.extents:
             raise self._disagreement(i, made.text[-60:], "")

@@ -20,7 +20,7 @@ import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from inlay.errors import DataError, FormatError, explain
@@ -46,7 +46,7 @@ def rendered(template: str, variables: str, source: str) -> str:
     - `DataError`: the template refuses or can't render this; it names `source`.
     - `FormatError`: the template is not Jinja, or goes beyond the bounds.
     """
-    ((letter, text),) = _process().ask([_request(template, variables)])
+    ((letter, text),) = _process().ask(template, [_bytes(variables)])
     if letter == _renderer.TEXT:
         return text
     if letter == _renderer.REFUSED:
@@ -64,15 +64,27 @@ def rendered(template: str, variables: str, source: str) -> str:
 
 def rendered_all(template: str, variables: Sequence[str]) -> list[str | None]:
     """What the template makes of each of several variables, and None where `rendered` is to be asked; quicker than that."""
-    requests = [_request(template, text) for text in variables]
-    if sum(map(len, requests)) > _PIPE_BYTES:  # they are all under way before the first answer is read
-        return [None] * len(variables)
-    return [text if letter == _renderer.TEXT else None for letter, text in _process().ask(requests)]
+    room = _PIPE_BYTES - len(_bytes(template))
+    groups = _groups([_bytes(text) for text in variables], room)
+    answers = (answer for group in groups for answer in _process().ask(template, group))
+    return [text if letter == _renderer.TEXT else None for letter, text in answers]
 
 
-def _request(template: str, variables: str) -> bytes:
-    texts = [text.encode("utf-8", "surrogatepass") for text in (template, variables)]
-    return struct.pack(">QQ", *map(len, texts)) + b"".join(texts)
+def _groups(requests: Sequence[bytes], room: int) -> Iterator[list[bytes]]:
+    """Requests that are all under way before the first answer is read: as many as `room` bytes hold, or one."""
+    group: list[bytes] = []
+    size = 0
+    for request in requests:
+        if group and size + len(request) > room:
+            yield group
+            group, size = [], 0
+        group.append(request)
+        size += len(request) + 16
+    yield group
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
 
 
 def failure(source: str, reason: str) -> DataError:
@@ -118,24 +130,31 @@ class _Renderer:
             stderr=subprocess.DEVNULL,
             start_new_session=True,  # Ctrl-C is for us
         )
+        self._template = b""
         self._lock = threading.Lock()
         atexit.register(self.close)
 
-    def ask(self, requests: Sequence[bytes]) -> list[tuple[int, str]]:
+    def ask(self, template: str, requests: Sequence[bytes]) -> list[tuple[int, str]]:
         """The letter and the text of each answer; letter 0 where the process ended instead."""
         with self._lock:
             try:
-                return self._exchange(requests)
+                return self._exchange(_bytes(template), requests)
             except BaseException:  # Ctrl-C, say: the answer to this would be taken for the next one's
                 self.close()
                 raise
 
-    def _exchange(self, requests: Sequence[bytes]) -> list[tuple[int, str]]:
+    def _exchange(self, template: bytes, requests: Sequence[bytes]) -> list[tuple[int, str]]:
         assert self._process.stdin is not None, "it was made with a pipe"
         assert self._process.stdout is not None, "it was made with a pipe"
+        parts = [struct.pack(">Q", len(requests))]
+        for request in requests:
+            is_known = template == self._template
+            parts += [struct.pack(">QQ", _renderer.SAME if is_known else len(template), len(request))]
+            parts += [request] if is_known else [template, request]
+            self._template = template
         answers: list[tuple[int, str]] = []
         with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.write(b"".join(requests))
+            self._process.stdin.write(b"".join(parts))
             self._process.stdin.flush()
             while len(answers) < len(requests):
                 head = self._process.stdout.read(9)

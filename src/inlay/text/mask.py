@@ -11,8 +11,9 @@ A token takes 5 bytes: 4 for its number, 1 for whether it is trained on.
 import bisect
 import dataclasses
 import itertools
+import re
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from inlay.errors import ConfigError, DataError, explain
@@ -168,15 +169,15 @@ def show(tokenizer: Any, example: Example, marks: tuple[str, str] = ("[[", "]]")
 def _example(tokenizer: Any, row: Draft, ids: Sequence[int], trained: Sequence[int], num_quoted: int) -> Example:
     if row.is_unended:
         ids, trained = [*ids, tokenizer.eos_token_id], [*trained, True]
-    ends = tuple(dict.fromkeys(ids[i] for i in _run_ends(trained)))
+    flags = bytes(trained)
+    ends = tuple(dict.fromkeys(ids[run.end() - 1] for run in _RUN.finditer(flags)))
     if row.train_on_all:
-        ends, trained = ends or (ids[-1],), b"\1" * len(ids)
-    return Example(ids, (0, *trained[1:]), row.source, ends, (*row.notes, *[QUOTED] * num_quoted))
+        ends, flags = ends or (ids[-1],), b"\1" * len(ids)
+    return Example(ids, b"\0" + flags[1:], row.source, ends, (*row.notes, *[QUOTED] * num_quoted))
 
 
-def _run_ends(trained: Sequence[int]) -> Iterable[int]:
-    """The last numbers of the runs of trained tokens."""
-    return (i for i, (now, then) in enumerate(itertools.pairwise([*trained, 0])) if now and not then)
+_RUN = re.compile(b"\1+")
+"""A run of trained tokens."""
 
 
 def _tail(ids: list[int], offsets: list[Span], start: int, added: frozenset[int]) -> tuple[int, int]:

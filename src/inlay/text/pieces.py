@@ -10,6 +10,7 @@ write something else when it sees a mark; then the pieces are searched for, one 
 Marks lie inside the white space around a piece, which templates strip, and inside tags such as `<think>`, which they split at.
 """
 
+import copy
 import dataclasses
 import json
 import re
@@ -74,9 +75,24 @@ class Said:
         self.pieces: list[Piece] = []
         self.loose: list[Loose] = []
         self.tools = [self._schema(tool, "") for tool in tools] if tools else None
-        self.messages = [self._message(i, message) for i, message in enumerate(messages)]
-        used = any(_MARK.search(piece.text) for piece in self.pieces)
-        self.can_mark = not used and len(self.pieces) <= _NUM_MARKS
+        self._ends = [(len(self.pieces), len(self.loose))]
+        self.messages: list[Message] = []
+        for i, message in enumerate(messages):
+            self.messages.append(self._message(i, message))
+            self._ends.append((len(self.pieces), len(self.loose)))
+
+    @property
+    def can_mark(self) -> bool:
+        """There are marks enough, and nobody else uses them."""
+        return len(self.pieces) <= _NUM_MARKS and not any(_MARK.search(piece.text) for piece in self.pieces)
+
+    def until(self, stop: int) -> "Said":
+        """What the first `stop` messages say, and the tools."""
+        made = copy.copy(self)
+        num_pieces, num_loose = self._ends[stop]
+        made.pieces, made.loose = self.pieces[:num_pieces], self.loose[:num_loose]
+        made.messages, made._ends = self.messages[:stop], self._ends[: stop + 1]
+        return made
 
     def located(self, marked: str) -> tuple[str, list[list[Span]]]:
         """The text without its marks, and for each piece the places where it stands."""

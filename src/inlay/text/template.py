@@ -1,36 +1,18 @@
-"""Conversations as text: the tokenizer's own chat template, or one plain default where it has none.
-
-The default is what a prompt and its completion look like to a base model:
-
-    <s>{user}\\n{assistant}</s>\\n{user}\\n{assistant}</s>
-
-Every message ends with a newline but the last answer, and an answer ends with the end token before it.
-"""
+"""Conversations as text: the tokenizer's own chat template, or one plain default where it has none."""
 
 import contextlib
 import dataclasses
 import functools
 import json
-import keyword
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 from weakref import WeakKeyDictionary
 
 from inlay.errors import ConfigError, DataError, explain
-from inlay.text.bounded import failure, rendered, rendered_all
+from inlay.text.bounded import rendered_all
 from inlay.text.pieces import TOOLS, Fault, Message, Said, Span, refusal
+from inlay.text.prepared import Prepared
 from inlay.text.tokens import Added, added, encode_quoting, text_ids
-
-PLAIN = (
-    "{{ bos_token or '' }}"
-    "{% for message in messages %}"
-    "{{ message['content'] }}"
-    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}"
-    "{% if not loop.last or message['role'] != 'assistant' %}{{ '\\n' }}{% endif %}"
-    "{% endfor %}"
-)
-"""The template for tokenizers that have none."""
 
 
 def render(
@@ -55,81 +37,16 @@ def render(
     - `DataError`: the template refuses the messages, as some do with a system message, or fails on them; it names `source`.
     - `FormatError`: the template is not Jinja, or goes beyond the bounds of `inlay.text.bounded`.
     """
-    manners = _manners_of(tokenizer, source)
-    text = _with_its_arguments(
-        tokenizer,
-        [_in_parts(message) for message in messages] if manners.parts else list(messages),
-        source,
-        add_generation_prompt,
-        tools,
-    )
-    return text + manners.lost_newline if add_generation_prompt else text
+    return Conversation(tokenizer, messages, source, tools).text(len(messages), add_generation_prompt)
 
 
-def _with_its_arguments(
-    tokenizer: Any,
-    messages: list[Message],
-    source: str,
-    add_generation_prompt: bool,
-    tools: Sequence[Mapping[str, Any]] | None,
-) -> str:
-    """What the template makes of the messages, the arguments of calls as objects or, where that is wrong, as JSON."""
-    objects = [arguments for message in messages for arguments in _arguments(message)]
-    as_text = [_with_arguments_as_text(message) for message in messages]
-    try:
-        text = _rendered(tokenizer, messages, source, add_generation_prompt, tools)
-    except DataError:
-        if objects:
-            with contextlib.suppress(DataError):
-                return _rendered(tokenizer, as_text, source, add_generation_prompt, tools)
-        raise
-    if any(str(value) in text and str(value) != json.dumps(value) for value in objects):
-        with contextlib.suppress(DataError):
-            return _rendered(tokenizer, as_text, source, add_generation_prompt, tools)
-    return text
+def _are_as_python(text: str, objects: Sequence[Any]) -> bool:
+    """A text has an object as Python writes it, where JSON would be another."""
+    return any(str(value) in text and str(value) != json.dumps(value) for value in objects)
 
 
-def _rendered(
-    tokenizer: Any,
-    messages: list[Message],
-    source: str,
-    add_generation_prompt: bool,
-    tools: Sequence[Mapping[str, Any]] | None,
-) -> str:
-    """What the template makes of just these messages."""
-    template, text = _prepared(tokenizer, messages, source, add_generation_prompt, tools)
-    return text if template is None else rendered(template, text, source)
-
-
-def _prepared(
-    tokenizer: Any,
-    messages: list[Message],
-    source: str,
-    add_generation_prompt: bool,
-    tools: Sequence[Mapping[str, Any]] | None,
-) -> tuple[str | None, str]:
-    """The template and its variables as JSON; or None and the text itself, where the tokenizer has no template."""
-    given: dict[str, Any] = {"tools": None if tools is None else list(tools)}
-    given["add_generation_prompt"] = add_generation_prompt
-    names = ["messages", "documents", *given, *tokenizer.special_tokens_map]
-    apply = functools.partial(tokenizer.apply_chat_template, messages, tokenize=False, **given)
-    try:
-        template = tokenizer.get_chat_template(None if tokenizer.chat_template else PLAIN, given["tools"])
-        if template == PLAIN:
-            return None, apply(chat_template=PLAIN)
-        return str(template), apply(chat_template=_all_of(name for name in names if _VARIABLE.fullmatch(name)))
-    except Exception as error:  # what transformers asks of messages and tools differs from version to version
-        raise failure(source, f"{type(error).__name__}: {error}") from None
-
-
-_VARIABLE = re.compile(r"(?!(?:true|false|none)$)[A-Za-z]\w*", re.ASCII)
-"""Names that a template can read; a downloaded configuration may call its special tokens anything."""
-
-
-def _all_of(names: Iterable[str]) -> str:
-    """A template whose text is a JSON object with all that a template can see, after `transformers` has prepared it."""
-    pairs = ", ".join(f"'{name}': {name}" for name in dict.fromkeys(names) if not keyword.iskeyword(name))
-    return f"{{{{ {{{pairs}}} | tojson }}}}"
+def _objects(messages: Iterable[Message]) -> list[Any]:
+    return [value for message in messages for value in _arguments(message)]
 
 
 def _arguments(message: Message) -> list[Any]:
@@ -177,9 +94,8 @@ def _manners_of(tokenizer: Any, source: str = "a trial") -> _Manners:
     if not template:
         return _Manners()
     if (found := _manners.get(tokenizer)) is None or found[0] != template:
-        parts = _writes(tokenizer, PROBE[:1], source) is False and bool(
-            _writes(tokenizer, [_in_parts(PROBE[0])], source)
-        )
+        as_parts = _in_parts(PROBE[0])
+        parts = _writes(tokenizer, PROBE[0], source) is False and bool(_writes(tokenizer, as_parts, source))
         probe = [_in_parts(message) for message in PROBE[:2]] if parts else PROBE[:2]
         found = (template, _Manners(parts, *_opening(tokenizer, probe)))
         _manners[tokenizer] = found
@@ -189,18 +105,18 @@ def _manners_of(tokenizer: Any, source: str = "a trial") -> _Manners:
 def _opening(tokenizer: Any, probe: list[Message]) -> tuple[bool, str]:
     """`opens_always` and `lost_newline`."""
     try:
-        asked, unasked = (_rendered(tokenizer, probe[:1], "a trial", add, None) for add in (True, False))
-        whole = _rendered(tokenizer, probe, "a trial", False, None)
+        prepared = Prepared(tokenizer, probe, "a trial", None)
+        asked, unasked, whole = prepared.text(1, True), prepared.text(1, False), prepared.text(2, False)
     except DataError:
         return False, ""
     is_lost = asked == unasked and asked == asked.rstrip() and whole.startswith(f"{asked}\n{PROBE[1]['content']}")
     return asked == unasked, "\n" if is_lost else ""
 
 
-def _writes(tokenizer: Any, messages: list[Message], source: str) -> bool | None:
+def _writes(tokenizer: Any, message: Message, source: str) -> bool | None:
     """The template writes what the user says, and not a list that it is in; None where it refuses."""
     try:
-        text = _rendered(tokenizer, messages, source, False, None)
+        text = Prepared(tokenizer, [message], source, None).text(1, False)
     except DataError:
         return None
     return PROBE[0]["content"] in text and "'type'" not in text and '"type"' not in text
@@ -247,8 +163,6 @@ class Rendered:
     text: str
     said: Said
     spans: list[list[Span]]
-    prompts: dict[int, str] = dataclasses.field(default_factory=dict)
-    """By the numbers of turns, the texts that generation is given for them, as far as they were rendered on the way."""
 
     @functools.cached_property
     def contents(self) -> list[Span]:
@@ -270,6 +184,83 @@ class Rendered:
         return self.said.faults(self.text, self.spans)
 
 
+Asked = tuple[int, bool, bool]
+"""A text of a conversation: how many of its messages, whether with a generation prompt, whether with marks."""
+
+
+class Conversation:
+    """A conversation, and the texts that a template makes of it and of its beginnings, each made once.
+
+    Raises as `render` does, as soon as the whole can't be prepared, else when a text is asked for.
+    """
+
+    def __init__(
+        self, tokenizer: Any, messages: Sequence[Message], source: str, tools: Sequence[Mapping[str, Any]] | None = None
+    ):
+        self._tokenizer, self._source, self._said = tokenizer, source, Said(messages, tools)
+        self._manners = _manners_of(tokenizer, source)
+        self._given = (list(messages), tools), (self._said.messages, self._said.tools)
+        self._prepared = tuple(self._as_read(*given) for given in self._given)
+        self._texts: dict[Asked, str | None] = {}
+
+    def ahead(self, *asked: Asked) -> None:
+        """Make several texts together, which is quicker than one by one in `text`."""
+        new = [each for each in dict.fromkeys(asked) if each not in self._texts]
+        if new and (template := self._prepared[0].template) is not None:
+            variables = [self._prepared[is_marked].variables(stop, add) for stop, add, is_marked in new]
+            for each, text in zip(new, rendered_all(template, variables), strict=True):
+                self._texts[each] = self._finished(text, *each)
+
+    def text(self, stop: int, add: bool = False, is_marked: bool = False) -> str:
+        """The text of the first `stop` messages, with a generation prompt, and with marks around what they say."""
+        asked = stop, add, is_marked
+        self.ahead(asked)
+        text = self._texts.get(asked)
+        if text is None:
+            text = self._texts[asked] = self._alone(*asked) + self._manners.lost_newline * add
+        return text
+
+    def rendered(self, stop: int, add: bool = False) -> Rendered:
+        """The same, and where each thing that these messages say stands."""
+        said = self._said.until(stop)
+        can_mark = said.can_mark
+        self.ahead((stop, add, False), *[(stop, add, True)] * can_mark)
+        text, marked = self.text(stop, add), None
+        if can_mark:
+            with contextlib.suppress(DataError):  # a template may refuse what has marks in it
+                marked = self.text(stop, add, True)
+        plain, spans = said.located(marked) if marked is not None else ("", [])
+        return Rendered(text, said, spans if plain == text and marked is not None else said.searched(text))
+
+    def _as_read(self, messages: list[Message], tools: Sequence[Mapping[str, Any]] | None) -> Prepared:
+        """Messages as the template reads them."""
+        as_read = [_in_parts(message) for message in messages] if self._manners.parts else messages
+        return Prepared(self._tokenizer, as_read, self._source, tools)
+
+    def _finished(self, text: str | None, stop: int, add: bool, is_marked: bool) -> str | None:
+        """A text as `text` gives it; None where that has to be asked."""
+        if text is None or _are_as_python(text, _objects(self._given[is_marked][0][:stop])):
+            return None
+        return text + self._manners.lost_newline if add else text
+
+    def _alone(self, stop: int, add: bool, is_marked: bool) -> str:
+        """What the template makes of messages, the arguments of calls as objects or, where that is wrong, as JSON."""
+        messages, tools = self._given[is_marked]
+        objects = _objects(messages[:stop])
+        as_text = [_with_arguments_as_text(message) for message in messages[:stop]]
+        try:
+            text = self._prepared[is_marked].text(stop, add)
+        except DataError:
+            if objects:
+                with contextlib.suppress(DataError):
+                    return self._as_read(as_text, tools).text(stop, add)
+            raise
+        if _are_as_python(text, objects):
+            with contextlib.suppress(DataError):
+                return self._as_read(as_text, tools).text(stop, add)
+        return text
+
+
 def rendering(
     tokenizer: Any,
     messages: Sequence[Message],
@@ -277,47 +268,9 @@ def rendering(
     *,
     add_generation_prompt: bool = False,
     tools: Sequence[Mapping[str, Any]] | None = None,
-    prompt_of: int = 0,
 ) -> Rendered:
-    """The conversation as text, as `render` gives it, with the places of its pieces; raises as that does.
-
-    `prompt_of`, if not 0, is the number of a turn whose prompt will be needed: it may be rendered on the way.
-    """
-    said = Said(messages, tools)
-    asked = [(list(messages), add_generation_prompt, tools), (said.messages, add_generation_prompt, said.tools)]
-    if prompt_of:
-        asked.append((list(messages[:prompt_of]), True, tools))
-    text, marked, prompt = (*_at_once(tokenizer, asked, source), None)[:3]
-    if text is None:
-        text = render(tokenizer, messages, source, add_generation_prompt=add_generation_prompt, tools=tools)
-    if said.can_mark and marked is None:
-        with contextlib.suppress(DataError):  # a template may refuse what has marks in it
-            marked = render(
-                tokenizer, said.messages, source, add_generation_prompt=add_generation_prompt, tools=said.tools
-            )
-    prompts = {} if prompt is None else {prompt_of: prompt}
-    plain, spans = said.located(marked) if said.can_mark and marked is not None else ("", [])
-    return Rendered(text, said, spans if plain == text and marked is not None else said.searched(text), prompts)
-
-
-def _at_once(
-    tokenizer: Any, asked: Sequence[tuple[list[Message], bool, Sequence[Mapping[str, Any]] | None]], source: str
-) -> list[str | None]:
-    """What `render` gives for each, rendered together; None where that has to be asked."""
-    manners = _manners_of(tokenizer, source)
-    if any(_arguments(message) for message in asked[0][0]):
-        return [None] * len(asked)
-    given = [
-        ([_in_parts(message) for message in messages] if manners.parts else messages, source, add, tools)
-        for messages, add, tools in asked
-    ]
-    prepared = [_prepared(tokenizer, *each) for each in given]
-    template = prepared[0][0]
-    texts = (
-        [text for _, text in prepared] if template is None else rendered_all(template, [text for _, text in prepared])
-    )
-    endings = [manners.lost_newline if add else "" for _, add, _ in asked]
-    return [None if text is None else text + end for text, end in zip(texts, endings, strict=True)]
+    """The conversation as text, as `render` gives it, with the places of its pieces; raises as that does."""
+    return Conversation(tokenizer, messages, source, tools).rendered(len(messages), add_generation_prompt)
 
 
 def prompt_ids(
