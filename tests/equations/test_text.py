@@ -8,8 +8,9 @@ from transformers import AutoTokenizer
 from inlay.errors import ConfigError, DataError
 from inlay.text import mask
 from inlay.text.answers import FORGOTTEN, SPLIT, THOUGHT, drafts
-from inlay.text.mask import Example, fit
+from inlay.text.mask import Example
 from inlay.text.template import prompt_ids
+from inlay.training.data import check_tokenizer, fit
 from tests.support import bases, templates
 from tests.support.paths import GPT2_TOKENIZER, STORIES, needs_shared
 
@@ -150,7 +151,7 @@ def test_a_row_without_an_answer_is_refused_by_name(turns):
 
 def test_a_tokenizer_without_an_end_is_refused():
     with pytest.raises(ConfigError, match="no end token"):
-        mask.check_tokenizer(bases.tokenizer(eos=False))
+        check_tokenizer(bases.tokenizer(eos=False))
 
 
 @needs_shared

@@ -2,13 +2,14 @@
 
 import json
 import random
+import re
 from pathlib import Path
 
 import pytest
 
 from inlay.errors import DataError, FormatError
-from inlay.text import mask, stops
-from inlay.text.template import prompt_ids
+from inlay.text import bounded, mask, stops
+from inlay.text.template import Conversation, prompt_ids, render, rendering
 from tests.templates import families, others, thinkers
 from tests.templates.families import CONVERSATIONS, tokenizer
 
@@ -149,6 +150,35 @@ def test_whatever_a_conversation_says_is_conserved_or_refused(family):
         assert "x:1" in refusal
         assert "hint:" in refusal
     assert num_trained > 0
+
+
+@pytest.mark.parametrize("family", ALL)
+def test_a_beginning_is_what_it_is_as_a_conversation_of_its_own(family):
+    rng, tok, num_compared = random.Random(f"{family} 9"), tokenizer(ALL[family]), 0
+    for _ in range(3):
+        messages, tools = conversation(rng)
+        whole = Conversation(tok, messages, "x:1", tools)
+        for stop in range(1, len(messages) + 1):
+            try:
+                expected = rendering(tok, messages[:stop], "x:1", tools=tools)
+                prompt = render(tok, messages[:stop], "x:1", add_generation_prompt=True, tools=tools)
+            except DataError as error:
+                with pytest.raises(DataError, match=re.escape(str(error))):
+                    whole.rendered(stop), whole.text(stop, True)
+                continue
+            made = whole.rendered(stop)
+            assert (made.text, made.spans, made.faults) == (expected.text, expected.spans, expected.faults)
+            assert whole.text(stop, True) == prompt
+            num_compared += 1
+    assert num_compared
+
+
+def test_texts_that_are_asked_for_together_are_those_that_are_asked_for_alone():
+    template = "{{ messages[0].content * 3 }}{{ 1 / messages[0].content | length }}"
+    prepared = [json.dumps({"messages": [{"content": "x" * n}]}) for n in (1, 0, 9_000, 20_000, 3, 0, 9_000)]
+    together = bounded.rendered_all(template, prepared)
+    assert together == [f"{'xxx' * n}{1 / n}" if n else None for n in (1, 0, 9_000, 20_000, 3, 0, 9_000)]
+    assert bounded.rendered_all("{{ messages | length }}", prepared) == ["1"] * 7
 
 
 def test_a_template_that_forgets_one_thing_is_caught():

@@ -16,7 +16,7 @@ from array import array
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from inlay.errors import ConfigError, DataError, explain
+from inlay.errors import DataError, explain
 from inlay.text.answers import QUOTED, Draft, drafts
 from inlay.text.pieces import Message, Span
 from inlay.text.template import added_tokens
@@ -50,23 +50,6 @@ class Example:
     def num_trained(self) -> int:
         """How many tokens are targets."""
         return bytes(self.trained).count(1, 1)
-
-
-def check_tokenizer(tokenizer: Any) -> None:
-    """Refuse a tokenizer without an end token: a model trained with it never stops.
-
-    **Raises:**
-
-    - `ConfigError`: there is none.
-    """
-    if tokenizer.eos_token_id is None:
-        raise ConfigError(
-            explain(
-                "this tokenizer has no end token, so that a model trained with it would never stop",
-                found=f"{tokenizer.name_or_path}: eos_token is not set",
-                do='set "eos_token" in its tokenizer_config.json',
-            )
-        )
 
 
 def conversation(
@@ -135,24 +118,6 @@ def document(tokenizer: Any, text: str, source: str) -> Example:
     inside = sum(token in added_tokens(tokenizer).control_ids for token in ids[1:-1])
     notes = [STARTED] * bool(start and text.startswith(start)) + [CONTROLS] * inside
     return Example(ids, (False,) + (True,) * (len(ids) - 1), source, (ids[-1],), tuple(notes))
-
-
-def fit(example: Example, max_length: int, too_long: str) -> list[Example]:
-    """The row itself where it has at most `max_length` tokens; otherwise nothing ('drop') or its windows ('window').
-
-    A window starts with the last token of the one before it, so that no target is lost: the first token of a window has
-    nothing before it to be predicted from. Windows without a target are left out; one token alone is never one.
-    """
-    if len(example.input_ids) <= max_length:
-        return [example]
-    if too_long == "drop" or max_length < 2:
-        return []
-    windows = []
-    for start in range(0, len(example.input_ids) - 1, max_length - 1):
-        ids, trained = example.input_ids[start : start + max_length], example.trained[start : start + max_length]
-        if any(trained[1:]):
-            windows.append(dataclasses.replace(example, input_ids=ids, trained=bytes((0, *trained[1:]))))
-    return windows
 
 
 def show(tokenizer: Any, example: Example, marks: tuple[str, str] = ("[[", "]]")) -> str:

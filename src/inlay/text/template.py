@@ -46,18 +46,16 @@ def _are_as_python(text: str, objects: Sequence[Any]) -> bool:
 
 
 def _objects(messages: Iterable[Message]) -> list[Any]:
-    return [value for message in messages for value in _arguments(message)]
-
-
-def _arguments(message: Message) -> list[Any]:
-    """The arguments of a message's calls that are objects with something in them."""
-    calls = [call.get("function", call) for call in message.get("tool_calls") or [] if isinstance(call, Mapping)]
-    found = [call.get("arguments") for call in calls if isinstance(call, Mapping)]
+    """The arguments of messages' calls that are objects with something in them."""
+    calls = [call for message in messages for call in message.get("tool_calls") or [] if isinstance(call, Mapping)]
+    found = [
+        call.get("arguments") for call in (call.get("function", call) for call in calls) if isinstance(call, Mapping)
+    ]
     return [value for value in found if isinstance(value, Mapping) and value]
 
 
 def _with_arguments_as_text(message: Message) -> Message:
-    if not _arguments(message):
+    if not _objects([message]):
         return message
     calls = []
     for call in message["tool_calls"]:

@@ -9,7 +9,7 @@ from typing import Any
 from inlay.base.base import Base
 from inlay.data.forms import read_rows as read_rows
 from inlay.data.rows import Message, Row
-from inlay.errors import DataError, explain, few
+from inlay.errors import ConfigError, DataError, explain, few
 from inlay.text import mask
 from inlay.text.answers import Draft, drafts
 from inlay.text.mask import Example
@@ -72,7 +72,7 @@ def prepare(
     **Arguments:**
 
     - `train_on`: 'completions' or 'all', see `inlay.text.mask`.
-    - `too_long`: 'drop' or 'window', see `inlay.text.mask.fit`; None is 'drop' for at most half of the rows.
+    - `too_long`: 'drop' or 'window', see `fit`; None is 'drop' for at most half of the rows.
     - `may_be_empty`: no row need be left.
     - `positions`: the most tokens that the model takes, for what is advised; None: any number.
     - `progress`: hears how many rows are done, and of how many.
@@ -82,7 +82,7 @@ def prepare(
     - `ConfigError`: the tokenizer has no end token.
     - `DataError`: a row has nothing to train on, nothing is left, or less than half where that was not asked for.
     """
-    mask.check_tokenizer(tokenizer)
+    check_tokenizer(tokenizer)
     problems: dict[str, str] = {}
     examples: list[Example] = []
     lengths = array.array("l")
@@ -93,7 +93,7 @@ def prepare(
         notes.update(example.notes)
         if not problems:
             lengths.append(len(example.input_ids))
-            examples += mask.fit(example, max_length, too_long or "drop")
+            examples += fit(example, max_length, too_long or "drop")
     if problems:
         hints = [*dict.fromkeys(hint for hint in problems.values() if hint)][:2]
         do = "; ".join(hints) or "mend or remove these rows"
@@ -136,6 +136,41 @@ def longest_row(base: Base, wanted: int | None, num_virtual: int = 0) -> int:
             )
         )
     return length
+
+
+def check_tokenizer(tokenizer: Any) -> None:
+    """Refuse a tokenizer without an end token: a model trained with it never stops.
+
+    **Raises:**
+
+    - `ConfigError`: there is none.
+    """
+    if tokenizer.eos_token_id is None:
+        raise ConfigError(
+            explain(
+                "this tokenizer has no end token, so that a model trained with it would never stop",
+                found=f"{tokenizer.name_or_path}: eos_token is not set",
+                do='set "eos_token" in its tokenizer_config.json',
+            )
+        )
+
+
+def fit(example: Example, max_length: int, too_long: str) -> list[Example]:
+    """The row itself where it has at most `max_length` tokens; otherwise nothing ('drop') or its windows ('window').
+
+    A window starts with the last token of the one before it, so that no target is lost: the first token of a window has
+    nothing before it to be predicted from. Windows without a target are left out; one token alone is never one.
+    """
+    if len(example.input_ids) <= max_length:
+        return [example]
+    if too_long == "drop" or max_length < 2:
+        return []
+    windows = []
+    for start in range(0, len(example.input_ids) - 1, max_length - 1):
+        ids, trained = example.input_ids[start : start + max_length], example.trained[start : start + max_length]
+        if any(trained[1:]):
+            windows.append(dataclasses.replace(example, input_ids=ids, trained=bytes((0, *trained[1:]))))
+    return windows
 
 
 def check_lengths(

@@ -20,7 +20,7 @@ from inlay.core.cross_entropy import IGNORE, cross_entropy_sum
 from inlay.data import files
 from inlay.evaluation.score import bleu
 from inlay.model.attach import Rows
-from inlay.text.mask import check_tokenizer
+from inlay.training.data import check_tokenizer
 from inlay.training.tasks._padded import KeyedRow, PaddedTask, Sample
 
 ROOM = 16
