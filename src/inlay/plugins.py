@@ -1,5 +1,6 @@
 """Things that are found by the name of their file: adapter methods, quantisation schemes. Nothing else lists them."""
 
+import functools
 import importlib
 import pkgutil
 from collections.abc import Iterable
@@ -15,6 +16,11 @@ CONTRACT = "contract"
 
 def names(folder: Iterable[str]) -> list[str]:
     """The files of a package's `__path__`, by name: not its contract, and not those that begin with an underscore."""
+    return list(_names(tuple(folder)))
+
+
+@functools.cache  # asked again for every adapter that is read
+def _names(folder: tuple[str, ...]) -> list[str]:
     found = {module.name for module in pkgutil.iter_modules(folder) if not module.name.startswith("_")}
     return sorted(found - {CONTRACT})
 

@@ -117,7 +117,7 @@ def one_table(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     if len(tokens) > 1:
         raise CompatibilityError(
             explain(
-                "this adapter trains tokens of several modules, and one is what can be read",
+                "this adapter trains tokens of several modules at once",
                 found=f"{path}: trainable_token_indices of {', '.join(map(str, tokens))}",
                 do="merge it with peft",
             )

@@ -172,7 +172,8 @@ class AdapterHub(Format):
         inner = config["config"] if isinstance(config["config"], dict) else {}
         problems = _unsupported(config, inner) + [f"{name} beside it" for name in BESIDE if (directory / name).exists()]
         if problems:
-            raise _refused([f"{path}: {problem}" for problem in problems], _DO)
+            wrong = "this adapter computes something that Inlay's bottleneck adapters do not"
+            raise CompatibilityError(explain(wrong, found=[f"{path}: {problem}" for problem in problems], do=_DO))
         with json_files.about(path):
             method = Bottleneck(
                 placement=_PLACEMENTS[_places(inner)],  # type: ignore[arg-type]  # one of its three
@@ -194,8 +195,9 @@ class AdapterHub(Format):
         """The class of the model may hold its body under a name, or be the body itself."""
         theirs = str(file.model.model_type)
         if model.model_type != theirs:  # whose layers may have the same shapes
-            problem = f"model_type {theirs!r}; this base's is {model.model_type!r}"
-            raise _refused([problem], "use the base it was trained on")
+            found = f"model_type {theirs!r}; this base's is {model.model_type!r}"
+            wrong, do = "this adapter is for another kind of model", "use the base it was trained on"
+            raise CompatibilityError(explain(wrong, found=found, do=do))
         prefix = FAMILIES[theirs].prefix
         dot = f"{prefix}." if prefix in model.layers else ""
         return dataclasses.replace(file, params={f"{dot}{path}": tensors for path, tensors in file.params.items()})
@@ -357,13 +359,3 @@ def _is_text(value: Any) -> bool:
 def _common(dot: str, names: Collection[str]) -> str:
     """`dot` where all names begin with it, otherwise nothing."""
     return dot if names and all(name.startswith(dot) for name in names) else ""
-
-
-def _refused(problems: Sequence[str], do: str) -> CompatibilityError:
-    return CompatibilityError(
-        explain(
-            "AdapterHub's adapters and Inlay's do not compute the same here, and it would be another one",
-            found=[*problems],
-            do=do,
-        )
-    )
