@@ -15,8 +15,8 @@ from torch import Tensor
 
 import inlay
 from inlay.core import product, routed
+from inlay.tasks._packed import loss_of
 from inlay.text.mask import Example
-from inlay.training.loss import loss_of
 
 ENOUGH = 0.999
 ROWS, LENGTH = 4, 128

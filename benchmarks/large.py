@@ -55,9 +55,9 @@ def _show(shape: str, tokens: str, r: dict[str, float]) -> None:
 def worker(directory: str, tokens: int, started: float) -> None:
     """One step's figures, as JSON."""
     import inlay
+    from inlay.tasks._packed import is_packed
     from inlay.text.mask import Example
     from inlay.training.loop import Stepper
-    from inlay.training.loss import is_packed
     from inlay.training.settings import Settings
 
     torch.set_num_threads(2)

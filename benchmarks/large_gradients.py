@@ -21,8 +21,8 @@ from benchmarks import shapes
 from inlay.base.base import Base
 from inlay.model import ahead
 from inlay.model.frozen import QuantizedLinear
+from inlay.tasks._packed import loss_of
 from inlay.text.mask import Example
-from inlay.training.loss import loss_of
 
 HELD_BYTES = 1 << 29
 

@@ -14,7 +14,7 @@ import psutil
 from tests.templates import families, others, thinkers
 
 from inlay.data import forms
-from inlay.training.data import prepare
+from inlay.tasks.causal_lm import prepare
 
 PASSES = 5
 

@@ -20,7 +20,7 @@ PAGES = {
     "modules": [
         "inlay.base.base",
         "inlay.base.load",
-        "inlay.training.tasks",
+        "inlay.tasks",
         "inlay.model.attach",
         "inlay.export.merge",
         "inlay.base.quantize",

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from inlay.base.base import Base
+    from inlay.base.load import load
     from inlay.export.merge import merge
     from inlay.methods.lora import Lora
     from inlay.model.attach import attach
     from inlay.training.job import train
-    from inlay.training.tasks import load
 
 __version__ = "0.1.0"
 """The version of the package."""
@@ -29,7 +29,7 @@ __all__ = ["Base", "Lora", "__version__", "attach", "load", "merge", "train"]
 _HOMES = {
     "Base": "inlay.base.base",
     "attach": "inlay.model.attach",
-    "load": "inlay.training.tasks",
+    "load": "inlay.base.load",
     "merge": "inlay.export.merge",
     "train": "inlay.training.job",
 }

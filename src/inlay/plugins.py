@@ -1,10 +1,10 @@
-"""Things that are found by the name of their file: adapter methods, quantisation schemes. Nothing else lists them."""
+"""Things that are found by the name of their file: adapter methods, quantisation schemes, tasks. Nothing else lists them."""
 
 import functools
 import importlib
 import pkgutil
 from collections.abc import Iterable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from inlay.errors import UnknownNameError, explain, nearest
 
@@ -26,7 +26,23 @@ def _names(folder: tuple[str, ...]) -> list[str]:
 
 
 def find(package: str, known: list[str], name: str, kind: type[Kind], what: str, choice: str) -> type[Kind]:
-    """The one class of `kind` that the file `name` of `package` defines.
+    """The one class of `kind` that the file `name` of `package` defines; see `module`.
+
+    **Raises:**
+
+    - `UnknownNameError`: there is no file of that name.
+    """
+    found = module(package, known, name, what, choice)
+    return next(
+        value
+        for value in vars(found).values()
+        # type(value), because Python 3.10 takes `dict[str, int]` for an instance of type
+        if issubclass(type(value), type) and issubclass(value, kind) and value.__module__ == found.__name__
+    )
+
+
+def module(package: str, known: list[str], name: str, what: str, choice: str) -> Any:
+    """The file `name` of `package`, imported.
 
     **Arguments:**
 
@@ -47,10 +63,4 @@ def find(package: str, known: list[str], name: str, kind: type[Kind], what: str,
                 do=f"{choice.split()[0]} {near}" if near else choice,
             )
         )
-    module = importlib.import_module(f"{package}.{name.replace('-', '_')}")
-    return next(
-        value
-        for value in vars(module).values()
-        # type(value), because Python 3.10 takes `dict[str, int]` for an instance of type
-        if issubclass(type(value), type) and issubclass(value, kind) and value.__module__ == module.__name__
-    )
+    return importlib.import_module(f"{package}.{name.replace('-', '_')}")

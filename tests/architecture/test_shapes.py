@@ -6,7 +6,7 @@ import torch
 
 from inlay.core import lowrank
 from inlay.core.routed import Factors
-from inlay.training.batch import Batch
+from inlay.tasks._batch import Batch
 
 OUT, IN, R = 5, 3, 2
 

@@ -16,8 +16,7 @@ LARGE_ON_PURPOSE: dict[str, str] = {}
 
 LARGE_ROOMS = {
     "model": (3_700, "the runtime and its trials still share a room"),
-    "base": (2_800, "making a base, and what one is asked for: answers, labels, vectors"),
-    "training": (3_200, "tasks, measuring and the run still share a room"),
+    "base": (2_600, "making a base, and what one is asked for: answers, labels, vectors"),
     "io": (2_100, "every file that is read and written, and what keeps a reader safe"),
     "cli": (3_200, "fifteen commands, one file each"),
     "methods": (2_100, "fifteen methods, one file each"),

@@ -16,8 +16,8 @@ from inlay.data.rows import Row
 from inlay.data.split import spread
 from inlay.errors import CompatibilityError, ConfigError, DataError, DivergedError, FormatError, TargetError
 from inlay.formats.peft import TENSORS
+from inlay.tasks.causal_lm import prepare
 from inlay.training import loop
-from inlay.training.data import prepare
 from inlay.training.settings import Settings
 from tests.support import bases, models
 from tests.support.command import run

@@ -9,8 +9,8 @@ import dataclasses
 import pytest
 
 from inlay.data import forms, messages
+from inlay.tasks import causal_lm
 from inlay.text import pieces
-from inlay.training import data
 from tests.support import conserved, fuzz
 
 SECONDS = 15
@@ -106,7 +106,7 @@ FORGETFUL = {
     "a call of turn": (messages, "_calls", last_left_out),
     "a reasoning of turn": (pieces.Said, "faults", lambda function: lambda *self: []),
     "is learned, and is no answer": (messages, "_flag", lambda function: lambda given, role: None),
-    "is learned 0 times": (data, "drafts", only_the_last_answer),
+    "is learned 0 times": (causal_lm, "drafts", only_the_last_answer),
 }  # fmt: skip
 """What is found -> the function that forgets something, and how it does."""
 

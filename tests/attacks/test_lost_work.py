@@ -15,10 +15,11 @@ import pytest
 import inlay
 from inlay.cli import compare
 from inlay.errors import CapacityError, DivergedError, OutputError
+from inlay.evaluation import score
 from inlay.formats.peft import TENSORS
 from inlay.io import output
 from inlay.io.records import RECORD
-from inlay.training import curve, loop, tasks
+from inlay.training import curve, loop
 from inlay.training import job as jobs
 from tests.support import bases
 from tests.support.command import run
@@ -72,7 +73,7 @@ def test_a_picture_obeys_no_settings_of_the_users(monkeypatch):
 
 
 def test_scores_that_fail_are_a_note(place, capsys, monkeypatch):
-    monkeypatch.setattr(type(tasks.find("causal-lm")), "scores", raising(NO_MEMORY))
+    monkeypatch.setattr(score, "scores", raising(NO_MEMORY))
     with pytest.warns(match="no scores were computed: .*memory"):
         assert run(capsys, *train(place))[0] == 0
     assert (place / "new" / TENSORS).exists()

@@ -11,7 +11,7 @@ import inlay
 from inlay.cli import commands
 from inlay.formats.peft import CONFIG, TENSORS
 from inlay.kernels import native
-from inlay.training import loss
+from inlay.tasks import _packed as loss
 from tests.support import bases, models
 from tests.support.command import run, run_json
 from tests.support.paths import E2E, STORIES, needs_shared

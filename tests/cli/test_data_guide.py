@@ -9,8 +9,8 @@ import pytest
 from inlay.data import keys
 from inlay.data.folders import SPLITS
 from inlay.data.forms import read
+from inlay.tasks.causal_lm import prepare
 from inlay.text.mask import show
-from inlay.training.data import prepare
 from tests.templates import others, thinkers
 from tests.templates.families import tokenizer
 

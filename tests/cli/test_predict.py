@@ -6,8 +6,8 @@ import json
 import pytest
 
 import inlay
+from inlay import tasks
 from inlay.cli import predict
-from inlay.training import tasks
 from tests.support import bases, models
 from tests.support import tasks as support
 from tests.support.command import run, run_json
@@ -22,7 +22,7 @@ def places(tmp_path_factory):
     for task, model in TASKS.items():
         place = found[task] = tmp_path_factory.mktemp(task)
         rows = bases.jsonl(place / "rows.jsonl", support.rows(task, 24))
-        labels = tasks.find(task).labels(tasks.find(task).read(rows).rows) if tasks.find(task).heads else ()
+        labels = spec.classes(spec.read(rows).rows) if (spec := tasks.find(task)).classes else ()
         base = inlay.load(support.directory(place / "base", model), task=task, labels=labels)
         models.randomize(base.attach(inlay.Lora(r=2), "mine"), seed=3)
         (place / "mine").mkdir()
@@ -42,7 +42,7 @@ def test_every_row_is_answered_in_its_place_and_the_task_is_the_adapters(places,
     status, out, err = run(capsys, "predict", place / "base", place / "rows.jsonl", "--adapter", place / "mine", *short)
     assert status == 0, err
     assert f"task      {task}" in err
-    base = inlay.load(place / "base", task=task, labels=tasks.about(place / "mine")[1])
+    base = inlay.load(place / "base", task=task, labels=tasks.of_adapter(place / "mine")[1])
     base.attach(place / "mine")
     rows = [json.loads(line) for line in (place / "rows.jsonl").read_text().splitlines()]
     said = base.predict(rows, "mine", max_new_tokens=3 if short else None)

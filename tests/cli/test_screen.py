@@ -1,5 +1,6 @@
 """What a person sees of a run, in a terminal, in a log and from Python; what is written where `~` says."""
 
+import dataclasses
 import itertools
 import os
 import pty
@@ -12,11 +13,12 @@ import time
 import pytest
 
 import inlay
-from inlay import methods, quant, screen
+from inlay import methods, quant, screen, tasks
 from inlay.cli import commands
 from inlay.export import merge
 from inlay.formats.peft import TENSORS
-from inlay.training import loop, tasks
+from inlay.tasks import causal_lm
+from inlay.training import loop
 from inlay.training.settings import Settings, plan
 from inlay.training.watch import watch
 from tests.support import bases, models
@@ -140,13 +142,13 @@ def test_the_public_names_are_listed():
 
 def test_tokens_are_shown_without_an_output_and_no_other_rows_are_made(place, capsys, monkeypatch):
     made = []
-    task, whole = type(tasks.find("causal-lm")), type(tasks.find("causal-lm")).prepare
+    whole = causal_lm.SPEC
 
-    def prepare(self, rows, *given, **named):
+    def prepare(rows, *given, **named):
         made.extend(rows)
-        return whole(self, rows, *given, **named)
+        return whole.prepare(rows, *given, **named)
 
-    monkeypatch.setattr(task, "prepare", prepare)
+    monkeypatch.setattr(causal_lm, "SPEC", dataclasses.replace(whole, prepare=prepare))
     status, out, _ = run(capsys, *train(place, "--show-tokens", 2))
     assert status == 0
     assert len(re.findall(r"^row [01] \(\d+ tokens, \d+ trained on\)$", out, re.MULTILINE)) == 2

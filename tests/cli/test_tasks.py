@@ -9,9 +9,10 @@ import pytest
 import torch
 import transformers
 
-from inlay.base.encode import inputs
+from inlay import tasks
 from inlay.base.load import load
-from inlay.training import tasks
+from inlay.io.checkpoint import open_checkpoint
+from inlay.tasks._encode import inputs
 from tests.support import bases
 from tests.support import tasks as support
 from tests.support.command import run, run_json
@@ -142,12 +143,18 @@ def trained(capsys, tmp_path, task, model, *more):
     return place
 
 
+def for_adapter(place):
+    checkpoint = open_checkpoint(place / "base")
+    spec, labels = tasks.for_adapter(checkpoint, place / "mine")
+    return load(checkpoint, task=spec, labels=labels, dtype="float32")
+
+
 @pytest.mark.parametrize(("task", "model", "auto"), MERGED)
 def test_what_merge_writes_is_loaded_by_transformers_and_says_the_same(tmp_path, capsys, task, model, auto):
     place = trained(capsys, tmp_path, task, model)
     found = run_json(capsys, "merge", place / "base", place / "mine", "--output", place / "merged")
     assert found["largest_difference"] < 1e-5 < found["adapter_difference"]
-    base = load(place / "base", purpose=tasks.of_adapter(place / "base", place / "mine"), dtype="float32")
+    base = for_adapter(place)
     base.attach(place / "mine")
     theirs, report = auto.from_pretrained(place / "merged", output_loading_info=True)
     assert all("pooler" in key for key in report["missing_keys"]) if task == "embedding" else not report["missing_keys"]
@@ -173,7 +180,7 @@ def merged_classifier(capsys, place, *more):
     """(the merged model in plain transformers, its logits of a padded batch, those of base and adapter)."""
     status, _, err = run(capsys, "merge", place / "base", place / "mine", "--output", place / "merged", *more)
     assert status == 0, err
-    base = load(place / "base", purpose=tasks.of_adapter(place / "base", place / "mine"), dtype="float32")
+    base = for_adapter(place)
     base.attach(place / "mine")
     theirs = transformers.AutoModelForSequenceClassification.from_pretrained(place / "merged", dtype=torch.float32)
     given = inputs(base, [(5, 9, 11, 20), (7, 8, 30, 41, 12, 6)])

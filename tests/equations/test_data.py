@@ -8,7 +8,7 @@ from inlay.data.forms import read_rows
 from inlay.data.rows import Row
 from inlay.data.split import digest
 from inlay.errors import DataError, FormatError, UnknownNameError
-from inlay.training.data import prepare
+from inlay.tasks.causal_lm import prepare
 from tests.support import bases, templates
 from tests.support.paths import E2E, needs_shared
 
@@ -158,7 +158,7 @@ def test_nothing_left_says_how_long_the_longest_row_is(tmp_path, too_long):
 
 
 def test_rows_keep_their_order_and_number_over_many_chunks(monkeypatch):
-    monkeypatch.setattr("inlay.training.data._CHUNK_ROWS", 3)
+    monkeypatch.setattr("inlay.tasks.causal_lm._CHUNK_ROWS", 3)
     rows = [Row("prompt+completion", f"x:{i}", prompt="a" * i, completion="b") for i in range(1, 9)]
     prepared = prepare(rows, bases.tokenizer(), 50, "completions", "drop")
     assert [example.source for example in prepared.examples] == [row.source for row in rows]

@@ -17,7 +17,6 @@ from inlay.io.mapped import Mapped
 from inlay.io.safetensors import read_header
 from inlay.methods.lora import Lora
 from inlay.model.attach import Attached, attach
-from inlay.training import tasks
 from inlay.training.calibration import calibrate
 from tests.support import bases, models, quantized
 from tests.support.paths import STORIES, needs_shared
@@ -193,7 +192,7 @@ def test_the_search_captures_what_the_best_would_of_real_weights():
 def base(tmp_path):
     held = load(bases.directory(tmp_path / "base"), dtype="float32")
     rows = bases.jsonl(tmp_path / "rows.jsonl", bases.rows(12))
-    task = tasks.of(held)
+    task = held.spec
     examples = task.prepare(task.read(rows).rows, held, 64, "completions", "drop").examples
     return held, rows, examples
 

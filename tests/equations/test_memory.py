@@ -10,7 +10,7 @@ import torch
 
 from inlay import process
 from inlay.base.load import load
-from inlay.training import memory
+from inlay.tasks import _memory as memory
 from tests.support import bases
 
 FAULTS = """

@@ -5,9 +5,12 @@ import torch
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoModelForTokenClassification, AutoTokenizer
 
 import inlay
+from inlay import tasks
 from inlay.base import predict as predicting
 from inlay.errors import ConfigError, DataError
-from inlay.training import job, tasks
+from inlay.evaluation.score import scores as scores_of
+from inlay.tasks._encode import answers
+from inlay.training import job
 from tests.support import bases, models
 from tests.support import tasks as support
 
@@ -24,7 +27,7 @@ def small_groups(monkeypatch):
 
 def trained(tmp_path, task, model, steps=6):
     rows = bases.jsonl(tmp_path / "rows.jsonl", support.rows(task, 24))
-    labels = tasks.find(task).labels(tasks.find(task).read(rows).rows) if tasks.find(task).heads else ()
+    labels = spec.classes(spec.read(rows).rows) if (spec := tasks.find(task)).classes else ()
     base = inlay.load(support.directory(tmp_path / "base", model), task=task, labels=labels)
     settings = inlay.Lora(r=2)
     job.train(base, rows, method=settings, output=tmp_path / "mine", max_steps=steps, learning_rate=1e-2)
@@ -83,9 +86,9 @@ def test_vectors_are_means_of_hidden_states(tmp_path):
 @pytest.mark.parametrize(("task", "model"), [("sequence-classification", "bert"), ("token-classification", "bert")])
 def test_predictions_score_what_the_training_reports(tmp_path, task, model):
     base, rows = trained(tmp_path, task, model)
-    read = tasks.of(base).read(rows).rows
-    prepared = tasks.of(base).prepare(read, base, 64, "completions", "drop")
-    scores = tasks.of(base).scores(base, "mine", prepared.examples)
+    read = base.spec.read(rows).rows
+    prepared = base.spec.prepare(read, base, 64, "completions", "drop")
+    scores = scores_of(base, "mine", prepared.examples)
     said = base.predict([row.values for row in read], "mine")
     if task == "sequence-classification":
         right = [row.values["label"] == found["label"] for row, found in zip(read, said, strict=True)]
@@ -99,9 +102,7 @@ def test_answers_are_those_of_the_scores_and_of_generate(tmp_path):
     base, _ = trained(tmp_path, "seq2seq", "t5", steps=2)
     said = base.predict(["red?", {"prompt": "green?"}], "mine", max_new_tokens=5)
     with base.using("mine"):
-        expected = [
-            predicting.encode.answers(base, [tuple(base.tokenizer(p)["input_ids"])], 5)[0] for p in ("red?", "green?")
-        ]
+        expected = [answers(base, [tuple(base.tokenizer(p)["input_ids"])], 5)[0] for p in ("red?", "green?")]
     assert [row["answer"] for row in said] == expected
     causal = inlay.load(support.directory(tmp_path / "llama", "llama"))
     models.randomize(causal.attach(inlay.Lora(r=2), "a"), seed=3)
@@ -195,11 +196,18 @@ def test_labels_of_unnamed_classes_are_read_by_number_and_others_by_name(tmp_pat
     base = inlay.load(support.directory(tmp_path / "base", "bert_seq"), task=task.name)
     assert base.labels == ("LABEL_0", "LABEL_1")
     read = task.read(bases.jsonl(tmp_path / "rows.jsonl", rows)).rows
-    assert [task.sample(row, base).labels for row in read] == [(0,), (1,), (1,), (1,), (0,), (0,)]
+    assert [sample.labels for sample in task.prepare(read, base, 60, "completions", "drop").examples] == [
+        (0,),
+        (1,),
+        (1,),
+        (1,),
+        (0,),
+        (0,),
+    ]
     for wrong in (2, "-1", "no"):
         row = task.read(bases.jsonl(tmp_path / "wrong.jsonl", [{"text": "a", "label": wrong}])).rows[0]
         with pytest.raises(DataError, match="unknown label"):
-            task.sample(row, base)
+            task.prepare([row], base, 60, "completions", "drop")
     with pytest.raises(DataError, match="label is a float"):
         task.read(bases.jsonl(tmp_path / "wrong.jsonl", [{"text": "a", "label": 0.5}]))
 
@@ -217,4 +225,4 @@ def test_labels_of_unnamed_classes_are_read_by_number_and_others_by_name(tmp_pat
 def test_classes_are_in_the_order_of_their_numbers_or_names(tmp_path, given, names):
     task = tasks.find("sequence-classification")
     rows = bases.jsonl(tmp_path / "rows.jsonl", [{"text": "a", "label": label} for label in given])
-    assert task.labels(task.read(rows).rows) == names
+    assert task.classes(task.read(rows).rows) == names

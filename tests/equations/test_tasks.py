@@ -12,14 +12,15 @@ from peft import PeftModel
 from transformers import AutoModelForSequenceClassification
 
 import inlay
-from inlay import methods
+from inlay import methods, tasks
 from inlay.base import load as loading
-from inlay.base.encode import inputs
 from inlay.errors import CompatibilityError, ConfigError, DataError, UnknownNameError
 from inlay.evaluation import metrics
+from inlay.evaluation.score import scores
 from inlay.io.checkpoint import open_checkpoint
-from inlay.training import job, tasks
-from inlay.training.tasks import embedding
+from inlay.tasks import embedding
+from inlay.tasks._encode import inputs, padded, points
+from inlay.training import job
 from tests.support import bases
 from tests.support import tasks as support
 from tests.support.tolerances import assert_close
@@ -50,16 +51,21 @@ def load(place, model, task, labels=None, **how):
 
 
 def samples_of(base, place):
-    task = tasks.of(base)
+    task = base.spec
     return task.prepare(task.read(place / "rows.jsonl").rows, base, 60, "completions", "drop").examples
 
 
+def vectors(base, texts):
+    return torch.tensor([row["vector"] for row in base.predict(texts)])
+
+
 def outputs(base, samples):
-    task = tasks.of(base)
+    given = inputs(base, [sample.input_ids for sample in samples])
+    more = {"labels": padded([sample.labels for sample in samples], -100)} if base.task == "seq2seq" else {}
     with torch.no_grad():
         if base.task == "embedding":
-            return embedding.points(base, [sample.input_ids for sample in samples])
-        return task.logits(base, samples)
+            return points(base, [sample.input_ids for sample in samples])
+        return base.model(**given, **more).logits
 
 
 @pytest.mark.parametrize(("task", "model", "method", "wanted"), CASES)
@@ -84,7 +90,7 @@ def test_a_task_is_learned_and_its_adapter_says_the_same_once_more(tmp_path, tas
     again.attach(tmp_path / "mine")
     samples = samples_of(base, tmp_path)[:5]
     assert torch.equal(outputs(base, samples), outputs(again, samples))
-    assert tasks.of(again).scores(again, "mine", samples_of(again, tmp_path)) == report.scores
+    assert scores(again, "mine", samples_of(again, tmp_path)) == report.scores
     with again.using(None):
         assert not torch.equal(outputs(base, samples), outputs(again, samples))
 
@@ -170,7 +176,7 @@ def test_padding_changes_nothing(tmp_path):
         bases.jsonl(tmp_path / "rows.jsonl", support.rows(task, 12))
         samples = samples_of(base, tmp_path)
         assert len({len(sample.input_ids) for sample in samples}) > 1
-        found = tasks.of(base)
+        found = base.spec
         together = found.loss_of(base, samples).item()
         assert together == pytest.approx(sum(found.loss_of(base, [sample]).item() for sample in samples), rel=1e-5)
 
@@ -192,8 +198,8 @@ def test_words_whose_tag_is_minus_100_are_no_class_and_not_scored(tmp_path):
         (2, -100, -100, -100, -100, 0, -100, -100),
         (3, -100, -100, -100, -100, -100, -100, -100),
     ]
-    task = tasks.of(base)
-    assert task.labels(task.read(tmp_path / "rows.jsonl").rows) == ("B-blue", "B-red", "O")
+    task = base.spec
+    assert task.classes(task.read(tmp_path / "rows.jsonl").rows) == ("B-blue", "B-red", "O")
     bases.jsonl(tmp_path / "rows.jsonl", [words | {"tags": [-100] * 3}])
     with pytest.raises(DataError, match=r"rows\.jsonl:1: no word of it is scored"):
         samples_of(base, tmp_path)
@@ -218,7 +224,7 @@ def test_columns_of_a_task_that_are_not_used_are_named(tmp_path):
 def test_numbers_are_labels_in_their_order(tmp_path):
     bases.jsonl(tmp_path / "rows.jsonl", [{"text": "a", "label": n} for n in (10, 9, 2)])
     task = tasks.find("sequence-classification")
-    assert task.labels(task.read(tmp_path / "rows.jsonl").rows) == ("2", "9", "10")
+    assert task.classes(task.read(tmp_path / "rows.jsonl").rows) == ("2", "9", "10")
 
 
 def test_pairs_of_texts_say_which_is_which(tmp_path):
@@ -226,7 +232,7 @@ def test_pairs_of_texts_say_which_is_which(tmp_path):
     bases.jsonl(
         tmp_path / "rows.jsonl", [{"text": "ab", "text_pair": "c", "label": "no"}, {"text": "b", "label": "yes"}]
     )
-    task = tasks.of(base)
+    task = base.spec
     pair, alone = samples_of(base, tmp_path)
     assert len(pair.input_ids) == 3
     assert torch.isfinite(task.loss_of(base, [pair, alone]))
@@ -319,7 +325,7 @@ def test_vectors_are_pooled_as_the_base_has_it(tmp_path, mode, spelt):
     )
     assert base.pooling == mode
     texts = ["a", "much longer than that"]
-    found = embedding.embed(base, texts)
+    found = vectors(base, texts)
     for text, vector in zip(texts, found, strict=True):
         states = base.model(input_ids=torch.tensor([base.tokenizer(text)["input_ids"]])).last_hidden_state[0].double()
         expected = torch.nn.functional.normalize(POOLED[mode](states), dim=0)
@@ -340,7 +346,7 @@ def test_a_base_that_makes_vectors_in_another_way_is_refused(tmp_path, config, o
     base = load(tmp_path, "bert_body", "embedding")
     pool_by(tmp_path / "bert_body", config, *others)
     with pytest.raises(CompatibilityError, match="makes vectors in a way that is not known"):
-        embedding.embed(base, ["a"])
+        vectors(base, ["a"])
 
 
 def test_an_adapter_of_another_pooling_is_refused(tmp_path):
@@ -360,10 +366,10 @@ def test_an_adapter_of_another_pooling_is_refused(tmp_path):
 def test_embeddings_have_length_1_and_do_not_depend_on_their_company(tmp_path):
     base = load(tmp_path, "bert_body", "embedding")
     texts = [f"{'x' * (1 + i % 7)} {i}" for i in range(21)]
-    together = embedding.embed(base, texts)
+    together = vectors(base, texts)
     assert torch.allclose(together.norm(dim=-1), torch.ones(21))
     for i in (0, 6, 20):
-        assert torch.allclose(together[i], embedding.embed(base, [texts[i]])[0], atol=1e-5)
+        assert torch.allclose(together[i], vectors(base, [texts[i]])[0], atol=1e-5)
 
 
 @pytest.mark.parametrize("task", ["sequence-classification", "embedding"])
@@ -437,18 +443,18 @@ def test_what_can_not_be_done_is_refused_by_name(tmp_path):
     with pytest.raises(UnknownNameError, match="--task token-classification"):
         tasks.find("token_clasification")
     with pytest.raises(DataError, match="fewer than two"):
-        tasks.find("sequence-classification").labels(
+        tasks.find("sequence-classification").classes(
             tasks.find("sequence-classification").read(tmp_path / "rows.jsonl").rows
         )
     with pytest.raises(ConfigError, match="too_long=window"):
-        tasks.of(base).prepare([], base, 60, "completions", "window")
+        base.spec.prepare([], base, 60, "completions", "window")
 
 
 def test_an_adapter_of_another_task_or_other_classes_is_refused(tmp_path):
     base = load(tmp_path, "llama", "sequence-classification")
     bases.jsonl(tmp_path / "rows.jsonl", support.rows("sequence-classification", 12))
     job.train(base, tmp_path / "rows.jsonl", method=inlay.Lora(r=2), output=tmp_path / "mine", max_steps=1)
-    assert tasks.about(tmp_path / "mine")[1] == ("no", "yes")
+    assert tasks.of_adapter(tmp_path / "mine")[1] == ("no", "yes")
     with pytest.raises(CompatibilityError, match="another task"):
         inlay.load(tmp_path / "llama").attach(tmp_path / "mine")
     with pytest.raises(CompatibilityError, match="other classes"):

@@ -6,11 +6,12 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from inlay.errors import ConfigError, DataError
+from inlay.tasks._encode import check_tokenizer
+from inlay.tasks._lengths import fit
 from inlay.text import mask
 from inlay.text.answers import FORGOTTEN, SPLIT, THOUGHT, drafts
 from inlay.text.mask import Example
 from inlay.text.template import prompt_ids
-from inlay.training.data import check_tokenizer, fit
 from tests.support import bases, templates
 from tests.support.paths import GPT2_TOKENIZER, STORIES, needs_shared
 

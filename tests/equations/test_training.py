@@ -14,9 +14,10 @@ from inlay.data.forms import read_rows
 from inlay.data.rows import Row
 from inlay.data.split import digest, hold_out
 from inlay.errors import ConfigError
+from inlay.tasks import _batch as batch
+from inlay.tasks.causal_lm import prepare
 from inlay.text.mask import Example
-from inlay.training import batch, curve, loop, schedule
-from inlay.training.data import prepare
+from inlay.training import curve, loop, schedule
 from inlay.training.loop import Stepper, evaluate, run
 from inlay.training.settings import Settings, learning_rate, plan
 from tests.support import bases, models
@@ -96,11 +97,11 @@ def test_a_packed_row_holds_what_is_needed_and_no_more(examples):
 
 
 def test_an_epoch_sees_every_row_once_in_an_order_of_the_seed():
-    numbers = [i for step in batch.order(10, 4, 5, seed=1) for i in step]
+    numbers = [i for step in schedule.order(10, 4, 5, seed=1) for i in step]
     assert sorted(numbers[:10]) == sorted(numbers[10:20]) == list(range(10))
     assert numbers[:10] != numbers[10:20]
-    assert numbers == [i for step in batch.order(10, 4, 5, seed=1) for i in step]
-    assert numbers != [i for step in batch.order(10, 4, 5, seed=2) for i in step]
+    assert numbers == [i for step in schedule.order(10, 4, 5, seed=1) for i in step]
+    assert numbers != [i for step in schedule.order(10, 4, 5, seed=2) for i in step]
 
 
 def test_a_run_is_the_same_twice(base, examples):

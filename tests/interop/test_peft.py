@@ -17,8 +17,8 @@ from inlay.core.cross_entropy import IGNORE
 from inlay.errors import CompatibilityError
 from inlay.formats.peft import CONFIG
 from inlay.model.attach import attach
+from inlay.tasks import _batch as batch
 from inlay.text.mask import Example
-from inlay.training import batch
 from inlay.training.loop import Stepper
 from inlay.training.settings import Settings
 from tests.support import bases, models

@@ -7,8 +7,8 @@ import inlay
 from inlay.base.load import load
 from inlay.base.quantize import quantize
 from inlay.io.checkpoint import open_checkpoint
+from inlay.tasks import _packed as loss
 from inlay.text.mask import Example
-from inlay.training import loss
 from tests.support import bases, models, quantized
 from tests.support.cases import every_variant, fits
 from tests.support.tolerances import assert_close

@@ -7,9 +7,9 @@ from inlay.base.load import load
 from inlay.core.recompute import recomputing
 from inlay.errors import TargetError
 from inlay.methods.lora import Lora
+from inlay.tasks import _packed as loss
 from inlay.text.mask import Example
 from inlay.text.template import prompt_ids
-from inlay.training import loss
 from tests.support import bases, models
 from tests.support.cases import SETTINGS, every_method
 from tests.support.tolerances import assert_close

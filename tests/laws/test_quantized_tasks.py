@@ -6,11 +6,12 @@ import pytest
 import torch
 
 import inlay
-from inlay import quant
+from inlay import quant, tasks
 from inlay.base.quantize import quantize
+from inlay.evaluation.score import scores
 from inlay.io.checkpoint import open_checkpoint
 from inlay.model.frozen import QuantizedLinear
-from inlay.training import job, tasks
+from inlay.training import job
 from tests.support import bases
 from tests.support import tasks as support
 
@@ -44,7 +45,7 @@ def place_for(tmp_path, task, model):
 
 def load(place, task, model, **how):
     found = tasks.find(task)
-    labels = () if model == "bert_seq" else found.labels(found.read(place / "rows.jsonl").rows)
+    labels = () if model == "bert_seq" else found.classes(found.read(place / "rows.jsonl").rows)
     return inlay.load(place / "base", task=task, labels=labels, **how)
 
 
@@ -64,12 +65,9 @@ def test_a_task_is_learned_over_it_and_its_heads_are_plain_and_trained(tmp_path,
         for name, tensor in tensors.items():
             path, _, last = f"{head}.{name}".rpartition(".")
             assert not torch.equal(adapter.own_at(path)[last], tensor)
-    samples = (
-        tasks.of(again)
-        .prepare(tasks.of(again).read(place / "rows.jsonl").rows, again, 60, "completions", "drop")
-        .examples
-    )
-    assert tasks.of(again).scores(again, "mine", samples) == report.scores
+    rows = again.spec.read(place / "rows.jsonl").rows
+    samples = again.spec.prepare(rows, again, 60, "completions", "drop").examples
+    assert scores(again, "mine", samples) == report.scores
 
 
 def test_one_quantised_directory_serves_every_task(tmp_path, scheme):

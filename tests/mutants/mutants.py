@@ -128,7 +128,7 @@ MUTANTS = {
     "a quoted control token ends a turn": ("quoted", instead([]), f"{CONTROL} end_no_turn"),
     "labels are not shifted": ("collate", changed(lambda batch, g: replace(batch, labels=batch.labels.roll(1, 1))), f"{TRAINING} labels_are"),
     "padding is learned": ("collate", changed(padding_labelled), f"{TRAINING} labels_are"),
-    "each part is normalised by itself": ("training:loss_of", changed(normalised_alone), f"{TRAINING} parts_of_a_step"),
+    "each part is normalised by itself": ("tasks:loss_of", changed(normalised_alone), f"{TRAINING} parts_of_a_step"),
     "the learning rate never decays": ("training:factor", never_falling, f"{TRAINING} falls_to_zero"),
 
     # who sees what

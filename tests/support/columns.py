@@ -11,12 +11,13 @@ from torch import nn
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 import inlay
+from inlay import tasks
 from inlay.base.answers import minds_padding
 from inlay.errors import InlayError
 from inlay.export.merge import merge
+from inlay.tasks import _packed as loss
 from inlay.text.mask import Example
 from inlay.text.template import prompt_ids
-from inlay.training import loss, tasks
 from tests.support import architectures, models
 from tests.support.tolerances import LOGITS
 

@@ -15,8 +15,8 @@ from typing import Any
 
 from inlay.data import forms
 from inlay.errors import InlayError
+from inlay.tasks.causal_lm import prepare
 from inlay.text.answers import FORGOTTEN
-from inlay.training.data import prepare
 from tests.templates import families, others, thinkers
 
 FAMILIES = {**families.FAMILIES, **thinkers.FAMILIES, **others.FAMILIES, "without a template": families.Family("")}

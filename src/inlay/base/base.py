@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inlay.base import origin, pooling
-from inlay.base import purpose as purposes
+from inlay.base import origin, pooling, predict
 from inlay.base.answers import answers, minds_padding
 from inlay.base.causality import check_causal
-from inlay.base.checks import check_sampling, num_tokens, watch_tokens_
-from inlay.base.purpose import CAUSAL_LM, Purpose
+from inlay.base.checks import check_generates, check_method, check_sampling, num_tokens, watch_tokens_
+from inlay.base.heads import draw_, with_heads, without_unknown_heads
 from inlay.base.residual import residual
 from inlay.base.sampling import Sampling
+from inlay.core.pooling import MEAN
 from inlay.errors import ConfigError, explain
 from inlay.formats.contract import AdapterFile
 from inlay.io import meaning
@@ -31,11 +31,9 @@ from inlay.model.attach import Attached, Rows
 from inlay.model.fresh import Calibration
 from inlay.model.frozen import QuantizedLinear
 from inlay.model.prompts import virtual_ids
+from inlay.tasks.contract import CAUSAL_LM, DEFAULT_NEW_TOKENS, TaskSpec
 from inlay.text import stops
 from inlay.text.template import prompt_ids
-
-DEFAULT_NEW_TOKENS = 256
-"""Longest answer, in tokens, where nothing is said."""
 
 
 class Base(Attached):
@@ -50,7 +48,7 @@ class Base(Attached):
     - `is_mapped`: the weights are the file's own pages, not a copy.
     - `original`: the files that it was quantised from, where that was done on loading.
     - `scheme`: how its linear maps are quantised, by name; None where they are not.
-    - `purpose`: what it was loaded for; `task` is the name of that.
+    - `spec`: the task that it was loaded for; `task` is the name of that.
     - `heads`: the modules of the task that every adapter trains whole; `fresh_heads`: those that the checkpoint lacks.
     - `labels`: the names of the classes, by number; empty where the task has none.
     """
@@ -62,8 +60,8 @@ class Base(Attached):
         checkpoint: Checkpoint,
         dtype: torch.dtype,
         is_mapped: bool,
-        scheme: str | None = None,
-        purpose: Purpose = Purpose(),  # noqa: B008  # frozen
+        scheme: str | None,
+        spec: TaskSpec,
         heads: Sequence[str] = (),
         fresh_heads: Sequence[str] = (),
         original: Checkpoint | None = None,
@@ -76,13 +74,13 @@ class Base(Attached):
         self.dtype = dtype
         self.is_mapped = is_mapped
         self.scheme = scheme
-        self.purpose = purpose
-        self.task = purpose.task
+        self.spec = spec
+        self.task = spec.name
         self.heads, self.fresh_heads = list(heads), list(fresh_heads)
         config = model.config
         self.router.takes_padding = lambda: self.takes_padding
         watch_tokens_(model, tokenizer, checkpoint.name)
-        self.labels = tuple(config.id2label[i] for i in range(config.num_labels)) if purpose.heads else ()
+        self.labels = tuple(config.id2label[i] for i in range(config.num_labels)) if spec.heads else ()
 
     def __repr__(self) -> str:
         adapters = ", ".join(self.adapters) or "none"
@@ -136,18 +134,18 @@ class Base(Attached):
 
     @property
     def task_type(self) -> str:
-        return self.purpose.task_type
+        return self.spec.task_type
 
     @property
     def about_task(self) -> dict[str, Any]:
         about: dict[str, Any] = {"name": self.task} | ({"labels": list(self.labels)} if self.labels else {})
-        about |= {} if self.pooling == pooling.MEAN else {"pooling": self.pooling}
+        about |= {} if self.pooling == MEAN else {"pooling": self.pooling}
         return {} if self.task == CAUSAL_LM else {"task": about}
 
     @cached_property
     def pooling(self) -> str:
         """How a text's states become its vector, where the base was loaded for that; see `inlay.base.pooling`."""
-        return pooling.mode_of(self.checkpoint) if self.task == "embedding" else pooling.MEAN
+        return pooling.mode_of(self.checkpoint) if self.task == "embedding" else MEAN
 
     def create(
         self, method: Method, name: str = "default", seed: int = 0, calibration: Calibration | None = None
@@ -156,11 +154,11 @@ class Base(Attached):
 
         The heads of the task are trained with it, whole; those that the checkpoint lacks are drawn from `seed` too.
         """
-        purposes.check_method(method, self.purpose)
+        check_method(method, self.spec)
         adapter = super().create(
-            purposes.with_heads(method, self.heads, self.maps), name, seed, calibration or self._calibration(method)
+            with_heads(method, self.heads, self.maps), name, seed, calibration or self._calibration(method)
         )
-        purposes.draw_(adapter.params, self.fresh_heads, self.model.config, seed)
+        draw_(adapter.params, self.fresh_heads, self.model.config, seed)
         return adapter
 
     def _calibration(self, method: Method) -> Calibration | None:
@@ -179,10 +177,8 @@ class Base(Attached):
         return lambda path: residual(self.maps[path], original, path, prefix)
 
     def _known(self, file: AdapterFile) -> AdapterFile:
-        purposes.check_method(file.method, self.purpose)
-        return dataclasses.replace(
-            file, method=purposes.without_unknown_heads(file.method, self.layout.modules, self.purpose)
-        )
+        check_method(file.method, self.spec)
+        return dataclasses.replace(file, method=without_unknown_heads(file.method, self.layout.modules, self.spec))
 
     @property
     def about_base(self) -> dict[str, Any]:
@@ -248,7 +244,7 @@ class Base(Attached):
                     found=f"{len(prompts)} rows, {len(adapters)} adapters",
                 )
             )
-        purposes.check_generates(self.purpose)
+        check_generates(self.spec)
         self.check_causal()
         if not prompts:
             return []
@@ -286,8 +282,6 @@ class Base(Attached):
         - `DataError`: rows without what the task reads, or longer than the model's positions.
         - `ConfigError`: the plain base has no trained head for the task.
         """
-        from inlay.base import predict
-
         if isinstance(rows, str):
             raise ConfigError(explain("rows is no list", found=f"{rows!r}", do=f"[{rows!r}]"))
         return predict.predict(self, predict.prepare(self, rows), adapter, max_new_tokens)
@@ -354,7 +348,7 @@ class Base(Attached):
         return wanted or min(DEFAULT_NEW_TOKENS, room)
 
     def _check_origin(self, name: str, file: AdapterFile, force: bool) -> None:
-        purposes.check_task(name, file.record, self.purpose, self.labels)
+        origin.check_task(name, file.record, self.spec, self.labels)
         if file.record and not force:
-            purposes.check_pooling(name, file.record, self.pooling)
+            origin.check_pooling(name, file.record, self.pooling)
         origin.check(name, file, self, force)

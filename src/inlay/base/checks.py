@@ -9,6 +9,8 @@ from inlay.base.sampling import Sampling
 from inlay.errors import CompatibilityError, ConfigError, FormatError, explain, few
 from inlay.fields import MISFIT, fit, shown
 from inlay.io.checkpoint import Checkpoint
+from inlay.methods.contract import Method, PromptMethod
+from inlay.tasks.contract import CAUSAL_LM, TaskSpec
 
 AUTO = "auto"
 """The device that is there."""
@@ -17,13 +19,26 @@ SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start
 """The generation settings of a checkpoint that are followed: the roles of tokens."""
 
 
-def chosen_device(name: str) -> str:
-    """The device of this name; of 'auto', a CUDA device if there is one, else the CPU.
+def chosen_device(name: str, memory: int | None = None) -> str:
+    """The device of this name, of which `memory` bytes may be used; of 'auto', a CUDA device if there is one, else the CPU.
 
     **Raises:**
 
-    - `ConfigError`: this machine, or this build of torch, does not have it.
+    - `ConfigError`: this machine, or this build of torch, does not have it; or it is the CPU, whose memory is not limited.
     """
+    found = _device(name)
+    if memory is not None and found == "cpu":
+        raise ConfigError(
+            explain(
+                "the CPU has no device memory that could be limited",
+                found="device_memory with device cpu",
+                do="--device cuda",
+            )
+        )
+    return found
+
+
+def _device(name: str) -> str:
     if name == AUTO:
         return "cuda" if torch.cuda.is_available() else "cpu"
     kind = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
@@ -81,6 +96,66 @@ def check_sampling(max_new_tokens: int | None, sampling: Sampling, seed: int) ->
         found, hints = zip(*problems, strict=True)
         raise ConfigError(explain("an answer can't be made with these settings", found=found, do=" ".join(hints)))
     sampling.check()
+
+
+def check_method(method: Method, spec: TaskSpec) -> None:
+    """Refuse virtual tokens outside causal language models: nothing there takes them out of the rows again.
+
+    **Raises:**
+
+    - `ConfigError`: the method puts virtual tokens in front of the rows.
+    """
+    if isinstance(method, PromptMethod) and spec.name != CAUSAL_LM:
+        raise ConfigError(
+            explain(
+                "this task has no place for virtual tokens",
+                found=f"{type(method).__name__} with task {spec.name}",
+                do="--method lora",
+            )
+        )
+
+
+def check_generates(spec: TaskSpec) -> None:
+    """Refuse to continue prompts with a base that was loaded for something else.
+
+    **Raises:**
+
+    - `ConfigError`: it was.
+    """
+    if spec.name != CAUSAL_LM:
+        found = f"this base was loaded for {spec.name}"
+        raise ConfigError(
+            explain(
+                "this base can't continue prompts",
+                found=found,
+                do="base.predict(rows); inlay.load(MODEL) without task= continues prompts",
+            )
+        )
+
+
+def check_labels(source: str, spec: TaskSpec, labels: Sequence[str], has_own_head: bool) -> None:
+    """Refuse names of classes for a task that has none, and none for a base at `source` that has no head of its own.
+
+    **Raises:**
+
+    - `ConfigError`: this is so.
+    """
+    if spec.heads and not labels and not has_own_head:
+        raise ConfigError(
+            explain(
+                "this base has no head of its own, so that the names of the classes have to be said",
+                found=f"{source}: task {spec.name}, no labels",
+                do=f'inlay.load(MODEL, task="{spec.name}", labels=["no", "yes"])',
+            )
+        )
+    if labels and not spec.heads:
+        raise ConfigError(
+            explain(
+                f"{spec.name} has no classes",
+                found=f"labels={list(labels)}",
+                do=f'inlay.load(MODEL, task="{spec.name}")',
+            )
+        )
 
 
 def num_tokens(model: Any) -> int:

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import importlib.util
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,19 @@ import psutil
 import torch
 from torch import nn
 
-from inlay import quant
+from inlay import quant, tasks
 from inlay.base import meta_model
 from inlay.base.base import Base
 from inlay.base.cache import cached
-from inlay.base.checks import check_layers, check_special_tokens, check_start, chosen_device, keep_special_tokens_
-from inlay.base.purpose import CAUSAL_LM, Purpose, configuration, has_own_head, heads_of, is_head
+from inlay.base.checks import (
+    check_labels,
+    check_layers,
+    check_special_tokens,
+    check_start,
+    chosen_device,
+    keep_special_tokens_,
+)
+from inlay.base.heads import configuration, heads_of, is_head
 from inlay.core.product import DTYPES, native_bfloat16
 from inlay.errors import CompatibilityError, ConfigError, FormatError, explain, few, within_memory
 from inlay.io import bitsandbytes, shortened
@@ -35,56 +42,75 @@ from inlay.model.ahead import ReadAhead
 from inlay.model.experts import experts_of
 from inlay.model.frozen import QuantizedLinear, freeze_
 from inlay.model.fused import fuse_
+from inlay.tasks.contract import CAUSAL_LM, TaskSpec
 from inlay.text import growth
 
 MIN_BFLOAT16_WIDTH = 256
 """Below this hidden size bfloat16 is slower than float32 even where it is native: measured with benchmarks/dtype_width.py."""
 
 
+@dataclasses.dataclass(frozen=True)
+class _Choices:
+    """What is loaded, and how, once all of it is decided."""
+
+    checkpoint: Checkpoint
+    packed: bitsandbytes.Quantized
+    dtype: torch.dtype
+    device: str
+    spec: TaskSpec
+    labels: tuple[str, ...]
+    """The names of the classes where the checkpoint brings none."""
+    has_own_head: bool
+
+
 @within_memory()
 def load(
-    source: str | Path,
+    source: str | Path | Checkpoint,
     *,
+    task: str | TaskSpec = CAUSAL_LM,
+    labels: Sequence[str] = (),
     dtype: str | None = None,
     device: str = "cpu",
     quantize: str | None = None,
     device_memory: int | None = None,
-    purpose: Purpose = Purpose(),  # noqa: B008  # frozen
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Base:
     """The base at a directory or of a name on the hub: mapped, frozen, in evaluation mode.
 
     **Arguments:**
 
-    - `dtype`: bfloat16, float16 or float32; 'stored' for the one that the files have, so that nothing is converted; see
-      `default_dtype` unless given.
+    - `task`: what for: causal-lm, sequence-classification, token-classification, seq2seq or embedding.
+    - `labels`: the names of the classes, where the task has classes; not needed where the checkpoint brings its own.
+    - `dtype`: bfloat16, float16 or float32; 'stored' for the one that the files have; see `default_dtype` unless given.
     - `device`: where to compute, such as cpu or cuda; auto: on a CUDA device if there is one, else on the CPU.
-    - `quantize`: a scheme, such as nf4: compute over the base quantised so, which is made once and kept in the cache
-      directory; see `inlay.base.cache`.
+    - `quantize`: a scheme, such as nf4: compute over the base quantised so, made once and kept; see `inlay.base.cache`.
     - `device_memory`: bytes of the device that a quantised base may take, with room for adapters and activations; its layers
       beyond that are sent there as they are used; what is free on the device unless given.
-    - `purpose`: what for: the class of `transformers`, and the modules that are its head; a causal language model unless given.
     - `progress`: called with the bytes quantised so far and in all, where that is done.
 
     **Raises:**
 
-    - `UnknownNameError`: there is no such model.
+    - `UnknownNameError`: there is no such model, or no such task.
     - `FormatError`: it is not a model, broken, or only pickled.
-    - `CompatibilityError`: `transformers` has no such model of this architecture, or its weights are quantised in another way
-      than those of `inlay.quant`.
-    - `ConfigError`: there is no such dtype, or no such device here.
+    - `CompatibilityError`: `transformers` has no such model of this architecture, or no scheme here reads its weights.
+    - `ConfigError`: there is no such dtype or device here; labels for a task without classes, or none where they are needed.
     """
-    device = chosen_device(device)
-    if device_memory is not None and device == "cpu":
-        raise ConfigError(
-            explain(
-                "the CPU has no device memory that could be limited",
-                found="device_memory with device cpu",
-                do="--device cuda",
-            )
-        )
-    given = open_checkpoint(source)
-    checkpoint, original = _quantized(given, quantize, progress), None if quantize is None else given
+    spec = task if isinstance(task, TaskSpec) else tasks.find(task)
+    device = chosen_device(device, device_memory)
+    given = source if isinstance(source, Checkpoint) else open_checkpoint(source)
+    is_own = tasks.has_own_head(given, spec)
+    check_labels(str(source if isinstance(source, str | Path) else source.name), spec, labels, is_own)
+    chosen = _choices(_quantized(given, quantize, progress), dtype, device, spec, () if is_own else labels, is_own)
+    return _made(chosen, None if quantize is None else given, device_memory)
+
+
+def _choices(
+    checkpoint: Checkpoint, dtype: str | None, device: str, spec: TaskSpec, labels: Sequence[str], is_own: bool
+) -> _Choices:
+    """What is loaded, with the dtype of a name.
+
+    **Raises:** those of `load`.
+    """
     shortened.guard(checkpoint.files)
     packed = bitsandbytes.quantized_weights(checkpoint)
     if packed:
@@ -92,25 +118,31 @@ def load(
     chosen = {None: default_dtype(checkpoint, device), "stored": checkpoint.dtype, **DTYPES}.get(dtype)
     if chosen is None:
         raise ConfigError(explain("no such dtype", found=f"{dtype!r}", do=f"one of {', '.join(DTYPES)}, stored"))
-    has_task = purpose.task != CAUSAL_LM
+    return _Choices(checkpoint, packed, chosen, device, spec, tuple(labels), is_own)
+
+
+def _made(chosen: _Choices, original: Checkpoint | None, device_memory: int | None) -> Base:
+    """The base; `original` is the checkpoint that it was quantised from, where that was done on loading."""
+    checkpoint, spec = chosen.checkpoint, chosen.spec
+    has_task = spec.name != CAUSAL_LM
     with _quiet_transformers(), torch.random.fork_rng(devices=[], enabled=has_task):
         if has_task:
             torch.manual_seed(0)  # what the checkpoint lacks is the same each time
-        model, missing, is_mapped = _mapped(checkpoint, packed, chosen, device, purpose)
+        model, missing, is_mapped = _mapped(chosen)
         tokenizer = _tokenizer(checkpoint)
     check_special_tokens(model, checkpoint)
     check_start(model, checkpoint)
     keep_special_tokens_(model)
     model.eval()
-    freeze_(model, chosen)
-    model.to(device)
-    _fill_(model, packed, torch.device(device), device_memory, purpose)
-    if device == "cpu":
-        fuse_(model, chosen)
-    scheme = ", ".join(sorted({name for name, _ in packed.values()})) or None
-    heads, fresh = heads_of(model, missing, purpose, has_own_head(checkpoint, purpose))
+    freeze_(model, chosen.dtype)
+    model.to(chosen.device)
+    _fill_(model, chosen, device_memory)
+    if chosen.device == "cpu":
+        fuse_(model, chosen.dtype)
+    scheme = ", ".join(sorted({name for name, _ in chosen.packed.values()})) or None
+    heads, fresh = heads_of(model, missing, spec, chosen.has_own_head)
     check_unchanged(checkpoint)
-    return Base(model, tokenizer, checkpoint, chosen, is_mapped, scheme, purpose, heads, fresh, original)
+    return Base(model, tokenizer, checkpoint, chosen.dtype, is_mapped, scheme, spec, heads, fresh, original)
 
 
 def _quantized(checkpoint: Checkpoint, scheme: str | None, progress: Callable[[int, int], None]) -> Checkpoint:
@@ -129,21 +161,20 @@ def default_dtype(checkpoint: Checkpoint, device: str = "cpu") -> torch.dtype:
     return torch.bfloat16 if wide else torch.float32
 
 
-def _mapped(
-    checkpoint: Checkpoint, packed: bitsandbytes.Quantized, dtype: torch.dtype, device: str, purpose: Purpose
-) -> tuple[nn.Module, list[str], bool]:
+def _mapped(chosen: _Choices) -> tuple[nn.Module, list[str], bool]:
     """The model over the pages of its files where that loses nothing, what they lack of its head, and whether it is mapped;
     else with converted weights.
 
     It can be where all weights that are not quantised are of one dtype, which is `dtype` or narrower, and the model has made
     no number of its own in the narrower one, as those do that scale their embeddings.
     """
-    stored = {TORCH_DTYPES.get(entry.dtype) for entry in bitsandbytes.plain_tensors(checkpoint, packed).values()}
-    if device == "cpu" and len(stored) == 1 and (dtype in stored or dtype == torch.float32):
-        model, missing = _model(checkpoint, packed, next(iter(stored)), purpose)
+    checkpoint, dtype = chosen.checkpoint, chosen.dtype
+    stored = {TORCH_DTYPES.get(entry.dtype) for entry in bitsandbytes.plain_tensors(checkpoint, chosen.packed).values()}
+    if chosen.device == "cpu" and len(stored) == 1 and (dtype in stored or dtype == torch.float32):
+        model, missing = _model(chosen, next(iter(stored)))
         if all(buffer.dtype == dtype for buffer in model.buffers() if buffer.dtype in stored):
             return model, missing, _experts_are_mapped(model, checkpoint, dtype)
-    return *_model(checkpoint, packed, dtype, purpose), False
+    return *_model(chosen, dtype), False
 
 
 def _experts_are_mapped(model: nn.Module, checkpoint: Checkpoint, dtype: torch.dtype) -> bool:
@@ -154,15 +185,14 @@ def _experts_are_mapped(model: nn.Module, checkpoint: Checkpoint, dtype: torch.d
     return all(name is not None and TORCH_DTYPES[checkpoint.tensors[name].dtype] == dtype for name in names)
 
 
-def _model(
-    checkpoint: Checkpoint, packed: bitsandbytes.Quantized, dtype: torch.dtype | None, purpose: Purpose
-) -> tuple[nn.Module, list[str]]:
+def _model(chosen: _Choices, dtype: torch.dtype | None) -> tuple[nn.Module, list[str]]:
     """The model, and the tensors that its checkpoint lacks and may lack."""
     import transformers
 
-    auto: Any = getattr(transformers, purpose.auto_class)
+    checkpoint, packed, spec = chosen.checkpoint, chosen.packed, chosen.spec
+    auto: Any = getattr(transformers, spec.auto_class)
     try:
-        config = configuration(checkpoint, purpose)
+        config = configuration(checkpoint, chosen.labels)
         how = meta_model.arguments(config, packed) if packed else {"config": config}
         loaded: Any = auto.from_pretrained(
             checkpoint.directory,
@@ -177,31 +207,31 @@ def _model(
     except (
         Exception
     ) as error:  # whatever the code of a thousand architectures raises on numbers that it was not made for
-        raise meta_model.unknown_architecture(checkpoint, error, purpose.auto_class) from None
+        raise meta_model.unknown_architecture(checkpoint, error, spec.auto_class) from None
     model, report = loaded
     check_layers(model, report["unexpected_keys"], checkpoint)
-    missing = [key for key in sorted(report["missing_keys"]) if is_head(key, purpose)]
+    missing = [key for key in sorted(report["missing_keys"]) if is_head(key, spec)]
     problems = [f"{key}: missing" for key in sorted(report["missing_keys"]) if key not in missing]
     problems += [
         f"{key[0]}: shape {tuple(key[1])}, expected {tuple(key[2])}"
         for key in sorted(report["mismatched_keys"])
-        if not is_head(key[0], purpose)
+        if not is_head(key[0], spec)
     ]
     if problems:
-        raise _incomplete(checkpoint, problems, purpose, getattr(model, "base_model_prefix", ""))
+        raise _incomplete(checkpoint, problems, spec, getattr(model, "base_model_prefix", ""))
     _check_used(model, sorted(set(report["unexpected_keys"])), packed, checkpoint)
-    for name in purpose.unused:
+    for name in spec.dropped_modules:
         if isinstance(getattr(model, name, None), nn.Module):
             setattr(model, name, None)  # models that can be made without it ask whether it is there
     return model, missing
 
 
 def _incomplete(
-    checkpoint: Checkpoint, problems: list[str], purpose: Purpose, body: str
+    checkpoint: Checkpoint, problems: list[str], spec: TaskSpec, body: str
 ) -> FormatError | CompatibilityError:
     """The error for a checkpoint that lacks weights: those of its body, or those of a head that it was never made for."""
     more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
-    other = meta_model.other_class(checkpoint, purpose.auto_class, f"it lacks {problems[0].partition(':')[0]}{more}")
+    other = meta_model.other_class(checkpoint, spec.auto_class, f"it lacks {problems[0].partition(':')[0]}{more}")
     if other is not None and not any(body and problem.startswith(f"{body}.") for problem in problems):
         return other
     return FormatError(
@@ -253,10 +283,9 @@ def _has_place(name: str, modules: set[str]) -> bool:
     return ".".join(parts[: first + 1]) not in modules and siblings in modules
 
 
-def _fill_(
-    model: nn.Module, packed: bitsandbytes.Quantized, device: torch.device, limit: int | None, purpose: Purpose
-) -> None:
+def _fill_(model: nn.Module, chosen: _Choices, limit: int | None) -> None:
     """Replace every placeholder by a quantised layer."""
+    packed, device = chosen.packed, torch.device(chosen.device)
     prefix, mapped, placeholders = getattr(model, "base_model_prefix", ""), Mapped(), meta_model.placeholders(model)
     names = {path: meta_model.checkpoint_path(path, prefix, packed) or "" for path in placeholders}
     entries = [packed[names[path]] for path in placeholders]
@@ -266,7 +295,9 @@ def _fill_(
         for (path, placeholder), matrix in zip(placeholders.items(), matrices, strict=True)
         if matrix.shape != placeholder.shape
     ]
-    unexpected = set(packed) - set(names.values()) if purpose.task == CAUSAL_LM else ()  # classifiers have no decoder
+    unexpected = (
+        set(packed) - set(names.values()) if chosen.spec.name == CAUSAL_LM else ()
+    )  # classifiers have no decoder
     problems += [f"{name}: this model has no linear map of that name" for name in sorted(unexpected)]
     if problems:
         raise FormatError(

@@ -12,23 +12,81 @@ Records of older versions lack some of it; what is not there is not compared.
 import re
 import warnings
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol, runtime_checkable
 
+from inlay.core.pooling import MEAN
 from inlay.errors import CompatibilityError, explain, few
 from inlay.formats.contract import AdapterFile
 from inlay.io import meaning
-from inlay.io.checkpoint import hub_name
-from inlay.io.fingerprint import short
-
-if TYPE_CHECKING:
-    from inlay.base.base import Base
+from inlay.io.checkpoint import Checkpoint, hub_name
+from inlay.io.fingerprint import Fingerprint, short
+from inlay.tasks.contract import TaskSpec
 
 _FORMS = re.compile(r"[-_.]?(bnb|unsloth|gptq|awq|gguf|hf|[48]bit|int[48]|fp8|nf4|bf16|fp16|float16|bfloat16)\b")
 """Parts of the names of models that say in which form the same weights are."""
 
 
-def check(name: str, file: AdapterFile, base: "Base", force: bool) -> None:
+@runtime_checkable  # the tests check it where they check shapes
+class Known(Protocol):
+    """What is compared of a base."""
+
+    checkpoint: Checkpoint
+
+    @cached_property
+    def fingerprint(self) -> Fingerprint: ...
+
+    @cached_property
+    def computes(self) -> dict[str, Any]: ...
+
+
+def check_task(name: str, record: dict[str, Any], spec: TaskSpec, labels: tuple[str, ...]) -> None:
+    """Refuse an adapter whose record says that it was trained for another task, or for other classes.
+
+    **Raises:**
+
+    - `CompatibilityError`: it does.
+    """
+    about = record.get("task") or {}
+    theirs, classes = about.get("name", spec.name), tuple(about.get("labels") or labels)
+    if theirs != spec.name:
+        raise CompatibilityError(
+            explain(
+                f"{name} was trained for another task",
+                found=f"{theirs}; this base was loaded for {spec.name}",
+                do=f'--task {theirs} where the command has it, or inlay.load(MODEL, task="{theirs}")',
+            )
+        )
+    if classes != labels:
+        raise CompatibilityError(
+            explain(
+                f"{name} was trained for other classes",
+                found=f"{', '.join(classes)}; this base has {', '.join(labels)}",
+                do=f"inlay.load(MODEL, task={theirs!r}, labels={list(classes)!r})",
+            )
+        )
+
+
+def check_pooling(name: str, record: dict[str, Any], pooling: str) -> None:
+    """Refuse an adapter whose record says that its vectors were made in another way than this base makes them.
+
+    **Raises:**
+
+    - `CompatibilityError`: it does.
+    """
+    theirs = (record.get("task") or {}).get("pooling", MEAN)
+    if theirs != pooling:
+        raise CompatibilityError(
+            explain(
+                f"{name} was trained with another pooling",
+                found=f"{theirs}; this base has {pooling}",
+                do="the base that it was trained on, with the same modules.json, or train it again",
+            )
+        )
+
+
+def check(name: str, file: AdapterFile, base: Known, force: bool) -> None:
     """Refuse an adapter that was made for another base, unless `force` says otherwise.
 
     **Raises:**
@@ -65,7 +123,7 @@ def check(name: str, file: AdapterFile, base: "Base", force: bool) -> None:
 
 
 def _problems(
-    trained_on: Mapping[str, Any], computed: Mapping[str, Any], base: "Base", other_precision: bool
+    trained_on: Mapping[str, Any], computed: Mapping[str, Any], base: Known, other_precision: bool
 ) -> list[str]:
     ours = base.fingerprint
     same_file = trained_on.get("tokenizer") in (None, ours.tokenizer)
@@ -80,7 +138,7 @@ def _problems(
     return found + (meaning.differences(computed, base.computes, same_file) if computed else [])
 
 
-def _is_other_precision(trained_on: Mapping[str, Any], base: "Base") -> bool:
+def _is_other_precision(trained_on: Mapping[str, Any], base: Known) -> bool:
     """An adapter's base is not this one, but both are the same weights, one of them or both quantised."""
     if trained_on.get("weights") in (None, base.fingerprint.weights):
         return False
@@ -88,7 +146,7 @@ def _is_other_precision(trained_on: Mapping[str, Any], base: "Base") -> bool:
     return theirs == (base.fingerprint.quantized_from or base.fingerprint.weights)
 
 
-def _check_name(name: str, named: str | None, base: "Base", force: bool) -> None:
+def _check_name(name: str, named: str | None, base: Known, force: bool) -> None:
     """What an adapter without a record of its base calls it, against what the base is called."""
     if not named or _is_named(named, base):
         return
@@ -107,7 +165,7 @@ def _check_name(name: str, named: str | None, base: "Base", force: bool) -> None
     )
 
 
-def _is_named(named: str, base: "Base") -> bool:
+def _is_named(named: str, base: Known) -> bool:
     """The base at hand goes by this name, or lies in this place."""
     reference = base.checkpoint.reference
     theirs, ours = hub_name(named), hub_name(reference)

@@ -1,31 +1,17 @@
 """How the states of a text's tokens become its vector: as the base's own files have it, or their mean where these are silent.
 
-    mean        sum of the states of the real tokens / their number
-    cls         the state of the first token
-    lasttoken   the state of the last real token
-    max         the largest number of each component
-
 A base of sentence-transformers lists its parts in `modules.json`; the folder of the one called Pooling holds a `config.json`
-with `pooling_mode` and its name, or a `pooling_mode_...` of true or false for each. Every vector is scaled to length 1 here, so
+with `pooling_mode` and its name, or a `pooling_mode_...` of true or false for each. Every vector is scaled to length 1, so
 that a part called Normalize says nothing new.
 """
 
 from pathlib import Path
 from typing import Any
 
-import torch
-from jaxtyping import Float, Shaped
-from torch import Tensor
-
+from inlay.core.pooling import MEAN, MODES
 from inlay.errors import CompatibilityError, explain
 from inlay.io import json_files
 from inlay.io.checkpoint import Checkpoint
-
-MEAN = "mean"
-"""What is done where nobody says otherwise."""
-
-MODES = (MEAN, "cls", "lasttoken", "max")
-"""The ways that are computed here."""
 
 _FLAGS = {"mean_tokens": MEAN, "cls_token": "cls", "max_tokens": "max", "lasttoken": "lasttoken"}
 """The ends of the names of flags -> the mode."""
@@ -55,21 +41,6 @@ def mode_of(checkpoint: Checkpoint) -> str:
     if len(wanted) != 1 or wanted[0] not in MODES:
         raise _refused(f"{config}: {' and '.join(wanted) or 'no pooling mode'}")
     return wanted[0]
-
-
-def pooled(
-    hidden: Float[Tensor, "rows t width"], mask: Shaped[Tensor, "rows t"], mode: str
-) -> Float[Tensor, "rows width"]:
-    """One vector for each row, of the states where `mask` is not 0, in their dtype."""
-    if mode == "cls":
-        return hidden[torch.arange(len(hidden)), mask.argmax(1)]
-    if mode == "lasttoken":
-        return hidden[torch.arange(len(hidden)), mask.shape[1] - 1 - mask.flip(1).argmax(1)]
-    real = mask[..., None]
-    if mode == "max":
-        return hidden.masked_fill(real == 0, -torch.inf).amax(1)
-    real = real.to(hidden.dtype)
-    return (hidden * real).sum(1) / real.sum(1)
 
 
 def _wanted(config: dict[str, Any]) -> list[str]:

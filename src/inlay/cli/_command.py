@@ -22,7 +22,7 @@ from inlay.errors import ConfigError, explain, few, nearest
 
 if TYPE_CHECKING:
     from inlay.base.base import Base
-    from inlay.base.purpose import Purpose
+    from inlay.cli._tasks import Chosen
 
 MAX_LAYER = 100_000
 """Layers are counted up to here."""
@@ -274,18 +274,19 @@ class OnBase(Common):
     device_memory: Annotated[str | None, tyro.conf.arg(metavar="SIZE")] = None
     """Memory of the device that a quantised base may take, such as 24GB; layers beyond that travel there as they are used."""
 
-    def load(self, purpose: "Purpose | None" = None) -> "Base":
+    def load(self, chosen: "Chosen | None" = None) -> "Base":
         """The base that the flags name, for next tokens unless for something else."""
         from inlay.base.load import load
 
         memory = None if self.device_memory is None else num_bytes("--device-memory", self.device_memory)
         how: dict[str, Any] = dict(dtype=self.dtype, device=self.device, device_memory=memory)
-        how |= {} if purpose is None else {"purpose": purpose}
+        how |= {} if chosen is None else {"task": chosen.spec, "labels": chosen.labels}
+        source = self.model if chosen is None else chosen.checkpoint
         if self.quantize is not None:
             with _screen.bar("quantizing", _screen.size) as update:
-                base = load(self.model, quantize=self.quantize, progress=update, **how)
+                base = load(source, quantize=self.quantize, progress=update, **how)
         else:
-            base = load(self.model, **how)
+            base = load(source, **how)
         if (device := base.model.device).type != "cpu":
             _screen.say("device", f"{device}{' (--device cpu: the processor)' if self.device == 'auto' else ''}")
         return base

@@ -1,55 +1,72 @@
 """What the commands that take --task share."""
 
+import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
+from inlay import tasks
 from inlay.base.base import Base
-from inlay.base.purpose import CAUSAL_LM, Purpose, has_own_head
+from inlay.data.sources import Data
 from inlay.errors import ConfigError, explain
-from inlay.io.checkpoint import open_checkpoint
-from inlay.training import tasks
+from inlay.io.checkpoint import Checkpoint, open_checkpoint
+from inlay.tasks.contract import CAUSAL_LM, TaskSpec
 
 MAX_LABELS = 10
 """As many classes are named on the screen."""
 
 
-def purpose(model: str, task: str, data: str, adapter: str | None = None) -> Purpose:
-    """What a base is loaded for: its classes are its checkpoint's own, those of the adapter, or those of the data."""
-    found = tasks.find(task)
-    if not found.heads or has_own_head(open_checkpoint(model), found.purpose()):
-        return tasks.purpose(model, task)
-    labels = tasks.about(adapter)[1] if adapter else ()
-    return tasks.purpose(model, task, labels or found.labels(found.read(data).rows))
+@dataclasses.dataclass(frozen=True)
+class Chosen:
+    """What a base is loaded from and for, and what had to be read to know it."""
+
+    checkpoint: Checkpoint
+    spec: TaskSpec
+    labels: tuple[str, ...] = ()
+    """The names of the classes, where the task has classes and the checkpoint brings none."""
+    data: Data[Any] | None = None
+    """The rows, where the classes are theirs."""
 
 
-def purpose_of(model: str, task: str | None, adapter: str | None) -> Purpose:
+def choose(spec: TaskSpec, checkpoint: Checkpoint, data: str, adapter: str | None = None) -> Chosen:
+    """What a base is loaded for where there are rows: its classes are its checkpoint's own, those of the adapter, or those of
+    the rows."""
+    if spec.classes is None or tasks.has_own_head(checkpoint, spec):
+        return Chosen(checkpoint, spec)
+    if adapter and (labels := tasks.of_adapter(adapter)[1]):
+        return Chosen(checkpoint, spec, labels)
+    read = spec.read(data)
+    return Chosen(checkpoint, spec, spec.classes(read.rows), read)
+
+
+def choose_alone(model: str, task: str | None, adapter: str | None) -> Chosen:
     """What a base is loaded for where there are no rows with classes: by the adapter, the flag, or the base's own files.
 
     **Raises:**
 
     - `ConfigError`: the task has classes, and neither the adapter nor the base has a head for them.
     """
+    checkpoint = open_checkpoint(model)
     if adapter is not None:
-        found = tasks.of_adapter(model, adapter)
-        if task not in (None, found.task):
-            says = f"--task {task}, but {adapter} was trained for {found.task}"
+        spec, labels = tasks.for_adapter(checkpoint, adapter)
+        if task not in (None, spec.name):
+            says = f"--task {task}, but {adapter} was trained for {spec.name}"
             raise ConfigError(explain("this adapter is for another task", found=says, do="leave --task out"))
-        return found
-    name = task or tasks.of_checkpoint(model) or CAUSAL_LM
-    wanted = tasks.find(name)
-    if wanted.heads and not has_own_head(open_checkpoint(model), wanted.purpose()):
+        return Chosen(checkpoint, spec, labels)
+    spec = tasks.find(task or guess(checkpoint, None))
+    if spec.heads and not tasks.has_own_head(checkpoint, spec):
         raise ConfigError(
             explain(
-                f"{model} has no head of its own for {name}, so that it knows no classes",
+                f"{model} has no head of its own for {spec.name}, so that it knows no classes",
                 found="no --adapter",
                 do="--adapter DIR, one that inlay train --task made",
             )
         )
-    return tasks.purpose(model, name)
+    return Chosen(checkpoint, spec)
 
 
-def guess(model: str, adapter: str | None) -> str:
+def guess(checkpoint: Checkpoint, adapter: str | None) -> str:
     """The task of an adapter, or else of a base; next tokens where neither says it."""
-    return tasks.about(adapter)[0] if adapter is not None else tasks.of_checkpoint(model) or CAUSAL_LM
+    return tasks.of_adapter(adapter)[0] if adapter is not None else tasks.of_checkpoint(checkpoint) or CAUSAL_LM
 
 
 def check_answers(command: str, model: str, adapters: Sequence[str]) -> None:
@@ -60,8 +77,8 @@ def check_answers(command: str, model: str, adapters: Sequence[str]) -> None:
     - `ConfigError`: one is for another task; the hint is the command that is for it.
     """
     chosen = [adapter for adapter in adapters if adapter != "none"]
-    found = next(((adapter, name) for adapter in chosen if (name := tasks.about(adapter)[0]) != CAUSAL_LM), None)
-    if found is None and not chosen and (name := tasks.of_checkpoint(model)) not in (None, CAUSAL_LM):
+    found = next(((adapter, name) for adapter in chosen if (name := tasks.of_adapter(adapter)[0]) != CAUSAL_LM), None)
+    if found is None and not chosen and (name := tasks.of_checkpoint(open_checkpoint(model))) not in (None, CAUSAL_LM):
         found = (model, name)
     if found is not None:
         more = "" if found[0] == model else f" --adapter {found[0]}"

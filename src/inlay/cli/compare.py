@@ -21,10 +21,11 @@ from inlay.evaluation import score
 from inlay.formats.peft import TENSORS
 from inlay.io import output as output_directory
 from inlay.io import records
+from inlay.tasks.causal_lm import prepare
 from inlay.training import curve, keep
-from inlay.training.data import longest_row, prepare
 from inlay.training.loop import evaluate
 from inlay.training.settings import Settings
+from inlay.training.tasks import longest_row
 
 TABLE, PICTURE, RESULTS = "compare.md", "compare.png", "compare.json"
 FORGETTING_ROWS = 200

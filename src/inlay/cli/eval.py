@@ -2,10 +2,11 @@
 
 import dataclasses
 import sys
+from collections.abc import Sequence
 from typing import Any, Literal
 
+from inlay import tasks
 from inlay.base.base import Base
-from inlay.base.purpose import CAUSAL_LM
 from inlay.cli import _screen, _tasks
 from inlay.cli._command import Data, OnBase
 from inlay.cli._screen import count, say
@@ -14,11 +15,12 @@ from inlay.data.sources import TEST
 from inlay.data.split import spread
 from inlay.errors import DataError, explain
 from inlay.evaluation import score
+from inlay.io.checkpoint import open_checkpoint
+from inlay.tasks.contract import CAUSAL_LM, Prepared, TaskSpec
 from inlay.text.template import prompt_ids
-from inlay.training import tasks
-from inlay.training.data import longest_row
 from inlay.training.loop import evaluate
 from inlay.training.settings import require_above_zero
+from inlay.training.tasks import longest_row
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,46 +60,51 @@ class Eval(OnBase):
 
     def run(self) -> int:
         """Measure and print."""
-        name = self.task or _tasks.guess(self.model, self.adapter)
-        if self.scores != "none":
-            _tasks.check_causal(name, f"--scores {self.scores}")
-        task = tasks.find(name)
-        if self.max_new_tokens and not task.has_answers:
-            _tasks.check_causal(name, f"--max-new-tokens {self.max_new_tokens}")
-        base = self.load(_tasks.purpose(self.model, name, self.data, self.adapter))
+        checkpoint = open_checkpoint(self.model)
+        task = tasks.find(self.task or _tasks.guess(checkpoint, self.adapter))
+        self._check(task)
+        chosen = _tasks.choose(task, checkpoint, self.data, self.adapter)
+        base = self.load(chosen)
         adapter = base.attach(self.adapter, force=self.force).name if self.adapter else None
-        data = task.read(self.data, TEST)
-        rows = data.rows
+        data = chosen.data if chosen.data and chosen.data.is_whole else task.read(self.data, TEST)
         length = longest_row(base, self.max_length, base.get(adapter).num_virtual if adapter else 0)
-        prepared = task.prepare(rows, base, length, self.train_on, "drop")
+        prepared = task.prepare(data.rows, base, length, self.train_on, "drop")
         examples = spread(prepared.examples, self.rows or len(prepared.examples))
-        say("base", f"{base.describe()} · {base.fingerprint}")
-        if name != CAUSAL_LM:
-            say("task", _tasks.describe(base))
-        left_out = (
-            f" · {prepared.num_dropped:,} longer than {prepared.max_length:,} left out" if prepared.num_dropped else ""
-        )
-        targets = "" if task.unit == "row" else f", {count(task.num_targets(examples))} {task.unit}s"
-        say("data", f"{self.data} · {len(examples):,} rows{targets} measured{left_out}")
-        for note in data.notes:
-            say("", note)
-        if base.fresh_heads:
-            say("note", f"{', '.join(base.fresh_heads)} of this base starts fresh: alone it says nothing yet")
+        self._announce(base, prepared, examples, data.notes)
         names = [None] if adapter is None else [None, adapter]
         width = max(10, len(adapter or "") + 1)
-        wanted = {} if self.scores == "none" else self._wanted(base, rows)
+        wanted = {} if self.scores == "none" else self._wanted(base, data.rows)
         results: dict[str, Any] = {"rows": len(examples), "base_fingerprint": base.fingerprint.weights}
         for name in names:
-            key = "adapter" if name else "base"
             measured = {"loss": evaluate(base, name, examples)} | self._scores(base, name, wanted)
-            own = task.scores(base, name, examples, self.max_new_tokens)
-            results[key] = measured | own
+            own = score.scores(base, name, examples, self.max_new_tokens)
+            results["adapter" if name else "base"] = measured | own
             line = _line(measured) + (f" · {_tasks.in_words(own)}" if own else "")
             print(f"{name or 'base':<{width}}{line}")
         results["loss"] = results["adapter" if adapter else "base"]["loss"]
         if self.json:
             _screen.emit(results)
         return 0
+
+    def _check(self, task: TaskSpec) -> None:
+        if self.scores != "none":
+            _tasks.check_causal(task.name, f"--scores {self.scores}")
+        if self.max_new_tokens and not task.generates:
+            _tasks.check_causal(task.name, f"--max-new-tokens {self.max_new_tokens}")
+
+    def _announce(self, base: Base, prepared: Prepared, examples: Sequence[Any], notes: Sequence[str]) -> None:
+        """What is measured."""
+        task, dropped = base.spec, prepared.num_dropped
+        say("base", f"{base.describe()} · {base.fingerprint}")
+        if task.name != CAUSAL_LM:
+            say("task", _tasks.describe(base))
+        left_out = f" · {dropped:,} longer than {prepared.max_length:,} left out" if dropped else ""
+        targets = "" if task.unit == "row" else f", {count(task.num_targets(examples))} {task.unit}s"
+        say("data", f"{self.data} · {len(examples):,} rows{targets} measured{left_out}")
+        for note in notes:
+            say("", note)
+        if base.fresh_heads:
+            say("note", f"{', '.join(base.fresh_heads)} of this base starts fresh: alone it says nothing yet")
 
     def _wanted(self, base: Base, rows: list[Row]) -> dict[str, list[str]]:
         """The prompts to answer and their references; those without room for an answer are left out, and counted."""

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from inlay.base.base import Base
 from inlay.base.load import load
-from inlay.base.purpose import CAUSAL_LM
 from inlay.cli import _screen, _tasks
 from inlay.cli._command import AdapterDirectory, Common, Model
 from inlay.cli._screen import say, size
@@ -17,7 +16,7 @@ from inlay.export.merge import merge, num_bytes
 from inlay.export.requantize import RESIDUAL, merge_quantized
 from inlay.model import targets
 from inlay.process import peak_rss_bytes
-from inlay.training import tasks
+from inlay.tasks.contract import CAUSAL_LM
 from inlay.training.settings import require_above_zero
 
 
@@ -75,7 +74,8 @@ class Merge(Common):
 
     def run(self) -> int:
         """Merge, compare, say what was found."""
-        base = load(self.model, dtype=self.dtype, purpose=tasks.of_adapter(self.model, self.adapter))
+        chosen = _tasks.choose_alone(self.model, None, self.adapter)
+        base = load(chosen.checkpoint, dtype=self.dtype, task=chosen.spec, labels=chosen.labels)
         name = base.attach(self.adapter, force=self.force).name
         if base.task != CAUSAL_LM:
             say("task", _tasks.describe(base))
@@ -140,7 +140,7 @@ class Merge(Common):
 
 def _texts(base: Base, source: str, most: int) -> list[str]:
     """The text of some rows of a file: rendered, for next tokens; else what the task reads of a row first."""
-    task = tasks.of(base)
+    task = base.spec
     rows = task.read(source, TEST).rows
     rows = rows[:: max(1, len(rows) // most)][:most]
     train_on = "all" if base.task == CAUSAL_LM else "completions"

@@ -8,13 +8,13 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from inlay.base import predict as predicting
-from inlay.base.predict import Given, Prediction
 from inlay.cli import _screen, _tasks
 from inlay.cli._command import Data, OnBase
 from inlay.cli._screen import say
 from inlay.data.files import Numbered
 from inlay.data.sources import TEST, read
 from inlay.errors import DataError, FormatError, explain, few
+from inlay.tasks.contract import Given, Prediction
 from inlay.training.settings import require_above_zero
 
 CHUNK = 256
@@ -53,9 +53,9 @@ class Predict(OnBase):
 
     def run(self) -> int:
         """Predict and print."""
-        purpose = _tasks.purpose_of(self.model, self.task, self.adapter)
+        chosen = _tasks.choose_alone(self.model, self.task, self.adapter)
         names, rows = _typed() if self.data == "-" else _read(self.data)
-        base = self.load(purpose)
+        base = self.load(chosen)
         adapter = base.attach(self.adapter, force=self.force).name if self.adapter else None
         say("base", f"{base.describe()} · {base.fingerprint}")
         say("task", f"{_tasks.describe(base)} · {f'with {adapter}' if adapter else 'the base alone'}")

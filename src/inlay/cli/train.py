@@ -7,21 +7,23 @@ from typing import Annotated, Any
 
 import tyro
 
-from inlay import formats, methods
+from inlay import formats, methods, tasks
 from inlay.base.base import Base
-from inlay.base.purpose import CAUSAL_LM
 from inlay.cli import _screen, _tasks
 from inlay.cli._command import METHOD_FIELD, Data, OnBase, Verbose, given, with_method
 from inlay.cli._screen import count, say, size
 from inlay.data.split import MIN_ROWS_TO_HOLD_OUT
+from inlay.io.checkpoint import open_checkpoint
 from inlay.io.fingerprint import short
 from inlay.kernels import native
 from inlay.methods.contract import Method
+from inlay.tasks.causal_lm import unpacked_because
+from inlay.tasks.contract import CAUSAL_LM
 from inlay.text.mask import show
-from inlay.training import going_on, tasks
+from inlay.training import going_on
 from inlay.training import job as jobs
+from inlay.training import tasks as run_rows
 from inlay.training.loop import MIN_ROWS_TO_CHOOSE
-from inlay.training.loss import unpacked_because
 from inlay.training.settings import Settings
 from inlay.training.watch import watch
 
@@ -63,7 +65,8 @@ class Train(OnBase):
     def run(self) -> int:
         """Prepare, say what will happen, train, say what happened."""
         with _screen.bar("loading"):
-            base = self.load(_tasks.purpose(self.model, self.task, self.data, self.from_adapter))
+            chosen = _tasks.choose(tasks.find(self.task), open_checkpoint(self.model), self.data, self.from_adapter)
+            base = self.load(chosen)
         say("base", f"{base.describe()} · {base.fingerprint}")
         method = self._method()
         if self.show_tokens:
@@ -71,7 +74,7 @@ class Train(OnBase):
         with _screen.bar("preparing") as update:
             job = jobs.prepare(
                 base,
-                self.data,
+                chosen.data or self.data,
                 method=method,
                 output=self.output,
                 eval_data=self.eval_data,
@@ -84,7 +87,7 @@ class Train(OnBase):
             say("path", path(base))
             say("kernels", kernels())
         with _screen.bar("step", timed=False) as update:
-            report = job.run(watch(update, tasks.of(base).unit))
+            report = job.run(watch(update, base.spec.unit))
         _conclude(job, report, self.model)
         if self.json:
             _screen.emit(report.as_dict())
@@ -100,7 +103,7 @@ class Train(OnBase):
 
     def _show_tokens(self, base: Base, num_virtual: int) -> int:
         _tasks.check_causal(self.task, f"--show-tokens {self.show_tokens}")
-        rows, notes = jobs.first_rows(base, self.data, self.show_tokens, self.eval_data, self.settings, num_virtual)
+        rows, notes = run_rows.first_rows(base, self.data, self.show_tokens, self.eval_data, self.settings, num_virtual)
         for note in notes:
             say("data" if note == notes[0] else "", note)
         for i, example in enumerate(rows):
@@ -126,7 +129,7 @@ def announce(job: jobs.Job) -> None:
     """The lines that stand before a run: what it learns from, what it trains, how long."""
     train, base = job.train, job.base
     template = "the tokenizer's" if base.tokenizer.chat_template else "plain (the tokenizer has none)"
-    is_causal, unit = base.task == CAUSAL_LM, tasks.of(base).unit
+    is_causal, unit = base.task == CAUSAL_LM, base.spec.unit
     form = "" if train.form == "text" or not is_causal else f" · template: {template}"
     say("data", f"{job.source} · {train.num_rows:,} rows of {train.form}{form}")
     trained_on = f"{count(train.num_trained)} of them" if is_causal else f"{count(train.num_trained)} {unit}s"
@@ -202,7 +205,7 @@ def _held_out(job: jobs.Job) -> str:
 
 
 def _conclude(job: jobs.Job, report: jobs.Report, model: str) -> None:
-    unit = tasks.of(job.base).unit
+    unit = job.base.spec.unit
     done = f"after {report.steps} of {job.plan.num_steps} steps"
     if report.diverged:
         say("diverged", f"{done}; the adapter of step {report.best_step}, before that, is kept")

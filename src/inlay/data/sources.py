@@ -37,6 +37,8 @@ RowsOf = Callable[[Iterable[Numbered], str, Counter[str]], list[Found]]
 class Data(Generic[Found]):
     """The rows of a source."""
 
+    name: str
+    """What the source is called; see `name_of`."""
     rows: list[Found]
     held_out: list[Found]
     """The rows of its own validation split, where its training split was read."""
@@ -44,6 +46,8 @@ class Data(Generic[Found]):
     """The files of those."""
     notes: tuple[str, ...]
     """What a reader has to be told: columns that are not used, files that are left alone."""
+    is_whole: bool
+    """The source has no other split than the one that was read: whatever it is read for, it has these rows."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,13 +67,14 @@ class _Opened:
     """Files that are not read."""
 
 
-def read(source: Source, rows_of: RowsOf[Found], splits: Sequence[str] = TRAIN) -> Data[Found]:
+def read(source: "Source | Data[Found]", rows_of: RowsOf[Found], splits: Sequence[str] = TRAIN) -> Data[Found]:
     """What `rows_of` makes of the values of a source, file by file.
 
     **Arguments:**
 
     - `source`: a file, a folder, either with `:SPLIT` behind it, the name of a data set on the hub, `owner/name` or
-      `owner/name:split`; a list of rows, a `datasets.Dataset` or `DatasetDict`, or a `pandas.DataFrame`.
+      `owner/name:split`; a list of rows, a `datasets.Dataset` or `DatasetDict`, or a `pandas.DataFrame`. What was read
+      before is not read again.
     - `splits`: the first of these that it has is read; for training the validation split is read beside it.
 
     **Raises:**
@@ -77,6 +82,8 @@ def read(source: Source, rows_of: RowsOf[Found], splits: Sequence[str] = TRAIN) 
     - `UnknownNameError`: there is no such file, folder or data set.
     - `FormatError`, `DataError`, `CapacityError`: see `inlay.data.files.values`; it has no rows of these splits.
     """
+    if isinstance(source, Data):
+        return source
     opened = _open(source)
     wanted = next((split for split in splits if split in opened.splits), None)
     if wanted is None:
@@ -97,11 +104,14 @@ def read(source: Source, rows_of: RowsOf[Found], splits: Sequence[str] = TRAIN) 
         notes.append(f"of these files: {', '.join(few(_names(opened, {wanted})))}")
     if left:
         notes.append(f"left alone: {', '.join(few(left))}")
-    return Data(rows, held, ", ".join(few([part.name for part in held_parts])), tuple(notes))
+    held_name = ", ".join(few([part.name for part in held_parts]))
+    return Data(name_of(source), rows, held, held_name, tuple(notes), len(opened.splits) == 1)
 
 
 def name_of(source: Source) -> str:
     """What a source is called, without the folders that it lies in: what may be told to others."""
+    if isinstance(source, Data):
+        return source.name
     if isinstance(source, str | os.PathLike):
         text = str(source)
         path, split = _path_of(text)

@@ -1,15 +1,25 @@
-"""Answers against references, in the scores that a task's papers use.
+"""What a base scores on rows whose answers are known, in the scores that a task's papers use.
 
-BLEU: `sacrebleu.corpus_bleu(tokenize="13a", lowercase=True)` over all distinct prompts, each against all of its references.
+    BLEU       `sacrebleu.corpus_bleu(tokenize="13a", lowercase=True)` over all distinct prompts, each against all of its
+               references
+    ROUGE-L    the mean, over all distinct prompts, of the F measure of rouge-score without stemming of each answer against the
+               reference that is nearest to it
+
+Those of classes and neighbours are in `inlay.evaluation.metrics`.
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
 
 from inlay.base.base import Base
 from inlay.data.rows import Row
 from inlay.errors import DataError, explain
+from inlay.evaluation import metrics
 from inlay.model.attach import Rows
+from inlay.tasks.contract import OUTSIDE
 
 
 class Scores(NamedTuple):
@@ -76,3 +86,43 @@ def bleu(answers: Sequence[str], references: Sequence[Sequence[str]]) -> float:
     most = max(map(len, references))
     streams = [[texts[i] if i < len(texts) else None for texts in references] for i in range(most)]
     return sacrebleu.corpus_bleu(list(answers), streams, tokenize="13a", lowercase=True).score  # type: ignore[arg-type]  # None: fewer references
+
+
+def rouge_l(answers: Sequence[str], references: Sequence[Sequence[str]]) -> float:
+    """ROUGE-L of answers, 0 to 1, each against the nearest of its references."""
+    from rouge_score.rouge_scorer import RougeScorer
+
+    scorer = RougeScorer(["rougeL"], use_stemmer=False)
+    found = [
+        max(scorer.score(reference, answer)["rougeL"].fmeasure for reference in texts)
+        for answer, texts in zip(answers, references, strict=True)
+    ]
+    return sum(found) / len(found)
+
+
+SCORES: dict[str, Callable[[Any, Any], float]] = {
+    "accuracy": metrics.accuracy,
+    "matthews": metrics.matthews,
+    "macro_f1": metrics.macro_f1,
+    "f1": partial(metrics.micro_f1, outside=OUTSIDE),
+    "bleu": lambda references, answers: bleu(answers, references),
+    "rouge_l": lambda references, answers: rouge_l(answers, references),
+    "recall@1": lambda own, similarity: metrics.recall_at(1, similarity, own),
+    "recall@5": lambda own, similarity: metrics.recall_at(5, similarity, own),
+}
+"""The scores that a task may name: of what is right, and of what was said."""
+
+
+@torch.no_grad()
+def scores(base: Base, rows: Rows, samples: Sequence[Any], max_new_tokens: int | None = None) -> dict[str, float]:
+    """What the base scores with these adapters on samples of its task, by name; nothing where the loss says it all.
+
+    **Arguments:**
+
+    - `max_new_tokens`: longest answer, where the task generates.
+    """
+    if base.spec.answered is None:
+        return {}
+    with base.using(rows):
+        right, said = base.spec.answered(base, samples, max_new_tokens)
+    return {name: SCORES[name](right, said) for name in base.spec.scores}

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from inlay.base.base import Base
 from inlay.base.load import load
-from inlay.base.purpose import CAUSAL_LM
 from inlay.core.product import DTYPES
 from inlay.model.attach import Rows
+from inlay.tasks.contract import CAUSAL_LM
 
 SAMPLE = (
     "The ferry leaves at nine, and whoever misses it waits for the next one on the quay until noon.",
@@ -36,7 +36,7 @@ class Comparison(NamedTuple):
 
 def has_answers(base: Base) -> bool:
     """The base has a head: a row of its logits says which token or class is likeliest."""
-    return base.purpose.auto_class != "AutoModel"
+    return base.spec.auto_class != "AutoModel"
 
 
 @torch.no_grad()
@@ -47,7 +47,7 @@ def logits(base: Base, ids: Tensor, rows: Rows) -> Tensor:
     """
     if base.task == CAUSAL_LM:
         return base.logits(ids, rows)
-    more = {"labels": ids} if base.purpose.auto_class == "AutoModelForSeq2SeqLM" else {}
+    more = {"labels": ids} if base.spec.auto_class == "AutoModelForSeq2SeqLM" else {}
     with base.using(rows):
         out = base.model(input_ids=ids, **more)
     return out.logits if has_answers(base) else out.last_hidden_state
@@ -61,7 +61,7 @@ def ids_of(base: Base, text: str) -> Tensor:
 def compare(base: Base, adapter: str, directory: Path, texts: Sequence[str]) -> Comparison:
     """Load the merged model in the base's dtype and compare logits over `texts`."""
     dtype = next(name for name, dtype in DTYPES.items() if dtype == base.dtype)
-    other = load(directory, dtype=dtype, purpose=base.purpose)
+    other = load(directory, dtype=dtype, task=base.spec, labels=base.labels)
     differences, moves = [], []
     same = answers = 0
     for text in texts:

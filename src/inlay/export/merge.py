@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from inlay.base.base import Base
-from inlay.base.purpose import CAUSAL_LM
 from inlay.base.stopping import write_settings
 from inlay.errors import CompatibilityError, explain
 from inlay.export import ties
@@ -29,6 +28,7 @@ from inlay.io.safetensors import Writer, chunks, read_tensor
 from inlay.methods import name_of
 from inlay.model.adapter import Adapter
 from inlay.model.experts import Experts, merged_parts
+from inlay.tasks.contract import CAUSAL_LM
 
 _TILE_BYTES = 16 << 20
 _ROUNDED_PART = {True: 0.02, False: 0.5}

@@ -104,7 +104,7 @@ def merge_quantized(
         )
         base.check_unchanged()
         shutil.rmtree(partial / "dense")
-        made = load(partial / "made", dtype=str(base.dtype).removeprefix("torch."), purpose=base.purpose)
+        made = load(partial / "made", dtype=str(base.dtype).removeprefix("torch."), task=base.spec, labels=base.labels)
         made.checkpoint = dataclasses.replace(made.checkpoint, name=target.name, reference=str(target.absolute()))
         rest = _residual(base, held, made, residual_r) if residual_r else None
         survival = _survival(base, held, made, rest, scheme, texts)

@@ -19,7 +19,6 @@ from inlay.core import lowrank
 from inlay.errors import TargetError, explain
 from inlay.methods.contract import LinearBase, LinearMethod, Method, Params
 from inlay.model.fresh import Calibration, check_source
-from inlay.training import tasks
 
 NAME = "calibration"
 """What the recorder is called while it is attached."""
@@ -57,7 +56,7 @@ def calibrate(
     **Arguments:**
 
     - `examples`: rows of the base's task. Their inputs are seen one by one; their gradient is that of as many of them as make
-      one part of a step, see `inlay.training.tasks.Task.step_parts`.
+      one part of a step, see `inlay.tasks.contract.TaskSpec.step_parts`.
 
     **Raises:**
 
@@ -66,7 +65,7 @@ def calibrate(
     if not isinstance(method, LinearMethod) or method.source not in ("inputs", "gradient"):
         return method, None
     look = _Inputs(method.num_found, seed) if method.source == "inputs" else _Gradient(method.num_found, seed)
-    paths, task = base.layout.paths(method), tasks.of(base)
+    paths, task = base.layout.paths(method), base.spec
     check_source(method, {path: base.maps[path] for path in paths})
     base.create(_Recorder(look=look, target_modules=tuple(paths)), NAME)
     try:

@@ -13,28 +13,27 @@ import importlib.metadata
 import platform
 import time
 import warnings
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from inlay import __version__, methods, screen
 from inlay.base.base import Base
-from inlay.base.checks import check_rows
-from inlay.base.purpose import CAUSAL_LM
 from inlay.data import split
 from inlay.data.sources import Source, name_of
 from inlay.errors import InlayError, within_memory
+from inlay.evaluation import score
 from inlay.formats.peft import TENSORS
 from inlay.io import output as output_directory
 from inlay.io import records
 from inlay.methods.contract import Method
 from inlay.model.adapter import Adapter
 from inlay.process import peak_rss_bytes
+from inlay.tasks.contract import CAUSAL_LM, Prepared
 from inlay.text import stops
-from inlay.training import going_on, keep, loop, tasks, watch
+from inlay.training import going_on, keep, loop, watch
+from inlay.training import tasks as run_rows
 from inlay.training.calibration import calibrate
-from inlay.training.data import Prepared, longest_row
 from inlay.training.settings import Plan, Settings, from_dict, plan
 from inlay.training.stop import Stop
 
@@ -155,7 +154,7 @@ class Job:
         return report
 
     def _scored(self, report: Report) -> Report:
-        scores = tasks.of(self.base).scores(self.base, self.adapter.name, self.evaluated)
+        scores = score.scores(self.base, self.adapter.name, self.evaluated)
         if scores:
             self.adapter.record["training"]["scores"] = scores
             records.write(self.output, self.adapter.record)
@@ -223,7 +222,7 @@ def prepare(
 
     **Arguments:**
 
-    - `source`, `eval_data`: rows of the task that the base was loaded for, see `inlay.training.tasks`: a path, a name on the
+    - `source`, `eval_data`: rows of the task that the base was loaded for, see `inlay.tasks`: a path, a name on the
       hub, a list of dictionaries, a `datasets.Dataset` or a `pandas.DataFrame`; see `inlay.data.sources.read`.
     - `method`: how to adapt, as a method or by its name; `DEFAULT_METHOD`, or that of `from_adapter`, unless given.
     - `output`: the directory that will hold the adapter; it must not exist. Its last part is the adapter's name.
@@ -239,46 +238,36 @@ def prepare(
     """
     settings, output = settings or Settings(), output_directory.place(output)
     output_directory.check_free(output)
-    name, earlier = output.resolve().name, None
-    if from_adapter is not None:
-        earlier = going_on.read(base, from_adapter, name, method)
-        method = earlier.method
-    elif not isinstance(method, Method):
-        method = methods.find(method or DEFAULT_METHOD)()
-    doing("reading rows", 0, None)
-    task = tasks.of(base)
-    parts = split.divided(task.read, source, eval_data, settings.eval_fraction)
-    rows, held_rows = parts.rows, parts.held_out
-    num_rows = len(rows) + len(held_rows)
-    what = f"tokenizing {num_rows:,} rows"
-    virtual = getattr(method, "num_virtual_tokens", 0)
-    how = (base, longest_row(base, settings.max_length, virtual), settings.train_on, settings.too_long)
-    train = task.prepare(rows, *how, progress=lambda done, _: doing(what, done, num_rows))
-    held_out = None
-    if held_rows:
-        is_own = eval_data is not None
-        after = len(rows)
-        held_out = task.prepare(
-            held_rows, *how, may_be_empty=not is_own, progress=lambda done, _: doing(what, after + done, num_rows)
-        )
-    check_rows(base, [*train.examples, *(held_out.examples if held_out else ())])
+    method, earlier = _method(base, method, from_adapter, output.resolve().name)
+    rows = run_rows.read(base, source, eval_data, settings, getattr(method, "num_virtual_tokens", 0), doing)
     doing("measuring what the adapter starts from", 0, None)
-    adapter = _new(base, name, method, train, settings) if earlier is None else base.put(earlier)
+    train, held_out = rows.train.examples, rows.held_out.examples if rows.held_out else []
+    adapter = _new(base, output.resolve().name, method, train, settings) if earlier is None else base.put(earlier)
     try:
         output_directory.check_space(output, 8 * adapter.num_weights + (1 << 20))
-        chosen = plan(settings, len(train.examples), base.model.config, adapter.method)
+        chosen = plan(settings, len(train), base.model.config, adapter.method)
         goes_on = None if from_adapter is None else going_on.about(from_adapter)
     except (InlayError, OSError):
         base.detach(adapter.name)
         raise
-    evaluated = split.spread(held_out.examples, settings.eval_rows) if held_out else []
-    about = (name_of(source), split.digest(rows), adapter.method, evaluated, goes_on, parts.notes)
-    return Job(base, adapter, output, settings, chosen, train, held_out, *about)
+    evaluated = split.spread(held_out, settings.eval_rows)
+    about = (name_of(source), rows.digest, adapter.method, evaluated, goes_on, rows.notes)
+    return Job(base, adapter, output, settings, chosen, rows.train, rows.held_out, *about)
 
 
-def _new(base: Base, name: str, method: Method, train: Prepared, settings: Settings) -> Adapter:
+def _method(
+    base: Base, asked: Method | str | None, from_adapter: str | Path | None, name: str
+) -> tuple[Method, Adapter | None]:
+    """(how to adapt, the adapter to go on from, called `name` from now on)."""
+    if from_adapter is not None:
+        earlier = going_on.read(base, from_adapter, name, asked)
+        return earlier.method, earlier
+    return asked if isinstance(asked, Method) else methods.find(asked or DEFAULT_METHOD)(), None
+
+
+def _new(base: Base, name: str, method: Method, examples: Sequence[Any], settings: Settings) -> Adapter:
     """A new adapter, attached; where its initialiser is calibrated on rows, on some of these."""
-    some = split.spread(train.examples, CALIBRATION_ROWS)
+    some = split.spread(examples, CALIBRATION_ROWS)
     method, calibration = calibrate(base, method, some, settings.micro_batch_tokens, settings.seed)
     return base.create(method, name, settings.seed, calibration)
 
@@ -315,7 +304,7 @@ def train(
             settings=from_dict(settings),
             doing=lambda what, done, total: update(done, total, what),
         )
-        listeners = [watch.watch(update, tasks.of(base).unit)] if shown else []
+        listeners = [watch.watch(update, base.spec.unit)] if shown else []
         listeners += [] if on_step is None else [watch.each_step(on_step)]
 
         def listen(where: loop.Progress) -> None:
@@ -323,26 +312,6 @@ def train(
                 listener(where)
 
         return job.run(listen)
-
-
-def first_rows(
-    base: Base, source: Source, count: int, eval_data: Source | None, settings: Settings, num_virtual: int
-) -> tuple[list[Any], tuple[str, ...]]:
-    """(The first rows that a run would train on, as tokens; what there is to say about the data). No more rows are made than it
-    takes to find as many."""
-    task, length = tasks.of(base), longest_row(base, settings.max_length, num_virtual)
-    parts = split.divided(task.read, source, eval_data, settings.eval_fraction)
-    rows = parts.rows
-    found: list[Any] = []
-    for first in range(0, len(rows), count):
-        part = rows[first : first + count]
-        found += task.prepare(part, base, length, settings.train_on, settings.too_long, may_be_empty=True).examples
-        if len(found) >= count:
-            break
-    if not found:
-        task.prepare(rows, base, length, settings.train_on, settings.too_long)  # it says why
-    done = Counter(note for example in found[:count] for note in getattr(example, "notes", ()))
-    return found[:count], (*parts.notes, *(f"{number:,} {note}" for note, number in done.items()))
 
 
 @functools.cache

@@ -22,7 +22,7 @@ from inlay.base.base import Base
 from inlay.errors import DivergedError, explain
 from inlay.model.adapter import Adapter
 from inlay.model.attach import Rows
-from inlay.training import batch, schedule, tasks
+from inlay.training import schedule
 from inlay.training.settings import Plan, Settings
 from inlay.training.stop import Stop
 
@@ -79,7 +79,7 @@ class Stepper:
 
     def __init__(self, base: Base, adapter: str, settings: Settings, learning_rate: float, num_steps: int = 1):
         self.base = base
-        self.task = tasks.of(base)
+        self.task = base.spec
         self.adapter = adapter
         self.settings = settings
         self.learning_rate = learning_rate
@@ -154,7 +154,7 @@ def evaluate(
 
     - `DivergedError`: it is not finite.
     """
-    task = tasks.of(base)
+    task = base.spec
     total, done = 0.0, 0
     with base.using(rows):
         for part in task.parts(base, examples, max_tokens):
@@ -288,7 +288,7 @@ class _Run:
         if self.goes_on:
             self._measure_start()
         self._say("")
-        for numbers in batch.order(len(examples), plan.batch_size, plan.num_steps, settings.seed):
+        for numbers in schedule.order(len(examples), plan.batch_size, plan.num_steps, settings.seed):
             with self.stop.may_cut():
                 _step(self.stepper, [examples[i] for i in numbers], progress)
             if progress.step == 1 and not self.goes_on:

@@ -1,10 +1,14 @@
-"""The learning rate over a run.
+"""Which rows each step of a run has, and its learning rate.
 
     step < warm-up:  lr (step + 1) / warm-up;    then linearly from lr to 0 at the end
 
 Linear decay, and 3 % of the steps but at least 5 as warm-up: what the QLoRA paper (arXiv 2305.14314, 3 %) and Tinker's
 training recipes (linear decay) use.
 """
+
+from collections.abc import Iterator
+
+import torch
 
 WARMUP_FRACTION = 0.03
 MIN_WARMUP_STEPS = 5
@@ -21,3 +25,14 @@ def factor(step: int, num_steps: int) -> float:
     if step < warmup:
         return (step + 1) / warmup
     return max(0.0, (num_steps - step) / max(1, num_steps - warmup))
+
+
+def order(num_rows: int, batch_size: int, num_steps: int, seed: int) -> Iterator[list[int]]:
+    """Row numbers of every step: each pass over the data in a new order drawn from `seed`, steps running across passes."""
+    generator = torch.Generator().manual_seed(seed)
+    waiting: list[int] = []
+    for _ in range(num_steps):
+        while len(waiting) < batch_size:
+            waiting += torch.randperm(num_rows, generator=generator).tolist()
+        yield waiting[:batch_size]
+        waiting = waiting[batch_size:]

@@ -92,14 +92,3 @@ def parts(examples: Sequence[Example], max_tokens: int, *, padded: bool) -> Iter
         group.append(example)
     if group:
         yield group
-
-
-def order(num_rows: int, batch_size: int, num_steps: int, seed: int) -> Iterator[list[int]]:
-    """Row numbers of every step: each pass over the data in a new order drawn from `seed`, steps running across passes."""
-    generator = torch.Generator().manual_seed(seed)
-    waiting: list[int] = []
-    for _ in range(num_steps):
-        while len(waiting) < batch_size:
-            waiting += torch.randperm(num_rows, generator=generator).tolist()
-        yield waiting[:batch_size]
-        waiting = waiting[batch_size:]

@@ -1,18 +1,65 @@
-"""Texts as what a model is called with: tokens, rows that are filled up and their mask; and the points that embeddings are."""
+"""Texts as what a model is called with: tokens, rows that are filled up and their mask; and the points and answers it gives."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from inlay.base.base import Base
-from inlay.base.pooling import pooled
+from inlay.core.pooling import pooled
 from inlay.errors import ConfigError, DataError, explain
 from inlay.model import targets
+from inlay.tasks.contract import Given, Loaded
 
 
-def text_ids(base: Base, text: str) -> tuple[int, ...]:
+def text_of(row: Given, *keys: str) -> str:
+    """The text of a row: itself, or what it has under one of these keys.
+
+    **Raises:**
+
+    - `DataError`: it has none of them, or no text there.
+    """
+    if isinstance(row, str):
+        return whole(row, "the text")
+    key = next((key for key in keys if key in row), None)
+    if key is None:
+        raise DataError(f"keys {', '.join(map(str, row)) or 'none'}")
+    return whole(row[key], key)
+
+
+def whole(value: Any, name: str) -> str:
+    """A value that is a text of whole characters.
+
+    **Raises:**
+
+    - `DataError`: it is none.
+    """
+    if not isinstance(value, str):
+        raise DataError(f"{name} is {'null' if value is None else f'a {type(value).__name__}'}, not a string")
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        raise DataError(f"{name} holds half a character (a lone surrogate)")
+    return value
+
+
+def check_tokenizer(tokenizer: Any) -> None:
+    """Refuse a tokenizer without an end token: a model trained with it never stops.
+
+    **Raises:**
+
+    - `ConfigError`: there is none.
+    """
+    if tokenizer.eos_token_id is None:
+        raise ConfigError(
+            explain(
+                "this tokenizer has no end token, so that a model trained with it would never stop",
+                found=f"{tokenizer.name_or_path}: eos_token is not set",
+                do='set "eos_token" in its tokenizer_config.json',
+            )
+        )
+
+
+def text_ids(base: Loaded, text: str) -> tuple[int, ...]:
     """A text as tokens, with those that the tokenizer puts around it.
 
     **Raises:**
@@ -25,14 +72,14 @@ def text_ids(base: Base, text: str) -> tuple[int, ...]:
     return ids
 
 
-def pair_ids(base: Base, text: str, other: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def pair_ids(base: Loaded, text: str, other: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """(two texts as the tokens of one row, which of the two each token belongs to; nothing where the model does not ask)."""
     made = base.tokenizer(text, other)
     types = made.get("token_type_ids", ()) if getattr(base.model.config, "type_vocab_size", 0) > 1 else ()
     return tuple(made["input_ids"]), tuple(types)
 
 
-def word_ids(base: Base, words: Sequence[str]) -> tuple[tuple[int, ...], list[int]]:
+def word_ids(base: Loaded, words: Sequence[str]) -> tuple[tuple[int, ...], list[int]]:
     """(words with blanks between them as tokens, the number of each word's first piece among those).
 
     **Raises:**
@@ -62,7 +109,7 @@ def word_ids(base: Base, words: Sequence[str]) -> tuple[tuple[int, ...], list[in
     return tuple(made["input_ids"]), firsts
 
 
-def inputs(base: Base, rows: Sequence[Sequence[int]], types: Sequence[Sequence[int]] = ()) -> dict[str, Tensor]:
+def inputs(base: Loaded, rows: Sequence[Sequence[int]], types: Sequence[Sequence[int]] = ()) -> dict[str, Tensor]:
     """What a model is called with for rows of tokens: padded at the end, with the mask of what is not padding."""
     device = targets.device_of(base.model)
     made = {
@@ -80,7 +127,7 @@ def padded(rows: Sequence[Sequence[int]], filler: int) -> Tensor:
     return torch.tensor([[*row, *[filler] * (longest - len(row))] for row in rows])
 
 
-def pad_id(base: Base) -> int:
+def pad_id(base: Loaded) -> int:
     """The token that rows are filled up with; the model's configuration names it afterwards, since some models look there for
     the last real token of a row."""
     chosen = base.pad_token
@@ -100,7 +147,10 @@ def groups(lengths: Sequence[int], most: int) -> Iterator[list[int]]:
         yield group
 
 
-def points(base: Base, rows: Sequence[Sequence[int]]) -> Float[Tensor, "rows width"]:
+def points(
+    base: Any,  # `Loaded`, with its pooling: a base may refuse that when it is asked for it, and a protocol asks
+    rows: Sequence[Sequence[int]],
+) -> Float[Tensor, "rows width"]:
     """Where texts of tokens lie, under the adapters that are active: in float32 or wider, of length 1."""
     given = inputs(base, rows)
     hidden = base.model(**given).last_hidden_state
@@ -108,7 +158,7 @@ def points(base: Base, rows: Sequence[Sequence[int]]) -> Float[Tensor, "rows wid
     return torch.nn.functional.normalize(pooled(wide, given["attention_mask"], base.pooling), dim=-1)
 
 
-def answers(base: Base, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[str]:
+def answers(base: Loaded, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[str]:
     """The greedy answers of an encoder and decoder to prompts of tokens, under the adapters that are active."""
     out = base.model.generate(
         **inputs(base, prompts),
@@ -119,3 +169,21 @@ def answers(base: Base, prompts: Sequence[Sequence[int]], max_new_tokens: int) -
         eos_token_id=base.end_tokens,
     )
     return [text.strip() for text in base.tokenizer.batch_decode(out, skip_special_tokens=True)]
+
+
+def wide(logits: Tensor) -> Tensor:
+    """Logits in float32 or wider.
+
+    **Raises:**
+
+    - `DataError`: some are no numbers.
+    """
+    if not logits.isfinite().all():
+        raise DataError(
+            explain(
+                "this model's output is not a number, so that it says nothing",
+                found="NaN or infinity among the logits: weights that are not finite, or too large for this dtype",
+                do="--dtype float32, or fetch the base again",
+            )
+        )
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))

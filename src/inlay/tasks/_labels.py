@@ -2,14 +2,12 @@
 
 import re
 from collections.abc import Iterable, Sequence
-from typing import ClassVar
 
 import torch
 
 from inlay import fields
-from inlay.base.base import Base
 from inlay.errors import ConfigError, DataError, explain
-from inlay.training.tasks._padded import PaddedTask
+from inlay.tasks.contract import Loaded
 
 _WHOLE = re.compile(r"-?[0-9]+")
 
@@ -17,33 +15,34 @@ MAX_SHOWN = 20
 """As many names of classes stand in a message."""
 
 
-class LabelledTask(PaddedTask):
-    """A task with classes, that a head of its own tells apart."""
+HEADS = {
+    "heads": ("score", "classifier", "classification_head"),
+    "optional_heads": ("pooler", "pre_classifier", "head", "sequence_summary", "logits_proj"),
+}
+"""The modules that tell classes apart, as `transformers` calls them."""
 
-    heads: ClassVar[tuple[str, ...]] = ("score", "classifier", "classification_head")
-    beside: ClassVar[tuple[str, ...]] = ("pooler", "pre_classifier", "head", "sequence_summary", "logits_proj")
 
-    def names(self, found: Iterable[str]) -> tuple[str, ...]:
-        """The names of classes, sorted: as numbers where all are whole numbers.
+def names_of(found: Iterable[str]) -> tuple[str, ...]:
+    """The names of classes, sorted: as numbers where all are whole numbers.
 
-        **Raises:**
+    **Raises:**
 
-        - `DataError`: there is only one: nothing is to be told apart.
-        """
-        names = set(found)
-        whole = all(map(_WHOLE.fullmatch, names))
-        if len(names) < 2:
-            raise DataError(
-                explain(
-                    "there are fewer than two classes",
-                    found=f"all rows have {', '.join(names) or 'none'}",
-                    do="rows of every class",
-                )
+    - `DataError`: there is only one: nothing is to be told apart.
+    """
+    names = set(found)
+    whole = all(map(_WHOLE.fullmatch, names))
+    if len(names) < 2:
+        raise DataError(
+            explain(
+                "there are fewer than two classes",
+                found=f"all rows have {', '.join(names) or 'none'}",
+                do="rows of every class",
             )
-        return tuple(sorted(names, key=int) if whole else sorted(names))
+        )
+    return tuple(sorted(names, key=int) if whole else sorted(names))
 
 
-def class_of(label: str, base: Base) -> int:
+def class_of(label: str, base: Loaded) -> int:
     """The number of a class, by its name; or by its number where the base has no names but LABEL_0, LABEL_1 and so on.
 
     **Raises:**

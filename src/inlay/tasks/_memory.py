@@ -7,8 +7,8 @@ that; a small one, whose products are short beside what lies between them, takes
 
 import torch
 
-from inlay.base.base import Base
 from inlay.model import targets
+from inlay.tasks.contract import Loaded
 
 FEWEST_TOKENS, MOST_TOKENS = 512, 2048
 """How many tokens go through a model at a time, unless a row alone is longer."""
@@ -21,13 +21,13 @@ RECALL_BYTES = ACTIVATION_BYTES
 a step."""
 
 
-def activation_bytes(base: Base, num_tokens: int) -> int:
+def activation_bytes(base: Loaded, num_tokens: int) -> int:
     """About what the activations of a training step take: the outputs of all linear maps but the head."""
     numbers = sum(linear.out_features for path, linear in base.linears.items() if path != base.head)
     return base.dtype.itemsize * num_tokens * numbers
 
 
-def micro_batch_tokens(base: Base) -> int:
+def micro_batch_tokens(base: Loaded) -> int:
     """How many tokens go through this model at a time.
 
     A GPU waits for its host where they are few: it takes as many as fill an eighth of its memory, at least `MOST_TOKENS`.

@@ -21,7 +21,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inlay.base.base import Base
 from inlay.core.cross_entropy import cross_entropy_sum, head_cross_entropy_sum
 from inlay.core.recompute import recomputing
 from inlay.kernels.attention import document_attention
@@ -29,8 +28,10 @@ from inlay.model import targets
 from inlay.model.adapted import Adapted
 from inlay.model.fused import rotation_of
 from inlay.model.prompts import prefixes_of, virtual_ids
+from inlay.tasks import _batch as batch
+from inlay.tasks import _memory as memory
+from inlay.tasks.contract import Loaded
 from inlay.text.mask import Example
-from inlay.training import batch, memory
 
 NAME = "inlay_documents"
 """What our attention is called among those of `transformers`."""
@@ -44,10 +45,10 @@ PROBE_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02
 PROBE_LOGITS = 100.0
 """Size of what the head is made to say: beyond the caps that models have, which small logits would not meet."""
 
-_reasons: weakref.WeakKeyDictionary[Base, str | None] = weakref.WeakKeyDictionary()
+_reasons: weakref.WeakKeyDictionary[Loaded, str | None] = weakref.WeakKeyDictionary()
 
 
-def loss_of(base: Base, examples: Sequence[Example]) -> Tensor:
+def loss_of(base: Loaded, examples: Sequence[Example]) -> Tensor:
     """The summed loss of some rows, in nats, under the adapters that are active."""
     if not is_packed(base):
         made, device = batch.collate(examples), targets.device_of(base.model)
@@ -59,17 +60,17 @@ def loss_of(base: Base, examples: Sequence[Example]) -> Tensor:
     return _head_loss(base, hidden[places.to(hidden.device)], packed.labels[places].to(hidden.device))
 
 
-def parts(base: Base, examples: Sequence[Example], max_tokens: int | None) -> Iterator[list[Example]]:
+def parts(base: Loaded, examples: Sequence[Example], max_tokens: int | None) -> Iterator[list[Example]]:
     """The rows in groups that go through the model together, by default of as many tokens as suit it; see `batch.parts`."""
     return batch.parts(examples, max_tokens or memory.micro_batch_tokens(base), padded=not is_packed(base))
 
 
-def is_packed(base: Base) -> bool:
+def is_packed(base: Loaded) -> bool:
     """The rows are packed, not padded: the model can, and all of them take the same adapter."""
     return isinstance(base.active, str | None) and unpacked_because(base) is None
 
 
-def unpacked_because(base: Base) -> str | None:
+def unpacked_because(base: Loaded) -> str | None:
     """Why rows go through this base as a padded batch, in a few words; None where they are packed."""
     if base not in _reasons:
         with torch.no_grad(), base.using(None), torch.random.fork_rng(devices=[]):
@@ -77,7 +78,7 @@ def unpacked_because(base: Base) -> str | None:
     return _reasons[base]
 
 
-def _hidden(base: Base, packed: batch.Packed) -> Tensor:
+def _hidden(base: Loaded, packed: batch.Packed) -> Tensor:
     """The last hidden states (t, width) of documents in one row."""
     body, device = base.model.base_model, targets.device_of(base.model)
     is_large = memory.activation_bytes(base, len(packed.input_ids)) >= memory.RECALL_BYTES
@@ -96,7 +97,7 @@ def _hidden(base: Base, packed: batch.Packed) -> Tensor:
     return out.last_hidden_state[0]
 
 
-def _head_loss(base: Base, hidden: Tensor, labels: Tensor) -> Tensor:
+def _head_loss(base: Loaded, hidden: Tensor, labels: Tensor) -> Tensor:
     """The loss of positions that all have a label."""
     head = base.model.get_output_embeddings()
     linear = base.linears.get(base.head or "")
@@ -165,7 +166,7 @@ def _attention_of(config: Any) -> Iterator[None]:
         config._attn_implementation = before
 
 
-def _problem(base: Base) -> str | None:
+def _problem(base: Loaded) -> str | None:
     """What is wrong with the packed way for this model, found by going both ways."""
     head = base.linears.get(base.head or "")
     if head is None:

@@ -1,0 +1,80 @@
+"""What can be trained, one file per task: the file's name is the task's name with _ for -, and nothing else lists them."""
+
+from pathlib import Path
+
+from inlay import formats, plugins
+from inlay.formats.contract import AdapterFile
+from inlay.io.checkpoint import Checkpoint
+from inlay.tasks._encode import groups as groups
+from inlay.tasks.contract import CAUSAL_LM, TaskSpec
+
+
+def names() -> list[str]:
+    """The tasks that exist, by name: the files of this folder."""
+    return [name.replace("_", "-") for name in plugins.names(__path__)]
+
+
+def find(name: str) -> TaskSpec:
+    """The task called `name`.
+
+    **Raises:**
+
+    - `UnknownNameError`: there is no file of that name.
+    """
+    return plugins.module(__name__, names(), name.replace("_", "-"), "task", f"--task {CAUSAL_LM}").SPEC
+
+
+def has_own_head(checkpoint: Checkpoint, spec: TaskSpec) -> bool:
+    """The checkpoint was saved from a model of this task, head and all: it brings its own classes."""
+    made = checkpoint.config.get("architectures") or [""]
+    kind = spec.auto_class.removeprefix("AutoModel")
+    parts = (part for name in checkpoint.tensors for part in name.split("."))
+    return str(made[0]).endswith(kind) and any(part in spec.heads for part in parts)
+
+
+def of_checkpoint(checkpoint: Checkpoint) -> str | None:
+    """The task that a base was made for, by its files: that of its class; None where that has no head of a task."""
+    made = str((checkpoint.config.get("architectures") or [""])[0])
+    by_kind = {find(name).auto_class.removeprefix("AutoModel"): name for name in names() if find(name).heads}
+    classes = next((name for kind, name in by_kind.items() if made.endswith(kind)), None)
+    if classes is not None:
+        return classes
+    if checkpoint.config.get("is_encoder_decoder"):
+        return "seq2seq"
+    is_embedder = (checkpoint.directory / "modules.json").is_file()  # as sentence-transformers writes them
+    return "embedding" if is_embedder else CAUSAL_LM if made.endswith(("ForCausalLM", "LMHeadModel")) else None
+
+
+def of_adapter(adapter: str | Path) -> tuple[str, tuple[str, ...]]:
+    """(the task that an adapter was trained for, the names of its classes where it says them), before its tensors are read."""
+    return _of_file(formats.outline(adapter))
+
+
+def for_adapter(checkpoint: Checkpoint, adapter: str | Path) -> tuple[TaskSpec, tuple[str, ...]]:
+    """(the task, the names of its classes) that a base is loaded with to carry an adapter, by its files; next tokens where they
+    say nothing. No names where the checkpoint brings its own.
+
+    A file of `peft` names the kind of model and not the classes, which are then called as `transformers` calls them.
+    """
+    file = formats.outline(adapter)
+    name, labels = _of_file(file)
+    spec = find(name)
+    if not spec.heads or has_own_head(checkpoint, spec):
+        return spec, ()
+    return spec, labels or tuple(f"LABEL_{i}" for i in range(_num_classes(file, spec)))
+
+
+def _of_file(file: AdapterFile) -> tuple[str, tuple[str, ...]]:
+    record = file.record.get("task") or {}
+    by_type = {find(name).task_type: name for name in names()}
+    return record.get("name") or by_type.get(str(file.model.task_type), CAUSAL_LM), tuple(record.get("labels") or ())
+
+
+def _num_classes(file: AdapterFile, spec: TaskSpec) -> int:
+    """The rows of the last weight in the head that a file holds; 0 where it holds none."""
+    weights = [
+        tensors["weight"]
+        for path, tensors in file.params.items()
+        if set(path.split(".")) & set(spec.heads) and "weight" in tensors
+    ]
+    return len(weights[-1]) if weights else 0

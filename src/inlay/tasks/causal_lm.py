@@ -1,0 +1,178 @@
+"""The next token: rows are texts, prompts with completions, or conversations; packed where the model allows it.
+
+Rows are read in `inlay.data.forms`, their tokens marked in `inlay.text.mask`; a sample is a `inlay.text.mask.Example`.
+"""
+
+import array
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from inlay.data import forms
+from inlay.data.rows import Message, Row
+from inlay.errors import DataError, explain, few
+from inlay.tasks import _batch, _packed
+from inlay.tasks._encode import check_tokenizer, text_of
+from inlay.tasks._lengths import advice, check_lengths, fit, unheard
+from inlay.tasks._packed import unpacked_because as unpacked_because
+from inlay.tasks.contract import CAUSAL_LM, Given, Item, Loaded, Prediction, Prepared, TaskSpec
+from inlay.text import mask
+from inlay.text.answers import Draft, drafts
+from inlay.text.mask import Example
+
+REFERENCES = "references not trained on: answers are scored by them"
+"""What is said of rows with other answers than their completion; it follows a number."""
+
+_CHUNK_ROWS = 200
+"""Rows that are turned into tokens at a time."""
+
+
+def prepare(
+    rows: Sequence[Row],
+    tokenizer: Any,
+    max_length: int,
+    train_on: str,
+    too_long: str | None,
+    *,
+    may_be_empty: bool = False,
+    positions: int | None = None,
+    progress: Callable[[int, int], None] = unheard,
+) -> Prepared:
+    """The rows as tokens with their targets marked, none longer than `max_length`.
+
+    **Arguments:**
+
+    - `train_on`: 'completions' or 'all', see `inlay.text.mask`.
+    - `too_long`: 'drop' or 'window', see `fit`; None is 'drop' for at most half of the rows.
+    - `may_be_empty`: no row need be left.
+    - `positions`: the most tokens that the model takes, for what is advised; None: any number.
+    - `progress`: hears how many rows are done, and of how many.
+
+    **Raises:**
+
+    - `ConfigError`: the tokenizer has no end token.
+    - `DataError`: a row has nothing to train on, nothing is left, or less than half where that was not asked for.
+    """
+    check_tokenizer(tokenizer)
+    problems: dict[str, str] = {}
+    examples: list[Example] = []
+    lengths = array.array("l")
+    ends: set[int] = set()
+    notes: Counter[str] = Counter()
+    for example in _examples(rows, tokenizer, train_on, problems, progress):
+        ends.update(example.ends)
+        notes.update(example.notes)
+        if not problems:
+            lengths.append(len(example.input_ids))
+            examples += fit(example, max_length, too_long or "drop")
+    if problems:
+        hints = [*dict.fromkeys(hint for hint in problems.values() if hint)][:2]
+        do = "; ".join(hints) or "mend or remove these rows"
+        raise DataError(explain("some rows can't be trained on", found=few([*problems]), do=do))
+    check_lengths(lengths, max_length, too_long, positions, may_be_empty=may_be_empty, num_left=len(examples))
+    too_many = sum(length > max_length for length in lengths)
+    return Prepared(
+        examples=examples,
+        form=rows[0].form,
+        max_length=max_length,
+        num_rows=len(rows),
+        num_tokens=sum(len(example.input_ids) for example in examples),
+        num_trained=sum(example.num_trained for example in examples),
+        num_dropped=0 if too_long == "window" else too_many,
+        num_windowed=too_many if too_long == "window" else 0,
+        advice="" if too_long == "window" else advice(lengths, max_length, positions),
+        ends=tuple(sorted(ends)),
+        notes=tuple(f"{number:,} {note}" for note, number in (notes + _references(rows)).items()),
+    )
+
+
+def _examples(
+    rows: Sequence[Row],
+    tokenizer: Any,
+    train_on: str,
+    problems: dict[str, str],
+    progress: Callable[[int, int], None],
+) -> Iterator[Example]:
+    """The rows as tokens; entries in `problems` for those that can't be trained on, each with what to do."""
+    for first in range(0, len(rows), _CHUNK_ROWS):
+        progress(first, len(rows))
+        part = rows[first : first + _CHUNK_ROWS]
+        made = [value for row in part for value in _tried(row, tokenizer, train_on, problems)]
+        drafts = [value for value in made if isinstance(value, Draft)]
+        for example in [*(value for value in made if isinstance(value, Example)), *mask.encoded(tokenizer, drafts)]:
+            if example.num_trained:
+                yield example
+            else:
+                problems[f"{example.source}: no token of it would be trained on"] = ""
+    progress(len(rows), len(rows))
+
+
+def _tried(row: Row, tokenizer: Any, train_on: str, problems: dict[str, str]) -> Sequence[Draft | Example]:
+    try:
+        if row.text is not None:
+            return [mask.document(tokenizer, row.text, row.source)]
+        if row.messages is not None:
+            prompt, completion = [], row.messages
+        else:
+            prompt, completion = _messages("user", row.prompt), _messages("assistant", row.completion)
+        how: dict[str, Any] = {"train_on_all": train_on == "all", "tools": row.tools, "trained": row.trained}
+        return drafts(tokenizer, prompt, completion, row.source, **how)
+    except DataError as error:
+        said, _, hint = str(error).replace("\n  found:", ":").partition("\n  hint:  ")
+        problems[said] = hint
+        return []
+
+
+def _references(rows: Sequence[Row]) -> Counter[str]:
+    """How many answers rows have beside those that they are trained on."""
+    return Counter({REFERENCES: sum(text != row.completion for row in rows for text in row.references)})
+
+
+def _messages(role: str, value: Any) -> list[Message]:
+    return [{"role": role, "content": value}] if isinstance(value, str) else value
+
+
+def _prepare(
+    rows: Sequence[Row], base: Loaded, max_length: int, train_on: str, too_long: str | None, **how: Any
+) -> Prepared:
+    base.check_causal()
+    return prepare(rows, base.tokenizer, max_length, train_on, too_long, positions=base.max_length, **how)
+
+
+def _item(base: Loaded, row: Given) -> Item:
+    if isinstance(row, str) or "messages" not in row:
+        return Item(prompt=text_of(row, "prompt"))
+    messages = row["messages"]
+    if not isinstance(messages, list | tuple) or not all(isinstance(message, Mapping) for message in messages):
+        raise DataError("messages is not a list of objects with role and content")
+    if not messages or messages[-1].get("role") == "assistant":
+        raise DataError("the last message is the assistant's: there is nothing to answer")
+    return Item(prompt=[dict(message) for message in messages])
+
+
+def _said(
+    base: Loaded, items: Sequence[Item], adapters: Sequence[str | None], max_new_tokens: int | None
+) -> list[Prediction]:
+    found = base.generate([item.prompt for item in items], adapters, max_new_tokens=max_new_tokens)
+    return [{"answer": text.strip()} for text in found]
+
+
+SPEC = TaskSpec(
+    name=CAUSAL_LM,
+    unit="token",
+    auto_class="AutoModelForCausalLM",
+    task_type="CAUSAL_LM",
+    keys="text, prompt and completion, or messages",
+    read=forms.read,
+    prepare=_prepare,
+    num_targets=_batch.num_targets,
+    num_tokens=_batch.num_tokens,
+    parts=_packed.parts,
+    step_parts=_packed.parts,
+    loss_of=_packed.loss_of,
+    asked="prompt, or messages",
+    generates=True,
+    item=_item,
+    said=_said,
+)
+"""Next tokens."""

@@ -1,0 +1,110 @@
+"""The rows of a run: read as the base's task reads them, divided, made into samples, none longer than wanted."""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from inlay.base.base import Base
+from inlay.base.checks import check_rows
+from inlay.data import split
+from inlay.data.sources import Data, Source
+from inlay.errors import DataError, explain
+from inlay.tasks.contract import Prepared
+from inlay.training.settings import Settings
+
+LONGEST_DEFAULT = 2048
+"""Rows are not made longer than this unless asked, whatever positions the model has: memory grows with it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunRows:
+    """What a run learns from."""
+
+    train: Prepared
+    held_out: Prepared | None
+    digest: str
+    """SHA-256 of the rows that it learns from."""
+    notes: tuple[str, ...]
+    """What there is to say about the data."""
+
+
+def read(
+    base: Base,
+    source: Source | Data[Any],
+    eval_data: Source | None,
+    settings: Settings,
+    num_virtual: int,
+    doing: Callable[[str, int, int | None], None],
+) -> RunRows:
+    """The rows of `source` as samples of the base's task; those held out are of `eval_data`, or a part of them.
+
+    **Arguments:**
+
+    - `num_virtual`: positions that virtual tokens take in front of each row.
+    - `doing`: hears what is being done, how much of it is done, and of how much in all, where that is known.
+
+    **Raises:**
+
+    - `DataError`, `FormatError`, `UnknownNameError`: the data is missing, malformed, or leaves nothing to train on.
+    - `CompatibilityError`: rows have tokens that the model has no embeddings for.
+    """
+    doing("reading rows", 0, None)
+    task = base.spec
+    parts = split.divided(task.read, source, eval_data, settings.eval_fraction)
+    rows, held_rows = parts.rows, parts.held_out
+    num_rows = len(rows) + len(held_rows)
+    what = f"tokenizing {num_rows:,} rows"
+    how = (base, longest_row(base, settings.max_length, num_virtual), settings.train_on, settings.too_long)
+    train = task.prepare(rows, *how, progress=lambda done, _: doing(what, done, num_rows))
+    held_out = None
+    if held_rows:
+        after, is_own = len(rows), eval_data is not None
+        held_out = task.prepare(
+            held_rows, *how, may_be_empty=not is_own, progress=lambda done, _: doing(what, after + done, num_rows)
+        )
+    check_rows(base, [*train.examples, *(held_out.examples if held_out else ())])
+    return RunRows(train, held_out, split.digest(rows), parts.notes)
+
+
+def first_rows(
+    base: Base, source: Source, count: int, eval_data: Source | None, settings: Settings, num_virtual: int
+) -> tuple[list[Any], tuple[str, ...]]:
+    """(The first rows that a run would train on, as tokens; what there is to say about the data). No more rows are made than it
+    takes to find as many."""
+    task, length = base.spec, longest_row(base, settings.max_length, num_virtual)
+    parts = split.divided(task.read, source, eval_data, settings.eval_fraction)
+    rows = parts.rows
+    found: list[Any] = []
+    for first in range(0, len(rows), count):
+        part = rows[first : first + count]
+        found += task.prepare(part, base, length, settings.train_on, settings.too_long, may_be_empty=True).examples
+        if len(found) >= count:
+            break
+    if not found:
+        task.prepare(rows, base, length, settings.train_on, settings.too_long)  # it says why
+    done = Counter(note for example in found[:count] for note in getattr(example, "notes", ()))
+    return found[:count], (*parts.notes, *(f"{number:,} {note}" for note, number in done.items()))
+
+
+def longest_row(base: Base, wanted: int | None, num_virtual: int = 0) -> int:
+    """How many tokens a row may have: as many as are wanted, or what the model's positions allow, at most `LONGEST_DEFAULT`.
+
+    `num_virtual` positions are taken by virtual tokens in front of it.
+
+    **Raises:**
+
+    - `DataError`: more are wanted than the model has positions.
+    """
+    room = None if base.max_length is None else base.max_length - num_virtual
+    length = wanted or min(LONGEST_DEFAULT if room is None else room, LONGEST_DEFAULT)
+    if room is not None and (length > room or room < 2):
+        virtual = f", {num_virtual} of them for virtual tokens" if num_virtual else ""
+        raise DataError(
+            explain(
+                "max_length is beyond the positions of this model",
+                found=f"max_length={length}, the model has {base.max_length}{virtual}",
+                do=f"--max-length {room}" if room > 1 else "fewer --num-virtual-tokens",
+            )
+        )
+    return length
