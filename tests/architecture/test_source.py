@@ -129,6 +129,37 @@ def test_a_planted_giant_is_found(tmp_path):
     assert oversized(tmp_path) == ["x.py", "x.py:f"]
 
 
+MAX_POSITIONAL = 6
+"""Arguments that a call need not name: more can't be told apart where they are given."""
+
+
+def many_arguments(source):
+    """Functions with more of them; not those whose caller is torch's autograd or the compiler of triton."""
+    found = []
+    for path in source.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.FunctionDef):
+                given = [a.arg for a in (*node.args.posonlyargs, *node.args.args) if a.arg not in ("self", "cls")]
+                called_by_others = given[:1] == ["ctx"] or any(
+                    "triton.jit" in ast.unparse(d) for d in node.decorator_list
+                )
+                if len(given) > MAX_POSITIONAL and not called_by_others:
+                    found.append(f"{path.relative_to(source)}:{node.name}: {len(given)}")
+    return found
+
+
+def test_arguments_beyond_six_are_named():
+    assert many_arguments(SOURCE) == []
+
+
+@pytest.mark.parametrize(
+    ("code", "count"), [("def f(a, b, c, d, e, f, g): ...", 1), ("def f(a, b, c, d, e, f, *, g): ...", 0)]
+)
+def test_a_planted_seventh_argument_is_found(tmp_path, code, count):
+    (tmp_path / "x.py").write_text(code)
+    assert len(many_arguments(tmp_path)) == count
+
+
 def test_no_path_of_a_machine_stands_in_the_tree():
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
     pattern = re.compile("/" + r"(work|home|root)/\w")

@@ -127,7 +127,7 @@ def test_the_loss_of_the_start_is_measured_after_the_first_step(base, examples):
         examples[:3],
         Settings(),
         chosen,
-        lambda p: heard.append((p.doing, p.step, len(p.eval_losses))),
+        listener=lambda p: heard.append((p.doing, p.step, len(p.eval_losses))),
     )
     base.detach("a")
     assert progress.eval_losses[0] == (0, evaluate(base, None, examples[:3]))

@@ -61,9 +61,9 @@ class Base(Attached):
         dtype: torch.dtype,
         is_mapped: bool,
         scheme: str | None,
+        *,
         spec: TaskSpec,
-        heads: Sequence[str] = (),
-        fresh_heads: Sequence[str] = (),
+        heads: tuple[list[str], list[str]],
         original: Checkpoint | None = None,
     ):
         super().__init__(model)
@@ -76,7 +76,7 @@ class Base(Attached):
         self.scheme = scheme
         self.spec = spec
         self.task = spec.name
-        self.heads, self.fresh_heads = list(heads), list(fresh_heads)
+        self.heads, self.fresh_heads = heads
         config = model.config
         self.router.takes_padding = lambda: self.takes_padding
         watch_tokens_(model, tokenizer, checkpoint.name)

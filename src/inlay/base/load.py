@@ -140,9 +140,11 @@ def _made(chosen: _Choices, original: Checkpoint | None, device_memory: int | No
     if chosen.device == "cpu":
         fuse_(model, chosen.dtype)
     scheme = ", ".join(sorted({name for name, _ in chosen.packed.values()})) or None
-    heads, fresh = heads_of(model, missing, spec, chosen.has_own_head)
+    heads = heads_of(model, missing, spec, chosen.has_own_head)
     check_unchanged(checkpoint)
-    return Base(model, tokenizer, checkpoint, chosen.dtype, is_mapped, scheme, spec, heads, fresh, original)
+    return Base(
+        model, tokenizer, checkpoint, chosen.dtype, is_mapped, scheme, spec=spec, heads=heads, original=original
+    )
 
 
 def _quantized(checkpoint: Checkpoint, scheme: str | None, progress: Callable[[int, int], None]) -> Checkpoint:

@@ -68,6 +68,7 @@ def routed(
     bias: Float[Tensor, " out"] | None,
     factors: Sequence[Factors],
     segments: Sequence[Segment],
+    *,
     seen: Float[Tensor, "tokens in"] | None = None,
     dtype: torch.dtype | None = None,
 ) -> Float[Tensor, "tokens out"]:

@@ -47,7 +47,7 @@ class _Attention(torch.autograd.Function):
         heads, tokens, dim = q.shape
         q, k, v = (_dense(x) for x in (q, k, v))
         out, logs = torch.empty(tokens, heads, dim, dtype=q.dtype), torch.empty(heads, tokens)
-        _run(_FORWARD, q, k, v, {"out": out, "logs": logs}, lengths, scaling)
+        _run(_FORWARD, {"q": q, "k": k, "v": v, "out": out, "logs": logs}, lengths, scaling)
         ctx.lengths, ctx.scaling = lengths, scaling
         ctx.save_for_backward(q, k, v, logs)
         return out
@@ -57,8 +57,8 @@ class _Attention(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> Any:  # type: ignore[override]  # torch names its first argument by keyword
         q, k, v, logs = ctx.saved_tensors
         dq, dk, dv = (torch.empty(x.shape[1], x.shape[0], x.shape[2], dtype=x.dtype) for x in (q, k, v))
-        given = {"g": grad_outputs[0].contiguous(), "logs": logs, "dq": dq, "dk": dk, "dv": dv}
-        _run(_BACKWARD, q, k, v, given, ctx.lengths, ctx.scaling)
+        given = {"q": q, "k": k, "v": v, "g": grad_outputs[0].contiguous(), "logs": logs, "dq": dq, "dk": dk, "dv": dv}
+        _run(_BACKWARD, given, ctx.lengths, ctx.scaling)
         return *(x.transpose(0, 1) for x in (dq, dk, dv)), None, None
 
 
@@ -67,19 +67,13 @@ def _dense(x: Tensor) -> Tensor:
     return x if x.stride(2) == 1 and x.stride(0) % 2 == x.stride(1) % 2 == 0 else x.contiguous()
 
 
-def _run(
-    function: int, q: Tensor, k: Tensor, v: Tensor, others: dict[str, Tensor], lengths: Sequence[int], scaling: float
-) -> None:
+def _run(function: int, given: dict[str, Tensor], lengths: Sequence[int], scaling: float) -> None:
     """Do a job: a unit for each document and head of keys."""
-    (heads, tokens, dim), kv_heads = q.shape, len(k)
+    (heads, tokens, dim), kv_heads = given["q"].shape, len(given["k"])
     starts = torch.tensor((0, *lengths)).cumsum(0)
     failed = torch.zeros(1, dtype=torch.int32)
-    tensors = {"q": q, "k": k, "v": v, "starts": starts, "failed": failed, **others}
-    strides = {
-        f"{name}_{axis}": x.stride(i)
-        for name, x in zip("qkv", (q, k, v), strict=True)
-        for i, axis in enumerate(("head", "token"))
-    }
+    tensors = {"starts": starts, "failed": failed, **given}
+    strides = {f"{name}_{axis}": given[name].stride(i) for name in "qkv" for i, axis in enumerate(("head", "token"))}
     sizes = {"heads": heads, "kv_heads": kv_heads, "dim": dim, "tokens": tokens}
     fields = {**sizes, **strides, "scaling": scaling}
     native.run("attention", function, tensors, fields, len(lengths) * kv_heads, tokens * heads * dim)

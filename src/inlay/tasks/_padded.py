@@ -83,7 +83,7 @@ def padded(form: Form, **others: Any) -> TaskSpec:
         name=form.task,
         keys=form.keys,
         read=partial(_read, form),
-        prepare=partial(_prepare, form, num_targets),
+        prepare=partial(_prepare, form=form, num_targets=num_targets),
         num_targets=num_targets,
         num_tokens=form.num_tokens,
         **made,
@@ -117,14 +117,14 @@ def _rows(form: Form, values: Iterable[files.Numbered], name: str, unused: Count
 
 
 def _prepare(
-    form: Form,
-    num_targets: Callable[[Sequence[Sample]], int],
     rows: Sequence[KeyedRow],
     base: Loaded,
     max_length: int,
     train_on: str,
     too_long: str | None,
     *,
+    form: Form,
+    num_targets: Callable[[Sequence[Sample]], int],
     may_be_empty: bool = False,
     progress: Callable[[int, int], None] = unheard,
 ) -> Prepared:

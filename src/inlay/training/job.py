@@ -120,7 +120,7 @@ class Job:
                     self.evaluated,
                     self.settings,
                     self.plan,
-                    listener,
+                    listener=listener,
                     goes_on=self.goes_on is not None,
                     stop=stop,
                 )

@@ -179,8 +179,8 @@ def run(
     held_out: Sequence[Any],
     settings: Settings,
     plan: Plan,
-    listener: Callable[[Progress], None] = lambda progress: None,
     *,
+    listener: Callable[[Progress], None] = lambda progress: None,
     goes_on: bool = False,
     stop: Stop | None = None,
 ) -> Progress:
@@ -201,7 +201,7 @@ def run(
     - `DivergedError`: the loss is not finite any more, and no evaluation had been better than the start.
     """
     torch.manual_seed(settings.seed)
-    under_way = _Run(base, adapter, held_out, settings, plan, listener, goes_on, stop or Stop())
+    under_way = _Run(base, adapter, held_out, settings, plan, listener=listener, goes_on=goes_on, stop=stop or Stop())
     under_way.learn(examples)
     base.get(adapter).finish_()
     return under_way.progress
@@ -247,6 +247,7 @@ class _Run:
         held_out: Sequence[Any],
         settings: Settings,
         plan: Plan,
+        *,
         listener: Callable[[Progress], None],
         goes_on: bool,
         stop: Stop,
