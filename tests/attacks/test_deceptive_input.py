@@ -16,6 +16,7 @@ from inlay.data.rows import Row
 from inlay.data.split import spread
 from inlay.errors import CompatibilityError, ConfigError, DataError, DivergedError, FormatError, TargetError
 from inlay.formats.peft import TENSORS
+from inlay.io import fingerprint
 from inlay.tasks.causal_lm import prepare
 from inlay.training import loop
 from inlay.training.settings import Settings
@@ -89,25 +90,42 @@ def test_a_merge_that_leaves_the_range_of_the_files_dtype_is_refused(tmp_path):
     assert not (tmp_path / "merged").exists()
 
 
-@pytest.fixture
-def broken(tmp_path):
-    """A base with one NaN in a weight that no adapter of these tests changes."""
-    directory = bases.directory(tmp_path / "broken")
+def broken(directory, name, value):
+    """A base with one other number in a weight."""
+    bases.directory(directory)
     tensors = load_file(directory / "model.safetensors")
-    tensors["model.norm.weight"][3] = torch.nan
+    tensors[name].view(-1)[3] = value
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
     return directory
 
 
-def test_a_base_that_is_not_finite_is_not_measured_merged_answered_or_trained(broken, tmp_path, capsys):
+@pytest.mark.parametrize("name", ["model.norm.weight", "model.layers.0.self_attn.q_proj.weight"])
+def test_a_base_with_nan_takes_no_adapter_and_makes_none(tmp_path, capsys, name):
     rows = bases.jsonl(tmp_path / "rows.jsonl", bases.rows(30))
-    base = inlay.load(broken)
+    base = inlay.load(bases.directory(tmp_path / "base"))
+    _adapter(tmp_path / "small", base, std=0.1)
+    directory = broken(tmp_path / "broken", name, torch.nan)
+    merge = ["merge", directory, tmp_path / "small", "--output", tmp_path / "new"]
+    generate = ["generate", directory, "--adapter", tmp_path / "small", "--prompt", "say 3"]
+    train = ["train", directory, rows, "--output", tmp_path / "new", "--r", 2]
+    for arguments in (merge, generate, train, ["eval", directory, rows]):
+        status, out, err = run(capsys, *arguments)
+        assert (status, out) == (1, "")
+        assert f"a weight of this base is not a number\n  found: {directory / 'model.safetensors'}: {name}: NaN" in err
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_base_that_is_not_finite_is_not_measured_merged_answered_or_trained(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(fingerprint, "_CHECKED", ())  # as if it came about in the computation
+    directory = broken(tmp_path / "broken", "model.norm.weight", torch.nan)
+    rows = bases.jsonl(tmp_path / "rows.jsonl", bases.rows(30))
+    base = inlay.load(directory)
     _adapter(tmp_path / "small", base, std=0.1)
     with pytest.raises(CompatibilityError, match="does not do what base and adapter do"):
         inlay.merge(base, "small", output=tmp_path / "merged")
     with pytest.raises(FormatError, match="not a number"):
         base.generate(["say 3"], None)
-    for arguments in (["eval", broken, rows], ["train", broken, rows, "--output", tmp_path / "new", "--r", 2]):
+    for arguments in (["eval", directory, rows], ["train", directory, rows, "--output", tmp_path / "new", "--r", 2]):
         status, out, err = run(capsys, *arguments)
         assert (status, out) == (1, "")
         assert "the loss is not finite" in err

@@ -73,7 +73,7 @@ def test_the_digest_is_the_one_that_is_written_down(tmp_path):
 
 def test_a_tensor_longer_than_the_read_buffer_counts_whole(tmp_path, monkeypatch):
     wanted = digests(model(tmp_path / "one", TENSORS))
-    monkeypatch.setattr(fingerprints, "_CHUNK_BYTES", 7)
+    monkeypatch.setattr(fingerprints, "_CHUNK_BYTES", 8)
     assert digests(model(tmp_path / "other", TENSORS)) == wanted
 
 
@@ -215,9 +215,9 @@ def test_a_file_that_changes_while_it_is_read_has_no_digest(tmp_path, monkeypatc
     path = model(tmp_path / "m", TENSORS)
     read = fingerprints._bytes_digest
 
-    def touched(entry):
+    def touched(name, entry):
         os.utime(entry.file)
-        return read(entry)
+        return read(name, entry)
 
     monkeypatch.setattr(fingerprints, "_bytes_digest", touched)
     with pytest.raises(FormatError, match="changed while it was read"):
@@ -272,3 +272,18 @@ def test_without_a_place_for_the_cache_the_digest_is_the_same(tmp_path, monkeypa
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("INLAY_CACHE", str(tmp_path / "file"))
     assert digests(model(tmp_path / "other", TENSORS)) == wanted
+
+
+@pytest.mark.parametrize("dtype", ["F32", "F16", "BF16", "F64", "I32"])
+@pytest.mark.parametrize("place", [0, 7, 8, 16])
+def test_a_weight_that_is_nan_is_named_wherever_it_stands(tmp_path, monkeypatch, dtype, place):
+    size = {"F64": 8, "F32": 4, "I32": 4}.get(dtype, 2)
+    monkeypatch.setattr(fingerprints, "_CHUNK_BYTES", 8 * size)  # 17 numbers in three parts, the last of one
+    numbers = [bytes(size)] * 17
+    numbers[place] = b"\xff" * size
+    checkpoint = open_checkpoint(model(tmp_path / "m", {"b.weight": (dtype, [17], b"".join(numbers))}))
+    if dtype == "I32":
+        assert fingerprint(checkpoint)
+    else:
+        with pytest.raises(FormatError, match=r"not a number\n  found: .*model.safetensors: b.weight: NaN"):
+            fingerprint(checkpoint)

@@ -17,18 +17,18 @@ if sys.stdin.isatty():
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # so that Ctrl-C is a signal
 log, *arguments = sys.argv[1:]
 from inlay.cli import main
-from inlay.base import answers, base
-own, watch, pause = base.Base.generate, answers._Watch.__call__, 0.0
+from inlay.base.base import Base
+own = Base.generate
 def generate(self, prompts, adapters=None, **how):
-    global pause
     pause = 0.3 if "slow" in str(prompts[-1][-1]) else 0.0
     with open(log, "a") as file:
         file.write(json.dumps({"prompts": prompts, "adapters": adapters}) + "\\n")
-    return own(self, prompts, adapters, **how)
-def slow(self, ids, scores):
-    time.sleep(pause)
-    return watch(self, ids, scores)
-base.Base.generate, answers._Watch.__call__ = generate, slow
+    slow = self.model.register_forward_pre_hook(lambda *given: time.sleep(pause))
+    try:
+        return own(self, prompts, adapters, **how)
+    finally:
+        slow.remove()
+Base.generate = generate
 sys.exit(main(arguments))
 """
 """Runs a command as it is, but for two things: what is asked is logged, and the tokens of an answer to something slow take 0.3 s each."""

@@ -30,6 +30,7 @@ from inlay.base.checks import (
     keep_special_tokens_,
 )
 from inlay.base.heads import configuration, heads_of, is_head
+from inlay.base.pooling import mode_of
 from inlay.core.product import DTYPES, native_bfloat16
 from inlay.errors import CompatibilityError, ConfigError, FormatError, explain, few, within_memory
 from inlay.io import bitsandbytes, shortened
@@ -92,12 +93,15 @@ def load(
 
     - `UnknownNameError`: there is no such model, or no such task.
     - `FormatError`: it is not a model, broken, or only pickled.
-    - `CompatibilityError`: `transformers` has no such model of this architecture, or no scheme here reads its weights.
+    - `CompatibilityError`: `transformers` has no such model of this architecture, no scheme here reads its weights, or
+      its texts become vectors in a way that is not known here.
     - `ConfigError`: there is no such dtype or device here; labels for a task without classes, or none where they are needed.
     """
     spec = task if isinstance(task, TaskSpec) else tasks.find(task)
     device = chosen_device(device, device_memory)
     given = source if isinstance(source, Checkpoint) else open_checkpoint(source)
+    if spec.name == "embedding":
+        mode_of(given)  # refused here if nobody knows it, not at the first vector
     is_own = tasks.has_own_head(given, spec)
     check_labels(str(source if isinstance(source, str | Path) else source.name), spec, labels, is_own)
     chosen = _choices(_quantized(given, quantize, progress), dtype, device, spec, () if is_own else labels, is_own)

@@ -152,9 +152,8 @@ def _check_kinds(path: Path, config: dict[str, Any]) -> None:
     kinds = {"architectures": tuple[str, ...] | None, "model_type": str | None, "id2label": Mapping[str, Any] | None}
     found = [f"{path}: {key}={shown(config[key])}" for key in kinds if fit(config.get(key), kinds[key]) is MISFIT]
     if found:
-        raise FormatError(
-            explain("this configuration has values of another kind", found=found, do="fetch the model again")
-        )
+        wrong = "this configuration has values of another kind"
+        raise FormatError(explain(wrong, found=found, do="fetch the model again"))
 
 
 def _check_sizes(directory: Path) -> None:
@@ -178,13 +177,9 @@ def _check_plain(directory: Path, config: dict[str, Any]) -> None:
     if (directory / "adapter_config.json").exists():
         found.append(str(directory / "adapter_config.json"))
     if found:
-        raise FormatError(
-            explain(
-                "this directory says that a model's weights are changed as it is loaded",
-                found=found,
-                do="a directory with the base's own files; an adapter lies in another one, for --adapter",
-            )
-        )
+        wrong = "this directory says that a model's weights are changed as it is loaded"
+        do = "a directory with the base's own files; an adapter lies in another one, for --adapter"
+        raise FormatError(explain(wrong, found=found, do=do))
 
 
 def fetch(source: str | Path, what: str, patterns: list[str]) -> Path:

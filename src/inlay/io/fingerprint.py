@@ -24,6 +24,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from inlay.errors import FormatError, explain
 from inlay.io import bitsandbytes, json_files, output, safetensors
 from inlay.io.checkpoint import Checkpoint, identity
@@ -31,6 +33,9 @@ from inlay.io.checkpoint import Checkpoint, identity
 _CHUNK_BYTES = 8 << 20
 SETTLED_SECONDS = 2.0
 """What the coarsest clocks of file systems can't tell apart."""
+
+_CHECKED = ("F64", "F32", "F16", "BF16")
+"""Types whose NaN is looked for while the bytes are there: a model may answer something else in spite of one."""
 
 _DIGEST = re.compile("[0-9a-f]{64}")
 _VOCABULARIES = ("tokenizer.model", "spiece.model", "vocab.json", "merges.txt", "vocab.txt", "added_tokens.json")
@@ -85,13 +90,9 @@ def check_written(checkpoint: Checkpoint) -> None:
     """
     written = bitsandbytes.record(checkpoint.directory).get("weights")
     if written is not None and written != digest_of(checkpoint):
-        raise FormatError(
-            explain(
-                "the weights of this quantised base are not those that were written",
-                found=f"{checkpoint.directory}: sha256 {short(digest_of(checkpoint))}, written was {short(str(written))}",
-                do="quantize or fetch it again",
-            )
-        )
+        wrong = "the weights of this quantised base are not those that were written"
+        found = f"{checkpoint.directory}: sha256 {short(digest_of(checkpoint))}, written was {short(str(written))}"
+        raise FormatError(explain(wrong, found=found, do="quantize or fetch it again"))
 
 
 def check_unchanged(checkpoint: Checkpoint, weights: str | None = None) -> None:
@@ -122,13 +123,8 @@ def check_unchanged(checkpoint: Checkpoint, weights: str | None = None) -> None:
         if weights is not None and _weights_digest(checkpoint.tensors) == weights:
             checkpoint.opened.update({file: identity(file) for file in checkpoint.opened})
             return  # it was moved, linked or touched
-    raise FormatError(
-        explain(
-            "the files of the base changed while they were in use",
-            found=found,
-            do="fetch or copy the base again, and run it again",
-        )
-    )
+    wrong, do = "the files of the base changed while they were in use", "fetch or copy the base again, and run it again"
+    raise FormatError(explain(wrong, found=found, do=do))
 
 
 def digest_of(checkpoint: Checkpoint) -> str:
@@ -136,7 +132,7 @@ def digest_of(checkpoint: Checkpoint) -> str:
 
     **Raises:**
 
-    - `FormatError`: a file changed while it was read.
+    - `FormatError`: a file changed while it was read, or a weight is NaN.
     """
     before = identities(checkpoint)
     cached = cache_directory() / "fingerprints" / hashlib.sha256(json.dumps(before).encode()).hexdigest()
@@ -146,9 +142,8 @@ def digest_of(checkpoint: Checkpoint) -> str:
             return kept
     digest = _weights_digest(checkpoint.tensors)
     if identities(checkpoint) != before:
-        raise FormatError(
-            explain("a weight file changed while it was read", found=str(checkpoint.directory), do="run it again")
-        )
+        wrong = "a weight file changed while it was read"
+        raise FormatError(explain(wrong, found=str(checkpoint.directory), do="run it again"))
     if all(_is_settled(file) for file in checkpoint.files):
         with contextlib.suppress(OSError):  # a cache that cannot be written costs time, not correctness
             output.write_file(cached, digest.encode("ascii"))
@@ -165,7 +160,7 @@ def _is_settled(file: Path) -> bool:
 def _weights_digest(tensors: dict[str, safetensors.TensorEntry]) -> str:
     names = sorted(tensors)
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        digests = list(pool.map(lambda name: _bytes_digest(tensors[name]), names))
+        digests = list(pool.map(lambda name: _bytes_digest(name, tensors[name]), names))
     total = hashlib.sha256()
     for name, digest in zip(names, digests, strict=True):
         entry = tensors[name]
@@ -173,18 +168,24 @@ def _weights_digest(tensors: dict[str, safetensors.TensorEntry]) -> str:
     return total.hexdigest()
 
 
-def _bytes_digest(entry: safetensors.TensorEntry) -> bytes:
-    digest = hashlib.sha256()
+def _bytes_digest(name: str, entry: safetensors.TensorEntry) -> bytes:
+    digest, dtype = hashlib.sha256(), safetensors.TORCH_DTYPES[entry.dtype]
     buffer = _buffers.get()
-    with entry.file.open("rb", buffering=0) as file:
+    with entry.file.open("rb") as file:
         file.seek(entry.start)
-        left = entry.stop - entry.start
-        while left:
-            count = file.readinto(memoryview(buffer)[: min(left, _CHUNK_BYTES)])
-            if not count:
+        for start in range(0, entry.stop - entry.start, _CHUNK_BYTES):
+            wanted = min(entry.stop - entry.start - start, _CHUNK_BYTES)
+            if file.readinto(memoryview(buffer)[:wanted]) != wanted:
                 raise FormatError(explain("a weight file became shorter while it was read", found=str(entry.file)))
-            digest.update(memoryview(buffer)[:count])
-            left -= count
+            digest.update(memoryview(buffer)[:wanted])
+            if (
+                entry.dtype in _CHECKED
+                and torch.frombuffer(buffer, dtype=dtype, count=wanted // dtype.itemsize).amax().isnan()
+            ):
+                do = "fetch it again, or ask its author"
+                raise FormatError(
+                    explain("a weight of this base is not a number", found=f"{entry.file}: {name}: NaN", do=do)
+                )
     return digest.digest()
 
 
