@@ -47,15 +47,22 @@ def main() -> None:
     if missing:
         sys.exit(f"error: public names of inlay without a docstring: {', '.join(missing)}")
     OUTPUT.mkdir(exist_ok=True)
-    pages = PAGES | {f"method-{name}": [f"inlay.methods.{name}"] for name in methods.names()}
-    starts = ["contract", *initializers.names()]
-    pages |= {"initializers": [f"inlay.initializers.{name}" for name in starts]}
-    pages |= {f"scheme-{name}": [f"inlay.quant.{name}"] for name in quant.names()}
-    for page, modules in pages.items():
+    for page, modules in pages().items():
         body = "\n\n".join(f"::: {module}" for module in modules)
         (OUTPUT / f"{page}.md").write_text(f"# {page.replace('-', ' ').capitalize()}\n\n{body}\n", "utf-8")
     (OUTPUT / "python.md").write_text(python(), "utf-8")
     (OUTPUT / "commands.md").write_text("# Commands\n\n" + "\n".join(map(command, cli.commands())), "utf-8")
+
+
+def pages() -> dict[str, list[str]]:
+    """page -> the modules that it documents, but for those of the package's own names and of the commands."""
+    starts = ["contract", *initializers.names()]
+    return {
+        **PAGES,
+        **{f"method-{name}": [f"inlay.methods.{name}"] for name in methods.names()},
+        "initializers": [f"inlay.initializers.{name}" for name in starts],
+        **{f"scheme-{name}": [f"inlay.quant.{name}"] for name in quant.names()},
+    }
 
 
 def undocumented() -> list[str]:

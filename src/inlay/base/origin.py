@@ -86,14 +86,20 @@ def check_pooling(name: str, record: dict[str, Any], pooling: str) -> None:
         )
 
 
-def check(name: str, file: AdapterFile, base: Known, force: bool) -> None:
+def check(
+    name: str,
+    file: AdapterFile,
+    base: Any,  # `Known`: one with a weight that is NaN refuses to be known, and a protocol asks
+    force: bool,
+) -> None:
     """Refuse an adapter that was made for another base, unless `force` says otherwise.
 
     **Raises:**
 
     - `CompatibilityError`: it was trained on other weights, with another tokenizer or configuration, or names another model.
+    - `FormatError`: a weight of the base is NaN.
     """
-    trained_on = file.record.get("base", {})
+    trained_on, ours = file.record.get("base", {}), base.fingerprint.chat_template
     if not trained_on:
         _check_name(name, file.model.name, base, force)
     other_precision = _is_other_precision(trained_on, base)
@@ -111,7 +117,6 @@ def check(name: str, file: AdapterFile, base: Known, force: bool) -> None:
             f"{name} was trained on the same weights in another precision "
             f"({trained_on.get('name')}, sha256 {short(trained_on.get('weights'))}): answers will differ a little"
         )
-    ours = base.fingerprint.chat_template
     if trained_on.get("chat_template", ours) != ours:
         _say(
             f"{name} was trained with another chat template ({short(trained_on['chat_template'])}, this base has "
