@@ -19,8 +19,8 @@ from torch import Tensor
 import inlay
 from benchmarks import shapes
 from inlay.base.base import Base
-from inlay.model import ahead
-from inlay.model.frozen import QuantizedLinear
+from inlay.modules import ahead
+from inlay.modules.frozen import QuantizedLinear
 from inlay.tasks._packed import loss_of
 from inlay.text.mask import Example
 

@@ -15,7 +15,7 @@ LAYERS = [
     {"base"},
     {"tasks"},
     {"model"},
-    {"formats"},
+    {"formats", "modules"},
     {"io", "data"},
     {"text", "methods", "quant"},
     {"initializers"},

@@ -11,7 +11,7 @@ from torch import nn
 
 from inlay.core.recompute import MIN_ELEMENTS, recomputing
 from inlay.kernels import native, pointwise
-from inlay.model import fused
+from inlay.modules import fused
 from tests.support.tolerances import assert_close
 
 pytestmark = pytest.mark.skipif(

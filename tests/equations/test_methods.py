@@ -12,7 +12,7 @@ from inlay import methods
 from inlay.methods.contract import Block, Decoder, Own
 from inlay.methods.lokr import factorization
 from inlay.model.adapter import Adapter
-from inlay.model.linear import Convolution, Embedding, Linear
+from inlay.modules.linear import Convolution, Embedding, Linear
 from tests.support import method_oracle as oracle
 from tests.support.tolerances import assert_close
 

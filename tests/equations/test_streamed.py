@@ -8,7 +8,7 @@ import torch
 from inlay import quant
 from inlay.core.product import linear, linear_backward
 from inlay.errors import ConfigError
-from inlay.model import streamed
+from inlay.modules import streamed
 
 CPU = torch.device("cpu")
 SHAPES = ((40, 64), (24, 128), (72, 64), (16, 192), (40, 64))

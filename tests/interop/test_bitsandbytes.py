@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 import inlay
 from inlay.base.quantize import quantize
 from inlay.io.checkpoint import open_checkpoint
-from inlay.model.frozen import QuantizedLinear
+from inlay.modules.frozen import QuantizedLinear
 from tests.support import bases, models, quantized
 
 FAMILIES = ["llama", "llama_tied", "qwen3", "mistral"]

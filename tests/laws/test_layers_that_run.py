@@ -10,7 +10,7 @@ from torch import nn
 import inlay
 from inlay import methods
 from inlay.errors import CompatibilityError, TargetError
-from inlay.model import trial
+from inlay.modules import trial
 from tests.support import architectures, models
 from tests.support.tolerances import LOGITS
 

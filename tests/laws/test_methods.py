@@ -8,7 +8,7 @@ import torch
 from inlay.core.cross_entropy import cross_entropy_sum
 from inlay.methods.contract import LinearMethod
 from inlay.model.attach import Attached, attach
-from inlay.model.experts import Experts
+from inlay.modules.experts import Experts
 from tests.support import models
 from tests.support.cases import every_variant, fits, other
 from tests.support.tolerances import assert_close

@@ -6,7 +6,7 @@ import torch
 from inlay import quant
 from inlay.base.load import load
 from inlay.model.attach import Attached
-from inlay.model.frozen import QuantizedLinear
+from inlay.modules.frozen import QuantizedLinear
 from tests.support import models, quantized
 from tests.support.cases import every_variant, other
 from tests.support.tolerances import assert_close

@@ -10,7 +10,7 @@ from inlay import quant, tasks
 from inlay.base.quantize import quantize
 from inlay.evaluation.score import scores
 from inlay.io.checkpoint import open_checkpoint
-from inlay.model.frozen import QuantizedLinear
+from inlay.modules.frozen import QuantizedLinear
 from inlay.training import job
 from tests.support import bases
 from tests.support import tasks as support

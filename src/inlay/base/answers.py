@@ -14,7 +14,8 @@ from torch import Tensor
 
 from inlay.base.stopping import stopping
 from inlay.errors import FormatError, explain, few
-from inlay.model import targets, trial
+from inlay.model import targets
+from inlay.modules import trial
 
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
 """How far logits beside padding may differ, as part of the largest of them: above rounding."""
@@ -55,7 +56,7 @@ def answers(
     for group in groups:
         watch = _Watch([stops[i][0] if stops[i] else pad for i in group])
         some = [names[i] for i in group]
-        with torch.no_grad(), base.using(some[0] if len(set(some)) == 1 else some), base.router.bringing():
+        with torch.no_grad(), base.using(some[0] if len(set(some)) == 1 else some, brings=True):
             new = _generated(base.model, [rows[i] for i in group], pad, [stops[i] for i in group], watch, settings)
         said |= dict(zip(group, new, strict=True))
         broken += [list(group)[k] for k in sorted(watch.broken)]

@@ -1,7 +1,7 @@
 """A base: a frozen language model of `transformers`, mapped from its files, and the adapters on it.
 
 The weights are mapped from safetensors and shared between processes, in the dtype that the file has; computed with is another
-where that is faster or asked for (`inlay.model.frozen`). They never change: an adapter is beside them, not in them.
+where that is faster or asked for (`inlay.modules.frozen`). They never change: an adapter is beside them, not in them.
 """
 
 import dataclasses
@@ -29,8 +29,8 @@ from inlay.methods.contract import LinearMethod, Method
 from inlay.model.adapter import Adapter
 from inlay.model.attach import Attached, Rows
 from inlay.model.fresh import Calibration
-from inlay.model.frozen import QuantizedLinear
 from inlay.model.prompts import virtual_ids
+from inlay.modules.frozen import QuantizedLinear
 from inlay.tasks.contract import CAUSAL_LM, DEFAULT_NEW_TOKENS, TaskSpec
 from inlay.text import stops
 from inlay.text.template import prompt_ids

@@ -38,11 +38,11 @@ from inlay.io.checkpoint import Checkpoint, open_checkpoint
 from inlay.io.fingerprint import check_unchanged, check_written
 from inlay.io.mapped import Mapped
 from inlay.io.safetensors import TORCH_DTYPES
-from inlay.model import streamed
-from inlay.model.ahead import ReadAhead
-from inlay.model.experts import experts_of
-from inlay.model.frozen import QuantizedLinear, freeze_
-from inlay.model.fused import fuse_
+from inlay.modules import streamed
+from inlay.modules.ahead import ReadAhead
+from inlay.modules.experts import experts_of
+from inlay.modules.frozen import QuantizedLinear, freeze_
+from inlay.modules.fused import fuse_
 from inlay.tasks.contract import CAUSAL_LM, TaskSpec
 from inlay.text import growth
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from inlay.errors import CompatibilityError, explain
 from inlay.io import configuration
 from inlay.io.checkpoint import Checkpoint
-from inlay.model.frozen import is_transposed
+from inlay.modules.frozen import is_transposed
 
 NAME = "inlay"
 """What the quantiser is called among those of `transformers`."""

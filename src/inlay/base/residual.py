@@ -8,8 +8,8 @@ from inlay.base import meta_model
 from inlay.errors import TargetError, explain
 from inlay.io.checkpoint import Checkpoint
 from inlay.io.mapped import Mapped
-from inlay.model.frozen import QuantizedLinear
-from inlay.model.linear import Linear
+from inlay.modules.frozen import QuantizedLinear
+from inlay.modules.linear import Linear
 
 
 def residual(linear: Linear, original: Checkpoint, path: str, prefix: str) -> Float[Tensor, "out in"]:

@@ -93,6 +93,22 @@ def routed(
     return result
 
 
+def low_rank(
+    x: Float[Tensor, "tokens in"],
+    weight: Float[Tensor, "out in"] | Rows,
+    bias: Float[Tensor, " out"] | None,
+    factors: Factors,
+    dtype: torch.dtype,
+) -> Float[Tensor, "tokens out"]:
+    """`routed` for one adapter and all tokens, without gradients."""
+    wide = x if x.dtype == dtype else x.to(dtype)
+    if factors.A.dtype != dtype:
+        factors = Factors(factors.A.to(dtype), factors.B.to(dtype), factors.scaling)
+    out = linear(wide, weight, bias)
+    out.addmm_(wide @ factors.A.T, factors.B.T, alpha=factors.scaling)
+    return out if x.dtype == dtype else out.to(x.dtype)
+
+
 class _Routed(torch.autograd.Function):
     @staticmethod
     def forward(

@@ -24,10 +24,11 @@ from inlay.export.survival import check_survives
 from inlay.formats.peft import CARD
 from inlay.io import checkpoint, json_files, records
 from inlay.io import output as output_directory
-from inlay.io.safetensors import Writer, chunks, read_tensor
+from inlay.io.safetensors import TensorEntry, Writer, chunks, read_tensor
 from inlay.methods import name_of
 from inlay.model.adapter import Adapter
-from inlay.model.experts import Experts, merged_parts
+from inlay.model.changes import adds, replaced
+from inlay.modules.experts import Experts, Part
 from inlay.tasks.contract import CAUSAL_LM
 
 _TILE_BYTES = 16 << 20
@@ -189,11 +190,11 @@ def _merged_fresh(base: Base, adapter: Adapter, path: str, name: str) -> Tensor:
     """A tensor of a head that the base lacks: the adapter's, or what the head starts from where that has none."""
     start = base.layout.modules[path]._parameters[name]
     assert start is not None, "a tensor of the head that is written is one that it has"
-    if path not in base.maps or not adapter.adds(path):
-        return adapter.own_at(path).get(name, start).detach().cpu()
+    if path not in base.maps or not adds(adapter.at(path)):
+        return replaced(adapter.at(path)).get(name, start).detach().cpu()
     linear = base.maps[path]
     bias = None if linear.bias is None else linear.bias.float()
-    weight, bias = adapter.merged(path, linear.weight(torch.float32), bias, transposed=linear.transposed)
+    weight, bias = adapter.merged(path, linear.weight(torch.float32), bias)
     changed = bias if name == "bias" else weight.T if linear.transposed else weight
     assert changed is not None, "a method takes no bias away"
     return changed.detach().cpu()
@@ -201,12 +202,11 @@ def _merged_fresh(base: Base, adapter: Adapter, path: str, name: str) -> Tensor:
 
 def _merged_vector(base: Base, adapter: Adapter, path: str, name: str) -> Tensor:
     """A merged bias, which may depend on the weight, which is merged again for it; or a tensor of what is no map."""
-    own = adapter.own_at(path)
-    if path not in base.maps or not adapter.adds(path):
-        return own[name].cpu()
+    if path not in base.maps or not adds(adapter.at(path)):
+        return replaced(adapter.at(path))[name].cpu()
     linear = base.maps[path]
     assert linear.bias is not None, "the checkpoint has a bias that the module does not"
-    _, new = adapter.merged(path, linear.weight(torch.float32), linear.bias.float(), transposed=linear.transposed)
+    _, new = adapter.merged(path, linear.weight(torch.float32), linear.bias.float())
     assert new is not None, "a method takes no bias away"
     return new.cpu()
 
@@ -216,7 +216,7 @@ def _merged_tiles(base: Base, adapter: Adapter, tensor: Planned, path: str) -> I
     linear, transposed = base.maps[path], base.maps[path].transposed
     if isinstance(linear, Experts):
         assert tensor.entry is not None, "experts are not quantised"
-        for place, new in merged_parts(adapter, path, linear, tensor.entry, tensor.part):
+        for place, new in _merged_parts(adapter, path, linear, tensor.entry, tensor.part):
             yield place, _finite(new, path, tensor.dtype)
         return
     rows, columns = tensor.shape
@@ -225,10 +225,25 @@ def _merged_tiles(base: Base, adapter: Adapter, tensor: Planned, path: str) -> I
         stop = min(start + step, rows)
         tile = _tile(base, tensor, path, start, stop)
         new = tile.T if transposed else tile  # (out of the tile, in)
-        if path in adapter:
-            new, _ = adapter.merged(path, new, None, 0 if transposed else start, transposed)
+        if adapter.at(path):
+            new, _ = adapter.merged(path, new, None, 0 if transposed else start)
         new = _finite(new, path, tensor.dtype)
         yield start * columns * tensor.dtype.itemsize, new.T if transposed else new
+
+
+def _merged_parts(
+    adapter: Adapter, path: str, experts: Experts, entry: TensorEntry, part: Part | None
+) -> Iterator[tuple[int, Tensor]]:
+    """The merged weights that a tensor of the checkpoint holds, expert by expert, each with the number of bytes before it."""
+    if part is not None:
+        yield 0, adapter.merged(path, read_tensor(entry), None, part.start, expert=part.number)[0]
+        return
+    size = (entry.stop - entry.start) // entry.shape[0]
+    for e in range(entry.shape[0]):
+        start = entry.start + e * size
+        stored = read_tensor(entry._replace(shape=entry.shape[1:], start=start, stop=start + size))
+        W, _ = adapter.merged(path, stored.T if experts.transposed else stored, None, expert=e)
+        yield e * size, W.T if experts.transposed else W
 
 
 def _finite(new: Tensor, path: str, dtype: torch.dtype) -> Tensor:

@@ -15,7 +15,8 @@ from inlay.export import ties
 from inlay.io import bitsandbytes
 from inlay.io.safetensors import TORCH_DTYPES, TensorEntry
 from inlay.model.adapter import Adapter
-from inlay.model.experts import Experts, Part, parts_of
+from inlay.model.changes import TokenRows, adds, replaced
+from inlay.modules.experts import Experts, Part, parts_of
 from inlay.names import is_inside
 from inlay.quant.contract import Matrix
 
@@ -60,7 +61,7 @@ def planned(base: Base, adapter: Adapter) -> dict[str, Planned]:
             matrix = matrix_of(base, path)
             shape = matrix.shape[::-1] if linear.transposed else matrix.shape
             made[f"{name}.weight"] = Planned(packed[name][1][""].file.name, matrix.dtype, shape, path, None)
-            if path in adapter:
+            if adapter.at(path):
                 names[f"{name}.bias"] = path
     for path, tensor in _changed(base, adapter):
         if is_inside(path, base.fresh_heads):
@@ -68,7 +69,7 @@ def planned(base: Base, adapter: Adapter) -> dict[str, Planned]:
         if meta_model.checkpoint_path(path, prefix, packed) is not None:
             continue
         name = meta_model.checkpoint_path(f"{path}.{tensor}", prefix, plain)
-        if name is None and path in adapter.aliases:
+        if name is None and ties.is_alias(adapter, path):
             continue  # it is written where the checkpoint has it, under the name of the module that it is shared with
         problem = _problem(base, path, tensor, None if name is None else plain[name])
         if problem:
@@ -76,7 +77,7 @@ def planned(base: Base, adapter: Adapter) -> dict[str, Planned]:
         elif name is not None:
             names[name] = path
     for path, experts in base.maps.items():
-        if isinstance(experts, Experts) and path in adapter:
+        if isinstance(experts, Experts) and adapter.at(path):
             found = parts_of(path, experts, lambda name: meta_model.checkpoint_path(name, prefix, plain))
             parts, names = parts | found, names | dict.fromkeys(found, path)
             problems += [] if found else [f"{path}: the checkpoint has its experts in a form that is not known here"]
@@ -94,7 +95,7 @@ def planned(base: Base, adapter: Adapter) -> dict[str, Planned]:
     made |= _fresh_tensors(base, prefix, made)
     if ties.unties(base, adapter):
         source = made[next(name for name, path in ties.table_names(base, prefix, plain).items() if name in made)]
-        head = base.head if base.head and base.head in adapter else None
+        head = base.head if base.head and adapter.at(base.head) else None
         made[f"{base.head}.weight"] = source._replace(path=head)
     return made
 
@@ -114,10 +115,11 @@ def _fresh_tensors(base: Base, prefix: str, made: dict[str, Planned]) -> dict[st
 def _changed(base: Base, adapter: Adapter) -> list[tuple[str, str]]:
     """The tensors of the model that the adapter changes, as (module path, name)."""
     found = []
-    every = dict.fromkeys((*adapter.params, *adapter.aliases, *adapter.tables))
-    for path in (path for path in every if not isinstance(base.maps.get(path), Experts)):
-        names = set(adapter.own_at(path)) | ({"weight", "bias"} if adapter.adds(path) else set())
-        names |= {"weight"} if path in adapter.tables else set()
+    for path, changes in adapter.bound.items():
+        if isinstance(base.maps.get(path), Experts):
+            continue
+        names = set(replaced(changes)) | ({"weight", "bias"} if adds(changes) else set())
+        names |= {"weight"} if any(isinstance(change, TokenRows) for change in changes) else set()
         own = base.layout.modules[path]._parameters
         found += [(path, name) for name in names if own.get(name) is not None or name == "weight"]
     return found

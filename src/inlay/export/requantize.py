@@ -29,6 +29,7 @@ from inlay.io import output as output_directory
 from inlay.io.checkpoint import open_checkpoint
 from inlay.methods.lora import Lora
 from inlay.model.adapter import Adapter
+from inlay.model.changes import adds, replaced
 from inlay.names import is_inside
 from inlay.quant.contract import Matrix
 
@@ -146,13 +147,13 @@ def _in_sixteen_bits(base: Base) -> list[str]:
 def _changed(base: Base, adapter: Adapter) -> list[str]:
     """The linear maps whose weight the adapter changes, but for the heads of the task, which stay plain."""
     paths = (path for path in adapter.params if path in base.linears and not is_inside(path, base.heads))
-    return [path for path in paths if adapter.adds(path) or "weight" in adapter.own_at(path)]
+    return [path for path in paths if adds(adapter.at(path)) or "weight" in replaced(adapter.at(path))]
 
 
 def _change(base: Base, adapter: Adapter, path: str) -> tuple[Tensor, Tensor]:
     """(W, T) of one layer, in float32."""
     weight = base.linears[path].weight(torch.float32)
-    merged, _ = adapter.merged(path, weight, None, transposed=base.linears[path].transposed)
+    merged, _ = adapter.merged(path, weight, None)
     return weight, merged
 
 

@@ -14,7 +14,7 @@ import torch
 from inlay.base.base import Base
 from inlay.errors import CompatibilityError, explain
 from inlay.model.adapter import Adapter
-from inlay.model.frozen import QuantizedLinear
+from inlay.modules.frozen import QuantizedLinear
 
 ROWS = 64
 """Rows of each weight that are looked at, spread over all."""
@@ -55,14 +55,14 @@ def surviving(base: Base, adapter: Adapter) -> float | None:
     """The part, see above; None where nothing is rounded, or nothing is changed."""
     dtype, kept, whole = base.checkpoint.dtype, 0.0, 0.0
     for path, linear in base.maps.items() if dtype in NARROW else ():
-        if path not in adapter or isinstance(linear.module, QuantizedLinear):
+        if not adapter.at(path) or isinstance(linear.module, QuantizedLinear):
             continue
         expert = 0 if linear.kind == "experts" else None
         matrix = linear.one.matrix
         assert isinstance(matrix, torch.Tensor), "a weight that is not quantised is a tensor"
         for start in range(0, len(matrix), max(1, len(matrix) // ROWS)):
             old = matrix[start : start + 1].to(torch.float32).cpu()
-            new, _ = adapter.merged(path, old, None, start, linear.transposed, expert)
+            new, _ = adapter.merged(path, old, None, start, expert)
             change = new.double() - old
             kept += ((new.to(dtype).double() - old.to(dtype)) * change).sum().item()
             whole += change.square().sum().item()

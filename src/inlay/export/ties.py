@@ -4,14 +4,20 @@ from inlay.base import meta_model
 from inlay.base.base import Base
 from inlay.io.safetensors import TensorEntry
 from inlay.model.adapter import Adapter
+from inlay.model.changes import Replace, adds, replaced
 
 
 def unties(base: Base, adapter: Adapter) -> bool:
     """The head and the embeddings are one weight, and would not be with the adapter in it."""
     table, head = table_of(base), base.head
-    if table is None or head is None or head in adapter.aliases:
+    if table is None or head is None or is_alias(adapter, head):
         return False
-    return any(adapter.adds(path) or adapter.own_at(path) for path in (table, head))
+    return any(adds(changes) or replaced(changes) for changes in map(adapter.at, (table, head)))
+
+
+def is_alias(adapter: Adapter, path: str) -> bool:
+    """What replaces the tensors of the module at `path` are those of another one, with which it shares its weight."""
+    return any(isinstance(change, Replace) and change.source != path for change in adapter.at(path))
 
 
 def table_of(base: Base) -> str | None:

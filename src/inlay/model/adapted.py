@@ -1,131 +1,28 @@
-"""A frozen module with adapters beside it, and the route that says which row takes which.
+"""A frozen module with adapters beside it: the current batch says which rows take which.
 
-    y = base(x), then for every run of rows with one adapter: y + what that adapter adds, or what the module says with
-    tensors of the adapter in the place of its own
+    y = base(x), then for every run of rows with one adapter: its changes (`inlay.model.changes`)
 
 One `Router` is shared by all adapted modules of a model: switching adapters sets one reference, whatever the number of
-layers. With no route, or no row that names an adapter, y is returned as the base computed it, bit for bit.
+layers. With no batch, or no row that names an adapter, y is returned as the base computed it, bit for bit.
 """
 
-import contextlib
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from inlay.core.routed import Factors, Segment, routed, row_segments
-from inlay.errors import CompatibilityError, ShapeError, explain, few
-from inlay.methods.contract import BlockMethod, LinearMethod
+from inlay.core.grouped import MAX_TOKENS, Stacks, can_stack
+from inlay.core.routed import Factors, Segment, low_rank, routed, row_segments
+from inlay.errors import CompatibilityError, explain
 from inlay.model.adapter import Adapter
-from inlay.model.frozen import FrozenEmbedding
-from inlay.model.linear import Embedding, Linear
-from inlay.model.trial import Order
-
-
-class Route:
-    """Who takes which adapter: one adapter for every row, or one entry per row of the batch (None: the plain base)."""
-
-    def __init__(self, rows: Adapter | Sequence[Adapter | None]):
-        self.num_rows = None if isinstance(rows, Adapter) else len(rows)
-        entries: Sequence[Adapter | None] = [rows] if isinstance(rows, Adapter) else rows
-        self.adapters = list(dict.fromkeys(entry for entry in entries if entry is not None))
-        """The adapters that occur, each once."""
-        numbers = {adapter: number for number, adapter in enumerate(self.adapters)}
-        self.entries = [None if entry is None else numbers[entry] for entry in entries]
-        """The number of each row's adapter among them."""
-        self._segments: dict[tuple[int, ...], tuple[Segment, ...]] = {}
-        self._flat: frozenset[str] = frozenset()
-        self._shared: Mapping[str, frozenset[int | str]] = {}
-
-    def follow_(self, order: Order | None, whole: Mapping[str, str], changed: Iterable[str]) -> None:
-        """Take the rows of a batch as the modules get them; `changed` are the modules that the adapters change.
-
-        `whole` are those whose tensors can't be others for some of the rows, and why.
-
-        **Raises:**
-
-        - `CompatibilityError`: some of them don't say which of their inputs are whose, or have tensors of an adapter that
-          can't be for some of the rows.
-        """
-        strange = {path: "its inputs don't say whose they are" for path in changed if order and path in order.strange}
-        strange |= {path: whole[path] for a in self.adapters for path in a.own if a.own_at(path) and path in whole}
-        if strange:
-            raise CompatibilityError(
-                explain(
-                    "this model can't take rows with several adapters, or with one and none, in one batch",
-                    found=few([f"{path}: {why}" for path, why in strange.items()]),
-                    do="a batch for each adapter, or adapters that exclude those layers",
-                )
-            )
-        if order:
-            self._flat, self._shared = order.flat, order.shared
-
-    def shared(self, path: str) -> frozenset[int | str]:
-        """The arguments of the module at `path`, by position or name, that all rows share."""
-        return self._shared.get(path, frozenset())
-
-    def share(self, path: str, length: int) -> int | None:
-        """How many of an input's first dimension of this length are of each row; None where that is not known."""
-        rows = self.num_rows or 1
-        if length == rows:
-            return 1
-        return length // rows if path in self._flat and length % rows == 0 else None
-
-    def segments(self, path: str, shape: Sequence[int]) -> tuple[Segment, ...]:
-        """The segments of an input whose tokens are of `shape` (rows, ...), flattened to one row per token."""
-        key = tuple(shape)
-        if self.num_rows is not None and (not key or self.share(path, key[0]) is None):
-            raise self.other_rows(path, shape)
-        if key not in self._segments:
-            self._segments[key] = row_segments(self.entries, math.prod(key) // (self.num_rows or 1))
-        return self._segments[key]
-
-    def other_rows(self, path: str, shape: Sequence[int]) -> ShapeError:
-        """The error for an input whose rows are others."""
-        return ShapeError(
-            explain(
-                "the rows of this input are not the rows that name their adapters",
-                found=f"{path} got an input of shape {tuple(shape)}; {self.num_rows} rows name an adapter",
-                do="one adapter for each row of the batch, or one for all of them",
-            )
-        )
-
-
-class Places(NamedTuple):
-    """Where virtual tokens of one adapter stand in the rows of a pass, and which each is."""
-
-    adapter: Adapter
-    rows: Tensor
-    columns: Tensor
-    numbers: Tensor
-
-
-class Router:
-    """The current route of a model; None: every row takes the plain base."""
-
-    def __init__(self) -> None:
-        self.route: Route | None = None
-        self.prefixes: list[Places] = []
-        """The virtual tokens of the pass under way that have keys and values of their own."""
-        self.brings = False
-        """The rows bring their virtual tokens with them."""
-        self.takes_padding: Callable[[], bool] = lambda: True
-        """Rows may be filled up in front."""
-
-    @contextlib.contextmanager
-    def bringing(self) -> Iterator[None]:
-        """Within the block no virtual tokens are put in front of rows: they have theirs, or a cache has them."""
-        before, self.brings = self.brings, True
-        try:
-            yield
-        finally:
-            self.brings = before
+from inlay.model.batch import Batch, Router
+from inlay.model.changes import Block, Changes, Delta, ExpertLowRank, LowRank, Replace, own_dtype, replaced
+from inlay.modules.linear import Linear
 
 
 class Adapted(nn.Module):
-    """In the place of a module: the module itself, and what the routed adapters make of it."""
+    """In the place of a module: the module itself, and what the adapters of the batch make of it."""
 
     def __init__(self, path: str, module: nn.Module, linear: Linear | None, router: Router):
         super().__init__()
@@ -134,6 +31,11 @@ class Adapted(nn.Module):
         self.linear = linear
         """The module as a linear map, where it is one."""
         self.router = router
+        self._stacks = Stacks()
+
+    def forget(self) -> None:
+        """Keep nothing of adapters that may be gone."""
+        self._stacks = Stacks()
 
     def __getattr__(self, name: str) -> Any:
         """What the module itself would answer, for models that read weights and sizes from their modules.
@@ -144,141 +46,189 @@ class Adapted(nn.Module):
             return super().__getattr__(name)
         except AttributeError:
             base: Any = super().__getattr__("base")
-        route = self.router.route if name in base._parameters else None
-        owners = [a for a in route.adapters if name in a.own_at(self.path)] if route else []
-        if not route or not owners:
+        batch = self.router.batch if name in base._parameters else None
+        own = [tensors[name] for a in batch.adapters if name in (tensors := replaced(a.at(self.path)))] if batch else []
+        if batch is None or not own:
             return getattr(base, name)
-        if route.num_rows is not None:
-            raise route.other_rows(f"{self.path}.{name}", ())
-        return owners[0].own_at(self.path)[name].to(_own_dtype(base, name))
+        if batch.num_rows is not None:
+            raise batch.other_rows(f"{self.path}.{name}", ())
+        return own[0].to(own_dtype(base, name))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        route = self.router.route
-        present = [] if route is None else [number for number, a in enumerate(route.adapters) if self.path in a]
-        if route is None or not present:
+        batch = self.router.batch
+        bound = () if batch is None else tuple(adapter.bound.get(self.path, ()) for adapter in batch.adapters)
+        if batch is None or not any(bound):
             return self.base(*args, **kwargs)
-        if self.linear is None or kwargs or len(args) != 1:
-            return _called(self, route, args, kwargs)
+        linear = self.linear
+        if linear is None or kwargs or len(args) != 1:
+            return self._called(batch, bound, args, kwargs)
         (x,) = args
-        if isinstance(self.linear, Embedding) and x.shape[0] == 1 and route.num_rows is not None:
-            x = x.expand(route.num_rows, *x.shape[1:])  # positions, which all rows share
-        segments = route.segments(self.path, self.linear.batch_shape(x))
-        if len(present) < len(route.adapters):
-            segments = tuple(s for s in segments if s.adapter in present)
-        if self.linear.is_plain:
-            flat = _mapped(x.reshape(-1, x.shape[-1]), None, self.path, self.linear, route.adapters, segments)
-            return flat.view(*x.shape[:-1], self.linear.out_features)
-        y = self.linear(x)
-        y_flat = self.linear.flat(y)
-        flat = _mapped(self.linear.tokens(x), y_flat, self.path, self.linear, route.adapters, segments)
-        return self.linear.shaped(flat, y)
-
-
-def _mapped(
-    x: Tensor,
-    y: Tensor | None,
-    path: str,
-    linear: Linear,
-    adapters: Sequence[Adapter],
-    segments: Sequence[Segment],
-) -> Tensor:
-    """The map's output with every segment's change: low-rank changes in one product with the map's, the rest one by one.
-
-    `x` and the result have a row per token; `y` is the output where it is known already.
-    """
-    only = segments[0] if len(segments) == 1 and segments[0][:2] == (0, len(x)) else None
-    if only is not None and "weight" in adapters[only.adapter].own_at(path):
-        own_y = linear.replaced(x, adapters[only.adapter].own_at(path))
-        return own_y if y is None else own_y.to(y.dtype)
-    seen = dropped(x, path, adapters, segments)
-    factors: list[Factors] = []
-    numbers: dict[int, int] = {}  # number of the adapter in the route -> number among the low-rank ones
-    for k in dict.fromkeys(s.adapter for s in segments) if linear.is_plain else ():
-        found = adapters[k].factors(path, linear.product_dtype(x))
-        if found is not None:
-            numbers[k] = len(factors)
-            factors.append(found)
-    if numbers:
-        low_rank = [Segment(s.start, s.stop, numbers[s.adapter]) for s in segments if s.adapter in numbers]
-        dtype = linear.product_dtype(x)
-        y = routed(x, linear.matrix, linear.bias, factors, low_rank, seen=None if seen is x else seen, dtype=dtype)
-    elif y is None:
+        if linear.is_plain and not torch.is_grad_enabled():
+            y = self._decoded(batch, linear, x, bound)
+            if y is not None:
+                return y
+        if batch.is_shared(x) and linear.kind == "embedding":
+            x = x.expand(batch.num_rows, *x.shape[1:])  # positions
+        segments = batch.segments(self.path, linear.batch_shape(x))
+        if not all(bound):
+            segments = tuple(s for s in segments if bound[s.adapter])
+        if linear.is_plain:
+            flat = self._changed(batch, linear, linear.tokens(x), None, bound, segments)
+            return flat.view(*x.shape[:-1], linear.out_features)
         y = linear(x)
-    others = [
-        s
-        for s in segments
-        if s.adapter not in numbers or adapters[s.adapter].own_at(path) or path in adapters[s.adapter].tables
-    ]
-    if not others:
-        return y
-    out = y.clone()
-    for s in others:
-        adapter, rows = adapters[s.adapter], slice(s.start, s.stop)
-        own, method = adapter.own_at(path), adapter.methods.get(path)
-        if "weight" in own:
-            out[rows] = linear.replaced(x[rows], own).to(out.dtype)
-        elif "bias" in own:
-            out[rows] += (own["bias"] - linear.bias).to(out.dtype)  # type: ignore[operator]  # it has a bias of its own
-        if path in adapter.tables:
-            linear.add_rows_(out[rows], x[rows], *adapter.token_changes())
-        if s.adapter in numbers or not adapter.adds(path):
-            continue
-        if isinstance(method, LinearMethod):
-            out[rows] += method.delta(adapter.at(path), seen[rows], y[rows], linear)
-        elif isinstance(method, BlockMethod):
-            out[rows] += method.transform(adapter.at(path), y[rows])
-    return out
+        return linear.shaped(self._changed(batch, linear, linear.tokens(x), linear.flat(y), bound, segments), y)
 
+    def _decoded(self, batch: Batch, linear: Linear, x: Tensor, bound: Sequence[Changes]) -> Tensor | None:
+        """The output without gradients, where all changes are low-rank and of all rows, or of few tokens; None otherwise.
 
-def _called(adapted: Adapted, route: Route, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The output of any module: row by row with tensors of the adapter in the place of its own, or with what it adds."""
-    path = adapted.path
-    if route.num_rows is None:
-        (adapter,) = route.adapters
-        return _added(adapter, path, args, with_tensors(adapted, adapter, args, kwargs))
-    num_rows, given = route.num_rows, next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
-    if given.shape[0] == 1 and num_rows > 1:  # positions, which all rows share
-        args, kwargs = _rows_of(args, kwargs, lambda slot, value: _expanded(value, num_rows))
-    elif route.share(path, given.shape[0]) is None:
-        raise route.other_rows(path, given.shape)
-    y, length, shared = adapted.base(*args, **kwargs), max(given.shape[0], num_rows), route.shared(path)
-    outs = [part.clone() for part in _parts(y)]
-    for start, stop, number in row_segments(route.entries, 1):
-        adapter = route.adapters[number]
-        if path not in adapter:
-            continue
+        It is what `_changed` gives, with less to find out: where a row has one token, finding out is most of the work.
+        """
+        is_one = batch.num_rows is None
+        if not is_one and x.numel() > MAX_TOKENS * linear.in_features:
+            return None
+        dtype, factors = linear.product_dtype(x), list[Factors | None]()
+        for changes in bound:
+            if len(changes) > 1 or (changes and type(changes[0]) is not LowRank):
+                return None
+            factors.append(changes[0].factors(dtype) if changes else None)  # type: ignore[union-attr]  # seen above
+        flat = x.reshape(-1, linear.in_features)
+        if not can_stack(factors):
+            return None
+        if is_one and factors[0] is not None:
+            out = low_rank(flat, linear.matrix, linear.bias, factors[0], dtype)
+        else:
+            segments = batch.segments(self.path, x.shape[:-1])
+            out = self._stacks.routed(flat, linear.matrix, linear.bias, factors, segments, dtype)
+        return out.view(*x.shape[:-1], linear.out_features)
 
-        def rows(value: Tensor, start: int = start, stop: int = stop) -> Tensor:
+    def _changed(
+        self,
+        batch: Batch,
+        linear: Linear,
+        x: Tensor,
+        y: Tensor | None,
+        bound: Sequence[Changes],
+        segments: Sequence[Segment],
+    ) -> Tensor:
+        """The map's output with every segment's changes: low-rank ones in one product with the map's, the rest one by one.
+
+        `x` and the result have a row per token; `y` is the output where it is known already.
+        """
+        if len(segments) == 1 and segments[0][:2] == (0, len(x)):
+            own = bound[segments[0].adapter]
+            if len(own) == 1 and isinstance(own[0], Replace) and "weight" in own[0].tensors:
+                whole = linear.replaced(x, own[0].tensors)
+                return whole if y is None else whole.to(y.dtype)
+        seen = dropped(x, batch, bound, segments)
+        low, factors = (
+            dict[int, int](),
+            list[Factors](),
+        )  # number of the adapter in the batch -> among the low-rank ones
+        dtype = linear.product_dtype(x)
+        for k in dict.fromkeys(s.adapter for s in segments):
+            change = bound[k][-1]
+            if isinstance(change, LowRank) and (len(bound[k]) == 1 or "weight" not in replaced(bound[k])):
+                low[k] = len(factors)
+                factors.append(change.factors(dtype))
+        if factors:
+            routes = [Segment(s.start, s.stop, low[s.adapter]) for s in segments if s.adapter in low]
+            y = routed(x, linear.matrix, linear.bias, factors, routes, seen=None if seen is x else seen, dtype=dtype)
+        elif y is None:
+            y = linear(x)
+        others = [(s, bound[s.adapter][: -1 if s.adapter in low else None]) for s in segments]
+        if not any(changes for _, changes in others):
+            return y
+        out = y.clone()
+        for s, changes in others:
+            rows = slice(s.start, s.stop)
+            for change in changes:
+                assert not isinstance(change, ExpertLowRank), "a map is no parameter of experts"
+                change.apply_(out[rows], x[rows], seen[rows], y[rows])
+        return out
+
+    def _called(self, batch: Batch, bound: Sequence[Changes], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The output of any module: row by row with tensors of the adapter in the place of its own, or with what it adds."""
+        if batch.num_rows is None:
+            return _added(bound[0], args, self.with_tensors(bound[0], args, kwargs))
+        given = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+        if batch.lengths is not None:
+            return self._called_packed(batch, bound, args, kwargs)
+        num_rows = batch.num_rows
+        if batch.is_shared(given):
+            args, kwargs = _rows_of(args, kwargs, lambda slot, value: _expanded(value, num_rows))
+        elif batch.share(self.path, given.shape[0]) is None:
+            raise batch.other_rows(self.path, given.shape)
+        length, shared = max(given.shape[0], num_rows), batch.shared(self.path)
+
+        def part(value: Tensor, s: Segment) -> Tensor:
             per_row = len(value) // num_rows
-            return value[start * per_row : stop * per_row]
+            return value[s.start * per_row : s.stop * per_row]
 
-        def taken(slot: int | str, value: Tensor, rows: Any = rows) -> Tensor:
-            return rows(value) if value.dim() and len(value) == length and slot not in shared else value
+        def taken(slot: int | str, value: Tensor, s: Segment) -> Tensor:
+            return part(value, s) if value.dim() and len(value) == length and slot not in shared else value
 
-        some, more = _rows_of(args, kwargs, taken)
-        own = _alone(adapted, adapter, some, more) if adapter.own_at(path) else _like(y, map(rows, _parts(y)))
-        for out, part in zip(outs, _parts(_added(adapter, path, some, own)), strict=True):
-            rows(out).copy_(part)
-    return _like(y, outs)
+        return self._in_parts(row_segments(batch.entries, 1), bound, args, kwargs, part, taken)
 
+    def _called_packed(
+        self, batch: Batch, bound: Sequence[Changes], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """The same for rows that lie one after the other in the second dimension, (1, t, ...)."""
+        count = sum(batch.lengths or ())
+        given = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+        segments = batch.segments(self.path, given.shape[:2])
 
-def _alone(adapted: Adapted, adapter: Adapter, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-    """The output of the module for some of the rows; see `with_tensors`.
+        def part(value: Tensor, s: Segment) -> Tensor:
+            return value[:, s.start : s.stop]
 
-    **Raises:**
+        def taken(slot: int | str, value: Tensor, s: Segment) -> Tensor:
+            return part(value, s) if value.dim() > 1 and value.shape[1] == count else value
 
-    - `CompatibilityError`: the module takes all rows or none, such as one that keeps a state for each.
-    """
-    try:
-        return with_tensors(adapted, adapter, args, kwargs)
-    except (RuntimeError, IndexError, TypeError, ValueError) as error:
-        raise CompatibilityError(
-            explain(
-                "a module of this model can't be called for some of the rows",
-                found=f"{adapted.path}: {type(adapted.base).__name__}: {str(error).splitlines()[0]}",
-                do="a batch for each adapter",
-            )
-        ) from error
+        return self._in_parts(segments, bound, args, kwargs, part, taken)
+
+    def _in_parts(
+        self,
+        segments: Iterable[Segment],
+        bound: Sequence[Changes],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        part: Any,
+        taken: Any,
+    ) -> Any:
+        """The base's output with the parts of adapters in their places; `part` and `taken` cut outputs and arguments."""
+        y = self.base(*args, **kwargs)
+        outs = [value.clone() for value in _parts(y)]
+        for s in segments:
+            changes = bound[s.adapter]
+            if not changes:
+                continue
+            some, more = _rows_of(args, kwargs, lambda slot, value, s=s: taken(slot, value, s))
+            own = self._alone(changes, some, more) if replaced(changes) else _like(y, [part(v, s) for v in _parts(y)])
+            for out, value in zip(outs, _parts(_added(changes, some, own)), strict=True):
+                part(out, s).copy_(value)
+        return _like(y, outs)
+
+    def _alone(self, changes: Changes, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """The output of the module for some of the rows; see `with_tensors`.
+
+        **Raises:**
+
+        - `CompatibilityError`: the module takes all rows or none, such as one that keeps a state for each.
+        """
+        try:
+            return self.with_tensors(changes, args, kwargs)
+        except (RuntimeError, IndexError, TypeError, ValueError) as error:
+            raise CompatibilityError(
+                explain(
+                    "a module of this model can't be called for some of the rows",
+                    found=f"{self.path}: {type(self.base).__name__}: {str(error).splitlines()[0]}",
+                    do="a batch for each adapter",
+                )
+            ) from error
+
+    def with_tensors(self, changes: Changes, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """The output of the module with an adapter's tensors in the place of its own."""
+        own = next((change for change in changes if isinstance(change, Replace)), None)
+        return self.base(*args, **kwargs) if own is None else own.called(self.base, args, kwargs)
 
 
 def _parts(y: Any) -> Sequence[Tensor]:
@@ -291,24 +241,12 @@ def _like(y: Any, parts: Iterable[Tensor]) -> Any:
     return next(iter(parts)) if isinstance(y, Tensor) else type(y)(parts)
 
 
-def with_tensors(adapted: Adapted, adapter: Adapter, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-    """The output of the module with the adapter's tensors in the place of its own."""
-    module = adapted.base
-    own = {name: tensor.to(_own_dtype(module, name)) for name, tensor in adapter.own_at(adapted.path).items()}
-    return torch.func.functional_call(module, own, tuple(args), kwargs) if own else module(*args, **kwargs)
-
-
-def _added(adapter: Adapter, path: str, args: tuple[Any, ...], y: Any) -> Any:
-    """The output of a block with what the adapter adds to it."""
-    method = adapter.methods.get(path)
-    if not isinstance(method, BlockMethod) or not adapter.adds(path):
-        return y
-    return y + method.transform(adapter.at(path), args[0] if method.is_parallel else y)
-
-
-def _own_dtype(module: nn.Module, name: str) -> torch.dtype:
-    """What a module computes with where it holds the tensor `name`."""
-    return module.dtype if isinstance(module, FrozenEmbedding) else getattr(module, name).dtype
+def _added(changes: Changes, args: Sequence[Any], y: Any) -> Any:
+    """The output of a block with what an adapter adds to it."""
+    for change in changes:
+        if isinstance(change, Block):
+            y = change.added(args, y)
+    return y
 
 
 def _rows_of(args: tuple[Any, ...], kwargs: dict[str, Any], take: Any) -> tuple[Any, dict[str, Any]]:
@@ -322,12 +260,27 @@ def _expanded(value: Tensor, num_rows: int) -> Tensor:
     return value.expand(num_rows, *value.shape[1:]) if value.shape[:1] == (1,) else value
 
 
-def dropped(x: Tensor, path: str, adapters: Sequence[Adapter], segments: Sequence[Segment]) -> Tensor:
+def dropped(x: Tensor, batch: Batch, bound: Sequence[Changes], segments: Sequence[Segment]) -> Tensor:
     """x with the adapters' input dropout, for those that are being trained."""
-    rates = {s: adapters[s.adapter].dropout(path) for s in segments}
+    if not torch.is_grad_enabled() or not any(adapter.trained for adapter in batch.adapters):
+        return x
+    rates = {s: _rate(batch.adapters[s.adapter], bound[s.adapter]) for s in segments}
     if not any(rates.values()) or not x.is_floating_point():
         return x
     x = x.clone()
     for s, rate in rates.items():
-        x[s.start : s.stop] = torch.nn.functional.dropout(x[s.start : s.stop], rate)
+        x[s.start : s.stop] = _dropout(x[s.start : s.stop], rate, batch.generator)
     return x
+
+
+def _rate(adapter: Adapter, changes: Changes) -> float:
+    """The part of its inputs that the adapter's change does not see: the method's while it is trained."""
+    found = (c.method.input_dropout for c in changes if isinstance(c, LowRank | Delta | ExpertLowRank))
+    return next(found, 0.0) if adapter.trained else 0.0
+
+
+def _dropout(x: Tensor, rate: float, generator: torch.Generator | None) -> Tensor:
+    """torch's dropout, drawn from `generator` where there is one."""
+    if generator is None:
+        return nn.functional.dropout(x, rate)
+    return x * torch.empty_like(x).bernoulli_(1 - rate, generator=generator).div_(1 - rate)

@@ -17,17 +17,17 @@ from inlay.errors import CompatibilityError, ConfigError, TargetError, UnknownNa
 from inlay.formats.contract import AdapterFile, ModelFacts
 from inlay.methods.contract import Method, Params, PromptMethod
 from inlay.model import prompts, targets
-from inlay.model.adapted import Adapted, Route, Router
+from inlay.model.adapted import Adapted
+from inlay.model.adapted_experts import AdaptedExperts
 from inlay.model.adapter import Adapter
-from inlay.model.experts import AdaptedExperts, experts_of
-from inlay.model.fitting import check_heard, fit_, is_same, layers
+from inlay.model.batch import PLAIN, Batch, Current, Router, Rows
+from inlay.model.binding import bind_
+from inlay.model.fitting import check_heard, is_same, layers
 from inlay.model.fresh import Calibration
 from inlay.model.layout import Layout
 from inlay.model.prompt_trial import PromptTrials
 from inlay.model.prompts import PromptedEmbedding
-
-Rows = str | Sequence[str | None] | None
-"""Who takes which adapter: a name for every row, one name or None per row, or None for the plain base."""
+from inlay.modules.experts import experts_of
 
 
 class Attached:
@@ -54,8 +54,9 @@ class Attached:
         """The path of the input embedding, where the model has one."""
         self._tokenize: Callable[[str], Sequence[int]] | None = None
         self.router = Router()
-        self._active: Rows = None
-        self._routes: dict[str, Route] = {}
+        self._alone: dict[str, Current] = {}  # what each adapter is for all rows
+        self._adapted: dict[str, tuple[Adapted, set[str]]] = {}
+        """The modules that stand under a wrapper, by path: the wrapper, and the adapters that need it."""
         self._trials = PromptTrials(module, self.router, self.layout)
         self._places = targets.places(module)
         if isinstance(module, nn.Linear):
@@ -72,27 +73,41 @@ class Attached:
         module.requires_grad_(False)
 
     def __repr__(self) -> str:
-        return f"{type(self.module).__name__} with {list(self.adapters.values()) or 'no adapter'}, active: {self._active!r}"
+        return (
+            f"{type(self.module).__name__} with {list(self.adapters.values()) or 'no adapter'}, active: {self.active!r}"
+        )
 
     @property
     def active(self) -> Rows:
-        """Which adapter the rows take now; set it to switch."""
-        return self._active
+        """Which adapter the rows take now; set it to switch. Within `using` it is that of this thread or task."""
+        return self.router.current.rows
 
     @active.setter
     def active(self, rows: Rows) -> None:
-        self.router.route = self._route(rows)
-        self._active = rows
+        self.router.set_(self._current(rows))
 
     @contextlib.contextmanager
-    def using(self, rows: Rows) -> Iterator[None]:
-        """Within the block the rows take these adapters: a name, one name or None per row, or None for the plain base."""
-        before = self._active
-        self.active = rows
+    def using(self, rows: Rows, *, brings: bool = False, generator: torch.Generator | None = None) -> Iterator[None]:
+        """Within the block the rows take these adapters: a name, one name or None per row, or None for the plain base.
+
+        That holds in this thread or task; others may use the model at the same time, with adapters of their own.
+
+        **Arguments:**
+
+        - `brings`: the rows have the virtual tokens of their adapters in front.
+        - `generator`: what dropout draws from; torch's own unless given.
+        """
+        current = self._current(rows)
+        if current.batch is not None and (brings or generator):
+            batch = current.batch.like()
+            batch.brings, batch.generator = brings, generator
+            current = Current(rows, batch)
         try:
-            yield
+            with self.router.using(current):
+                yield
         finally:
-            self.active = before if all(name in self.adapters for name in _names(before)) else None
+            if not all(name in self.adapters for name in _names(self.active)):  # one was detached within the block
+                self.active = None
 
     @property
     def title(self) -> str:
@@ -208,13 +223,16 @@ class Attached:
 
     def _place_(self, adapter: Adapter) -> Adapter:
         """Attach an adapter that is known to fit, and make it active."""
-        fit_(adapter, self.layout, targets.device_of(self.module))
+        bind_(adapter, self.layout, targets.device_of(self.module))
         for path in self._changed_by(adapter):
-            if not self._is_adapted(path):
-                self._set_(path, self._wrapper(path))
+            if path not in self._adapted:
+                self._adapted[path] = (self._wrapper(path), set())
+                self._set_(path, self._adapted[path][0])
+            self._adapted[path][1].add(adapter.name)
         if adapter.num_virtual and not any(held.num_virtual for held in self.adapters.values()):
             self.module.forward = prompts.prompted(self.module, self.router)
         self.adapters[adapter.name] = adapter
+        self._alone[adapter.name] = Current(adapter.name, Batch(adapter))
         self.active = adapter.name
         if isinstance(adapter.method, PromptMethod):
             try:
@@ -259,12 +277,17 @@ class Attached:
     def detach(self, name: str) -> Adapter:
         """Take an adapter out, and return it; layers that no other adapter needs become the base's own again."""
         adapter = self.get(name)
-        del self.adapters[name]
-        self._routes.pop(name, None)
-        if name in _names(self._active):
+        del self.adapters[name], self._alone[name]
+        if name in _names(self.active):
             self.active = None
+        if name in _names(self.router.default.rows):
+            self.router.default = PLAIN
         for path in self._changed_by(adapter):
-            if not self._is_adapted(path):
+            wrapper, needed_by = self._adapted[path]
+            needed_by.discard(name)
+            wrapper.forget()
+            if not needed_by:
+                del self._adapted[path]
                 self._set_(path, self.layout.modules[path])
         if adapter.num_virtual and not any(held.num_virtual for held in self.adapters.values()):
             del self.module.forward
@@ -275,7 +298,7 @@ class Attached:
 
         Whether it was active or not, the new one is too; its name becomes `name`.
         """
-        before, active = self.get(name), self._active
+        before, active = self.get(name), self.active
         order = list(self.adapters)
         self.detach(name)
         adapter.name = name
@@ -316,22 +339,20 @@ class Attached:
 
     def parameters(self) -> list[Tensor]:
         """The tensors of the active adapter, set to collect gradients: what an optimiser takes."""
-        if not isinstance(self._active, str):
-            raise ConfigError(explain("there is not one active adapter to train", found=f"active: {self._active!r}"))
-        return self.get(self._active).train_()
+        if not isinstance(self.active, str):
+            raise ConfigError(explain("there is not one active adapter to train", found=f"active: {self.active!r}"))
+        return self.get(self.active).train_()
 
-    def _route(self, rows: Rows) -> Route | None:
+    def _current(self, rows: Rows) -> Current:
         if rows is None:
-            return None
+            return PLAIN
         if isinstance(rows, str):
-            if rows not in self._routes:
-                self._routes[rows] = Route(self.get(rows))
-            return self._routes[rows]
-        route = Route([None if row is None else self.get(row) for row in rows])
-        changed = [path for adapter in route.adapters for path in self._changed_by(adapter)]
+            return self._alone.get(rows) or Current(rows, Batch(self.get(rows)))
+        batch = Batch([None if row is None else self.get(row) for row in rows])
+        changed = [path for adapter in batch.adapters for path in self._changed_by(adapter)]
         if changed:
-            route.follow_(self.layout.order, self.layout.whole, changed)
-        return route
+            batch.follow_(self.layout.order, self.layout.whole, changed)
+        return Current(rows, batch)
 
     def _check_name(self, name: str) -> None:
         if name in self.adapters:
@@ -346,12 +367,7 @@ class Attached:
     def _changed_by(self, adapter: Adapter) -> list[str]:
         """The modules that stand under a wrapper for this adapter."""
         table = [self.table] if adapter.num_virtual and self.table else []
-        every = (*adapter.params, *adapter.aliases, *adapter.tables, *table)
-        return list(dict.fromkeys(self.layout.module_of(path) for path in every if path))
-
-    def _is_adapted(self, path: str) -> bool:
-        """An attached adapter changes the module at `path`."""
-        return any(path in self._changed_by(adapter) for adapter in self.adapters.values())
+        return list(dict.fromkeys(self.layout.module_of(path) for path in (*adapter.bound, *table)))
 
     def _set_(self, path: str, module: nn.Module) -> None:
         """Put a module wherever the model holds the one that it calls `path`: some hold one module under several names."""

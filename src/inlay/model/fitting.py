@@ -7,28 +7,10 @@ from torch import Tensor
 
 from inlay.errors import CompatibilityError, explain, few
 from inlay.formats.contract import AdapterFile, Layer
-from inlay.methods.contract import TOKEN_ROWS, LinearMethod, Params
-from inlay.model import targets, trial
-from inlay.model.adapter import Adapter
+from inlay.methods.contract import LinearMethod
+from inlay.model import targets
 from inlay.model.layout import Layout
-from inlay.names import selects
-
-
-def fit_(adapter: Adapter, layout: Layout, device: torch.device) -> None:
-    """Bring an adapter's tensors to the device of the model, and note which of them replace tensors of its modules."""
-    adapter.params = {path: _to(params, device) for path, params in adapter.params.items()}
-    adapter.shared = _to(adapter.shared, device)
-    for path, params in adapter.params.items():
-        method = adapter.methods[path]
-        if isinstance(method, LinearMethod) and path in layout.maps:
-            adapter.share_(path, method.share(adapter.shared, layout.maps[path].one))
-        own = layout.modules[layout.module_of(path)]._parameters
-        adapter.own[path] = frozenset(name for name in params if own.get(name) is not None)
-        if "weight" in adapter.own[path] and not selects(adapter.method.modules_to_save, path):
-            adapter.aliases |= {tied: path for tied in layout.tied.get(path, ()) if tied not in adapter.params}
-        if TOKEN_ROWS in params:
-            adapter.tables = (path, *layout.tied.get(path, ()))
-            adapter.base_rows = layout.maps[path].stored.detach()[list(adapter.method.token_ids)].float()
+from inlay.modules import trial
 
 
 def layers(layout: Layout) -> dict[str, Layer]:
@@ -86,7 +68,3 @@ def _changes(file: AdapterFile, path: str, layout: Layout) -> bool:
     params = {**method.share(file.shared, linear.one), **{key: file.params[path][key] for key in added}}
     weight = linear.weight(torch.float32).cpu()
     return bool(added) and not torch.equal(method.merge(params, weight, None)[0], weight)
-
-
-def _to(params: Params, device: torch.device) -> Params:
-    return {key: tensor.to(device) for key, tensor in params.items()}

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from inlay.errors import ConfigError, TargetError, explain
 from inlay.methods.contract import LinearMethod, Params
-from inlay.model.linear import Linear
+from inlay.modules.linear import Linear
 
 Calibration = Callable[[str], Tensor]
 """The matrix that the factors of the map at a path are found in, see `inlay.initializers.Source`: float32."""

@@ -15,11 +15,12 @@ from torch import nn
 from inlay.errors import TargetError, explain, nearest
 from inlay.methods import name_of
 from inlay.methods.contract import TOKEN_ROWS, BlockMethod, Decoder, LinearMethod, Method, Own, Params, PromptMethod
-from inlay.model import targets, trial
-from inlay.model.experts import Experts, experts_of, stacked
+from inlay.model import targets
 from inlay.model.fresh import Calibration, check_source, fresh
-from inlay.model.frozen import QuantizedLinear
-from inlay.model.linear import Linear
+from inlay.modules import trial
+from inlay.modules.experts import Experts, experts_of, stacked
+from inlay.modules.frozen import QuantizedLinear
+from inlay.modules.linear import Linear
 from inlay.names import is_inside, is_regex, selects, split
 
 Shapes = dict[str, dict[str, tuple[int, ...]]]
@@ -60,7 +61,7 @@ class Layout:
 
     @cached_property
     def silent(self) -> dict[str, str]:
-        """Modules and maps that an adapter beside them could not speak through, and why; see `inlay.model.trial`."""
+        """Modules and maps that an adapter beside them could not speak through, and why; see `inlay.modules.trial`."""
         with self._plainly():
             found = trial.silent(self.modules, self._holders)
         inner = {path: found[self.module_of(path)] for path in self.maps if self.module_of(path) in found}

@@ -18,10 +18,11 @@ from inlay.methods import name_of
 from inlay.methods.contract import PromptMethod
 from inlay.methods.prefix import Prefix
 from inlay.methods.prompt import Prompt
-from inlay.model import trial
-from inlay.model.adapted import Route, Router
+from inlay.model import attention
 from inlay.model.adapter import Adapter
+from inlay.model.batch import PLAIN, Batch, Current, Router
 from inlay.model.layout import Layout
+from inlay.modules import trial
 
 VIRTUAL = 2
 """Virtual tokens that a model is tried on."""
@@ -65,6 +66,8 @@ class PromptTrials:
         table = self.layout.modules[self.layout.table or ""]
         try:
             with trial.undisturbed(self.model), torch.no_grad():
+                if method.is_prefix and not attention.adopted(self.model, self.router):
+                    return "it computes otherwise where its attention function is called by another name"
                 return _difference(self.model, self.router, table, method.is_prefix, numbers)
         except Exception as error:  # any model's code may refuse in any way
             first = next(iter(str(error).splitlines()), "")
@@ -84,13 +87,10 @@ def _difference(model: Any, router: Router, table: nn.Module, is_prefix: bool, n
     else:
         virtual, method = table(before)[0].float(), Prompt(num_virtual_tokens=VIRTUAL)
         plain = lambda: _logits(model, torch.cat([before, ids], 1))[:, VIRTUAL:]  # noqa: E731  # likewise
-    route, router.route = router.route, None
-    try:
+    with router.using(PLAIN):
         expected, without = plain(), _logits(model, ids)
-        router.route = Route(Adapter("trial", method, {"": {"prompt_embeddings": virtual}}))
+    with router.using(Current(None, Batch(Adapter("trial", method, {"": {"prompt_embeddings": virtual}})))):
         actual = _logits(model, ids)
-    finally:
-        router.route = route
     if actual.shape != expected.shape:
         return f"its answer is of shape {tuple(actual.shape)}, where {tuple(expected.shape)} was due"
     error, effect = (actual - expected).abs().max().item(), (without - expected).abs().max().item()

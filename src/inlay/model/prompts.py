@@ -10,10 +10,7 @@ A row's adapter says how many it has. `prepended` puts them in front of rows; wh
 although an adapter wants them, `prompted` does it on the way in, and takes their logits away on the way out.
 """
 
-import contextlib
-import contextvars
 import functools
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -24,33 +21,33 @@ from torch import Tensor, nn
 from inlay.core.cross_entropy import IGNORE
 from inlay.errors import CompatibilityError, explain
 from inlay.methods.contract import Decoder, PromptMethod
-from inlay.model.adapted import Adapted, Places, Route, Router
+from inlay.model.adapted import Adapted
 from inlay.model.adapter import Adapter
+from inlay.model.batch import Batch, Router, Virtual
 
-_NAME = "inlay_prefix"
 _CACHES = ("past_key_values", "cache_params", "state")
 """What models call what they keep of earlier tokens."""
-
-_router: contextvars.ContextVar[Router] = contextvars.ContextVar("router")
 
 
 class PromptedEmbedding(Adapted):
     """The input embedding, with the embeddings of virtual tokens for negative ids."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        self.router.prefixes = []
-        route, ids = self.router.route, args[0]
-        if route is None or not any(adapter.num_virtual for adapter in route.adapters) or not (ids < 0).any():
+        batch, ids = self.router.batch, args[0]
+        if batch is None or not any(batch.num_virtual):
+            return super().forward(*args, **kwargs)
+        batch.virtual = []
+        if not (ids < 0).any():
             return super().forward(*args, **kwargs)
         y = super().forward(ids.clamp(min=0)).clone()
-        for places in _places(route, ids):
-            method = places.adapter.method
+        for virtual in _virtual(batch, ids):
+            method = virtual.adapter.method
             assert isinstance(method, PromptMethod), "only prompts have virtual tokens"
             if method.is_prefix:
-                self.router.prefixes.append(places)
+                batch.virtual.append(virtual)
             else:
-                virtual = method.virtual(places.adapter.at(""))
-                y[places.rows, places.columns] = virtual[places.numbers].to(y.dtype)
+                embeddings = method.virtual(virtual.adapter.params[""])
+                y[virtual.rows, virtual.columns] = embeddings[virtual.numbers].to(y.dtype)
         return y
 
 
@@ -101,15 +98,15 @@ def prompted(model: Any, router: Router) -> Callable[..., Any]:
 
     @functools.wraps(own)
     def forward(*args: Any, **kwargs: Any) -> Any:
-        route = router.route
-        if route is None or not any(adapter.num_virtual for adapter in route.adapters):
+        batch = router.batch
+        if batch is None or not any(batch.num_virtual):
             return own(*args, **kwargs)
         if args:
             kwargs["input_ids"], args = args[0], args[1:]
         ids, caches = kwargs.get("input_ids"), [kwargs[name] for name in _CACHES if kwargs.get(name) is not None]
-        has_own = router.brings or ids is None or bool((ids < 0).any()) or any(map(_is_filled, caches))
-        num_new = 0 if has_own else _extend_(kwargs, router, route, caches)
-        with prefixes_of(router, model.base_model.config):
+        has_own = batch.brings or ids is None or bool((ids < 0).any()) or any(map(_is_filled, caches))
+        num_new = 0 if has_own else _extend_(kwargs, router, batch, caches)
+        with router.passing(batch.like()):
             out = own(*args, **kwargs)
         if num_new:
             out.logits = out.logits[:, num_new:]
@@ -118,31 +115,13 @@ def prompted(model: Any, router: Router) -> Callable[..., Any]:
     return forward
 
 
-@contextlib.contextmanager
-def prefixes_of(router: Router, config: Any) -> Iterator[None]:
-    """Within the block the model of this configuration takes keys and values of virtual tokens from their adapters."""
-    route, before = router.route, config._attn_implementation
-    is_needed = route is not None and any(getattr(a.method, "is_prefix", False) for a in route.adapters)
-    if not is_needed:
-        yield
-        return
-    _register(before)
-    token = _router.set(router)
-    config._attn_implementation = f"{_NAME}_{before}"
-    try:
-        yield
-    finally:
-        config._attn_implementation = before
-        _router.reset(token)
-
-
 def _is_filled(cache: Any) -> bool:
     """A cache holds tokens already, as far as it says."""
     count = getattr(cache, "get_seq_length", None)
     return bool(count and count())
 
 
-def _extend_(kwargs: dict[str, Any], router: Router, route: Route, caches: Sequence[Any]) -> int:
+def _extend_(kwargs: dict[str, Any], router: Router, batch: Batch, caches: Sequence[Any]) -> int:
     """Put virtual tokens in front of the rows that a model is called with; how many columns that makes."""
     if caches:
         raise CompatibilityError(
@@ -153,10 +132,10 @@ def _extend_(kwargs: dict[str, Any], router: Router, route: Route, caches: Seque
             )
         )
     ids, mask = kwargs["input_ids"], kwargs.get("attention_mask")
-    numbers = route.entries if route.num_rows is not None else [0] * len(ids)
+    numbers = batch.entries if batch.num_rows is not None else [0] * len(ids)
     if len(numbers) != len(ids):
-        raise route.other_rows("the model", ids.shape)
-    entries = [None if number is None else route.adapters[number] for number in numbers]
+        raise batch.other_rows("the model", ids.shape)
+    entries = [None if number is None else batch.adapters[number] for number in numbers]
     if len({entry.num_virtual if entry else 0 for entry in entries}) > 1 and not router.takes_padding():
         raise CompatibilityError(
             explain(
@@ -178,57 +157,13 @@ def _extend_(kwargs: dict[str, Any], router: Router, route: Route, caches: Seque
     return added
 
 
-def _places(route: Route, ids: Int[Tensor, "rows t"]) -> Iterator[Places]:
+def _virtual(batch: Batch, ids: Int[Tensor, "rows t"]) -> Iterator[Virtual]:
     """Where the virtual tokens of each adapter are."""
-    for number, adapter in enumerate(route.adapters):
-        takes = ids < 0
-        if route.num_rows is not None:
-            own = torch.tensor([entry == number for entry in route.entries], device=ids.device)
-            takes = takes & own[:, None]
+    for number, adapter in enumerate(batch.adapters):
+        takes = ids < 0 if batch.num_rows is None else (ids < 0) & batch.owned(number, ids)
         rows, columns = torch.where(takes)
         if len(rows):
-            yield Places(adapter, rows, columns, -1 - ids[rows, columns])
-
-
-@functools.cache
-def _register(inner: str) -> None:
-    """Make known to `transformers` the attention called `inner` with the keys and values of virtual tokens in it."""
-    from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
-
-    AttentionInterface.register(f"{_NAME}_{inner}", functools.partial(_attention, inner))
-    if inner in ALL_MASK_ATTENTION_FUNCTIONS:
-        AttentionMaskInterface.register(f"{_NAME}_{inner}", ALL_MASK_ATTENTION_FUNCTIONS[inner])
-
-
-def _attention(
-    inner: str, module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **settings: Any
-) -> tuple[Tensor, Any]:
-    """An attention function as `transformers` calls it, with keys and values (rows, heads, t, dim)."""
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-    first = key.shape[2] - query.shape[2]  # what a cache holds already is in front
-    for places in _router.get().prefixes:
-        key = _substituted(key, places, module.layer_idx, 0, first)
-        value = _substituted(value, places, module.layer_idx, 1, first)
-    eager: Any = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
-    function = ALL_ATTENTION_FUNCTIONS.get_interface(inner, eager)
-    return function(module, query, key, value, attention_mask, **settings)
-
-
-def _substituted(tensor: Tensor, places: Places, layer: int, which: int, first: int) -> Tensor:
-    """Keys (which 0) or values (1) of a layer with the prefix's in the places of the virtual tokens.
-
-    Without gradients they are written into the tensor itself, which is the cache's where there is one.
-    """
-    method = places.adapter.method
-    assert isinstance(method, PromptMethod), "only prompts have virtual tokens"
-    _, heads, _, dim = tensor.shape
-    virtual = method.virtual(places.adapter.at(""))[places.numbers]  # (places, layers * 2 * heads * dim)
-    own = virtual.view(len(virtual), -1, 2, heads, dim)[:, layer, which].to(tensor.dtype)
-    target = tensor.clone() if torch.is_grad_enabled() else tensor
-    target[places.rows, :, places.columns + first] = own
-    return target
+            yield Virtual(adapter, rows, columns, -1 - ids[rows, columns])
 
 
 def _no_tokenizer(text: str) -> Sequence[int]:

@@ -19,8 +19,8 @@ from inlay.errors import TargetError, explain, nearest
 from inlay.fields import shown
 from inlay.methods import name_of
 from inlay.methods.contract import Block, LinearMethod, Method, Own
-from inlay.model.experts import experts_of
-from inlay.model.linear import Linear, as_linear
+from inlay.modules.experts import experts_of
+from inlay.modules.linear import Linear, as_linear
 from inlay.names import Names, fault, is_named, is_regex, matches, matches_end, split
 
 Problems = dict[str, list[str]]
@@ -151,7 +151,7 @@ def resolve(
     - `linears`: the model's linear maps, as `maps_of` gives them.
     - `head`: the path that 'all-linear' leaves out.
     - `strict`: refuse what matches nothing; without it such names are passed over, as the exchange format allows.
-    - `silent`: maps that are left out because a change beside them would do nothing, and why; see `inlay.model.trial`.
+    - `silent`: maps that are left out because a change beside them would do nothing, and why; see `inlay.modules.trial`.
 
     **Raises:**
 

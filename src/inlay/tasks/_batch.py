@@ -59,20 +59,21 @@ def collate(examples: Sequence[Example]) -> Batch:
     return Batch(input_ids, labels)
 
 
-def pack(examples: Sequence[Example], front: Sequence[int] = ()) -> Packed:
-    """The rows as one, each with the virtual tokens `front` before it."""
-    lengths = [max(1, bytes(example.trained).rfind(1)) for example in examples]
-    virtual, input_ids, positions, labels = torch.tensor(front, dtype=torch.long), [], [], []
-    for example, length in zip(examples, lengths, strict=True):
+def pack(examples: Sequence[Example], front: Sequence[Sequence[int]] = ()) -> Packed:
+    """The rows as one, each with its virtual tokens, where `front` has some for it, before it."""
+    lengths, input_ids, positions, labels = [], [], [], []
+    for i, example in enumerate(examples):
+        length = max(1, bytes(example.trained).rfind(1))
+        virtual = torch.tensor(front[i] if front else (), dtype=torch.long)
         ids, wanted = _tensors(example)
         input_ids += [virtual, ids[:length]]
-        positions.append(torch.arange(len(front) + length))
-        row = torch.full((len(front) + length,), IGNORE)
+        lengths.append(len(virtual) + length)
+        positions.append(torch.arange(lengths[-1]))
+        row = torch.full((lengths[-1],), IGNORE)
         following = wanted[1 : length + 1]  # one less than `length` where the row has one token
-        row[len(front) : len(front) + len(following)] = following
+        row[len(virtual) : len(virtual) + len(following)] = following
         labels.append(row)
-    whole = tuple(len(front) + length for length in lengths)
-    return Packed(torch.cat(input_ids), torch.cat(positions), torch.cat(labels), whole)
+    return Packed(torch.cat(input_ids), torch.cat(positions), torch.cat(labels), tuple(lengths))
 
 
 def _tensors(example: Example) -> tuple[Tensor, Tensor]:

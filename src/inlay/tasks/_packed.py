@@ -3,16 +3,13 @@
     hidden = body(the rows, one after the other)        no padding; each row attends to itself alone (`inlay.core.attention`)
     loss   = sum over labelled t of -log softmax(head(hidden[t]))[label[t]]      the head sees no other position
 
-The body is the model's own: our attention reaches its layers through the table that `transformers` keeps of attention
-functions, by a name that is set around the call alone. A layer whose mask is not that of whole documents, such as one with
-a sliding window shorter than a document, is computed as before, with the mask that it was given.
+The body is the model's own, with our attention in its layers (`inlay.model.attention`).
 
 Not every model can be called so: some scale or cap what their head says, some carry a state from token to token. Each base is
 tried once, on two documents of a few tokens; where the results differ, its rows go through the whole model as a padded batch.
 """
 
 import contextlib
-import functools
 import itertools
 import weakref
 from collections.abc import Iterator, Sequence
@@ -23,18 +20,15 @@ from torch import Tensor
 
 from inlay.core.cross_entropy import cross_entropy_sum, head_cross_entropy_sum
 from inlay.core.recompute import recomputing
-from inlay.kernels.attention import document_attention
-from inlay.model import targets
+from inlay.model import attention, targets
 from inlay.model.adapted import Adapted
-from inlay.model.fused import rotation_of
-from inlay.model.prompts import prefixes_of, virtual_ids
+from inlay.model.batch import Batch
+from inlay.model.prompts import virtual_ids
+from inlay.modules.fused import rotation_of
 from inlay.tasks import _batch as batch
 from inlay.tasks import _memory as memory
 from inlay.tasks.contract import Loaded
 from inlay.text.mask import Example
-
-NAME = "inlay_documents"
-"""What our attention is called among those of `transformers`."""
 
 PROBE_LENGTHS = (5, 3)
 """Tokens of the documents that a base is tried on."""
@@ -54,7 +48,8 @@ def loss_of(base: Loaded, examples: Sequence[Example]) -> Tensor:
         made, device = batch.collate(examples), targets.device_of(base.model)
         logits = base.model(input_ids=made.input_ids.to(device), use_cache=False).logits
         return cross_entropy_sum(logits, made.labels.to(device))
-    packed = batch.pack(examples, virtual_ids(base.get(base.active) if isinstance(base.active, str) else None))
+    rows = [base.active] * len(examples) if isinstance(base.active, str | None) else base.active
+    packed = batch.pack(examples, [virtual_ids(None if row is None else base.get(row)) for row in rows])
     (places,) = torch.where(packed.labels != batch.IGNORE)
     hidden = _hidden(base, packed)
     return _head_loss(base, hidden[places.to(hidden.device)], packed.labels[places].to(hidden.device))
@@ -66,8 +61,8 @@ def parts(base: Loaded, examples: Sequence[Example], max_tokens: int | None) -> 
 
 
 def is_packed(base: Loaded) -> bool:
-    """The rows are packed, not padded: the model can, and all of them take the same adapter."""
-    return isinstance(base.active, str | None) and unpacked_because(base) is None
+    """The rows are packed, not padded."""
+    return unpacked_because(base) is None
 
 
 def unpacked_because(base: Loaded) -> str | None:
@@ -82,9 +77,9 @@ def _hidden(base: Loaded, packed: batch.Packed) -> Tensor:
     """The last hidden states (t, width) of documents in one row."""
     body, device = base.model.base_model, targets.device_of(base.model)
     is_large = memory.activation_bytes(base, len(packed.input_ids)) >= memory.RECALL_BYTES
+    current = base.router.batch or Batch([None] * len(packed.lengths))
     with (
-        _attention_of(body.config),
-        prefixes_of(base.router, body.config),
+        base.router.passing(current.like(packed.lengths)),
         rotation_of(body),
         recomputing() if is_large else contextlib.nullcontext(),
     ):
@@ -92,7 +87,6 @@ def _hidden(base: Loaded, packed: batch.Packed) -> Tensor:
             input_ids=packed.input_ids[None].to(device),
             position_ids=packed.position_ids[None].to(device),
             use_cache=False,
-            documents=_Documents(packed.lengths),
         )
     return out.last_hidden_state[0]
 
@@ -106,75 +100,17 @@ def _head_loss(base: Loaded, hidden: Tensor, labels: Tensor) -> Tensor:
     return head_cross_entropy_sum(hidden, linear.matrix, linear.bias, labels, linear.product_dtype(hidden))
 
 
-class _Documents:
-    """The documents of a row, as they travel through a model's layers to its attention."""
-
-    def __init__(self, lengths: tuple[int, ...]):
-        self.lengths = lengths
-        self._masks: list[tuple[Tensor, bool]] = []  # every mask that was seen, and whether it is that of the documents
-
-    def fit(self, mask: Tensor | None) -> bool:
-        """This mask lets each token see the tokens of its document up to itself, and no others; None: no layer's does less."""
-        if mask is None:
-            return True
-        for seen, is_same in self._masks:
-            if seen is mask:
-                return is_same
-        self._masks.append((mask, mask.dtype == torch.bool and torch.equal(mask[0, 0], self._mask(mask.device))))
-        return self._masks[-1][1]
-
-    def _mask(self, device: torch.device) -> Tensor:
-        blocks = [torch.ones(length, length, dtype=torch.bool, device=device).tril_() for length in self.lengths]
-        return torch.block_diag(*blocks)
-
-
-def _attention(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **settings: Any
-) -> tuple[Tensor, None]:
-    """An attention function as `transformers` calls it: (1, heads, t, dim) in, (1, t, heads, dim) out."""
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
-    documents: _Documents | None = settings.pop("documents", None)
-    scaling = settings.get("scaling") or query.shape[-1] ** -0.5
-    plain = key.shape[2] == query.shape[2] and query.shape[-1] == value.shape[-1] and getattr(module, "is_causal", True)
-    known = {"scaling", "dropout", "sliding_window", "position_ids", "use_cache", "cache_position"}
-    others = any(value is not None for name, value in settings.items() if name not in known)
-    if documents is None or not plain or others or settings.get("dropout") or not documents.fit(attention_mask):
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
-    return document_attention(query[0], key[0], value[0], documents.lengths, scaling)[None], None
-
-
-@functools.cache
-def _register() -> None:
-    """Make our attention known to `transformers`, with the masks of its fused one."""
-    from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.masking_utils import sdpa_mask
-
-    AttentionInterface.register(NAME, _attention)
-    AttentionMaskInterface.register(NAME, sdpa_mask)
-
-
-@contextlib.contextmanager
-def _attention_of(config: Any) -> Iterator[None]:
-    """Within the block the model of this configuration takes our attention."""
-    _register()
-    before = config._attn_implementation
-    config._attn_implementation = NAME
-    try:
-        yield
-    finally:
-        config._attn_implementation = before
-
-
 def _problem(base: Loaded) -> str | None:
     """What is wrong with the packed way for this model, found by going both ways."""
     head = base.linears.get(base.head or "")
     if head is None:
         return "it has no linear output head"
-    if base.model.config._attn_implementation != "sdpa":
-        return f"its attention is {base.model.config._attn_implementation}"
+    if attention.of(base.model.config) != "sdpa":
+        return f"its attention is {attention.of(base.model.config)}"
     if getattr(base.model.config.get_text_config(), "attention_chunk_size", None):
         return "it attends in chunks"  # counted from the start of a row, whatever the positions say
+    if not attention.adopted(base.model, base.router):
+        return "it computes otherwise where its attention function is called by another name"
     examples = _probe(head.out_features)
     asked: list[tuple[Tensor, Tensor]] = []  # (what the head was given, what it was made to say)
 

@@ -7,8 +7,8 @@
 torch takes seven passes over the memory for the first, three for the second and six for the third, and keeps what is in
 between. `fuse_` gives a model's modules a `forward` of their own; modules, names and weights stay. `rotation_of` replaces a
 function of a model's file for as long as the model is called. Models write these things in many ways and under many names, and
-other things under these names, so each is recognised by what it does (`inlay.model.equivalence`) and left alone where there is
-a doubt.
+other things under these names, so each is recognised by what it does (`inlay.modules.equivalence`) and left alone where there
+is a doubt.
 
 Their outputs are not kept for the backward pass within `inlay.core.recompute`: `recomputed` makes them again.
 """
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from inlay.core.product import one_thread
 from inlay.kernels import pointwise
-from inlay.model import equivalence
+from inlay.modules import equivalence
 
 ROTATION = "apply_rotary_pos_emb"
 """What the files of `transformers` call the function that rotates queries and keys."""

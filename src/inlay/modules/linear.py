@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from inlay.core.product import product_dtype
 from inlay.core.routed import routed
 from inlay.methods.contract import Params
-from inlay.model.frozen import FrozenEmbedding, FrozenLinear, QuantizedLinear, is_transposed
+from inlay.modules.frozen import FrozenEmbedding, FrozenLinear, QuantizedLinear, is_transposed
 from inlay.quant.contract import Matrix
 
 

@@ -1,0 +1,257 @@
+"""The rows of a forward pass and whose they are, said once by whoever calls the model.
+
+    padded    rows (rows, t): each row is one adapter's, or the plain base's
+    packed    one row (1, t) that holds the rows one after the other, `lengths` tokens each
+
+A batch is current for as long as `Router.using` says, in the thread or task that said it: two threads can call one model, each
+with its own. Layers, attention and prompts look at nothing else. Where nothing is said, the router's default holds.
+"""
+
+import contextlib
+import contextvars
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from inlay.core.routed import Segment, row_segments
+from inlay.errors import CompatibilityError, ShapeError, explain, few
+from inlay.model.adapter import Adapter
+from inlay.model.changes import Replace
+from inlay.modules.trial import Order
+
+Rows = str | Sequence[str | None] | None
+"""Who takes which adapter: a name for every row, one name or None per row, or None for the plain base."""
+
+
+class Virtual(NamedTuple):
+    """Where virtual tokens of one adapter stand in a batch, and which each is."""
+
+    adapter: Adapter
+    rows: Tensor
+    columns: Tensor
+    numbers: Tensor
+
+
+class Batch:
+    """Who takes which adapter: one adapter for every row, or one entry per row (None: the plain base).
+
+    **Arguments:**
+
+    - `lengths`: the tokens of each row where they are packed; None: they are padded to one length.
+    - `brings`: the rows have their virtual tokens in front, or a cache has them.
+    - `generator`: what dropout draws from; torch's own unless given.
+    """
+
+    def __init__(
+        self,
+        rows: Adapter | Sequence[Adapter | None],
+        lengths: Sequence[int] | None = None,
+        *,
+        brings: bool = False,
+        generator: torch.Generator | None = None,
+    ):
+        self.num_rows = None if isinstance(rows, Adapter) else len(rows)
+        """How many rows name an adapter; None: one adapter for every row, however many."""
+        entries: Sequence[Adapter | None] = [rows] if isinstance(rows, Adapter) else rows
+        self.adapters = tuple(dict.fromkeys(entry for entry in entries if entry is not None))
+        """The adapters that occur, each once."""
+        numbers = {adapter: number for number, adapter in enumerate(self.adapters)}
+        self.entries = tuple(None if entry is None else numbers[entry] for entry in entries)
+        """The number of each row's adapter among them."""
+        self.lengths = None if lengths is None else tuple(lengths)
+        self.brings, self.generator = brings, generator
+        self.virtual: list[Virtual] = []
+        """The virtual tokens of this pass that have keys and values of their own, once the embedding has seen them."""
+        self._segments: dict[tuple[int, ...], tuple[Segment, ...]] = {}
+        self._masks: list[
+            tuple[Tensor, bool]
+        ] = []  # every attention mask that was seen, and whether it is that of the rows
+        self._order: Order | None = None
+
+    def like(self, lengths: Sequence[int] | None = None) -> "Batch":
+        """The same rows for one pass of their own: padded, or packed with so many tokens each."""
+        every = [None if n is None else self.adapters[n] for n in self.entries]
+        rows = self.adapters[0] if self.num_rows is None else every
+        made = Batch(rows, lengths, brings=self.brings, generator=self.generator)
+        made._order = self._order
+        return made
+
+    @property
+    def num_virtual(self) -> tuple[int, ...]:
+        """How many virtual tokens each entry's adapter has."""
+        return tuple(0 if n is None else self.adapters[n].num_virtual for n in self.entries)
+
+    def follow_(self, order: Order | None, whole: Mapping[str, str], changed: Iterable[str]) -> None:
+        """Take the rows as the modules get them; `changed` are the modules that the adapters change.
+
+        `whole` are those whose tensors can't be others for some of the rows, and why.
+
+        **Raises:**
+
+        - `CompatibilityError`: some of them don't say which of their inputs are whose, or have tensors of an adapter that
+          can't be for some of the rows.
+        """
+        strange = {path: "its inputs don't say whose they are" for path in changed if order and path in order.strange}
+        strange |= {
+            path: whole[path]
+            for adapter in self.adapters
+            for path, changes in adapter.bound.items()
+            if path in whole and any(isinstance(change, Replace) for change in changes)
+        }
+        if strange:
+            raise CompatibilityError(
+                explain(
+                    "this model can't take rows with several adapters, or with one and none, in one batch",
+                    found=few([f"{path}: {why}" for path, why in strange.items()]),
+                    do="a batch for each adapter, or adapters that exclude those layers",
+                )
+            )
+        self._order = order
+
+    def shared(self, path: str) -> frozenset[int | str]:
+        """The arguments of the module at `path`, by position or name, that all rows share."""
+        return self._order.shared.get(path, frozenset()) if self._order else frozenset()
+
+    def share(self, path: str, length: int) -> int | None:
+        """How many of an input's first dimension of this length are of each padded row; None where that is not known."""
+        rows = self.num_rows or 1
+        if length == rows:
+            return 1
+        is_flat = self._order is not None and path in self._order.flat
+        return length // rows if is_flat and length % rows == 0 else None
+
+    def is_shared(self, x: Tensor) -> bool:
+        """All rows share this input, as positions are: its first dimension is 1, where they are several and not packed."""
+        return self.lengths is None and self.num_rows not in (None, 1) and x.shape[:1] == (1,)
+
+    def segments(self, path: str, shape: Sequence[int]) -> tuple[Segment, ...]:
+        """The segments of an input whose tokens are of `shape` (rows, ...), flattened to one row per token.
+
+        **Raises:**
+
+        - `ShapeError`: the input has other rows than those that name an adapter.
+        """
+        key = tuple(shape)
+        if key not in self._segments:
+            self._segments[key] = self._found(path, key)
+        return self._segments[key]
+
+    def _found(self, path: str, shape: tuple[int, ...]) -> tuple[Segment, ...]:
+        count = math.prod(shape)
+        if self.lengths is not None and self.num_rows is not None:
+            if count != sum(self.lengths):
+                raise self.other_rows(path, shape)
+            return packed_segments(self.entries, self.lengths)
+        if self.num_rows is not None and (not shape or self.share(path, shape[0]) is None):
+            raise self.other_rows(path, shape)
+        return row_segments(self.entries, count // (self.num_rows or 1))
+
+    def other_rows(self, path: str, shape: Sequence[int]) -> ShapeError:
+        """The error for an input whose rows are others."""
+        return ShapeError(
+            explain(
+                "the rows of this input are not the rows that name their adapters",
+                found=f"{path} got an input of shape {tuple(shape)}; {self.num_rows} rows name an adapter",
+                do="one adapter for each row of the batch, or one for all of them",
+            )
+        )
+
+    def owned(self, number: int, ids: Tensor) -> Tensor:
+        """Which tokens of `ids` (rows, t) are of the adapter with this number: a mask of that shape, or of (rows, 1)."""
+        mine = torch.tensor([entry == number for entry in self.entries], device=ids.device)
+        if self.lengths is not None:
+            return mine.repeat_interleave(torch.tensor(self.lengths, device=ids.device))[None]
+        return mine[:, None]
+
+    def is_of_rows(self, mask: Tensor | None) -> bool:
+        """An attention mask lets each token see its packed row up to itself, and no more; None: no layer's does less."""
+        if mask is None:
+            return True
+        for seen, is_same in self._masks:
+            if seen is mask:
+                return is_same
+        blocks = [torch.ones(n, n, dtype=torch.bool, device=mask.device).tril_() for n in self.lengths or ()]
+        is_same = mask.dtype == torch.bool and torch.equal(mask[0, 0], torch.block_diag(*blocks))
+        self._masks.append((mask, is_same))
+        return is_same
+
+
+def packed_segments(entries: Sequence[int | None], lengths: Sequence[int]) -> tuple[Segment, ...]:
+    """The segments of rows that lie one after the other; neighbours with one adapter become one segment."""
+    stops = list(itertools.accumulate(lengths))
+    found: list[Segment] = []
+    for entry, stop, length in zip(entries, stops, lengths, strict=True):
+        start = stop - length
+        if entry is not None and found and found[-1].adapter == entry and found[-1].stop == start:
+            start = found.pop().start
+        if entry is not None:
+            found.append(Segment(start, stop, entry))
+    return tuple(found)
+
+
+class Current(NamedTuple):
+    """What rows a model takes: as they were asked for, and as a batch; None: the plain base."""
+
+    rows: Rows
+    batch: Batch | None
+
+
+PLAIN = Current(None, None)
+
+
+class Router:
+    """The batch that a model takes: what this thread or task said, or the default."""
+
+    def __init__(self) -> None:
+        self.default = PLAIN
+        self.takes_padding: Callable[[], bool] = lambda: True
+        """Rows may be filled up in front."""
+
+    @property
+    def current(self) -> Current:
+        return _said.get().get(self, self.default)
+
+    @property
+    def batch(self) -> Batch | None:
+        """The rows of the pass under way; None: every row takes the plain base."""
+        return _said.get().get(self, self.default).batch
+
+    def set_(self, current: Current) -> None:
+        """Switch: for this thread or task within `using`, for all others elsewhere."""
+        said = _said.get()
+        if self in said:
+            _said.set({**said, self: current})
+        else:
+            self.default = current
+
+    @contextlib.contextmanager
+    def using(self, current: Current) -> Iterator[None]:
+        """Within the block, in this thread or task, the rows are these."""
+        token = _said.set({**_said.get(), self: current})
+        try:
+            yield
+        finally:
+            _said.reset(token)
+
+    @contextlib.contextmanager
+    def passing(self, batch: Batch) -> Iterator[None]:
+        """Within the block one pass of this batch is under way; the model's attention looks at it too."""
+        token = _passing.set(batch)
+        try:
+            with self.using(Current(self.current.rows, batch)):
+                yield
+        finally:
+            _passing.reset(token)
+
+
+_said: contextvars.ContextVar[Mapping[Router, Current]] = contextvars.ContextVar("said", default={})  # noqa: B039  # never changed
+_passing: contextvars.ContextVar[Batch | None] = contextvars.ContextVar("passing", default=None)
+
+
+def passing() -> Batch | None:
+    """The batch of the pass under way, where its caller began one with `Router.passing`."""
+    return _passing.get()

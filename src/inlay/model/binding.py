@@ -1,0 +1,70 @@
+"""What an adapter does to each module of a model, resolved once, when it is attached.
+
+Tied weights, rows of single tokens, experts and how a module stores its weight are decided here and nowhere else: layers and
+merging see changes (`inlay.model.changes`).
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from inlay.methods.contract import TOKEN_ROWS, BlockMethod, LinearMethod, Method, Params
+from inlay.model.adapter import Adapter
+from inlay.model.changes import Block, Change, Changes, Delta, ExpertLowRank, LowRank, Replace, TokenRows
+from inlay.model.layout import Layout
+from inlay.modules.experts import Experts
+from inlay.names import selects
+
+
+def bind_(adapter: Adapter, layout: Layout, device: torch.device) -> None:
+    """Bring an adapter's tensors, which fit this model, to its device, and find what they do to each module."""
+    adapter.params = {path: _to(params, device) for path, params in adapter.params.items()}
+    adapter.shared = _to(adapter.shared, device)
+    adapter.rebind = lambda: _bound(adapter, layout)
+    adapter.bound = adapter.rebind()
+
+
+def _bound(adapter: Adapter, layout: Layout) -> Mapping[str, Changes]:
+    found: dict[str, list[Change]] = {}
+    for path, params in adapter.params.items():
+        holder = layout.modules[layout.module_of(path)]._parameters
+        own = {name: tensor for name, tensor in params.items() if holder.get(name) is not None}
+        if own:
+            for place in (path, *_aliases(adapter, layout, path, own)):
+                found.setdefault(place, []).append(Replace(own, path, layout.maps.get(place)))
+        if TOKEN_ROWS in params:
+            ids = list(adapter.method.token_ids)
+            before = layout.maps[path].stored.detach()[ids].float()
+            for place in (path, *layout.tied.get(path, ())):
+                found.setdefault(place, []).append(TokenRows(ids, params[TOKEN_ROWS], before, layout.maps[place]))
+        added = {name: tensor for name, tensor in params.items() if name not in own and name != TOKEN_ROWS}
+        change = _added(adapter.method.for_module(path), path, added, adapter.shared, layout) if added else None
+        if change is not None:
+            found.setdefault(path, []).append(change)
+    return {path: tuple(changes) for path, changes in found.items()}
+
+
+def _aliases(adapter: Adapter, layout: Layout, path: str, own: Mapping[str, Tensor]) -> list[str]:
+    """The modules that share the weight of the one at `path`, and with it what replaces that."""
+    if "weight" not in own or selects(adapter.method.modules_to_save, path):
+        return []
+    return [tied for tied in layout.tied.get(path, ()) if tied not in adapter.params]
+
+
+def _added(method: Method, path: str, params: Params, shared: Params, layout: Layout) -> Change | None:
+    """What the method adds at `path`; None for a prompt, whose tokens stand in the rows."""
+    if isinstance(method, BlockMethod):
+        return Block(method, params)
+    if not isinstance(method, LinearMethod):
+        return None
+    linear = layout.maps[path]
+    if isinstance(linear, Experts):
+        return ExpertLowRank(method, {**method.share(shared, linear.one), **params}, linear)
+    params = {**method.share(shared, linear), **params}
+    has_factors = type(method).factors is not LinearMethod.factors
+    return (LowRank if has_factors and linear.is_plain else Delta)(method, params, linear)
+
+
+def _to(params: Params, device: torch.device) -> Params:
+    return {key: tensor.to(device) for key, tensor in params.items()}

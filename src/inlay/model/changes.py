@@ -1,0 +1,195 @@
+"""What one adapter does to one module, as a tuple of changes; a layer applies them, and merging is a fold over them.
+
+    Replace        tensors of the adapter in the place of the module's own
+    TokenRows      the vectors of single tokens are others, in an embedding and in a head tied to it
+    LowRank        + scaling B A x
+    Delta          + what any other linear method adds
+    ExpertLowRank  LowRank for each expert of a parameter
+    Block          + what a network makes of a block's input or output
+
+Each is bound to the module when the adapter is attached (`inlay.model.binding`), in this order: what replaces comes before what
+adds. `apply_(out, x, seen, y)` changes the rows `out` of one adapter in place: `x` are their inputs, `seen` those with dropout,
+`y` what the base makes of them; all have one row per token. `merge(weight, bias, start)` gives rows of the weight (out, in)
+from `start` on, and the bias, with the change in them; nothing given is changed.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from inlay.core.routed import Factors
+from inlay.methods.contract import BlockMethod, LinearMethod, Params
+from inlay.modules.experts import Experts
+from inlay.modules.frozen import FrozenEmbedding
+from inlay.modules.linear import Linear
+
+
+class Replace:
+    """Tensors in the place of the module's own."""
+
+    def __init__(self, tensors: Params, source: str, linear: Linear | None):
+        self.tensors = tensors
+        self.source = source
+        """The path of the module whose tensors the adapter has: another one's where the two share a weight."""
+        self.linear = linear
+
+    def apply_(self, out: Tensor, x: Tensor, seen: Tensor, y: Tensor) -> None:
+        assert self.linear is not None, "what is no linear map is called with the tensors"
+        if "weight" in self.tensors:
+            out.copy_(self.linear.replaced(x, self.tensors))
+        elif "bias" in self.tensors:
+            assert self.linear.bias is not None, "a bias that is replaced is one that the module has"
+            out += (self.tensors["bias"] - self.linear.bias).to(out.dtype)
+
+    def merge(self, weight: Tensor, bias: Tensor | None, start: int) -> tuple[Tensor, Tensor | None]:
+        rows = slice(start, start + len(weight))
+        if "weight" in self.tensors:
+            transposed = self.linear is not None and self.linear.transposed
+            whole = self.tensors["weight"].T if transposed else self.tensors["weight"].flatten(1)
+            weight = whole[rows].to(weight.dtype)
+        if bias is not None and "bias" in self.tensors:
+            bias = self.tensors["bias"][rows].to(bias.dtype)
+        return weight, bias
+
+    def called(self, module: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """The output of the module with the tensors in the place of its own."""
+        own = {name: tensor.to(own_dtype(module, name)) for name, tensor in self.tensors.items()}
+        return torch.func.functional_call(module, own, tuple(args), kwargs)
+
+
+class TokenRows:
+    """The vectors of some tokens are others."""
+
+    def __init__(self, ids: Sequence[int], rows: Tensor, before: Tensor, linear: Linear):
+        self.ids = torch.tensor(ids, device=rows.device)
+        self.rows, self.before = rows, before
+        """Their vectors (tokens, width), and those that the base has in their place."""
+        self.linear = linear
+
+    def apply_(self, out: Tensor, x: Tensor, seen: Tensor, y: Tensor) -> None:
+        self.linear.add_rows_(out, x, self.ids, self.rows - self.before)
+
+    def merge(self, weight: Tensor, bias: Tensor | None, start: int) -> tuple[Tensor, Tensor | None]:
+        wide = weight.to(torch.promote_types(weight.dtype, torch.float32), copy=True)
+        change = self.rows - self.before
+        if self.linear.transposed:
+            wide[:, self.ids] += change.T[start : start + len(weight)]
+        else:
+            here = (self.ids >= start) & (self.ids < start + len(weight))
+            wide[self.ids[here] - start] += change[here]
+        return wide.to(weight.dtype), bias
+
+
+class Delta:
+    """What a linear method adds, by its own functions."""
+
+    def __init__(self, method: LinearMethod, params: Params, linear: Linear):
+        self.method, self.params, self.linear = method, params, linear
+
+    def apply_(self, out: Tensor, x: Tensor, seen: Tensor, y: Tensor) -> None:
+        out += self.method.delta(self.params, seen, y, self.linear)
+
+    def merge(self, weight: Tensor, bias: Tensor | None, start: int) -> tuple[Tensor, Tensor | None]:
+        return self.method.merge(self.params, weight, bias, start)
+
+
+class LowRank:
+    """A change with factors, of a map that is linear and no more: it takes one product with the map's own."""
+
+    def __init__(self, method: LinearMethod, params: Params, linear: Linear):
+        self.method, self.params, self.linear = method, params, linear
+        self._cast: dict[torch.dtype, Factors] = {}
+
+    def apply_(self, out: Tensor, x: Tensor, seen: Tensor, y: Tensor) -> None:
+        out += self.method.delta(self.params, seen, y, self.linear)
+
+    def merge(self, weight: Tensor, bias: Tensor | None, start: int) -> tuple[Tensor, Tensor | None]:
+        return self.method.merge(self.params, weight, bias, start)
+
+    def factors(self, dtype: torch.dtype) -> Factors:
+        """The factors, cast to `dtype` once and kept; while they are trained as they are, for the product to cast."""
+        known = self._cast.get(dtype)
+        if known is not None:
+            return known
+        found = self.method.factors(self.params)
+        assert found is not None, "a low-rank change has factors"
+        if any(tensor.requires_grad for tensor in self.params.values()):
+            return found
+        self._cast[dtype] = Factors(found.A.to(dtype), found.B.to(dtype), found.scaling)
+        return self._cast[dtype]
+
+    def forget(self) -> None:
+        """Take the tensors to be others from now on."""
+        self._cast.clear()
+
+
+class ExpertLowRank:
+    """A low-rank change for each expert of a parameter; its tensors have the experts in front."""
+
+    def __init__(self, method: LinearMethod, params: Params, linear: Experts):
+        self.method, self.params, self.linear = method, params, linear
+
+    def merge(self, weight: Tensor, bias: Tensor | None, start: int, expert: int) -> tuple[Tensor, Tensor | None]:
+        return self.method.merge({name: tensor[expert] for name, tensor in self.params.items()}, weight, bias, start)
+
+    def each(self) -> list[Params]:
+        """The tensors of every expert."""
+        unbound = {name: tensor.unbind() for name, tensor in self.params.items()}
+        return [dict(zip(unbound, tensors, strict=True)) for tensors in zip(*unbound.values(), strict=True)]
+
+    def factors(self, params: Params) -> Factors:
+        """The factors of one expert, from its tensors as `each` gives them."""
+        found = self.method.factors(params)
+        assert found is not None, "a method that adapts experts has factors"
+        return found
+
+
+class Block:
+    """What a network adds to a block's output."""
+
+    def __init__(self, method: BlockMethod, params: Params):
+        self.method, self.params = method, params
+
+    def apply_(self, out: Tensor, x: Tensor, seen: Tensor, y: Tensor) -> None:
+        out += self.method.transform(self.params, y)
+
+    def added(self, args: Sequence[Any], y: Any) -> Any:
+        """The output of any module with what is added to it."""
+        return y + self.method.transform(self.params, args[0] if self.method.is_parallel else y)
+
+
+Change = Replace | TokenRows | LowRank | Delta | ExpertLowRank | Block
+Changes = tuple[Change, ...]
+
+
+def merged(
+    changes: Changes, weight: Tensor, bias: Tensor | None, start: int = 0, expert: int | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """Rows of a weight (out, in) from `start` on, and the bias with them, with the changes in both.
+
+    `expert`: the weight is that of one expert.
+    """
+    for change in changes:
+        if isinstance(change, ExpertLowRank):
+            assert expert is not None, "a change of experts is merged expert by expert"
+            weight, bias = change.merge(weight, bias, start, expert)
+        elif not isinstance(change, Block):
+            weight, bias = change.merge(weight, bias, start)
+    return weight, bias
+
+
+def replaced(changes: Changes) -> Mapping[str, Tensor]:
+    """The tensors that stand in the place of the module's own."""
+    return next((change.tensors for change in changes if isinstance(change, Replace)), {})
+
+
+def adds(changes: Changes) -> bool:
+    """A method adds something to what the module says."""
+    return any(not isinstance(change, Replace | TokenRows) for change in changes)
+
+
+def own_dtype(module: nn.Module, name: str) -> torch.dtype:
+    """What a module computes with where it holds the tensor `name`."""
+    return module.dtype if isinstance(module, FrozenEmbedding) else getattr(module, name).dtype
