@@ -74,7 +74,7 @@ def _size(base: inlay.Base, adapter: Adapter) -> float:
     changes, weights = 0.0, 0.0
     for path in adapter.params:
         weight = base.linears[path].weight(torch.float32)
-        merged, _ = adapter.methods[path].merge(adapter.params[path], weight, None)
+        merged, _ = adapter.merged(path, weight, None)
         changes += (merged - weight).square().sum().item()
         weights += weight.square().sum().item()
     return (changes / weights) ** 0.5

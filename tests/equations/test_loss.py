@@ -9,6 +9,7 @@ import inlay
 from inlay.base.load import load
 from inlay.core import recompute
 from inlay.core.cross_entropy import cross_entropy_sum
+from inlay.model import attention
 from inlay.tasks import _batch as batch
 from inlay.tasks import _memory as memory
 from inlay.tasks import _packed as loss
@@ -73,7 +74,7 @@ def test_packed_rows_have_the_loss_and_the_gradients_of_padded_ones(tmp_path, mo
     models.randomize(base.attach(inlay.Lora(r=3, lora_alpha=5), "it"), seed=4)
     assert loss.unpacked_because(base) is None
     _assert_the_same(base, _rows())
-    assert base.model.config._attn_implementation == "sdpa"
+    assert base.model.config._attn_implementation == "inlay_sdpa"  # for good: nothing is switched for a call
     together = loss.loss_of(base, _rows()).item()
     assert together == pytest.approx(sum(loss.loss_of(base, [row]).item() for row in _rows()), rel=1e-6)
 
@@ -84,8 +85,7 @@ def llama(tmp_path_factory):
     base = _base(tmp_path_factory.mktemp("llama") / "base", "llama")
     base.model.to(torch.float64)
     adapter = models.randomize(base.attach(inlay.Lora(r=3, lora_alpha=5), "it"), seed=4)
-    for params in adapter.params.values():
-        params.update({key: tensor.double() for key, tensor in params.items()})
+    adapter.params = {path: {key: tensor.double() for key, tensor in p.items()} for path, p in adapter.params.items()}
     return base
 
 
@@ -130,8 +130,8 @@ def test_an_adapted_head_is_asked_itself(tmp_path, family):
 
 def test_our_attention_is_asked_for_whole_documents_alone(tmp_path, monkeypatch):
     calls = []
-    real = loss.document_attention
-    monkeypatch.setattr(loss, "document_attention", lambda *given: calls.append(given[3]) or real(*given))
+    real = attention.document_attention
+    monkeypatch.setattr(attention, "document_attention", lambda *given: calls.append(given[3]) or real(*given))
     for family, window, asked in (
         ("llama", {}, 3),
         ("mistral", {"sliding_window": 4}, 0),
@@ -170,8 +170,8 @@ def _refusing(base):
 
 
 def _known(given):
-    if "documents" in given:
-        raise TypeError("documents")
+    if given.get("position_ids") is not None:
+        raise TypeError("position_ids")
     return given
 
 
@@ -225,14 +225,50 @@ def test_a_model_that_cannot_be_packed_is_padded(tmp_path, change_, reason):
     assert max(len(part) * max(len(e.input_ids) for e in part) for part in loss.parts(base, _rows(), 20)) <= 20
 
 
-def test_rows_with_adapters_of_their_own_are_padded(tmp_path):
+MIXED = {
+    "low-rank": (inlay.Lora(r=2), inlay.Lora(r=3, bias="all")),
+    "a weight and norms": (inlay.Dora(r=2), inlay.LnTuning()),
+    "blocks": (inlay.Bottleneck(reduction_factor=4), inlay.Ia3()),
+    "a prompt and a prefix": (inlay.Prompt(num_virtual_tokens=3), inlay.Prefix(num_virtual_tokens=2)),
+    "a prefix and none": (inlay.Prefix(num_virtual_tokens=4), inlay.Oft(oft_block_size=4)),
+}
+
+
+@pytest.mark.parametrize("kind", MIXED)
+def test_rows_of_several_adapters_are_packed_together(tmp_path, monkeypatch, kind):
+    base = _base(tmp_path / "base", "llama")
+    for seed, (name, method) in enumerate(zip("ab", MIXED[kind], strict=True)):
+        models.randomize(base.attach(method, name), seed=seed)
+    rows, names = _rows(), ["a", None, "b", "b", "a"]
+    passes = []
+    monkeypatch.setattr(loss, "_hidden", lambda *given, real=loss._hidden: passes.append(given) or real(*given))
+    trained = {name: base.get(name).train_() for name in "ab"}
+    expected, slopes = 0.0, []
+    for name, row in zip(names, rows, strict=True):
+        base.active = name
+        alone = loss.loss_of(base, [row])
+        expected += alone.item()
+        slopes.append(torch.autograd.grad(alone, trained[name]) if name else None)
+    passes.clear()
+    with base.using(names):
+        together = loss.loss_of(base, rows)
+    assert len(passes) == 1
+    assert together.item() == pytest.approx(expected, rel=1e-6)
+    for name, tensors in trained.items():
+        mine = [slope for slope, other in zip(slopes, names, strict=True) if other == name]
+        for got, *each in zip(torch.autograd.grad(together, tensors, retain_graph=True), *mine, strict=True):
+            wanted = sum(each)
+            assert (got - wanted).norm() <= 1e-4 * wanted.norm()  # float32, summed in another order
+
+
+def test_rows_that_name_their_adapters_are_evaluated_with_them_in_any_order(tmp_path):
     base = _base(tmp_path / "base", "llama")
     for seed, name in enumerate("ab"):
         models.randomize(base.attach(inlay.Lora(r=2 + seed, lora_alpha=5), name), seed=seed)
-    rows = _rows((6, 6))
-    mixed = evaluate(base, ["a", "b"], rows, 100) * batch.num_targets(rows)
+    rows, names = _rows((9, 4, 12, 6)), ["a", "b", None, "b"]
+    mixed = evaluate(base, names, rows, 10) * batch.num_targets(rows)
     alone = sum(
-        evaluate(base, name, [row], 100) * batch.num_targets([row]) for name, row in zip("ab", rows, strict=True)
+        evaluate(base, name, [row], 100) * batch.num_targets([row]) for name, row in zip(names, rows, strict=True)
     )
     assert mixed == pytest.approx(alone, rel=1e-6)
 

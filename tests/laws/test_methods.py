@@ -8,6 +8,7 @@ import torch
 from inlay.core.cross_entropy import cross_entropy_sum
 from inlay.methods.contract import LinearMethod
 from inlay.model.attach import Attached, attach
+from inlay.model.changes import replaced
 from inlay.modules.experts import Experts
 from tests.support import models
 from tests.support.cases import every_variant, fits, other
@@ -99,10 +100,10 @@ def test_merged_equals_unmerged(name, method, family):
                     getattr(module, view.name)[number].copy_(W.T if view.transposed else W)
                 continue
             if view is None:
-                for key, tensor in adapter.own_at(path).items():
+                for key, tensor in replaced(adapter.at(path)).items():
                     getattr(module, key).copy_(tensor)
                 continue
-            weight, bias = adapter.merged(path, view.weight(torch.float64), view.bias, transposed=view.transposed)
+            weight, bias = adapter.merged(path, view.weight(torch.float64), view.bias)
             module.weight.copy_(weight.T if view.transposed else weight)
             if bias is not None:
                 module.bias.copy_(bias)
@@ -116,11 +117,11 @@ def test_merging_piece_by_piece_equals_merging_whole(name, method, family):
     for path in [path for path in adapter.params if path in held.maps and not method.unmergeable_because]:
         view = held.maps[path]
         weight = view.weight(torch.float64)
-        whole = adapter.merged(path, weight, view.bias, transposed=view.transposed)
+        whole = adapter.merged(path, weight, view.bias)
         cut = weight.shape[0] // 3
         for piece, rows in ((weight[:cut], slice(0, cut)), (weight[cut:], slice(cut, None))):
             bias = None if view.bias is None else view.bias[rows]
-            part = adapter.merged(path, piece, bias, rows.start, view.transposed)
+            part = adapter.merged(path, piece, bias, rows.start)
             assert_close(part[0], whole[0][rows], torch.float64, 30)
             if bias is not None:
                 assert_close(part[1], whole[1][rows], torch.float64, 30)
@@ -164,7 +165,7 @@ def test_saved_and_loaded_it_is_the_same_to_the_bit(name, method, family, tmp_pa
     for path, params in adapter.params.items():
         assert set(read.params[path]) == set(params)
         assert all(torch.equal(read.params[path][key], tensor) for key, tensor in params.items())
-        assert read.methods[path].describe() == adapter.methods[path].describe()
+        assert read.method.for_module(path).describe() == adapter.method.for_module(path).describe()
     assert torch.equal(logits(again, ids, "again"), wanted)
     assert all(tensor.requires_grad for tensor in read.train_())  # it can be trained on
 

@@ -76,7 +76,8 @@ def _generated(
     longest, device = max(map(len, rows)), targets.device_of(model)
     ids = torch.tensor([[pad] * (longest - len(row)) + list(row) for row in rows], device=device)
     mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=device)
-    more = {"attention_mask": mask, "pad_token_id": pad, "logits_processor": [watch], **stopping(stops), **settings}
+    more = {"attention_mask": mask, "pad_token_id": pad, **stopping(stops), **settings}
+    more["logits_processor"] = [watch, *settings.get("logits_processor", ())]
     return model.generate(input_ids=ids, **more)[:, longest:].tolist()
 
 

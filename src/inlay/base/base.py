@@ -26,6 +26,7 @@ from inlay.io import meaning
 from inlay.io.checkpoint import Checkpoint
 from inlay.io.fingerprint import Fingerprint, check_unchanged, fingerprint
 from inlay.methods.contract import LinearMethod, Method
+from inlay.model import targets
 from inlay.model.adapter import Adapter
 from inlay.model.attach import Attached, Rows
 from inlay.model.fresh import Calibration
@@ -257,8 +258,9 @@ class Base(Attached):
         rows = [virtual_ids(entry) + row for entry, row in zip(entries, rows, strict=True)]
         settings = {"max_new_tokens": self._new_tokens(max(map(len, rows)), max_new_tokens), "streamer": streamer}
         stops, pad = [self.stop_ids(name) for name in names], self.pad_token
-        torch.manual_seed(seed)
-        said = answers(self, rows, names, stops, pad, **settings, **sampling.arguments())
+        generator = torch.Generator(targets.device_of(self.model)).manual_seed(seed)
+        settings |= {"logits_processor": sampling.processors(generator), **sampling.arguments()}
+        said = answers(self, rows, names, stops, pad, **settings)
         self.check_unchanged()
         return self.tokenizer.batch_decode(said, skip_special_tokens=True)
 

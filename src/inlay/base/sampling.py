@@ -7,8 +7,14 @@ negative ones. Sources: nucleus sampling, Holtzman et al. 2020, section 3.1; the
 """
 
 import dataclasses
+import functools
 import math
+from collections.abc import Callable
 from typing import Any, get_type_hints
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from inlay.errors import ConfigError, explain
 from inlay.fields import MISFIT, fit
@@ -67,8 +73,18 @@ class Sampling:
 
     def arguments(self) -> dict[str, Any]:
         """The same for `transformers`' `generate`: each one is said, so that no file of the model decides it."""
-        drawn = {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k} if self.temperature else {}
-        return {"do_sample": bool(drawn), "num_beams": 1, "repetition_penalty": self.repetition_penalty, **drawn}
+        return {"do_sample": False, "num_beams": 1, "repetition_penalty": self.repetition_penalty}
+
+    def processors(self, generator: torch.Generator) -> list[Callable[[Tensor, Tensor], Tensor]]:
+        """Logits processors of `transformers` that leave the token that is drawn, from `generator` alone."""
+        from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+        if not self.temperature:
+            return []
+        found: list[Any] = [TemperatureLogitsWarper(self.temperature)] if self.temperature != 1 else []
+        found += [TopKLogitsWarper(self.top_k)] if self.top_k else []
+        found += [TopPLogitsWarper(self.top_p)] if self.top_p < 1 else []
+        return [*found, functools.partial(_drawn, generator)]
 
     def __str__(self) -> str:
         if not self.temperature:
@@ -78,6 +94,12 @@ class Sampling:
             words += [f"top-k {self.top_k}"] * (self.top_k != 0)
         words += [f"repetition penalty {self.repetition_penalty:g}"] * (self.repetition_penalty != 1)
         return ", ".join(words)
+
+
+def _drawn(generator: torch.Generator, input_ids: Tensor, scores: Float[Tensor, "rows vocab"]) -> Tensor:
+    """Scores of one token for each row, drawn by what was likely; minus infinity for all others."""
+    tokens = torch.multinomial(scores.softmax(-1), 1, generator=generator)
+    return torch.full_like(scores, -torch.inf).scatter_(1, tokens, 0.0)
 
 
 CHAT = Sampling(temperature=0.7, top_p=0.9)

@@ -25,8 +25,6 @@ class Adapter:
     ):
         self.name = name
         self.method = method
-        self.params = dict(params)
-        """The tensors: module path -> tensor name -> tensor. Those of a prompt are at the path of the model itself, ''."""
         self.shared = dict(shared or {})
         """Frozen tensors that all modules share."""
         self.record = dict(record or {})
@@ -36,11 +34,22 @@ class Adapter:
         self.bound: Mapping[str, Changes] = {}
         """What it does to each module that it changes, by path, once it is attached; see `inlay.model.binding`."""
         self.rebind: Callable[[], Mapping[str, Changes]] = dict
-        """Finds `bound` anew, for tensors that are others by now."""
+        """Finds `bound`, once it is attached."""
+        self.params = params
 
     def __repr__(self) -> str:
         modules = sum(bool(path) for path in self.params)
         return f"Adapter({self.name!r}, {name_of(self.method)} on {modules} layers, {self.num_weights:,} weights)"
+
+    @property
+    def params(self) -> Mapping[str, Params]:
+        """The tensors: module path -> tensor name -> tensor. Those of a prompt are at the path of the model itself, ''."""
+        return self._params
+
+    @params.setter
+    def params(self, params: Mapping[str, Params]) -> None:
+        self._params = {path: dict(tensors) for path, tensors in params.items()}
+        self.bound = self.rebind()
 
     @property
     def num_weights(self) -> int:
@@ -84,6 +93,5 @@ class Adapter:
     def finish_(self) -> None:
         """Keep what is kept once training is over."""
         self.train_(False)
-        self.params = {path: dict(params) for path, params in self.method.finish(self.params).items()}
-        self.method = self.method.finished()
-        self.bound = self.rebind()
+        kept, self.method = self.method.finish(self.params), self.method.finished()
+        self.params = kept

@@ -19,10 +19,9 @@ from inlay.names import selects
 
 def bind_(adapter: Adapter, layout: Layout, device: torch.device) -> None:
     """Bring an adapter's tensors, which fit this model, to its device, and find what they do to each module."""
-    adapter.params = {path: _to(params, device) for path, params in adapter.params.items()}
     adapter.shared = _to(adapter.shared, device)
     adapter.rebind = lambda: _bound(adapter, layout)
-    adapter.bound = adapter.rebind()
+    adapter.params = {path: _to(params, device) for path, params in adapter.params.items()}
 
 
 def _bound(adapter: Adapter, layout: Layout) -> Mapping[str, Changes]:

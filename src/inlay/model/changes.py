@@ -13,6 +13,8 @@ adds. `apply_(out, x, seen, y)` changes the rows `out` of one adapter in place: 
 from `start` on, and the bias, with the change in them; nothing given is changed.
 """
 
+import copy
+import types
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -54,9 +56,17 @@ class Replace:
         return weight, bias
 
     def called(self, module: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-        """The output of the module with the tensors in the place of its own."""
+        """The output of the module with the tensors in the place of its own.
+
+        A copy of it holds them, because another thread may be in the module itself.
+        """
         own = {name: tensor.to(own_dtype(module, name)) for name, tensor in self.tensors.items()}
-        return torch.func.functional_call(module, own, tuple(args), kwargs)
+        made = copy.copy(module)
+        made.__dict__["_parameters"] = module._parameters | own
+        forward = vars(module).get("forward")
+        if isinstance(forward, types.MethodType) and forward.__self__ is module:  # given to this one module
+            made.__dict__["forward"] = types.MethodType(forward.__func__, made)
+        return made(*args, **kwargs)
 
 
 class TokenRows:

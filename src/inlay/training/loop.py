@@ -156,10 +156,11 @@ def evaluate(
     """
     task = base.spec
     total, done = 0.0, 0
-    with base.using(rows):
-        for part in task.parts(base, examples, max_tokens):
-            listener(done)
-            total, done = total + task.loss_of(base, part).item(), done + len(part)
+    for name, some in _by_adapter(rows, examples):
+        with base.using(name):
+            for part in task.parts(base, some, max_tokens):
+                listener(done)
+                total, done = total + task.loss_of(base, part).item(), done + len(part)
     base.check_unchanged()
     if not math.isfinite(total):
         raise DivergedError(
@@ -170,6 +171,15 @@ def evaluate(
             )
         )
     return total / task.num_targets(examples)
+
+
+def _by_adapter(rows: Rows, examples: Sequence[Any]) -> list[tuple[str | None, list[Any]]]:
+    """The rows of each adapter: they go through the model by length, not in the order in which they name one."""
+    names = [rows] * len(examples) if isinstance(rows, str | None) else rows
+    found: dict[str | None, list[Any]] = {}
+    for name, example in zip(names, examples, strict=True):
+        found.setdefault(name, []).append(example)
+    return list(found.items())
 
 
 def run(
