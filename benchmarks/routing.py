@@ -1,8 +1,8 @@
 """What adapters cost beside tiny maps, and what attaching one costs: python -m benchmarks.routing [ROUNDS]
 
-A Llama of 30 layers, 64 wide, with 210 linear maps: 8 rows of one token, without gradients, on one thread, as in decoding, where
-hardly anything is computed and what is left is Python. The plain base, one adapter for all rows, and eight adapters for eight
-rows, in turn; medians. Then attaching an adapter of r = 4, whose tensors exist, to all maps.
+A Llama of 30 layers, 64 wide, with 210 linear maps: 8 rows of one token, without gradients, on one thread, as in decoding,
+where hardly anything is computed and what is left is Python. The plain base, one adapter for all rows, and eight adapters for
+eight rows, in turn; medians. Then attaching an adapter of r = 4, whose tensors exist, to all maps.
 """
 
 import statistics
