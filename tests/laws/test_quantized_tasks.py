@@ -10,6 +10,7 @@ from inlay import quant, tasks
 from inlay.base.quantize import quantize
 from inlay.evaluation.score import scores
 from inlay.io.checkpoint import open_checkpoint
+from inlay.model.changes import replaced
 from inlay.modules.frozen import QuantizedLinear
 from inlay.training import job
 from tests.support import bases
@@ -64,7 +65,7 @@ def test_a_task_is_learned_over_it_and_its_heads_are_plain_and_trained(tmp_path,
     for head, tensors in start.items():
         for name, tensor in tensors.items():
             path, _, last = f"{head}.{name}".rpartition(".")
-            assert not torch.equal(adapter.own_at(path)[last], tensor)
+            assert not torch.equal(replaced(adapter.at(path))[last], tensor)
     rows = again.spec.read(place / "rows.jsonl").rows
     samples = again.spec.prepare(rows, again, 60, "completions", "drop").examples
     assert scores(again, "mine", samples) == report.scores

@@ -111,13 +111,13 @@ MUTANTS = {
     # who takes which adapter
     "a row takes its neighbour's adapter": ("row_segments", changed(adapters=lambda g: turned(g.adapters)), f"{ROUTED} own_adapter"),
     "a row takes its neighbour's adapter in experts": ("AdaptedExperts._segments", changed(neighbours), "tests/laws/test_experts.py -k rows_take"),
-    "the change of a token's row has the other sign": ("model:Embedding.add_rows_", changed(change=lambda g: -g.change), "tests/interop/test_methods.py -k tokens"),
+    "the change of a token's row has the other sign": ("modules:Embedding.add_rows_", changed(change=lambda g: -g.change), "tests/interop/test_methods.py -k tokens"),
     "a row stops at its neighbour's end": ("RowStops.__init__", changed(stops=lambda g: turned(g.stops)), f"{CONTROL} each_row"),
 
     # the start, merging, the base
-    "B does not start at zero": ("LowRank.init", changed(lambda params, g: params | {"lora_B": torch.ones_like(params["lora_B"])}), f"{METHODS} 'fresh_adapter and lora'"),
+    "B does not start at zero": ("methods:LowRank.init", changed(lambda params, g: params | {"lora_B": torch.ones_like(params["lora_B"])}), f"{METHODS} 'fresh_adapter and lora'"),
     "the seed is ignored": ("Attached.create", changed(seed=lambda g: 0), f"{METHODS} same_seed"),
-    "a merged weight is rounded twice": ("merged", rounded_twice, f"{ROUTED} rounded_once"),
+    "a merged weight is rounded twice": ("core:merged", rounded_twice, f"{ROUTED} rounded_once"),
     "an adapted layer stays after detaching": ("Attached.detach", forgotten, f"{METHODS} 'every_byte and lora'"),
     "the constants of NF4 are halved": ("kernels/nf4:quantize", changed(lambda found, g: (found[0], found[1] / 2)), "tests/equations/test_nf4.py -k nearest_and"),
 

@@ -5,7 +5,7 @@ made for the task does not hold it; it then starts fresh, is trained whole and k
 """
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -80,7 +80,7 @@ def without_unknown_heads(method: Method, paths: Iterable[str], spec: TaskSpec) 
 
 
 @torch.no_grad()
-def draw_(params: dict[str, Params], fresh: Sequence[str], config: Any, seed: int) -> None:
+def draw_(params: Mapping[str, Params], fresh: Sequence[str], config: Any, seed: int) -> None:
     """Fill the tensors of fresh heads: weights from a normal distribution, drawn from `seed` alone, offsets with 0."""
     generator = torch.Generator().manual_seed(seed)
     std = getattr(config.get_text_config(), "initializer_range", None) or INITIALIZER_RANGE
