@@ -18,7 +18,7 @@ from torch import Tensor
 
 from inlay.kernels.attention import document_attention
 from inlay.methods.contract import PromptMethod
-from inlay.model.batch import PLAIN, Batch, Router, Virtual, passing
+from inlay.model.batch import PLAIN, Router, Virtual, passing
 from inlay.modules import trial
 
 NAME = "inlay"
@@ -77,7 +77,9 @@ def _attention(
         for virtual in batch.virtual:
             key = _substituted(key, virtual, module.layer_idx, 0, first)
             value = _substituted(value, virtual, module.layer_idx, 1, first)
-    if batch is not None and _is_packed(batch, module, query, key, value, attention_mask, settings):
+    is_square = key.shape[2] == query.shape[2] and query.shape[-1] == value.shape[-1]
+    is_packed = batch is not None and batch.lengths is not None and is_square and _is_plain(module, settings)
+    if batch is not None and is_packed and batch.is_of_rows(attention_mask):
         scaling = settings.get("scaling") or query.shape[-1] ** -0.5
         return document_attention(query[0], key[0], value[0], batch.lengths or (), scaling)[None], None
     return _inner(inner, module)(module, query, key, value, attention_mask, **settings)
@@ -90,15 +92,10 @@ def _inner(name: str, module: Any) -> Any:
     return ALL_ATTENTION_FUNCTIONS.get_interface(name, eager)
 
 
-def _is_packed(
-    batch: Batch, module: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, settings: dict[str, Any]
-) -> bool:
-    """This call is plain causal attention over the packed rows of the batch."""
-    if batch.lengths is None or k.shape[2] != q.shape[2] or q.shape[-1] != v.shape[-1]:
-        return False
+def _is_plain(module: Any, settings: dict[str, Any]) -> bool:
+    """This call is causal attention and nothing else, but for its mask."""
     others = any(value is not None for name, value in settings.items() if name not in USUAL)
-    is_plain = getattr(module, "is_causal", True) and not others and not settings.get("dropout")
-    return bool(is_plain) and batch.is_of_rows(mask)
+    return bool(getattr(module, "is_causal", True)) and not others and not settings.get("dropout")
 
 
 def _substituted(tensor: Tensor, virtual: Virtual, layer: int, which: int, first: int) -> Tensor:
