@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.architecture import test_layers
+
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 
@@ -82,3 +84,30 @@ def test_each_room_has_its_line_on_the_page():
     page = (DOCS / "architecture.md").read_text("utf-8")
     rows = " ".join(line.split("|")[1] for line in page.splitlines() if line.startswith("| `"))
     assert set(re.findall(r"`(\w+)`", rows)) == set(script("make_architecture").imports())
+
+
+def disorder(text, layers):
+    """Rooms of the table in CONTRIBUTING.md that are in no layer, layers' rooms that it lacks, and lines that stand too high."""
+    lines = [
+        line.split("  ")[0].split(" | ") for line in re.search(r"```\n(cli .*?)```", text, re.DOTALL)[1].splitlines()
+    ]
+    height = {room: len(layers) - i for i, layer in enumerate(layers) for room in layer}
+    heights = [{height.get(room) for room in line} for line in lines]
+    return {
+        "strange": {room for line in lines for room in line} - set(height),
+        "missing": set(height) - {room for line in lines for room in line},
+        "mixed": [line for line, found in zip(lines, heights, strict=True) if len(found) > 1],
+        "falls": [min(found) for found in heights] == sorted((min(found) for found in heights), reverse=True),
+    }
+
+
+def test_contributing_lists_the_layers_as_they_are():
+    found = disorder((ROOT / "CONTRIBUTING.md").read_text("utf-8"), test_layers.LAYERS)
+    assert found == {"strange": set(), "missing": {"serve"}, "mixed": [], "falls": True}  # serve is still to be written
+
+
+def test_a_layer_that_is_listed_wrongly_is_found():
+    text = "```\ncli    x\nlow    x\nhigh | odd   x\n```"
+    found = disorder(text.replace("odd", "low2"), [{"cli"}, {"high"}, {"low", "low2"}, {"gone"}])
+    assert found == {"strange": set(), "missing": {"gone"}, "mixed": [["high", "low2"]], "falls": True}
+    assert not disorder("```\ncli    x\nlow    x\nhigh    x\n```", [{"cli"}, {"high"}, {"low"}])["falls"]
