@@ -10,6 +10,7 @@ from inlay.base.load import load
 from inlay.core import recompute
 from inlay.core.cross_entropy import cross_entropy_sum
 from inlay.model import attention
+from inlay.modules import fused
 from inlay.tasks import _batch as batch
 from inlay.tasks import _memory as memory
 from inlay.tasks import _packed as loss
@@ -143,6 +144,17 @@ def test_our_attention_is_asked_for_whole_documents_alone(tmp_path, monkeypatch)
         rows = _rows()
         loss.loss_of(base, rows)
         assert calls == [batch.pack(rows).lengths] * asked
+
+
+def test_packed_rows_are_rotated_in_one_pass_and_others_as_the_model_does(tmp_path, monkeypatch):
+    base, turned = _base(tmp_path / "base", "llama"), []
+    monkeypatch.setattr(fused, "_rotate", lambda *given, real=fused._rotate: turned.append(given) or real(*given))
+    loss.loss_of(base, _rows())
+    turned.clear()
+    loss.loss_of(base, _rows())
+    assert len(turned) == base.model.config.num_hidden_layers
+    base.model(input_ids=models.tokens(1, 5))
+    assert len(turned) == base.model.config.num_hidden_layers
 
 
 def test_only_labelled_positions_reach_the_head(tmp_path, monkeypatch):

@@ -5,19 +5,16 @@
     rotation     y = x cos + (-x2, x1) sin, of queries and keys by their positions; x1 and x2 are the halves of x
 
 torch takes seven passes over the memory for the first, three for the second and six for the third, and keeps what is in
-between. `fuse_` gives a model's modules a `forward` of their own; modules, names and weights stay. `rotation_of` replaces a
-function of a model's file for as long as the model is called. Models write these things in many ways and under many names, and
-other things under these names, so each is recognised by what it does (`inlay.modules.equivalence`) and left alone where there
-is a doubt.
+between. `fuse_` and `turn_` give a model's modules a `forward` of their own; modules, names and weights stay. Models write
+these things in many ways and under many names, and other things under these names, so each is recognised by what it does
+(`inlay.modules.equivalence`) and left alone where there is a doubt.
 
 Their outputs are not kept for the backward pass within `inlay.core.recompute`: `recomputed` makes them again.
 """
 
-import contextlib
 import functools
-import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -103,25 +100,26 @@ Rotation = Callable[..., tuple[Tensor, Tensor]]
 """(q, k, cos, sin) to q and k; q and k are (1, heads, t, dim), cos and sin (1, t, dim)."""
 
 
-@contextlib.contextmanager
-def rotation_of(body: nn.Module) -> Iterator[None]:
-    """Within the block the model of this body rotates in one pass, where its file has the usual function for that."""
-    file: Any = sys.modules.get(type(body).__module__)
-    own: Rotation | None = getattr(file, ROTATION, None)
-    is_ours = isinstance(own, functools.partial)  # another thread is within such a block, and ends it
-    if own is None or is_ours or not pointwise.available(torch.empty(0, 4)) or not _is_usual(own):
-        yield
-        return
-    setattr(file, ROTATION, functools.partial(_rotated, own))
-    try:
-        yield
-    finally:
-        setattr(file, ROTATION, own)
+def turn_(body: nn.Module, when: Callable[[], bool]) -> None:
+    """Let the modules of a model rotate in one pass where `when` says so and their file has the usual function for that.
+
+    Each gets its own class's `forward` with another function of that name: nothing of the file changes.
+    """
+    for module in body.modules():
+        own = type(module).forward
+        theirs = getattr(own, "__globals__", {}).get(ROTATION)
+        calls_it = isinstance(own, types.FunctionType) and ROTATION in own.__code__.co_names
+        if not calls_it or theirs is None or "forward" in vars(module) or not _is_usual(theirs):
+            continue
+        names = own.__globals__ | {ROTATION: functools.partial(_rotated, theirs, when)}
+        made = types.FunctionType(own.__code__, names, own.__name__, own.__defaults__, own.__closure__)
+        made.__kwdefaults__ = own.__kwdefaults__
+        module.forward = types.MethodType(made, module)
 
 
-def _rotated(own: Rotation, *given: Any, **named: Any) -> tuple[Tensor, Tensor]:
+def _rotated(own: Rotation, when: Callable[[], bool], *given: Any, **named: Any) -> tuple[Tensor, Tensor]:
     """What `own` does, for one row of tokens whose heads are rotated whole."""
-    if len(given) == 4 and not named:
+    if len(given) == 4 and not named and when():
         q, k, cos, sin = given
         is_one = len(q) == 1 and cos.shape == sin.shape == (1, q.shape[2], q.shape[3]) == (1, *k.shape[2:])
         if is_one and q.shape[-1] % 4 == 0 and pointwise.available(q, k, cos, sin):

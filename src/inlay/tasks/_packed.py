@@ -22,9 +22,9 @@ from inlay.core.cross_entropy import cross_entropy_sum, head_cross_entropy_sum
 from inlay.core.recompute import recomputing
 from inlay.model import attention, targets
 from inlay.model.adapted import Adapted
-from inlay.model.batch import Batch
+from inlay.model.batch import Batch, passing
 from inlay.model.prompts import virtual_ids
-from inlay.modules.fused import rotation_of
+from inlay.modules.fused import turn_
 from inlay.tasks import _batch as batch
 from inlay.tasks import _memory as memory
 from inlay.tasks.contract import Loaded
@@ -80,7 +80,6 @@ def _hidden(base: Loaded, packed: batch.Packed) -> Tensor:
     current = base.router.batch or Batch([None] * len(packed.lengths))
     with (
         base.router.passing(current.like(packed.lengths)),
-        rotation_of(body),
         recomputing() if is_large else contextlib.nullcontext(),
     ):
         out = body(
@@ -111,6 +110,7 @@ def _problem(base: Loaded) -> str | None:
         return "it attends in chunks"  # counted from the start of a row, whatever the positions say
     if not attention.adopted(base.model, base.router):
         return "it computes otherwise where its attention function is called by another name"
+    turn_(base.model.base_model, _is_packing)
     examples = _probe(head.out_features)
     asked: list[tuple[Tensor, Tensor]] = []  # (what the head was given, what it was made to say)
 
@@ -137,6 +137,11 @@ def _problem(base: Loaded) -> str | None:
     if actual.shape != expected.shape or not (actual - expected).abs().max() <= allowed:
         return "its tokens see more than the row that they are in"
     return None
+
+
+def _is_packing() -> bool:
+    batch = passing()
+    return batch is not None and batch.lengths is not None
 
 
 def _probe(vocabulary: int) -> list[Example]:
