@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inlay.core import product
+from inlay.core import grouped, product
 from inlay.core.cross_entropy import IGNORE, cross_entropy_sum
 from inlay.core.lowrank import kaiming_uniform, merged
 from inlay.core.routed import Factors, Segment, routed, row_segments
@@ -217,3 +217,28 @@ def test_cross_entropy_sums_the_labelled_positions_alone():
     expected = oracle.cross_entropy_sum(logits.reshape(10, 13), labels.flatten().tolist(), IGNORE)
     assert_close(cross_entropy_sum(logits, labels).reshape(1), [expected], torch.float64, terms=60)
     assert cross_entropy_sum(logits, torch.full_like(labels, IGNORE)).item() == 0.0
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows", [rows for rows in ROWS.values() if any(rows)])
+def test_stacked_factors_give_every_row_its_own_adapter(rows, dtype):
+    W, b, x, adapters, names = _problem(rows, dtype)
+    adapters = {name: (A, B, 1.7) for name, (A, B, _) in adapters.items()}
+    expected = oracle.lora_output(
+        W.double(), b.double(), x.double(), {n: (A.double(), B.double(), s) for n, (A, B, s) in adapters.items()}, rows
+    )
+    stacks, segments = grouped.Stacks(), row_segments([r and names.index(r) for r in rows], x.shape[1])
+    for order in (names, names[::-1], names):  # another set of adapters comes and goes
+        factors = [Factors(*adapters[name]) for name in order]
+        own = tuple(Segment(s.start, s.stop, order.index(names[s.adapter])) for s in segments)
+        y = stacks.routed(x.flatten(0, 1), W, b, factors, own, dtype=dtype)
+        assert_close(y.view(*x.shape[:2], -1), expected, dtype, 20)
+    factors[0] = Factors(adapters[names[0]][0] + 1, *adapters[names[0]][1:])
+    if names[0] in rows:
+        assert not torch.equal(stacks.routed(x.flatten(0, 1), W, b, factors, own, dtype=dtype), y)
+
+
+def test_factors_of_several_scalings_are_not_stacked():
+    W, b, x, adapters, names = _problem(ROWS["distinct"], torch.bfloat16)
+    factors, segments = [Factors(*adapters[name]) for name in names], row_segments(range(5), x.shape[1])
+    assert grouped.Stacks().routed(x.flatten(0, 1), W, b, factors, segments, dtype=torch.bfloat16) is None

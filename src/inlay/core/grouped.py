@@ -6,8 +6,6 @@ M keeps of each token's x A^T what its own adapter makes. That multiplies each t
 than a product for each adapter as long as tokens are few: decoding, where a step has one token per row. Without gradients.
 """
 
-from collections.abc import Sequence
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -19,62 +17,56 @@ MAX_TOKENS = 32
 """With more tokens a product for each adapter is the cheaper way."""
 
 
-def can_stack(factors: Sequence[Factors | None]) -> bool:
-    """These adapters can be one product: their scalings are one number, which a narrow dtype would round among the factors."""
-    return len({f.scaling for f in factors if f is not None}) == 1
-
-
 class Stacks:
     """The stacked factors of one map, kept for the set of adapters that came last: a batch that decodes has one for long."""
 
     def __init__(self) -> None:
-        self._kept = _Stack((), torch.float32)
+        self._kept = _Stack([], torch.float32)
 
     def routed(
         self,
         x: Float[Tensor, "tokens in"],
         weight: Float[Tensor, "out in"] | Rows,
         bias: Float[Tensor, " out"] | None,
-        factors: Sequence[Factors | None],
-        segments: Sequence[Segment],
+        factors: list[Factors | None],
+        segments: tuple[Segment, ...],
+        *,
         dtype: torch.dtype,
-    ) -> Float[Tensor, "tokens out"]:
-        """The equation at the top of this file, for factors that `can_stack`; see `inlay.core.routed.routed`.
+    ) -> Float[Tensor, "tokens out"] | None:
+        """The equation at the top of this file; see `inlay.core.routed.routed`. No two segments overlap.
 
-        No two segments overlap, and those of an adapter without factors are left alone.
+        None where the scalings are not one number: a narrow dtype would round them among the factors.
         """
         stack = self._kept
-        if not stack.is_of(factors, dtype):
+        if factors != stack.factors or dtype != stack.dtype:  # two factors are equal where they are one object
             stack = self._kept = _Stack(factors, dtype)
-        wide = x.to(dtype)
+        if stack.scaling is None:
+            return None
+        wide = x if x.dtype == dtype else x.to(dtype)
         out = linear(wide, weight, bias)
         out.addmm_((wide @ stack.A).mul_(stack.mask(segments, len(x))), stack.B, alpha=stack.scaling)
-        return out.to(x.dtype)
+        return out if x.dtype == dtype else out.to(x.dtype)
 
 
 class _Stack:
     """The factors of some adapters as one: A (in, all r), B (all r, out)."""
 
-    def __init__(self, factors: Sequence[Factors | None], dtype: torch.dtype):
-        self.factors, self.dtype = tuple(factors), dtype
+    def __init__(self, factors: list[Factors | None], dtype: torch.dtype):
+        self.factors, self.dtype = list(factors), dtype
         known = [f for f in factors if f is not None]
-        if known:
+        self.scaling = known[0].scaling if len({f.scaling for f in known}) == 1 else None
+        if self.scaling is not None:
             self.A = torch.cat([f.A for f in known]).to(dtype).T
             self.B = torch.cat([f.B for f in known], 1).to(dtype).T
-            self.scaling = known[0].scaling
-        self._masks: dict[Sequence[Segment], Tensor] = {}
+        self._masked: tuple[tuple[Segment, ...], Tensor] = ((), torch.empty(0))
 
-    def is_of(self, factors: Sequence[Factors | None], dtype: torch.dtype) -> bool:
-        same = len(factors) == len(self.factors) and dtype == self.dtype
-        return same and all(new is old for new, old in zip(factors, self.factors, strict=True))
-
-    def mask(self, segments: Sequence[Segment], num_tokens: int) -> Float[Tensor, "tokens r"]:
-        """1 where a token's own adapter has its rank, 0 elsewhere; kept for the last segments."""
-        if segments not in self._masks:
+    def mask(self, segments: tuple[Segment, ...], num_tokens: int) -> Float[Tensor, "tokens r"]:
+        """1 where a token's own adapter has its rank, 0 elsewhere; kept for the last segments, which a batch keeps too."""
+        if segments is not self._masked[0] or num_tokens != len(self._masked[1]):
             made = torch.zeros(num_tokens, self.B.shape[0], dtype=self.dtype, device=self.B.device)
             ranks = [0 if f is None else len(f.A) for f in self.factors]
             for s in segments:
                 start = sum(ranks[: s.adapter])
                 made[s.start : s.stop, start : start + ranks[s.adapter]] = 1
-            self._masks = {segments: made}
-        return self._masks[segments]
+            self._masked = (segments, made)
+        return self._masked[1]

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from inlay.core.grouped import MAX_TOKENS, Stacks, can_stack
+from inlay.core.grouped import MAX_TOKENS, Stacks
 from inlay.core.routed import Factors, Segment, low_rank, routed, row_segments
 from inlay.errors import CompatibilityError, explain
 from inlay.model.adapter import Adapter
@@ -56,10 +56,12 @@ class Adapted(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         batch = self.router.batch
-        bound = () if batch is None else tuple(adapter.bound.get(self.path, ()) for adapter in batch.adapters)
-        if batch is None or not any(bound):
+        if batch is None:
             return self.base(*args, **kwargs)
-        linear = self.linear
+        path, linear = self.path, self.linear
+        bound = [adapter.bound.get(path, ()) for adapter in batch.adapters]
+        if not any(bound):
+            return self.base(*args, **kwargs)
         if linear is None or kwargs or len(args) != 1:
             return self._called(batch, bound, args, kwargs)
         (x,) = args
@@ -91,15 +93,16 @@ class Adapted(nn.Module):
             if len(changes) > 1 or (changes and type(changes[0]) is not LowRank):
                 return None
             factors.append(changes[0].factors(dtype) if changes else None)  # type: ignore[union-attr]  # seen above
-        flat = x.reshape(-1, linear.in_features)
-        if not can_stack(factors):
-            return None
+        shape, flat = x.shape[:-1], x.reshape(-1, linear.in_features)
         if is_one and factors[0] is not None:
             out = low_rank(flat, linear.matrix, linear.bias, factors[0], dtype)
         else:
-            segments = batch.segments(self.path, x.shape[:-1])
-            out = self._stacks.routed(flat, linear.matrix, linear.bias, factors, segments, dtype)
-        return out.view(*x.shape[:-1], linear.out_features)
+            segments = batch.segments(self.path, shape)
+            found = self._stacks.routed(flat, linear.matrix, linear.bias, factors, segments, dtype=dtype)
+            if found is None:
+                return None
+            out = found
+        return out.view(*shape, linear.out_features)
 
     def _changed(
         self,

@@ -48,8 +48,8 @@ class Linear:
     @property
     def stored(self) -> Tensor:
         """The weight as the module answers for it; that of a quantised one is made anew."""
-        weight: Tensor = self.module.weight  # type: ignore[assignment]  # a module's attributes have no types
-        return weight
+        weight = self.module._parameters.get("weight")  # quicker than the attribute, which is looked up here last
+        return self.module.weight if weight is None else weight  # type: ignore[return-value]  # attributes have no types
 
     @property
     def matrix(self) -> Float[Tensor, "out in"] | Matrix:
