@@ -1,10 +1,9 @@
 """How much of an adapter survives a merge into four bits: python -m benchmarks.merge_survival MODEL TRAIN_DATA TEST_DATA
 
 A base is quantised and an adapter of r=8 trained over it for 100 steps; its change is then scaled down, and merged each time
-with plain constants, with constants by least squares (what `inlay merge --quantize` takes), and with a residual adapter of
-r=8 beside those. Layers whose rows no block divides stay as they are. Printed are the change's size as a part of the weights'
-norm, the divergence from base and adapter of the base, and for each way the cosine of what survives and the divergence, on
-rows that were not trained on.
+with plain constants and with constants by least squares (what `inlay merge --quantize` takes). Layers whose rows no block
+divides stay as they are. Printed are the change's size as a part of the weights' norm, the divergence from base and adapter of
+the base, and for each way the cosine of what survives and the divergence, on rows that were not trained on.
 """
 
 import json
@@ -25,12 +24,7 @@ from inlay.model.adapter import Adapter
 
 FACTORS = (1.0, 0.3, 0.1, 0.03, 0.01)
 NUM_ROWS = 32
-WAYS = {
-    "plain constants": (False, 0),
-    "by least squares": (True, 0),
-    "with a residual adapter of r=8": (True, 8),
-}
-"""(constants by least squares, rank of the residual adapter)."""
+WAYS = {"plain constants": False, "by least squares": True}
 
 
 def main(model: str, data: str, test: str) -> None:
@@ -49,13 +43,13 @@ def main(model: str, data: str, test: str) -> None:
             for path, B in learned.items():
                 adapter.params[path]["lora_B"].copy_(factor * B)
             line = []
-            for name, (refine, r) in WAYS.items():
+            for name, refine in WAYS.items():
                 with (
                     mock.patch.object(requantize, "quantize", _quantize(refine)),
                     tempfile.TemporaryDirectory() as output,
                 ):
                     found = requantize.merge_quantized(
-                        base, "it", Path(output) / "merged", "nf4", residual_r=r, force=True, texts=texts
+                        base, "it", Path(output) / "merged", "nf4", force=True, texts=texts
                     )
                 line.append(f"{name} {found.cosine:.3f}, {found.divergence:.4f}")
             print(

@@ -9,14 +9,14 @@ from transformers import AutoModelForCausalLM
 
 from inlay import quant
 from inlay.base.load import load
-from inlay.cli.merge import Merge
 from inlay.core import blocks
-from inlay.errors import CompatibilityError, ConfigError
+from inlay.errors import CompatibilityError
 from inlay.export import requantize
 from inlay.export.merge import merge
 from inlay.methods.lora import Lora
 from tests.support import models, quantized
-from tests.support.command import run, run_json
+from tests.support.command import run_json
+from tests.support.refusals import refused
 from tests.support.tolerances import assert_close
 
 METHOD = Lora(r=3, lora_alpha=5)
@@ -69,30 +69,14 @@ def test_what_survives_is_measured_as_the_equation_says(tmp_path):
 
 def test_a_change_that_is_erased_is_refused_and_nothing_is_written(tmp_path):
     base, _ = held(tmp_path, 0.02)
-    with pytest.raises(CompatibilityError, match=r"nf4 would erase too much(.|\n)*cosine of 0\.(.|\n)*--residual-r 16"):
+    with pytest.raises(
+        CompatibilityError, match=r"nf4 would erase too much(.|\n)*cosine of 0\.(.|\n)*keep the adapter apart"
+    ):
         requantize.merge_quantized(base, "a", tmp_path / "q", "nf4")
     assert not (tmp_path / "q").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["base"]
     found = requantize.merge_quantized(base, "a", tmp_path / "q", "nf4", force=True)
     assert found.cosine < requantize.MIN_COSINE
-
-
-def test_an_adapter_keeps_what_is_lost(tmp_path):
-    base, _ = held(tmp_path, 0.02)
-    found = requantize.merge_quantized(base, "a", tmp_path / "q", "nf4", residual_r=8)
-    assert found.cosine > requantize.MIN_COSINE
-    made, ids = load(tmp_path / "q", dtype="float32"), models.tokens(3, 9)
-    made.attach(tmp_path / "q" / requantize.RESIDUAL)
-    true, far = base.logits(ids, "a"), base.logits(ids, None)
-    assert (made.logits(ids, requantize.RESIDUAL) - true).abs().mean() < (far - true).abs().mean() / 2
-
-
-def test_a_rank_above_a_layer_s_smaller_side_is_that_side(tmp_path):
-    base, _ = held(tmp_path, 0.02)
-    requantize.merge_quantized(base, "a", tmp_path / "q", "nf4", residual_r=100)
-    made = load(tmp_path / "q", dtype="float32")
-    rest = made.attach(tmp_path / "q" / requantize.RESIDUAL)
-    assert {tensors["lora_A"].shape[0] for tensors in rest.params.values()} == {64}
 
 
 def test_a_plain_base_is_compared_with_itself_quantised(tmp_path):
@@ -146,12 +130,8 @@ def test_the_command_says_what_survived(tmp_path, capsys):
     (tmp_path / "a").mkdir()
     base.save("a", tmp_path / "a", {})
     given = ["merge", tmp_path / "base", tmp_path / "a", "--output"]
-    made = run_json(capsys, *given, tmp_path / "q", "--quantize", "nf4", "--residual-r", "4")
+    made = run_json(capsys, *given, tmp_path / "q", "--quantize", "nf4", "--keep", "q_proj")
     assert made["cosine"] > 0.9
     assert len(made["layers"]) == 21
-    assert (tmp_path / "q" / "residual" / "adapter_model.safetensors").is_file()
-    status, _, err = run(capsys, *given, tmp_path / "r", "--residual-r", "4")
-    assert status == 2
-    assert "no rounding is lost that could be kept" in err
-    with pytest.raises(ConfigError, match="the rank is below 0"):
-        Merge(model="m", adapter="a", output=tmp_path / "s", quantize="nf4", residual_r=-1)
+    says = ["--keep says what is not quantised, and nothing is"]
+    refused(capsys, *given, tmp_path / "r", "--keep", "q_proj", says=says, status=2)

@@ -13,7 +13,7 @@ from inlay.data.sources import TEST
 from inlay.errors import ConfigError, explain
 from inlay.export.agreement import SAMPLE
 from inlay.export.merge import merge, num_bytes
-from inlay.export.requantize import RESIDUAL, merge_quantized
+from inlay.export.requantize import merge_quantized
 from inlay.model import targets
 from inlay.process import peak_rss_bytes
 from inlay.tasks.contract import CAUSAL_LM
@@ -46,9 +46,6 @@ class Merge(Common):
     """Write a quantised checkpoint, in nf4 or int8, and say how much of the adapter survives; without it, a quantised base
     becomes plain."""
 
-    residual_r: int = 0
-    """With --quantize: keep what it loses as a small adapter of this rank, in the output's `residual`."""
-
     keep: str = ""
     """With --quantize: linear layers to leave in 16 bits, names with commas between."""
 
@@ -58,18 +55,13 @@ class Merge(Common):
 
     def __post_init__(self) -> None:
         require_above_zero(self, "check_rows")
-        if self.quantize is None and (self.residual_r or self.keep):
-            found = f"--residual-r {self.residual_r}" if self.residual_r else f"--keep {self.keep}"
+        if self.quantize is None and self.keep:
             raise ConfigError(
                 explain(
-                    "no rounding is lost that could be kept",
-                    found=found,
+                    "--keep says what is not quantised, and nothing is",
+                    found=f"--keep {self.keep}",
                     do="--quantize nf4",
                 )
-            )
-        if self.residual_r < 0:
-            raise ConfigError(
-                explain("the rank is below 0", found=f"residual_r={self.residual_r}", do="--residual-r 16")
             )
 
     def run(self) -> int:
@@ -112,7 +104,6 @@ class Merge(Common):
                 name,
                 self.output,
                 scheme,
-                residual_r=self.residual_r,
                 keep=[part for part in targets.split(self.keep) if part],
                 force=self.force,
                 texts=texts,
@@ -130,8 +121,7 @@ class Merge(Common):
             f"{found.divergence:.3g} nats {unit} from base and adapter, which are {found.adapter_divergence:.3g} from "
             "the base",
         )
-        rest = f", and {self.output / RESIDUAL}/, an adapter for it" if self.residual_r else ""
-        say("wrote", f"{self.output}/  in {scheme}{rest}")
+        say("wrote", f"{self.output}/  in {scheme}")
         if self.json:
             peak = {"peak_rss_bytes": peak_rss_bytes(), "base_fingerprint": base.fingerprint.weights}
             _screen.emit(found._asdict() | {"output": str(self.output), "scheme": scheme} | peak)

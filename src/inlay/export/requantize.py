@@ -4,8 +4,8 @@
     survives: cosine of W' - W0 and delta W, and |W' - W0 - delta W| / |delta W|, layer by layer
 
 A step of four bits is wide: a change of one per cent of the weights moves hardly any of them to another place, and is erased.
-Constants by least squares keep a little more than plain ones, at any size of the change. What is lost can be kept as a small
-adapter beside the checkpoint, the best of its rank: A, B of the singular vectors of T - W' (Eckart and Young 1936).
+Constants by least squares keep a little more than plain ones, at any size of the change. Not done: a small adapter beside the
+checkpoint for what is lost; whoever has an adapter to carry keeps the one that was trained, and loses nothing.
 """
 
 import dataclasses
@@ -27,7 +27,6 @@ from inlay.export.agreement import SAMPLE, has_answers, ids_of, logits
 from inlay.export.merge import check_mergeable, num_bytes, write
 from inlay.io import output as output_directory
 from inlay.io.checkpoint import open_checkpoint
-from inlay.methods.lora import Lora
 from inlay.model.adapter import Adapter
 from inlay.model.changes import adds, replaced
 from inlay.names import is_inside
@@ -35,12 +34,6 @@ from inlay.quant.contract import Matrix
 
 MIN_COSINE = 0.9
 """Where the change that survives points further away than this from the one that was learned, merging is refused."""
-
-RESIDUAL = "residual"
-"""The directory in the output, and the name, of the adapter that keeps what quantising loses."""
-
-OVERSAMPLED = 8
-"""Directions that are looked for beyond the rank that is kept, so that those which are kept are the largest."""
 
 
 class Survival(NamedTuple):
@@ -63,7 +56,6 @@ def merge_quantized(
     output: str | Path,
     scheme: str,
     *,
-    residual_r: int = 0,
     keep: Sequence[str] = (),
     force: bool = False,
     texts: Sequence[str] = SAMPLE,
@@ -75,7 +67,6 @@ def merge_quantized(
 
     - `adapter`: the name of an attached adapter.
     - `scheme`: one of `inlay.quant.names()`.
-    - `residual_r`: rank of an adapter that keeps what is lost, written into the output's `RESIDUAL`; 0: none.
     - `keep`: linear maps to leave in 16 bits, beside the output head and those that the base has so.
     - `force`: write it even where less than `MIN_COSINE` survives.
     - `texts`: what the divergence is measured on.
@@ -107,13 +98,9 @@ def merge_quantized(
         shutil.rmtree(partial / "dense")
         made = load(partial / "made", dtype=str(base.dtype).removeprefix("torch."), task=base.spec, labels=base.labels)
         made.checkpoint = dataclasses.replace(made.checkpoint, name=target.name, reference=str(target.absolute()))
-        rest = _residual(base, held, made, residual_r) if residual_r else None
-        survival = _survival(base, held, made, rest, scheme, texts)
+        survival = _survival(base, held, made, scheme, texts)
         if survival.cosine < MIN_COSINE and not force:
             raise CompatibilityError(_too_little(survival, scheme))
-        if rest is not None:
-            (partial / "made" / RESIDUAL).mkdir()
-            made.save(RESIDUAL, partial / "made" / RESIDUAL, {})
         for file in (partial / "made").iterdir():
             file.rename(partial / file.name)
         (partial / "made").rmdir()
@@ -157,40 +144,19 @@ def _change(base: Base, adapter: Adapter, path: str) -> tuple[Tensor, Tensor]:
     return weight, merged
 
 
-def _residual(base: Base, adapter: Adapter, made: Base, r: int) -> Adapter:
-    """The best adapter of rank `r` for what quantising takes from the merged weights, attached to `made`."""
-    params = {}
-    for path in _changed(base, adapter):
-        _, merged = _change(base, adapter, path)
-        left = merged - made.linears[path].weight(torch.float32)
-        rank = min(r, *left.shape)
-        torch.manual_seed(0)  # the first directions of the search are drawn
-        U, S, V = torch.svd_lowrank(left, q=min(rank + OVERSAMPLED, *left.shape), niter=4)
-        root = S[:rank].sqrt()
-        params[path] = {"lora_A": (V[:, :rank] * root).T.contiguous(), "lora_B": (U[:, :rank] * root).contiguous()}
-    ranks = {path: tensors["lora_A"].shape[0] for path, tensors in params.items()}
-    smaller = {path: rank for path, rank in ranks.items() if rank != r}
-    method = Lora(r=r, lora_alpha=r, target_modules=tuple(params), rank_pattern=smaller, alpha_pattern=smaller)
-    return made.put(Adapter(RESIDUAL, method, params))
-
-
-def _survival(
-    base: Base, adapter: Adapter, made: Base, rest: Adapter | None, scheme: str, texts: Sequence[str]
-) -> Survival:
+def _survival(base: Base, adapter: Adapter, made: Base, scheme: str, texts: Sequence[str]) -> Survival:
     layers, sums = {}, torch.zeros(4, dtype=torch.float64)
     for path in _changed(base, adapter):
         weight, merged = _change(base, adapter, path)
         before = weight if base.scheme is not None else _rounded(weight, made, path, scheme)
         after = made.linears[path].weight(torch.float32)
-        if rest is not None:
-            after, _ = rest.merged(path, after, None)
         wanted, got = merged - weight, after - before
         parts = torch.stack(
             [(got * wanted).sum(), got.square().sum(), wanted.square().sum(), (got - wanted).square().sum()]
         ).double()
         layers[path] = _measures(parts)
         sums += parts
-    divergence, adapter_divergence = _divergences(base, adapter, made, rest, texts)
+    divergence, adapter_divergence = _divergences(base, adapter, made, texts)
     return Survival(layers, *_measures(sums), divergence, adapter_divergence)
 
 
@@ -210,15 +176,13 @@ def _measures(parts: Tensor) -> tuple[float, float]:
     return (product / math.sqrt(got * wanted) if got else 0.0), math.sqrt(off / wanted)
 
 
-def _divergences(
-    base: Base, adapter: Adapter, made: Base, rest: Adapter | None, texts: Sequence[str]
-) -> tuple[float, float]:
+def _divergences(base: Base, adapter: Adapter, made: Base, texts: Sequence[str]) -> tuple[float, float]:
     """The mean divergence from base and adapter of the merged model, and of the plain base."""
     sums, count = torch.zeros(2, dtype=torch.float64), 0
     for text in texts:
         ids = ids_of(base, text)
         true = logits(base, ids, adapter.name).float().log_softmax(-1)
-        others = (logits(made, ids, None if rest is None else RESIDUAL), logits(base, ids, None))
+        others = (logits(made, ids, None), logits(base, ids, None))
         for i, other in enumerate(others):
             sums[i] += (true.exp() * (true - other.float().log_softmax(-1))).sum()
         count += true[..., 0].numel()
@@ -236,5 +200,5 @@ def _too_little(survival: Survival, scheme: str) -> str:
             f"divergence from base and adapter {survival.divergence:.3g} nats a token, of {survival.adapter_divergence:.3g} "
             "that the adapter makes",
         ],
-        do="--residual-r 16, which keeps what is lost as a small adapter; or merge without --quantize; or --force",
+        do="merge without --quantize; or keep the adapter apart: --adapter works with every command; or --force",
     )
