@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 MAX_LAYER = 100_000
 """Layers are counted up to here."""
 
-Flag = tyro.conf.FlagCreatePairsOff
 _CONFIG = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff, tyro.conf.AvoidSubcommands)
 
 

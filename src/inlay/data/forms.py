@@ -31,8 +31,6 @@ from inlay.data.keys import (
 from inlay.data.rows import Message, Row
 from inlay.errors import DataError, explain, few, nearest
 
-FORMS = ("messages", "prompt+completion", "text")
-
 MAX_DEPTH = 100
 """Values nested more deeply than this are no arguments of a function."""
 
