@@ -38,7 +38,7 @@ def main(model, rows, *names):
         method, cells = methods.find(kind)(**({"initializer": initializer} if initializer else {})), []
         for factor in FACTORS:
             try:
-                method, calibration = calibrate(base, method, train.examples[: job.CALIBRATION_ROWS], None, 0)
+                calibration = calibrate(base, method, train.examples[: job.CALIBRATION_ROWS], None, 0)
                 base.create(method, "it", calibration=calibration)
             except InlayError:
                 break

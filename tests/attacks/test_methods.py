@@ -10,7 +10,7 @@ from transformers import BertModel
 import inlay
 from inlay.base.load import load
 from inlay.errors import CompatibilityError, ConfigError, TargetError
-from tests.support import bases, quantized
+from tests.support import bases, models, quantized
 from tests.support.networks import Convolutional
 from tests.support.refusals import refused, train
 from tests.support.tasks import BERT
@@ -50,6 +50,7 @@ def test_a_method_of_no_such_name(place, capsys):
     ("flags", "says"),
     [
         (["--initializer", "pisa"], ["no initializer of that name", "pissa, uniform", "--initializer pissa"]),
+        (["--initializer", "olora"], ["no initializer of that name", "the initializers are eva, loftq"]),
         (["--initializer", "loftq"], ["not quantised", "--quantize nf4"]),
         (
             ["--initializer", "eva", "--target-modules", "embed_tokens"],
@@ -67,12 +68,19 @@ def test_a_parallel_adapter_where_the_mlp_is_no_single_module():
         inlay.attach(BertModel(BERT), inlay.Bottleneck(placement="parallel"))
 
 
-@pytest.mark.parametrize(
-    "settings", [{}, {"initializer": "pissa"}, {"initializer": "eva", "rank_pattern": {"q_proj": 3}}]
-)
-def test_ranks_are_shared_out_for_eva_alone(settings):
-    with pytest.raises(ConfigError, match=r"eva_rho must be at least 1(.|\n)*--initializer eva --eva-rho 2"):
-        inlay.Lora(eva_rho=2, **settings)
+def test_an_adapter_whose_record_has_settings_that_are_no_more_is_the_same(base, tmp_path):
+    """Only training read them: `inlay.json` says how the factors were started, the file itself is a plain LoRA."""
+    models.randomize(base.attach(inlay.Lora(r=6, lora_alpha=10), "a"), seed=3)
+    (tmp_path / "a").mkdir()
+    base.save("a", tmp_path / "a", {"method": {"name": "lora", "initializer": "olora", "eva_rho": 2.0, "r": 3}})
+    again = base.attach(tmp_path / "a", name="again")
+    assert again.method == inlay.Lora(r=6, lora_alpha=10, target_modules=again.method.target_modules)
+    assert torch.equal(base.logits(models.tokens(2, 7), "again"), base.logits(models.tokens(2, 7), "a"))
+
+
+def test_a_setting_that_is_no_more_is_named(place, capsys):
+    (place / "old.yaml").write_text("method: lora\ninitializer: eva\neva_rho: 2.0\n")
+    refused(capsys, *train(place)[:5], "--config", place / "old.yaml", says=["a name that is no setting", "eva_rho"])
 
 
 @pytest.mark.parametrize("name", ["eva", "lora_ga"])

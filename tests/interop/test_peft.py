@@ -155,6 +155,7 @@ UNSUPPORTED = {
     "lora_bias": dict(lora_bias=True),
     "trainable_token_indices": dict(trainable_token_indices={"embed_tokens": [1, 2], "lm_head": [3]}),
     "pissa": dict(init_lora_weights="pissa"),
+    "olora": dict(init_lora_weights="olora"),
     "layer_replication": dict(layer_replication=[[0, 2], [1, 3]]),
     "alora": dict(alora_invocation_tokens=[3]),
 }
@@ -173,7 +174,7 @@ def test_what_we_do_not_do_is_refused_by_name(what, tmp_path):
         )
     with pytest.raises((CompatibilityError, inlay.errors.FormatError)) as error:
         load(tmp_path / "base", dtype="float32").attach(tmp_path / "it")
-    key = {"pissa": "init_lora_weights", "alora": "alora_invocation_tokens"}
+    key = {"pissa": "init_lora_weights", "olora": "init_lora_weights", "alora": "alora_invocation_tokens"}
     assert key.get(what, what) in str(error.value)
 
 

@@ -225,6 +225,7 @@ def _observed(case, place):
     logits = _mixed(base)
     tensors = load_file(place / "mine" / "adapter_model.safetensors")
     config, record = (json.loads((place / "mine" / f"{name}.json").read_text()) for name in ("adapter_config", "inlay"))
+    record["method"] = GONE.get(record["method"]["name"], {}) | record["method"]
     merged, merge_form = _merged(base, place)
     plain = _tensors(place / "base")
     changes = {
@@ -258,6 +259,8 @@ def _observed(case, place):
 
 RECORDED = ("format", "method", "data", "training", "task", "text")
 """What of an adapter's record says nothing of the base's bits or of versions."""
+GONE = {"lora": {"eva_rho": 1.0}}
+"""By method: settings that were deleted since the table was made, as every record had them."""
 TIMES = ("seconds", "tokens_per_second", "peak_rss_bytes", "date")
 COMPUTED = ("loss", "losses", "eval_loss", "eval_loss_before", "eval_losses", "scores", "base_fingerprint", "best_step")
 

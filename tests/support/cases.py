@@ -27,9 +27,9 @@ SETTINGS = {
 VARIANTS = {
     "lora_biases": ("lora", dict(r=3, lora_alpha=5, bias="all")),
     "lora_pissa": ("lora", dict(r=3, lora_alpha=5, initializer="pissa")),
-    "lora_olora": (
+    "lora_pissa_patterns": (
         "lora",
-        dict(r=2, lora_alpha=2, use_rslora=True, rank_pattern={"q_proj|c_attn": 3}, initializer="olora"),
+        dict(r=2, lora_alpha=2, use_rslora=True, rank_pattern={"q_proj|c_attn": 3}, initializer="pissa"),
     ),
     "lora_tokens": ("lora", dict(r=3, lora_alpha=5, trainable_token_indices=tuple(range(40, 2, -1)))),
     "lora_and_norms": ("lora", dict(r=3, lora_alpha=5, modules_to_save=r".*norm|.*\.ln_f|.*layer_norm")),

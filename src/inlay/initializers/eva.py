@@ -4,11 +4,9 @@
 
 for the inputs X (tokens, in) of the map on rows of the data; their mean is not taken off.
 
-With rho above 1 the ranks are shared out: of all maps' explained variances s_i^2 / |X|^2, i <= rho r, as many are kept as the
-maps have ranks together, each as a rank of its map (one at least); the scaling of every map stays.
-
-Source: EVA (Paischer et al. 2024, arXiv 2410.07170), section 3.1, and `peft`, whose rho is 2; here it is 1 unless asked for, so
-that the number of weights is known beforehand.
+Source: EVA (Paischer et al. 2024, arXiv 2410.07170), section 3.1. Its second part, ranks that are shared out among the maps by
+the variance that each direction explains (rho), is not offered: all maps have rank r, so that the number of weights is known
+beforehand.
 
 When not to use it: where the data of training is not at hand beforehand, or is few rows; it takes a pass over some of them.
 """

@@ -26,11 +26,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from inlay.core.routed import Factors
-from inlay.methods.contract import LinearBase, LinearMethod, Params, PeftForm, require
+from inlay.methods.contract import LinearBase, LinearMethod, Params, PeftForm, StepHooks, require
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Adalora(LinearMethod):
+class Adalora(LinearMethod, StepHooks):
     """y = W x + b + (lora_alpha / init_r) B (E * (A x))"""
 
     init_r: int = 12
@@ -104,7 +104,7 @@ class Adalora(LinearMethod):
         scaling = self.lora_alpha / (self.init_r + 1e-5)  # as PEFT has it
         return Factors(params["lora_E"] * params["lora_A"], params["lora_B"], scaling)
 
-    def penalty(self, params: Mapping[str, Params]) -> Tensor:
+    def penalty(self, params: Mapping[str, Params]) -> Float[Tensor, ""]:
         factors = [M for p in params.values() if "lora_E" in p for M in (p["lora_A"], p["lora_B"].T)]
         distances = [(M @ M.T - torch.eye(len(M), dtype=M.dtype, device=M.device)).norm() for M in factors]
         return self.orth_reg_weight * torch.stack(distances).mean()

@@ -182,10 +182,6 @@ class Method(abc.ABC):
         """The module patterns that `for_module` looks for; one that matches nothing is an error."""
         return ()
 
-    def penalty(self, params: Mapping[str, Params]) -> Tensor | None:
-        """What is added to the loss of a step, from the tensors of all modules."""
-        return None
-
     def finish(self, params: Mapping[str, Params]) -> Mapping[str, Params]:
         """The tensors of all modules that are kept once training is over."""
         return params
@@ -193,9 +189,6 @@ class Method(abc.ABC):
     def finished(self: Self) -> Self:
         """The method that these tensors are of: itself, unless training has tensors of another form."""
         return self
-
-    def after_step(self, params: Mapping[str, Params], step: int, num_steps: int, state: dict[str, Any]) -> None:  # noqa: B027  # most do nothing
-        """What is done once `step` of `num_steps` is over, gradients still there; `state` lasts for the run."""
 
     @property
     def token_ids(self) -> Sequence[int]:
@@ -216,6 +209,19 @@ class Method(abc.ABC):
         """What the default learning rate of the base is multiplied by, so that the change moves as fast as with LoRA's
         defaults."""
         return 1.0
+
+
+@runtime_checkable
+class StepHooks(Protocol):
+    """What a method has beside the rest whose training is more than the gradient of its tensors; it derives from this too."""
+
+    @abc.abstractmethod
+    def penalty(self, params: Mapping[str, Params]) -> Float[Tensor, ""]:
+        """What is added to the loss of a step, from the tensors of all modules."""
+
+    @abc.abstractmethod
+    def after_step(self, params: Mapping[str, Params], step: int, num_steps: int, state: dict[str, Any]) -> None:
+        """What is done once `step` of `num_steps` is over, gradients still there; `state` lasts for the run."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -259,11 +265,6 @@ class LinearMethod(Method):
     def num_found(self) -> int:
         """How many singular directions of that they need."""
         return 0
-
-    def shared_out(self: Self, shares: Mapping[str, Float[Tensor, " k"]]) -> Self:
-        """The method with the ranks that what was found asks for, by the path of each map: the part of the sum of all squared
-        singular values that each of the first k has."""
-        return self
 
     def start(self, params: Params, found: Float[Tensor, "rows in"], generator: torch.Generator) -> Params:
         """The new tensors of one module, from those of `init` and the matrix that `source` names."""

@@ -17,7 +17,6 @@ whole model. LoRA-FA, where memory is not what limits: it learns less (40.4 % ag
 """
 
 import dataclasses
-import re
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -41,25 +40,16 @@ class Lora(LowRank):
     """LoRA-FA: train B alone."""
 
     initializer: str = initializers.UNIFORM
-    """Where A and B start: uniform, pissa, olora, loftq, eva or lora_ga."""
-
-    eva_rho: float = 1.0
-    """With initializer eva: ranks are shared out among the layers, none above this many times r; at 1 all have r."""
+    """Where A and B start: uniform, pissa, loftq, eva or lora_ga."""
 
     kinds: ClassVar[tuple[str, ...]] = ("linear", "embedding", "conv2d", "experts")
-    peft: ClassVar[PeftForm] = dataclasses.replace(
-        LowRank.peft, omits=("loraplus_lr_ratio", "freeze_a", "initializer", "eva_rho")
-    )
+    peft: ClassVar[PeftForm] = dataclasses.replace(LowRank.peft, omits=("loraplus_lr_ratio", "freeze_a", "initializer"))
 
     def __post_init__(self) -> None:
         super().__post_init__()
         ratio = self.loraplus_lr_ratio
         require(ratio > 0, "loraplus_lr_ratio must be above 0", f"loraplus_lr_ratio={ratio}", "--loraplus-lr-ratio 16")
         initializers.find(self.initializer)
-        found = f"eva_rho={self.eva_rho}, initializer={self.initializer}, {len(self.rank_pattern)} in rank_pattern"
-        alone = self.initializer == "eva" and not self.rank_pattern and not self.alpha_pattern
-        wrong = "eva_rho must be at least 1, and above it for initializer eva without patterns"
-        require(self.eva_rho == 1 or (self.eva_rho > 1 and alone), wrong, found, "--initializer eva --eva-rho 2")
 
     @property
     def source(self) -> initializers.Source | None:
@@ -68,26 +58,7 @@ class Lora(LowRank):
 
     @property
     def num_found(self) -> int:
-        return max(2 * max(self.r, *self.rank_pattern.values(), 0), self._largest)
-
-    @property
-    def _largest(self) -> int:
-        """The largest rank that a layer may get where ranks are shared out."""
-        return int(self.eva_rho * self.r)
-
-    def shared_out(self, shares: Mapping[str, Tensor]) -> "Lora":
-        if self.eva_rho == 1:
-            return self
-        first = {path: share[: self._largest] for path, share in shares.items()}
-        least = torch.cat([*first.values()]).topk(self.r * len(first)).values[-1]
-        ranks = {path: max(1, int((share >= least).sum())) for path, share in first.items()}
-        power = 0.5 if self.use_rslora else 1.0
-        return dataclasses.replace(
-            self,
-            eva_rho=1.0,
-            rank_pattern={re.escape(path): r for path, r in ranks.items()},
-            alpha_pattern={re.escape(path): self.lora_alpha * (r / self.r) ** power for path, r in ranks.items()},
-        )
+        return 2 * max(self.r, *self.rank_pattern.values(), 0)
 
     @property
     def changes_at_start(self) -> bool:

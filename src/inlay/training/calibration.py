@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from inlay.base.base import Base
@@ -50,8 +49,8 @@ class _Recorder(LinearMethod):
 
 def calibrate(
     base: Base, method: Method, examples: Sequence[Any], max_tokens: int | None, seed: int
-) -> tuple[Method, Calibration | None]:
-    """`method` with its ranks, and what it starts from, by the path of each map; None where that needs no rows.
+) -> Calibration | None:
+    """What `method` starts from, by the path of each map; None where that needs no rows.
 
     **Arguments:**
 
@@ -63,7 +62,7 @@ def calibrate(
     - `TargetError`: the method adapts an embedding, whose inputs are no vectors, or fused experts.
     """
     if not isinstance(method, LinearMethod) or method.source not in ("inputs", "gradient"):
-        return method, None
+        return None
     look = _Inputs(method.num_found, seed) if method.source == "inputs" else _Gradient(method.num_found, seed)
     paths, task = base.layout.paths(method), base.spec
     check_source(method, {path: base.maps[path] for path in paths})
@@ -86,11 +85,7 @@ def calibrate(
             raise TargetError(explain(what, found=path, do=f"--exclude-modules {path.rpartition('.')[2]}"))
         return look.matrix(base.maps[path])
 
-    if isinstance(look, _Inputs):
-        method = method.shared_out(
-            {path: look.shares(base.maps[path]) for path in paths if base.maps[path] in look.found}
-        )
-    return method, found
+    return found
 
 
 class _Inputs:
@@ -99,21 +94,15 @@ class _Inputs:
     def __init__(self, num_directions: int, seed: int):
         self.num_directions, self.generator = num_directions, torch.Generator().manual_seed(seed)
         self.found: dict[LinearBase, Tensor] = {}
-        self.totals: dict[LinearBase, float] = {}
 
     def __call__(self, base: LinearBase, x: Tensor, y: Tensor) -> Tensor:
         rows = torch.cat([self.found[base], x.float()]) if base in self.found else x.float()
         _, s, V = lowrank.top(rows, self.num_directions, self.generator)
         self.found[base] = s[:, None] * V
-        self.totals[base] = self.totals.get(base, 0.0) + x.float().square().sum().item()
         return torch.zeros_like(y)
 
     def matrix(self, base: LinearBase) -> Tensor:
         return self.found[base].cpu()
-
-    def shares(self, base: LinearBase) -> Float[Tensor, " k"]:
-        """The part of the inputs' variance, their mean not taken off, that each direction has, largest first."""
-        return self.found[base].square().sum(1).cpu() / self.totals[base]
 
 
 class _Gradient:

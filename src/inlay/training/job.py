@@ -268,7 +268,7 @@ def _method(
 def _new(base: Base, name: str, method: Method, examples: Sequence[Any], settings: Settings) -> Adapter:
     """A new adapter, attached; where its initialiser is calibrated on rows, on some of these."""
     some = split.spread(examples, CALIBRATION_ROWS)
-    method, calibration = calibrate(base, method, some, settings.micro_batch_tokens, settings.seed)
+    calibration = calibrate(base, method, some, settings.micro_batch_tokens, settings.seed)
     return base.create(method, name, settings.seed, calibration)
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from inlay import process
 from inlay.base.base import Base
 from inlay.errors import DivergedError, explain
+from inlay.methods.contract import StepHooks
 from inlay.model.adapter import Adapter
 from inlay.model.attach import Rows
 from inlay.training import schedule
@@ -88,6 +89,7 @@ class Stepper:
         self.tensors = held.train_()
         self.params = held.params
         self.method = held.method
+        self.hooks = held.method if isinstance(held.method, StepHooks) else None
         self.optimizer = torch.optim.AdamW(
             _groups(held), lr=learning_rate, weight_decay=settings.weight_decay, fused=True
         )
@@ -108,9 +110,8 @@ class Stepper:
                 loss = self.task.loss_of(self.base, part)
                 (loss / total).backward()
                 loss_sum += loss.item()
-            penalty = self.method.penalty(self.params)
-            if penalty is not None:
-                penalty.backward()
+            if self.hooks is not None:
+                self.hooks.penalty(self.params).backward()
         norm = torch.nn.utils.clip_grad_norm_(self.tensors, self.settings.max_grad_norm)
         if not torch.isfinite(norm) or loss_sum != loss_sum:
             raise self.diverged(f"loss {loss_sum / total:.4g}, norm of the gradient {norm.item():.4g}")
@@ -118,7 +119,8 @@ class Stepper:
             group["lr"] = self.learning_rate * rate_factor * group["rate"]
         self.base.check_unchanged()
         self.optimizer.step()
-        self.method.after_step(self.params, self._done, self.num_steps, self._state)
+        if self.hooks is not None:
+            self.hooks.after_step(self.params, self._done, self.num_steps, self._state)
         self._done += 1
         self.optimizer.zero_grad(set_to_none=True)
         return loss_sum / total
