@@ -90,10 +90,11 @@ def last_left_out(function):
 
 
 def only_the_last_answer(function):
-    def drafts(*values, **named):
-        return [dataclasses.replace(draft, spans=draft.spans[-1:]) for draft in function(*values, **named)]
+    def begun(*values, **named):
+        end = function(*values, **named)
+        return lambda: [dataclasses.replace(draft, spans=draft.spans[-1:]) for draft in end()]
 
-    return drafts
+    return begun
 
 
 FORGETFUL = {
@@ -106,7 +107,7 @@ FORGETFUL = {
     "a call of turn": (messages, "_calls", last_left_out),
     "a reasoning of turn": (pieces.Said, "faults", lambda function: lambda *self: []),
     "is learned, and is no answer": (messages, "_flag", lambda function: lambda given, role: None),
-    "is learned 0 times": (causal_lm, "drafts", only_the_last_answer),
+    "is learned 0 times": (causal_lm, "begun", only_the_last_answer),
 }  # fmt: skip
 """What is found -> the function that forgets something, and how it does."""
 

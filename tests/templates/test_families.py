@@ -173,12 +173,43 @@ def test_a_beginning_is_what_it_is_as_a_conversation_of_its_own(family):
     assert num_compared
 
 
+def in_one_go(template, variables):
+    return [text for group in bounded.begun(template, variables) for text in bounded.ended(group)]
+
+
 def test_texts_that_are_asked_for_together_are_those_that_are_asked_for_alone():
     template = "{{ messages[0].content * 3 }}{{ 1 / messages[0].content | length }}"
     prepared = [json.dumps({"messages": [{"content": "x" * n}]}) for n in (1, 0, 9_000, 20_000, 3, 0, 9_000)]
-    together = bounded.rendered_all(template, prepared)
+    together = in_one_go(template, prepared)
     assert together == [f"{'xxx' * n}{1 / n}" if n else None for n in (1, 0, 9_000, 20_000, 3, 0, 9_000)]
-    assert bounded.rendered_all("{{ messages | length }}", prepared) == ["1"] * 7
+    assert in_one_go("{{ messages | length }}", prepared) == ["1"] * 7
+
+
+def test_texts_of_several_rows_may_be_under_way_at_once():
+    ask = "{{ messages[0].content }}"
+    rows = [[json.dumps({"messages": [{"content": f"{i} {n} " + "x" * 900 * i}]}) for n in range(3)] for i in range(20)]
+    groups = [bounded.begun(ask, row) for row in rows]
+    found = {i: [text for group in groups[i] for text in bounded.ended(group)] for i in (19, 3, 0, *range(20))}
+    assert all(found[i] == [json.loads(text)["messages"][0]["content"] for text in rows[i]] for i in range(20))
+
+
+def test_what_ends_the_process_costs_texts_beside_it_nothing(monkeypatch):
+    def content(text):
+        return json.dumps({"messages": [{"content": text}]})
+
+    ask = "{% if messages[0].content == 'big' %}{{ 'a'.center(30000000000) }}{% else %}{{ messages[0].content }}{% endif %}"
+    end = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    monkeypatch.setattr(bounded, "SECONDS", 0.2)
+    bounded._process().close()
+    before, endless, behind = (
+        bounded.begun(*each) for each in ((ask, [content("a"), content("big")]), (end, ["{}"]), (ask, [content("b")]))
+    )
+    assert bounded.ended(behind[0]) == [None]
+    assert (bounded.ended(before[0]), bounded.ended(endless[0])) == (["a", None], [None])
+    waiting = bounded.begun(end, ["{}"])
+    assert bounded.rendered(ask, content("b"), "x:1") == "b"  # it is asked for when nothing else is under way
+    assert bounded.ended(waiting[0]) == [None]
+    bounded._process().close()
 
 
 def test_a_template_that_forgets_one_thing_is_caught():

@@ -4,9 +4,9 @@ Rows are read in `inlay.data.forms`, their tokens marked in `inlay.text.mask`; a
 """
 
 import array
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from inlay.data import forms
 from inlay.data.rows import Message, Row
@@ -17,11 +17,16 @@ from inlay.tasks._lengths import advice, check_lengths, fit, unheard
 from inlay.tasks._packed import unpacked_because as unpacked_because
 from inlay.tasks.contract import CAUSAL_LM, Given, Item, Loaded, Prediction, Prepared, TaskSpec
 from inlay.text import mask
-from inlay.text.answers import Draft, drafts
+from inlay.text.answers import Draft, begun
 from inlay.text.mask import Example
 
 REFERENCES = "references not trained on: answers are scored by them"
 """What is said of rows with other answers than their completion; it follows a number."""
+
+Value = TypeVar("Value")
+
+_NUM_AHEAD = 3
+"""Rows whose texts the template makes while the one before them is looked at."""
 
 _CHUNK_ROWS = 200
 """Rows that are turned into tokens at a time."""
@@ -97,7 +102,8 @@ def _examples(
     for first in range(0, len(rows), _CHUNK_ROWS):
         progress(first, len(rows))
         part = rows[first : first + _CHUNK_ROWS]
-        made = [value for row in part for value in _tried(row, tokenizer, train_on, problems)]
+        begins = (_begun(row, tokenizer, train_on) for row in part)
+        made = [value for end in _ahead(begins) for value in _tried(end, problems)]
         drafts = [value for value in made if isinstance(value, Draft)]
         for example in [*(value for value in made if isinstance(value, Example)), *mask.encoded(tokenizer, drafts)]:
             if example.num_trained:
@@ -107,16 +113,31 @@ def _examples(
     progress(len(rows), len(rows))
 
 
-def _tried(row: Row, tokenizer: Any, train_on: str, problems: dict[str, str]) -> Sequence[Draft | Example]:
+def _begun(row: Row, tokenizer: Any, train_on: str) -> Callable[[], Sequence[Draft | Example]]:
+    """Begin to make text of a row; what is returned ends it."""
+    if (text := row.text) is not None:
+        return lambda: [mask.document(tokenizer, text, row.source)]
+    if row.messages is not None:
+        prompt, completion = [], row.messages
+    else:
+        prompt, completion = _messages("user", row.prompt), _messages("assistant", row.completion)
+    how: dict[str, Any] = {"train_on_all": train_on == "all", "tools": row.tools, "trained": row.trained}
+    return begun(tokenizer, prompt, completion, row.source, **how)
+
+
+def _ahead(values: Iterator[Value]) -> Iterator[Value]:
+    """The same, each when the next `_NUM_AHEAD` have begun too."""
+    waiting: deque[Value] = deque()
+    for value in values:
+        waiting.append(value)
+        if len(waiting) > _NUM_AHEAD:
+            yield waiting.popleft()
+    yield from waiting
+
+
+def _tried(make: Callable[[], Sequence[Draft | Example]], problems: dict[str, str]) -> Sequence[Draft | Example]:
     try:
-        if row.text is not None:
-            return [mask.document(tokenizer, row.text, row.source)]
-        if row.messages is not None:
-            prompt, completion = [], row.messages
-        else:
-            prompt, completion = _messages("user", row.prompt), _messages("assistant", row.completion)
-        how: dict[str, Any] = {"train_on_all": train_on == "all", "tools": row.tools, "trained": row.trained}
-        return drafts(tokenizer, prompt, completion, row.source, **how)
+        return make()
     except DataError as error:
         said, _, hint = str(error).replace("\n  found:", ":").partition("\n  hint:  ")
         problems[said] = hint

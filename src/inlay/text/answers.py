@@ -12,8 +12,9 @@ A generation prompt that opens a thought is followed by a thought in training to
 """
 
 import dataclasses
+import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from inlay.errors import DataError, explain
@@ -77,22 +78,24 @@ def drafts(
     - `DataError`: the template refuses the row, or does not write all that it says; or, unless `train_on_all`, there is no
       answer, one is empty, or training and generation can't agree on where one starts.
     """
-    messages = [*prompts, *completions]
-    wanted = [True] * len(messages) if trained is None else list(trained)
-    answers = (i for i in range(len(prompts), len(messages)) if messages[i]["role"] == "assistant")
-    turns = [i for i in answers if wanted[i]]
-    if not train_on_all:
-        _check_answers(messages, turns, source)
-    return _Row(tokenizer, messages, turns, source, tools, train_on_all).drafts()
+    return begun(tokenizer, prompts, completions, source, train_on_all=train_on_all, tools=tools, trained=trained)()
+
+
+def begun(*row: Any, **how: Any) -> Callable[[], list[Draft]]:
+    """What ends `drafts` of the same arguments, whose texts are under way from now on; what refuses the row does so there."""
+    make = functools.partial(_Row, *row, **how)
+    try:
+        return make().drafts
+    except DataError:
+        return lambda: make().drafts()
 
 
 def _check_answers(messages: Sequence[Message], turns: Sequence[int], source: str) -> None:
     if not turns:
-        raise DataError(
-            explain("a row has no turn of the assistant", found=source, do="add its answer, or --train-on all")
-        )
-    for i in turns:
-        if not ((messages[i].get("content") or "").strip() or messages[i].get("tool_calls")):
+        do = "add its answer, or --train-on all"
+        raise DataError(explain("a row has no turn of the assistant", found=source, do=do))
+    for each in (messages[i] for i in turns):
+        if not ((each.get("content") or "").strip() or each.get("tool_calls")):
             raise DataError(explain("a row has an empty answer", found=source, do="remove the row"))
 
 
@@ -102,24 +105,29 @@ class _Row:
     def __init__(
         self,
         tokenizer: Any,
-        messages: list[Message],
-        turns: list[int],
+        prompts: Sequence[Message],
+        completions: Sequence[Message],
         source: str,
-        tools: Sequence[Mapping[str, Any]] | None,
+        *,
         train_on_all: bool,
+        tools: Sequence[Mapping[str, Any]] | None,
+        trained: Sequence[bool] | None,
     ):
-        self.tokenizer, self.messages, self.turns = tokenizer, messages, turns
-        self.source, self.tools, self.train_on_all = source, tools, train_on_all
+        self.tokenizer, self.source, self.tools, self.train_on_all = tokenizer, source, tools, train_on_all
+        self.messages = messages = [*prompts, *completions]
+        answers = [i for i, each in enumerate(messages) if each["role"] == "assistant" and i >= len(prompts)]
+        self.turns = turns = [i for i in answers if trained is None or trained[i]]
+        if not train_on_all:
+            _check_answers(messages, turns, source)
         self.added = added_tokens(tokenizer)
         self.talk = Conversation(tokenizer, messages, source, tools)
         calls = [call for message in messages for call in message.get("tool_calls") or [] if isinstance(call, Mapping)]
         ids = {*(call.get("id") for call in calls), *(message.get("tool_call_id") for message in messages)}
         self.ids = [value for value in ids if isinstance(value, str) and value]
+        self._ahead([*turns[:-1][:1], *turns[-1:]], *((len(messages), False, marks) for marks in (False, True)))
 
     def drafts(self) -> list[Draft]:
-        num = len(self.messages)
-        self._ahead([*self.turns[:-1][:1], *self.turns[-1:]], (num, False, False), (num, False, True))
-        whole = self.talk.rendered(num)
+        whole = self.talk.rendered(len(self.messages))
         forgotten = self._check(whole, len(self.messages))
         if self.train_on_all and not self.turns:
             return [self._draft(whole, [], "", ())]
@@ -135,7 +143,7 @@ class _Row:
         return [dataclasses.replace(made[0], notes=(*made[0].notes, SPLIT)), *made[1:]] if len(made) > 1 else made
 
     def _ahead(self, turns: Sequence[int], *more: Asked) -> None:
-        """Make together the texts that tell where these turns begin and end, and more."""
+        """Begin to make the texts that tell where these turns begin and end, and more."""
         edges = (text for i in turns for text in ((i, True, False), (i + 1, False, False), (i + 1, False, True)))
         self.talk.ahead(*more, *(text for text in edges if text[0]))
 
@@ -176,10 +184,8 @@ class _Row:
                     do="a template that is right in the model's chat_template.jinja, or rows without thoughts",
                 )
             )
-        if is_header := appended not in (
-            "",
-            self.tokenizer.eos_token,
-        ):  # its white space may share tokens with the text
+        is_header = appended not in ("", self.tokenizer.eos_token)
+        if is_header:  # its white space may share tokens with the text
             text = text + appended
             spans = [*spans[:-1], (spans[-1][0], len(text))]
         return Draft(
@@ -222,16 +228,13 @@ class _Row:
     def _edges(self, whole: Rendered, i: int, first: int, before: int, glue: str) -> tuple[int, _End] | None:
         """How far before its first piece turn i begins, and how it ends; None where generation has it otherwise."""
         self._ahead([i])
-        prompt = self._prompt(i) if i else whole.text[:first]
+        prompt = self.talk.text(i, add=True) if i else whole.text[:first]
         if not whole.text.startswith(prompt) or len(prompt) > first:
             return None
         header, is_last = prompt[before:], i == len(self.messages) - 1
         tail = glue if is_last else self._tail(i)
         end = None if tail is None else self._end(tail, header, glue, i, is_last)
         return None if end is None else (first - len(prompt), end)
-
-    def _prompt(self, i: int) -> str:
-        return self.talk.text(i, True)
 
     def _tail(self, i: int) -> str | None:
         """What stands behind turn i where it is the last."""
@@ -307,7 +310,7 @@ class _Row:
         if i not in made.extents:
             raise self._disagreement(i, made.text[-60:], "")
         first, last = made.extents[i]
-        prompt = self._prompt(i) if i else made.text[:first]
+        prompt = self.talk.text(i, add=True) if i else made.text[:first]
         before = max((stop for turn, (_, stop) in made.extents.items() if turn < i), default=0)
         end = self._end(made.text[last:], prompt[before:], made.text[last:], i, True)
         assert end is not None, "a last turn ends somehow"

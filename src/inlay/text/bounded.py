@@ -14,12 +14,14 @@ costs 0.1 ms more than rendering it here.
 
 import atexit
 import contextlib
+import dataclasses
 import functools
 import os
 import struct
 import subprocess
 import sys
 import threading
+from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -46,7 +48,8 @@ def rendered(template: str, variables: str, source: str) -> str:
     - `DataError`: the template refuses or can't render this; it names `source`.
     - `FormatError`: the template is not Jinja, or goes beyond the bounds.
     """
-    ((letter, text),) = _process().ask(template, [_bytes(variables)])
+    _process().settle()  # what may end the process meanwhile is this text alone
+    ((letter, text),) = _answers(_process().begin(_bytes(template), [_bytes(variables)]))
     if letter == _renderer.TEXT:
         return text
     if letter == _renderer.REFUSED:
@@ -62,12 +65,24 @@ def rendered(template: str, variables: str, source: str) -> str:
     raise _beyond(letter, source, text)
 
 
-def rendered_all(template: str, variables: Sequence[str]) -> list[str | None]:
-    """What the template makes of each of several variables, and None where `rendered` is to be asked; quicker than that."""
-    room = _PIPE_BYTES - len(_bytes(template))
-    groups = _groups([_bytes(text) for text in variables], room)
-    answers = (answer for group in groups for answer in _process().ask(template, group))
-    return [text if letter == _renderer.TEXT else None for letter, text in answers]
+def begun(template: str, variables: Sequence[str]) -> "list[Group]":
+    """Several texts under way, a few at a time in a group, for `ended`; meanwhile this process can do something else."""
+    asked, text = _bytes(template), [_bytes(each) for each in variables]
+    return [_process().begin(asked, group) for group in _groups(text, _PIPE_BYTES - len(asked))]
+
+
+def ended(group: "Group") -> list[str | None]:
+    """What the template makes of each of a group, and None where `rendered` is to be asked."""
+    return [text if letter == _renderer.TEXT else None for letter, text in _answers(group)]
+
+
+def _answers(group: "Group") -> list[tuple[int, str]]:
+    """The letter and the text of each answer; letter 0 where the process ended instead."""
+    if (
+        group.answers is None and group.renderer is not _process()
+    ):  # it has ended, or belongs to the process that forked this one
+        return [_ENDED] * group.num_texts
+    return group.renderer.end(group)
 
 
 def _groups(requests: Sequence[bytes], room: int) -> Iterator[list[bytes]]:
@@ -106,12 +121,26 @@ def _beyond(letter: int, source: str, text: str) -> FormatError:
         found = {
             _renderer.LONG: f"{source}: its text has {text}",
             _renderer.MEMORY: f"{source}: it asks for more than {MEMORY / 1e9:.3g} GB of memory",
-        }.get(letter, f"{source}: {text}")
+        }.get(letter, f"{source}: it takes more than {SECONDS:.3g} s of the processor, or ends its process otherwise")
     return FormatError(explain(wrong, found=found, do="a template that is right in the model's chat_template.jinja"))
 
 
 _PIPE_BYTES = 32_000
 """What a pipe holds everywhere before it has to be read from."""
+
+
+_ENDED = 0, ""
+"""In place of an answer: the process has ended."""
+
+
+@dataclasses.dataclass(eq=False)
+class Group:
+    """Texts that are under way."""
+
+    renderer: "_Renderer"
+    num_texts: int
+    num_bytes: int
+    answers: list[tuple[int, str]] | None = None
 
 
 class _Renderer:
@@ -131,45 +160,67 @@ class _Renderer:
             start_new_session=True,  # Ctrl-C is for us
         )
         self._template = b""
-        self._lock = threading.Lock()
+        self._under_way: deque[Group] = deque()
+        self._lock = threading.RLock()
         atexit.register(self.close)
 
-    def ask(self, template: str, requests: Sequence[bytes]) -> list[tuple[int, str]]:
-        """The letter and the text of each answer; letter 0 where the process ended instead."""
+    def begin(self, template: bytes, requests: Sequence[bytes]) -> Group:
+        """Ask for texts; where the pipe has no room, what was asked for before is read first."""
+        with self._whole():
+            parts = [struct.pack(">Q", len(requests))]
+            for request in requests:
+                is_known = template == self._template
+                parts += [struct.pack(">QQ", _renderer.SAME if is_known else len(template), len(request))]
+                parts += [request] if is_known else [template, request]
+                self._template = template
+            group = Group(self, len(requests), sum(map(len, parts)))
+            if group.num_bytes + sum(other.num_bytes for other in self._under_way) > _PIPE_BYTES:
+                self.settle()
+            self._under_way.append(group)
+            assert self._process.stdin is not None, "it was made with a pipe"
+            with contextlib.suppress(BrokenPipeError, ValueError):  # it has ended: there will be no answer
+                self._process.stdin.write(b"".join(parts))
+                self._process.stdin.flush()
+        return group
+
+    def end(self, group: Group) -> list[tuple[int, str]]:
+        """The answers of a group, when they and those before them have been read."""
+        with self._whole():
+            while group.answers is None and self._under_way:
+                first = self._under_way.popleft()
+                first.answers = self._read(first.num_texts)
+        return group.answers or [_ENDED] * group.num_texts
+
+    def settle(self) -> None:
+        """Read all that is under way."""
+        if self._under_way:
+            self.end(self._under_way[-1])
+
+    def _read(self, num_texts: int) -> list[tuple[int, str]]:
+        assert self._process.stdout is not None, "it was made with a pipe"
+        answers: list[tuple[int, str]] = []
+        while len(answers) < num_texts:
+            head = self._process.stdout.read(9)
+            if len(head) < 9:
+                self.close()
+                return answers + [_ENDED] * (num_texts - len(answers))
+            letter, length = struct.unpack(">BQ", head)
+            answers.append((letter, self._process.stdout.read(length).decode("utf-8", "surrogatepass")))
+        return answers
+
+    @contextlib.contextmanager
+    def _whole(self) -> Iterator[None]:
+        """What is done to the pipes is done whole, by one thread at a time."""
         with self._lock:
             try:
-                return self._exchange(_bytes(template), requests)
+                yield
             except BaseException:  # Ctrl-C, say: the answer to this would be taken for the next one's
                 self.close()
                 raise
 
-    def _exchange(self, template: bytes, requests: Sequence[bytes]) -> list[tuple[int, str]]:
-        assert self._process.stdin is not None, "it was made with a pipe"
-        assert self._process.stdout is not None, "it was made with a pipe"
-        parts = [struct.pack(">Q", len(requests))]
-        for request in requests:
-            is_known = template == self._template
-            parts += [struct.pack(">QQ", _renderer.SAME if is_known else len(template), len(request))]
-            parts += [request] if is_known else [template, request]
-            self._template = template
-        answers: list[tuple[int, str]] = []
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.write(b"".join(parts))
-            self._process.stdin.flush()
-            while len(answers) < len(requests):
-                head = self._process.stdout.read(9)
-                if len(head) < 9:
-                    break
-                letter, length = struct.unpack(">BQ", head)
-                answers.append((letter, self._process.stdout.read(length).decode("utf-8", "surrogatepass")))
-        if len(answers) < len(requests):
-            self.close()
-            ended = 0, f"it takes more than {SECONDS:.3g} s of the processor, or ends its process otherwise"
-            answers += [ended] * (len(requests) - len(answers))
-        return answers
-
     def close(self) -> None:
-        """End the process; the next text gets another one."""
+        """End the process; the next text gets another one, and what is under way none."""
+        self._under_way.clear()
         _process.cache_clear()
         atexit.unregister(self.close)
         self._process.kill()

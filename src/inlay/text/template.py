@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 from weakref import WeakKeyDictionary
 
 from inlay.errors import ConfigError, DataError, explain
-from inlay.text.bounded import rendered_all
+from inlay.text.bounded import Group, begun, ended
 from inlay.text.pieces import TOOLS, Fault, Message, Said, Span, refusal
 from inlay.text.prepared import Prepared
 from inlay.text.tokens import Added, added, encode_quoting, text_ids
@@ -200,19 +200,27 @@ class Conversation:
         self._given = (list(messages), tools), (self._said.messages, self._said.tools)
         self._prepared = tuple(self._as_read(*given) for given in self._given)
         self._texts: dict[Asked, str | None] = {}
+        self._under_way: list[tuple[Asked, ...]] = []
+        self._groups: list[Group] = []
 
     def ahead(self, *asked: Asked) -> None:
-        """Make several texts together, which is quicker than one by one in `text`."""
-        new = [each for each in dict.fromkeys(asked) if each not in self._texts]
+        """Begin to make several texts together; `text` has them then sooner than if it was the first to ask."""
+        known = {*self._texts, *(each for some in self._under_way for each in some)}
+        new = tuple(each for each in dict.fromkeys(asked) if each not in known)
         if new and (template := self._prepared[0].template) is not None:
             variables = [self._prepared[is_marked].variables(stop, add) for stop, add, is_marked in new]
-            for each, text in zip(new, rendered_all(template, variables), strict=True):
-                self._texts[each] = self._finished(text, *each)
+            self._under_way.append(new)
+            self._groups += begun(template, variables)
 
     def text(self, stop: int, add: bool = False, is_marked: bool = False) -> str:
         """The text of the first `stop` messages, with a generation prompt, and with marks around what they say."""
         asked = stop, add, is_marked
         self.ahead(asked)
+        if asked not in self._texts and self._groups:
+            texts = (text for group in self._groups for text in ended(group))
+            new = (each for some in self._under_way for each in some)
+            self._texts |= {each: self._finished(text, *each) for each, text in zip(new, texts, strict=True)}
+            self._under_way, self._groups = [], []
         text = self._texts.get(asked)
         if text is None:
             text = self._texts[asked] = self._alone(*asked) + self._manners.lost_newline * add
