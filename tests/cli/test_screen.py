@@ -173,6 +173,12 @@ def test_help_says_what_a_flag_takes(capsys, command):
         assert wrong not in out + err, wrong
 
 
+@pytest.mark.parametrize("command", ["train", "eval", "predict"])
+def test_help_names_the_tasks(capsys, command):
+    out = " ".join(run(capsys, command, "--help")[1].replace("│", " ").split()).replace(", ", ",").replace("{ ", "{")
+    assert "{" + ",".join(tasks.names()) + "}" in out
+
+
 def test_help_names_the_choices(capsys):
     out = " ".join(run(capsys, "train", "--help")[1].replace("│", " ").split()).replace(", ", ",")
     for choices in (methods.names(), tasks.names(), quant.names()):

@@ -32,7 +32,7 @@ from inlay.model.attach import Attached, Rows
 from inlay.model.fresh import Calibration
 from inlay.model.prompts import virtual_ids
 from inlay.modules.frozen import QuantizedLinear
-from inlay.tasks.contract import CAUSAL_LM, DEFAULT_NEW_TOKENS, TaskSpec
+from inlay.tasks.contract import DEFAULT_NEW_TOKENS, DEFAULT_TASK, TaskSpec
 from inlay.text import stops
 from inlay.text.template import prompt_ids
 
@@ -141,12 +141,12 @@ class Base(Attached):
     def about_task(self) -> dict[str, Any]:
         about: dict[str, Any] = {"name": self.task} | ({"labels": list(self.labels)} if self.labels else {})
         about |= {} if self.pooling == MEAN else {"pooling": self.pooling}
-        return {} if self.task == CAUSAL_LM else {"task": about}
+        return {} if self.task == DEFAULT_TASK else {"task": about}
 
     @cached_property
     def pooling(self) -> str:
         """How a text's states become its vector, where the base was loaded for that; see `inlay.base.pooling`."""
-        return pooling.mode_of(self.checkpoint) if self.task == "embedding" else MEAN
+        return pooling.mode_of(self.checkpoint) if self.spec.pools else MEAN
 
     def create(
         self, method: Method, name: str = "default", seed: int = 0, calibration: Calibration | None = None

@@ -10,7 +10,7 @@ from inlay.errors import CompatibilityError, ConfigError, FormatError, explain, 
 from inlay.fields import MISFIT, fit, shown
 from inlay.io.checkpoint import Checkpoint
 from inlay.methods.contract import Method, PromptMethod
-from inlay.tasks.contract import CAUSAL_LM, TaskSpec
+from inlay.tasks.contract import TaskSpec
 
 AUTO = "auto"
 """The device that is there."""
@@ -105,7 +105,7 @@ def check_method(method: Method, spec: TaskSpec) -> None:
 
     - `ConfigError`: the method puts virtual tokens in front of the rows.
     """
-    if isinstance(method, PromptMethod) and spec.name != CAUSAL_LM:
+    if isinstance(method, PromptMethod) and not spec.continues:
         raise ConfigError(
             explain(
                 "this task has no place for virtual tokens",
@@ -122,7 +122,7 @@ def check_generates(spec: TaskSpec) -> None:
 
     - `ConfigError`: it was.
     """
-    if spec.name != CAUSAL_LM:
+    if not spec.continues:
         found = f"this base was loaded for {spec.name}"
         raise ConfigError(
             explain(

@@ -43,7 +43,7 @@ from inlay.modules.ahead import ReadAhead
 from inlay.modules.experts import experts_of
 from inlay.modules.frozen import QuantizedLinear, freeze_
 from inlay.modules.fused import fuse_
-from inlay.tasks.contract import CAUSAL_LM, TaskSpec
+from inlay.tasks.contract import DEFAULT_TASK, TaskSpec
 from inlay.text import growth
 
 MIN_BFLOAT16_WIDTH = 256
@@ -68,7 +68,7 @@ class _Choices:
 def load(
     source: str | Path | Checkpoint,
     *,
-    task: str | TaskSpec = CAUSAL_LM,
+    task: str | TaskSpec = DEFAULT_TASK,
     labels: Sequence[str] = (),
     dtype: str | None = None,
     device: str = "cpu",
@@ -80,7 +80,7 @@ def load(
 
     **Arguments:**
 
-    - `task`: what for: causal-lm, sequence-classification, token-classification, seq2seq or embedding.
+    - `task`: what for, by name: one of `inlay.tasks.names()`.
     - `labels`: the names of the classes, where the task has classes; not needed where the checkpoint brings its own.
     - `dtype`: bfloat16, float16 or float32; 'stored' for the one that the files have; see `default_dtype` unless given.
     - `device`: where to compute, such as cpu or cuda; auto: on a CUDA device if there is one, else on the CPU.
@@ -128,7 +128,7 @@ def _choices(
 def _made(chosen: _Choices, original: Checkpoint | None, device_memory: int | None) -> Base:
     """The base; `original` is the checkpoint that it was quantised from, where that was done on loading."""
     checkpoint, spec = chosen.checkpoint, chosen.spec
-    has_task = spec.name != CAUSAL_LM
+    has_task = spec.name != DEFAULT_TASK
     with _quiet_transformers(), torch.random.fork_rng(devices=[], enabled=has_task):
         if has_task:
             torch.manual_seed(0)  # what the checkpoint lacks is the same each time
@@ -301,9 +301,7 @@ def _fill_(model: nn.Module, chosen: _Choices, limit: int | None) -> None:
         for (path, placeholder), matrix in zip(placeholders.items(), matrices, strict=True)
         if matrix.shape != placeholder.shape
     ]
-    unexpected = (
-        set(packed) - set(names.values()) if chosen.spec.name == CAUSAL_LM else ()
-    )  # classifiers have no decoder
+    unexpected = set(packed) - set(names.values()) if chosen.spec.continues else ()  # classifiers have no decoder
     problems += [f"{name}: this model has no linear map of that name" for name in sorted(unexpected)]
     if problems:
         raise FormatError(

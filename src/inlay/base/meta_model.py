@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from inlay import tasks
 from inlay.errors import CompatibilityError, explain
 from inlay.io import configuration
 from inlay.io.checkpoint import Checkpoint
@@ -38,16 +39,6 @@ _TABLES = {
     "AutoModel": "MODEL_MAPPING_NAMES",
 }
 """Where `transformers` lists the architectures that each of these classes makes, by type of model."""
-
-
-_TASKS = {
-    "AutoModelForCausalLM": "causal-lm",
-    "AutoModelForSeq2SeqLM": "seq2seq",
-    "AutoModelForSequenceClassification": "sequence-classification",
-    "AutoModelForTokenClassification": "token-classification",
-    "AutoModel": "embedding",
-}
-"""What the tasks call what these classes make."""
 
 
 class Placeholder(nn.Module):
@@ -125,14 +116,14 @@ def other_class(checkpoint: Checkpoint, auto_class: str, found: str) -> Compatib
 
     `found`: what is wrong with it for what is asked for.
     """
-    own = own_class(checkpoint)
-    if own == auto_class or own not in _TASKS:
+    own, known = own_class(checkpoint), tasks.by_auto_class()
+    if own == auto_class or own not in known:
         return None
     made = str((checkpoint.config.get("architectures") or ["no architecture"])[0])
-    task = "embedding, or sequence-classification" if own == "AutoModel" else _TASKS[own]
+    task = "embedding, or sequence-classification" if own == "AutoModel" else known[own]
     return CompatibilityError(
         explain(
-            f"this model was made for something else than {_TASKS.get(auto_class, auto_class)}",
+            f"this model was made for something else than {known.get(auto_class, auto_class)}",
             found=f"{checkpoint.directory}: {made}; {found}",
             do=f"--task {task}, in train, eval and predict; or another base",
         )

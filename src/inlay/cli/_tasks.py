@@ -2,14 +2,19 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
+
+import tyro
 
 from inlay import tasks
 from inlay.base.base import Base
 from inlay.data.sources import Data
 from inlay.errors import ConfigError, explain
 from inlay.io.checkpoint import Checkpoint, open_checkpoint
-from inlay.tasks.contract import CAUSAL_LM, TaskSpec
+from inlay.tasks.contract import DEFAULT_TASK, TaskSpec
+
+TASK = Annotated[str | None, tyro.conf.arg(metavar="{" + ",".join(tasks.names()) + "}")]
+"""A flag that takes the name of a task, or is not given."""
 
 MAX_LABELS = 10
 """As many classes are named on the screen."""
@@ -66,7 +71,7 @@ def choose_alone(model: str, task: str | None, adapter: str | None) -> Chosen:
 
 def guess(checkpoint: Checkpoint, adapter: str | None) -> str:
     """The task of an adapter, or else of a base; next tokens where neither says it."""
-    return tasks.of_adapter(adapter)[0] if adapter is not None else tasks.of_checkpoint(checkpoint) or CAUSAL_LM
+    return tasks.of_adapter(adapter)[0] if adapter is not None else tasks.of_checkpoint(checkpoint) or DEFAULT_TASK
 
 
 def check_answers(command: str, model: str, adapters: Sequence[str]) -> None:
@@ -77,8 +82,14 @@ def check_answers(command: str, model: str, adapters: Sequence[str]) -> None:
     - `ConfigError`: one is for another task; the hint is the command that is for it.
     """
     chosen = [adapter for adapter in adapters if adapter != "none"]
-    found = next(((adapter, name) for adapter in chosen if (name := tasks.of_adapter(adapter)[0]) != CAUSAL_LM), None)
-    if found is None and not chosen and (name := tasks.of_checkpoint(open_checkpoint(model))) not in (None, CAUSAL_LM):
+    found = next(
+        ((adapter, name) for adapter in chosen if (name := tasks.of_adapter(adapter)[0]) != DEFAULT_TASK), None
+    )
+    if (
+        found is None
+        and not chosen
+        and (name := tasks.of_checkpoint(open_checkpoint(model))) not in (None, DEFAULT_TASK)
+    ):
         found = (model, name)
     if found is not None:
         more = "" if found[0] == model else f" --adapter {found[0]}"
@@ -91,16 +102,16 @@ def check_answers(command: str, model: str, adapters: Sequence[str]) -> None:
         )
 
 
-def check_causal(task: str, flag: str) -> None:
-    """Refuse a flag that means something for causal language models alone.
+def check_continues(spec: TaskSpec, flag: str) -> None:
+    """Refuse a flag that means something for tasks alone whose text continues the prompt.
 
     **Raises:**
 
     - `ConfigError`: the task is another.
     """
-    if task != CAUSAL_LM:
+    if not spec.continues:
         raise ConfigError(
-            explain("this flag does nothing for this task", found=f"{flag} with --task {task}", do="leave it out")
+            explain("this flag does nothing for this task", found=f"{flag} with --task {spec.name}", do="leave it out")
         )
 
 

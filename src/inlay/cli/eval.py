@@ -16,7 +16,7 @@ from inlay.data.split import spread
 from inlay.errors import DataError, explain
 from inlay.evaluation import score
 from inlay.io.checkpoint import open_checkpoint
-from inlay.tasks.contract import CAUSAL_LM, Prepared, TaskSpec
+from inlay.tasks.contract import Prepared, TaskSpec
 from inlay.text.template import prompt_ids
 from inlay.training.loop import evaluate
 from inlay.training.settings import require_above_zero
@@ -30,9 +30,9 @@ class Eval(OnBase):
     data: Data
     """The rows: a JSONL, JSON, CSV or Parquet file, a folder of them, or a data set on the hub."""
 
-    task: str | None = None
-    """What is measured: causal-lm, sequence-classification, token-classification, seq2seq or embedding; the last four have
-    scores of their own. Unless given, what the adapter was trained for, or else what the base was made for."""
+    task: _tasks.TASK = None
+    """What is measured: the loss, and the task's own scores. Unless given, what the adapter was trained for, or else what the
+    base was made for."""
 
     adapter: str | None = None
     """An adapter directory, measured beside the plain base."""
@@ -88,15 +88,15 @@ class Eval(OnBase):
 
     def _check(self, task: TaskSpec) -> None:
         if self.scores != "none":
-            _tasks.check_causal(task.name, f"--scores {self.scores}")
+            _tasks.check_continues(task, f"--scores {self.scores}")
         if self.max_new_tokens and not task.generates:
-            _tasks.check_causal(task.name, f"--max-new-tokens {self.max_new_tokens}")
+            _tasks.check_continues(task, f"--max-new-tokens {self.max_new_tokens}")
 
     def _announce(self, base: Base, prepared: Prepared, examples: Sequence[Any], notes: Sequence[str]) -> None:
         """What is measured."""
         task, dropped = base.spec, prepared.num_dropped
         say("base", f"{base.describe()} · {base.fingerprint}")
-        if task.name != CAUSAL_LM:
+        if not task.continues:
             say("task", _tasks.describe(base))
         left_out = f" · {dropped:,} longer than {prepared.max_length:,} left out" if dropped else ""
         targets = "" if task.unit == "row" else f", {count(task.num_targets(examples))} {task.unit}s"

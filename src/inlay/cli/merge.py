@@ -16,7 +16,6 @@ from inlay.export.merge import merge, num_bytes
 from inlay.export.requantize import merge_quantized
 from inlay.model import targets
 from inlay.process import peak_rss_bytes
-from inlay.tasks.contract import CAUSAL_LM
 from inlay.training.settings import require_above_zero
 
 
@@ -69,7 +68,7 @@ class Merge(Common):
         chosen = _tasks.choose_alone(self.model, None, self.adapter)
         base = load(chosen.checkpoint, dtype=self.dtype, task=chosen.spec, labels=chosen.labels)
         name = base.attach(self.adapter, force=self.force).name
-        if base.task != CAUSAL_LM:
+        if not base.spec.continues:
             say("task", _tasks.describe(base))
         texts = _texts(base, self.check_data, self.check_rows) if self.check_data else SAMPLE
         if self.quantize is not None:
@@ -133,7 +132,7 @@ def _texts(base: Base, source: str, most: int) -> list[str]:
     task = base.spec
     rows = task.read(source, TEST).rows
     rows = rows[:: max(1, len(rows) // most)][:most]
-    train_on = "all" if base.task == CAUSAL_LM else "completions"
+    train_on = "all" if base.spec.continues else "completions"
     prepared = task.prepare(rows, base, 1 << 30, train_on, "drop")
     return [base.tokenizer.decode(example.input_ids, skip_special_tokens=True) for example in prepared.examples]
 

@@ -38,9 +38,8 @@ class Predict(OnBase):
     adapter: str | None = None
     """An adapter directory, which says what its task is; without one, the base's own head answers."""
 
-    task: str | None = None
-    """What is predicted, where neither adapter nor base say it: causal-lm, sequence-classification, token-classification,
-    seq2seq or embedding."""
+    task: _tasks.TASK = None
+    """What is predicted, where neither adapter nor base say it."""
 
     max_new_tokens: int | None = None
     """Longest answer in tokens, where there are answers; 256, or what the model's positions leave, unless given."""

@@ -18,7 +18,7 @@ from inlay.io.fingerprint import short
 from inlay.kernels import native
 from inlay.methods.contract import Method
 from inlay.tasks.causal_lm import unpacked_because
-from inlay.tasks.contract import CAUSAL_LM
+from inlay.tasks.contract import DEFAULT_TASK
 from inlay.text.mask import show
 from inlay.training import going_on
 from inlay.training import job as jobs
@@ -38,8 +38,8 @@ class Train(OnBase):
     output: Path
     """The directory that will hold the adapter; it must not exist."""
 
-    task: Annotated[str, tyro.conf.arg(metavar="{" + ",".join(tasks.names()) + "}")] = CAUSAL_LM
-    """What to learn: causal-lm, sequence-classification, token-classification, seq2seq or embedding."""
+    task: Annotated[str, tyro.conf.arg(metavar="{" + ",".join(tasks.names()) + "}")] = DEFAULT_TASK
+    """What to learn."""
 
     method: Annotated[str, tyro.conf.arg(metavar="{" + ",".join(methods.names()) + "}")] = "lora"
     """How to adapt."""
@@ -102,7 +102,7 @@ class Train(OnBase):
         return None
 
     def _show_tokens(self, base: Base, num_virtual: int) -> int:
-        _tasks.check_causal(self.task, f"--show-tokens {self.show_tokens}")
+        _tasks.check_continues(base.spec, f"--show-tokens {self.show_tokens}")
         rows, notes = run_rows.first_rows(base, self.data, self.show_tokens, self.eval_data, self.settings, num_virtual)
         for note in notes:
             say("data" if note == notes[0] else "", note)
@@ -129,7 +129,7 @@ def announce(job: jobs.Job) -> None:
     """The lines that stand before a run: what it learns from, what it trains, how long."""
     train, base = job.train, job.base
     template = "the tokenizer's" if base.tokenizer.chat_template else "plain (the tokenizer has none)"
-    is_causal, unit = base.task == CAUSAL_LM, base.spec.unit
+    is_causal, unit = base.spec.continues, base.spec.unit
     form = "" if train.form == "text" or not is_causal else f" · template: {template}"
     say("data", f"{job.source} · {train.num_rows:,} rows of {train.form}{form}")
     trained_on = f"{count(train.num_trained)} of them" if is_causal else f"{count(train.num_trained)} {unit}s"
@@ -151,7 +151,7 @@ def announce(job: jobs.Job) -> None:
 
 def path(base: Base) -> str:
     """The way that rows take through this base."""
-    if base.task != CAUSAL_LM:
+    if not base.spec.continues:
         return f"rows padded, with a mask: the task is {base.task}"
     reason = unpacked_because(base)
     if reason is None:
@@ -238,12 +238,8 @@ def _conclude(job: jobs.Job, report: jobs.Report, model: str) -> None:
     say("try it", _try_it(job.base, model, str(report.output)))
 
 
-_TYPED = {"token-classification": "Ada wrote this", "embedding": "some text", "seq2seq": "some prompt"}
-"""What a person could type to try an adapter of each task; some text unless it is here."""
-
-
 def _try_it(base: Base, model: str, adapter: str) -> str:
     """A command that uses the adapter on something new."""
-    if base.task == CAUSAL_LM:
+    if base.spec.continues:
         return f"inlay chat {model} --adapter {adapter}"
-    return f"echo '{_TYPED.get(base.task, 'some text')}' | inlay predict {model} - --adapter {adapter}"
+    return f"echo '{base.spec.typed}' | inlay predict {model} - --adapter {adapter}"

@@ -11,7 +11,6 @@ from inlay.base.base import Base
 from inlay.base.load import load
 from inlay.core.product import DTYPES
 from inlay.model.attach import Rows
-from inlay.tasks.contract import CAUSAL_LM
 
 SAMPLE = (
     "The ferry leaves at nine, and whoever misses it waits for the next one on the quay until noon.",
@@ -45,7 +44,7 @@ def logits(base: Base, ids: Tensor, rows: Rows) -> Tensor:
 
     A model with a decoder is asked to repeat them.
     """
-    if base.task == CAUSAL_LM:
+    if base.spec.continues:
         return base.logits(ids, rows)
     more = {"labels": ids} if base.spec.auto_class == "AutoModelForSeq2SeqLM" else {}
     with base.using(rows):

@@ -29,7 +29,6 @@ from inlay.methods import name_of
 from inlay.model.adapter import Adapter
 from inlay.model.changes import adds, replaced
 from inlay.modules.experts import Experts, Part
-from inlay.tasks.contract import CAUSAL_LM
 
 _TILE_BYTES = 16 << 20
 _ROUNDED_PART = {True: 0.02, False: 0.5}
@@ -92,7 +91,7 @@ def write(base: Base, adapter: Adapter, directory: Path, progress: Callable[[int
     unties = ties.unties(base, adapter)
     if base.scheme is not None or unties or base.fresh_heads:
         _describe_anew(base, directory, tensors, unties)
-    if base.task == CAUSAL_LM:
+    if base.spec.continues:
         write_settings(directory, base.stop_ids(adapter.name))
     _write_record(base, adapter, directory)
 

@@ -6,7 +6,7 @@ from inlay import formats, plugins
 from inlay.formats.contract import AdapterFile
 from inlay.io.checkpoint import Checkpoint
 from inlay.tasks._encode import groups as groups
-from inlay.tasks.contract import CAUSAL_LM, TaskSpec
+from inlay.tasks.contract import DEFAULT_TASK, TaskSpec
 
 
 def names() -> list[str]:
@@ -21,7 +21,12 @@ def find(name: str) -> TaskSpec:
 
     - `UnknownNameError`: there is no file of that name.
     """
-    return plugins.module(__name__, names(), name.replace("_", "-"), "task", f"--task {CAUSAL_LM}").SPEC
+    return plugins.module(__name__, names(), name.replace("_", "-"), "task", f"--task {DEFAULT_TASK}").SPEC
+
+
+def by_auto_class() -> dict[str, str]:
+    """The class of `transformers` that makes a task's model -> the task, the first of several."""
+    return {find(name).auto_class: name for name in reversed(names())}
 
 
 def has_own_head(checkpoint: Checkpoint, spec: TaskSpec) -> bool:
@@ -35,14 +40,14 @@ def has_own_head(checkpoint: Checkpoint, spec: TaskSpec) -> bool:
 def of_checkpoint(checkpoint: Checkpoint) -> str | None:
     """The task that a base was made for, by its files: that of its class; None where that has no head of a task."""
     made = str((checkpoint.config.get("architectures") or [""])[0])
-    by_kind = {find(name).auto_class.removeprefix("AutoModel"): name for name in names() if find(name).heads}
+    by_kind = {kind.removeprefix("AutoModel"): name for kind, name in by_auto_class().items() if find(name).heads}
     classes = next((name for kind, name in by_kind.items() if made.endswith(kind)), None)
     if classes is not None:
         return classes
     if checkpoint.config.get("is_encoder_decoder"):
         return "seq2seq"
     is_embedder = (checkpoint.directory / "modules.json").is_file()  # as sentence-transformers writes them
-    return "embedding" if is_embedder else CAUSAL_LM if made.endswith(("ForCausalLM", "LMHeadModel")) else None
+    return "embedding" if is_embedder else DEFAULT_TASK if made.endswith(("ForCausalLM", "LMHeadModel")) else None
 
 
 def of_adapter(adapter: str | Path) -> tuple[str, tuple[str, ...]]:
@@ -66,8 +71,8 @@ def for_adapter(checkpoint: Checkpoint, adapter: str | Path) -> tuple[TaskSpec, 
 
 def _of_file(file: AdapterFile) -> tuple[str, tuple[str, ...]]:
     record = file.record.get("task") or {}
-    by_type = {find(name).task_type: name for name in names()}
-    return record.get("name") or by_type.get(str(file.model.task_type), CAUSAL_LM), tuple(record.get("labels") or ())
+    by_type = {find(name).task_type: name for name in reversed(names())}  # of two, the first
+    return record.get("name") or by_type.get(str(file.model.task_type), DEFAULT_TASK), tuple(record.get("labels") or ())
 
 
 def _num_classes(file: AdapterFile, spec: TaskSpec) -> int:

@@ -15,7 +15,7 @@ from inlay.tasks import _batch, _packed
 from inlay.tasks._encode import check_tokenizer, text_of
 from inlay.tasks._lengths import advice, check_lengths, fit, unheard
 from inlay.tasks._packed import unpacked_because as unpacked_because
-from inlay.tasks.contract import CAUSAL_LM, Given, Item, Loaded, Prediction, Prepared, TaskSpec
+from inlay.tasks.contract import Given, Item, Loaded, Prediction, Prepared, TaskSpec
 from inlay.text import mask
 from inlay.text.answers import Draft, begun
 from inlay.text.mask import Example
@@ -179,7 +179,7 @@ def _said(
 
 
 SPEC = TaskSpec(
-    name=CAUSAL_LM,
+    name="causal-lm",
     unit="token",
     auto_class="AutoModelForCausalLM",
     task_type="CAUSAL_LM",
@@ -193,6 +193,7 @@ SPEC = TaskSpec(
     loss_of=_packed.loss_of,
     asked="prompt, or messages",
     generates=True,
+    continues=True,
     item=_item,
     said=_said,
 )

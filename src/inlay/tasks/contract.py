@@ -19,7 +19,7 @@ from inlay.data.sources import Data
 from inlay.model.adapter import Adapter
 from inlay.model.attach import Rows
 
-CAUSAL_LM = "causal-lm"
+DEFAULT_TASK = "causal-lm"
 """The task that a base is loaded for unless another is asked for."""
 
 DEFAULT_NEW_TOKENS = 256
@@ -158,8 +158,15 @@ class TaskSpec:
 
     asked: str
     """What a row that is to be predicted holds, in words, for a message."""
+    typed: str = "some text"
+    """What a person could type to try it."""
     generates: bool = False
     """It answers with text, whose length can be limited."""
+    continues: bool = False
+    """Its text continues the prompt: prompts are rendered as training renders them, tokens end an answer, every weight of the
+    base is used, and a method may put virtual tokens in front of the rows."""
+    pools: bool = False
+    """It makes one vector of a text, in the way that the base's files name."""
     item: Callable[[Loaded, Given], Item]
     """(base, row) -> the row as the model is given it; `DataError` where it can't be."""
     said: Callable[[Loaded, Sequence[Item], Sequence[str | None], int | None], list[Prediction]]

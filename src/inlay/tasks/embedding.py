@@ -124,6 +124,7 @@ SPEC = padded(
     scores=("recall@1", "recall@5"),
     answered=_answered,
     asked="text, or anchor",
+    pools=True,
     item=_item,
     said=_said,
 )

@@ -94,6 +94,7 @@ SPEC = padded(
     scores=("bleu", "rouge_l"),
     answered=_answered,
     asked="prompt",
+    typed="some prompt",
     generates=True,
     item=_item,
     said=_said,

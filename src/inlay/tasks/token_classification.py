@@ -119,6 +119,7 @@ SPEC = padded(
     scores=("f1", "accuracy"),
     answered=_answered,
     asked="tokens, or text",
+    typed="Ada wrote this",
     item=_item,
     said=_said,
 )

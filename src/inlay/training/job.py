@@ -29,7 +29,7 @@ from inlay.io import records
 from inlay.methods.contract import Method
 from inlay.model.adapter import Adapter
 from inlay.process import peak_rss_bytes
-from inlay.tasks.contract import CAUSAL_LM, Prepared
+from inlay.tasks.contract import Prepared
 from inlay.text import stops
 from inlay.training import going_on, keep, loop, watch
 from inlay.training import tasks as run_rows
@@ -183,7 +183,7 @@ class Job:
 
     def _write(self, directory: Path, progress: loop.Progress, report: Report, whole: bool = True) -> None:
         record = self._record(progress, report) if whole else {}
-        if self.base.task == CAUSAL_LM:
+        if self.base.spec.continues:
             record |= {"text": stops.record_of(self.train.form, self.train.ends, self.base.tokenizer)}
         self.adapter.record = self.base.about_base | self.base.about_task | record
         self.base.save(self.adapter.name, directory, record)
