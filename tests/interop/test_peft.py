@@ -136,6 +136,22 @@ def test_what_a_file_leaves_out_is_what_peft_takes_for_it(name, tmp_path):
         assert getattr(ours, field) == getattr(theirs, field), field
 
 
+OF_OLD_VERSIONS = {"enable_lora", "merge_weights"}
+"""Keys of LoRA that peft does not have any more, and that its files of 2023 have."""
+
+
+@pytest.mark.parametrize("name", [name for name in methods.names() if methods.find(name).peft.type])
+def test_every_key_of_a_method_is_one_of_peft(name):
+    """A key that is misspelt would refuse files, or write what peft drops."""
+    method = methods.find(name)
+    form, ours = method.peft, {field.name for field in dataclasses.fields(method)}
+    theirs = {field.name for field in dataclasses.fields(peft.PEFT_TYPE_TO_CONFIG_MAPPING[form.type])} | OF_OLD_VERSIONS
+    assert {*form.accepts, *form.ignores, *form.writes, *form.defaults} - theirs == set()
+    assert {*form.omits, *form.selections, *form.defaults} - ours == set()
+    assert ours & {*form.ignores} == set()
+    assert not {*form.accepts} & {*form.ignores}
+
+
 def test_a_file_without_r_and_lora_alpha_does_what_it_does_in_peft(tmp_path):
     bases.directory(tmp_path / "base")
     config = peft.LoraConfig(init_lora_weights=False, target_modules=["q_proj"], task_type="CAUSAL_LM")
