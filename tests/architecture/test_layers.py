@@ -21,7 +21,7 @@ LAYERS = [
     {"initializers"},
     {"kernels"},
     {"core"},
-    {"fields", "names", "plugins", "process", "screen"},
+    {"extras", "fields", "names", "plugins", "process", "screen"},
     {"errors"},
 ]
 """Top to bottom. A module imports its own folder or a lower layer: never up, never sideways."""

@@ -83,6 +83,8 @@ class Compare(OnBase):
             methods.find(name)
         if self.bleu and self.eval_data is None:
             raise ConfigError(explain("there are no rows to score answers on", found="--bleu", do="--eval-data FILE"))
+        if self.bleu:
+            score.check_installed(["bleu"])
         base = self.load()
         say("base", f"{base.describe()} · {base.fingerprint}")
         results: list[Result] = []
@@ -99,7 +101,8 @@ class Compare(OnBase):
             with output_directory.uninterrupted():
                 columns = self._write(directory, results)
         print(columns)
-        say("wrote", f"{self.output}/  ({TABLE}, {PICTURE}, {RESULTS}, and the adapters)")
+        drawn = f"{PICTURE}, " if (self.output / PICTURE).exists() else ""
+        say("wrote", f"{self.output}/  ({TABLE}, {drawn}{RESULTS}, and the adapters)")
         if interrupted:
             say("stopped", f"in {names[len(results)]}; what was trained before is kept")
         if self.json:

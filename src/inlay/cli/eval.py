@@ -87,6 +87,7 @@ class Eval(OnBase):
         return 0
 
     def _check(self, task: TaskSpec) -> None:
+        score.check_installed([*task.scores, self.scores])
         if self.scores != "none":
             _tasks.check_continues(task, f"--scores {self.scores}")
         if self.max_new_tokens and not task.generates:

@@ -23,6 +23,7 @@ from inlay.text.mask import show
 from inlay.training import going_on
 from inlay.training import job as jobs
 from inlay.training import tasks as run_rows
+from inlay.training.keep import PICTURE
 from inlay.training.loop import MIN_ROWS_TO_CHOOSE
 from inlay.training.settings import Settings
 from inlay.training.watch import watch
@@ -226,9 +227,10 @@ def _conclude(job: jobs.Job, report: jobs.Report, model: str) -> None:
             say("note", "no step was better on the held-out rows than the base itself: the adapter changes nothing")
     else:
         say("loss", f"{report.loss:.3f} nats per {unit} at the last step")
+    drawn = f", {PICTURE}" if (Path(report.output) / PICTURE).exists() else ""
     say(
         "wrote",
-        f"{report.output}/  (adapter {size(report.adapter_bytes)}, base {short(report.base_fingerprint)}, curve.png)",
+        f"{report.output}/  (adapter {size(report.adapter_bytes)}, base {short(report.base_fingerprint)}{drawn})",
     )
     say(
         "took",

@@ -17,6 +17,7 @@ from typing import Any
 
 import psutil
 
+from inlay import extras
 from inlay.data.keys import cut, twice_in
 from inlay.errors import CapacityError, DataError, FormatError, InlayError, explain
 
@@ -46,6 +47,7 @@ class Unread:
 
 def read_parquet(path: Path) -> Iterator[tuple[int, Any]]:
     """The rows of a Parquet file, numbered from 1; errors as `inlay.data.files.values` says."""
+    extras.need("pyarrow", "a Parquet file")
     import pyarrow.lib
     import pyarrow.parquet
 
@@ -72,6 +74,7 @@ def read_parquet(path: Path) -> Iterator[tuple[int, Any]]:
 
 def read_ipc(path: Path) -> Iterator[tuple[int, Any]]:
     """The rows of an Arrow file, of either form, numbered from 1; errors as `inlay.data.files.values` says."""
+    extras.need("pyarrow", "an Arrow file")
     import pyarrow
     import pyarrow.ipc
     import pyarrow.lib

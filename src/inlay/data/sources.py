@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from inlay import extras
 from inlay.data import arrow, files, folders
 from inlay.data.files import Numbered
 from inlay.data.keys import cut
@@ -186,6 +187,7 @@ def _table_rows(table: Any) -> Iterator[Numbered]:  # a datasets.Dataset
 
 
 def _frame_rows(frame: Any) -> Iterator[Numbered]:  # a pandas.DataFrame
+    extras.need("pyarrow", "a data frame")
     import pyarrow.lib
 
     try:
@@ -233,6 +235,7 @@ def _from_hub(name: str) -> _Opened:
                 do=str(path.parent / near) if near else "a file, a folder, or a name on the hub such as owner/name",
             )
         )
+    extras.need("datasets", "data from the hub")
     import datasets
 
     try:

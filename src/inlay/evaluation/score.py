@@ -8,12 +8,13 @@
 Those of classes and neighbours are in `inlay.evaluation.metrics`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 
+from inlay import extras
 from inlay.base.base import Base
 from inlay.data.rows import Row
 from inlay.errors import DataError, explain
@@ -69,6 +70,7 @@ def score(
     - `wanted`: prompt -> its references.
     - `progress`: called with the prompts answered so far and in all.
     """
+    check_installed(["bleu"])
     prompts = sorted(wanted, key=len)  # similar lengths together: less padding
     answers: list[str] = []
     for start in range(0, len(prompts), batch_size):
@@ -79,8 +81,25 @@ def score(
     return Scores(bleu([a.strip() for a in answers], [wanted[p] for p in prompts]), exact / len(prompts), len(prompts))
 
 
+_PACKAGES = {"bleu": ("sacrebleu", "BLEU"), "rouge_l": ("rouge_score", "ROUGE-L")}
+"""The scores that others compute: their packages, and what they are called."""
+
+
+def check_installed(names: Iterable[str]) -> None:
+    """Refuse scores, by name, that can't be computed here; before a model answers for an hour.
+
+    **Raises:**
+
+    - `MissingExtraError`: a package is missing.
+    """
+    for name in names:
+        if name in _PACKAGES:
+            extras.need(*_PACKAGES[name])
+
+
 def bleu(answers: Sequence[str], references: Sequence[Sequence[str]]) -> float:
     """BLEU of answers, 0 to 100, each against all of its references."""
+    check_installed(["bleu"])
     import sacrebleu
 
     most = max(map(len, references))
@@ -90,6 +109,7 @@ def bleu(answers: Sequence[str], references: Sequence[Sequence[str]]) -> float:
 
 def rouge_l(answers: Sequence[str], references: Sequence[Sequence[str]]) -> float:
     """ROUGE-L of answers, 0 to 1, each against the nearest of its references."""
+    check_installed(["rouge_l"])
     from rouge_score.rouge_scorer import RougeScorer
 
     scorer = RougeScorer(["rougeL"], use_stemmer=False)
@@ -123,6 +143,7 @@ def scores(base: Base, rows: Rows, samples: Sequence[Any], max_new_tokens: int |
     """
     if base.spec.answered is None:
         return {}
+    check_installed(base.spec.scores)
     with base.using(rows):
         right, said = base.spec.answered(base, samples, max_new_tokens)
     return {name: SCORES[name](right, said) for name in base.spec.scores}

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from inlay import extras
 from inlay.training.loop import Progress
 
 
@@ -42,6 +43,7 @@ def _figure(width: float) -> Iterator[tuple[Any, io.BytesIO]]:
     """
     backend = os.environ.pop("MPLBACKEND", None)
     try:
+        extras.need("matplotlib", "a picture")
         import matplotlib
     finally:
         if backend is not None:

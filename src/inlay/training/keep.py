@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from inlay.errors import OutputError
+from inlay.errors import MissingExtraError, OutputError
 from inlay.io import output
 from inlay.training.loop import Progress
 
@@ -66,7 +66,8 @@ def beside(what: str) -> Iterator[None]:
         yield
     except Exception as error:
         first = str(error).strip().split("\n")[0]
-        warnings.warn(f"{what}: {first or type(error).__name__}; nothing else is missing", stacklevel=3)
+        hint = f" ({error.hint})" if isinstance(error, MissingExtraError) else ""
+        warnings.warn(f"{what}: {first or type(error).__name__}{hint}; nothing else is missing", stacklevel=3)
 
 
 def draw(directory: Path, progress: Progress) -> None:
