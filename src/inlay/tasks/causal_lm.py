@@ -71,11 +71,9 @@ def prepare(
             lengths.append(len(example.input_ids))
             examples += fit(example, max_length, too_long or "drop")
     if problems:
-        hints = [*dict.fromkeys(hint for hint in problems.values() if hint)][:2]
-        do = "; ".join(hints) or "mend or remove these rows"
-        raise DataError(explain("some rows can't be trained on", found=few([*problems]), do=do))
+        raise _untrainable(problems)
     check_lengths(lengths, max_length, too_long, positions, may_be_empty=may_be_empty, num_left=len(examples))
-    too_many = sum(length > max_length for length in lengths)
+    too_many, is_windowed = sum(length > max_length for length in lengths), too_long == "window"
     return Prepared(
         examples=examples,
         form=rows[0].form,
@@ -83,9 +81,9 @@ def prepare(
         num_rows=len(rows),
         num_tokens=sum(len(example.input_ids) for example in examples),
         num_trained=sum(example.num_trained for example in examples),
-        num_dropped=0 if too_long == "window" else too_many,
-        num_windowed=too_many if too_long == "window" else 0,
-        advice="" if too_long == "window" else advice(lengths, max_length, positions),
+        num_dropped=0 if is_windowed else too_many,
+        num_windowed=too_many if is_windowed else 0,
+        advice="" if is_windowed else advice(lengths, max_length, positions),
         ends=tuple(sorted(ends)),
         notes=tuple(f"{number:,} {note}" for note, number in (notes + _references(rows)).items()),
     )
@@ -142,6 +140,13 @@ def _tried(make: Callable[[], Sequence[Draft | Example]], problems: dict[str, st
         said, _, hint = str(error).replace("\n  found:", ":").partition("\n  hint:  ")
         problems[said] = hint
         return []
+
+
+def _untrainable(problems: dict[str, str]) -> DataError:
+    """The error for rows that can't be trained on, each with what to do."""
+    hints = [*dict.fromkeys(hint for hint in problems.values() if hint)][:2]
+    do = "; ".join(hints) or "mend or remove these rows"
+    return DataError(explain("some rows can't be trained on", found=few([*problems]), do=do))
 
 
 def _references(rows: Sequence[Row]) -> Counter[str]:
