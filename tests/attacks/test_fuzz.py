@@ -5,6 +5,10 @@ rows of every layout, of which nothing may be lost.
 """
 
 import dataclasses
+import subprocess
+import sys
+import threading
+from pathlib import Path
 
 import pytest
 
@@ -118,3 +122,19 @@ def test_a_row_that_loses_something_is_found(monkeypatch, fault):
     monkeypatch.setattr(owner, name, forget(getattr(owner, name)))
     searches = (conserved.search(60, seed, number=40)[0] for seed in range(0, 400, 40))
     assert any(fault in text.splitlines()[0] for found in searches for text in found)
+
+
+@pytest.mark.slow
+def test_a_search_by_hand_begins_at_once_and_says_what_it_tried():
+    command = [sys.executable, "-m", "tests.support.fuzz", "8", "5"]
+    waits = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}  # a person's terminal, which never ends
+    with subprocess.Popen(command, cwd=Path(__file__).parents[2], **waits) as search:
+        late = threading.Timer(120, search.kill)
+        late.start()
+        out = "".join(iter(search.stdout.readline, ""))
+        late.cancel()
+        search.stdin.close()
+    assert search.returncode == 0, out
+    assert out.startswith("from seed 5 on, for 8 s")
+    assert "prepared: " in out
+    assert out.endswith("cases, 0 findings\n")

@@ -359,7 +359,7 @@ class Worker:
         """(status, stderr, seconds, growth of memory); the status is None where there was no end."""
         if self._process is None or self._process.poll() is not None:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tests.support.fuzz", self._planted],
+                [sys.executable, "-c", "from tests.support import fuzz; fuzz._serve()", self._planted],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
@@ -426,10 +426,6 @@ def _serve():
             json.dumps([status, err.getvalue()[-20_000:], time.monotonic() - start, _peak() - before]).encode() + b"\n"
         )
         answers.flush()
-
-
-if __name__ == "__main__":
-    _serve()
 
 
 def report(seconds="60", seed=""):
