@@ -1,6 +1,7 @@
 """The commands as users run them, on a small base; and on a real one where it is at hand."""
 
 import json
+import sys
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import inlay
+from inlay import extras
 from inlay.cli import commands
 from inlay.formats.peft import CONFIG, TENSORS
 from inlay.kernels import native
@@ -366,7 +368,11 @@ def test_stored_is_the_dtype_of_the_files(tmp_path):
         assert base.is_mapped
 
 
-def test_the_demo_runs_and_learns_both_tasks(tmp_path, capsys):
+def test_the_demo_runs_and_learns_both_tasks_without_the_extras(tmp_path, capsys, monkeypatch):
+    for name in set(extras.EXTRAS) - {"matplotlib"}:  # which is a warning: tests/attacks/test_extras.py
+        for loaded in [module for module in sys.modules if module.partition(".")[0] == name]:
+            monkeypatch.delitem(sys.modules, loaded)
+        monkeypatch.setitem(sys.modules, name, None)
     result = run_json(capsys, "demo", "--output", tmp_path / "demo", "--steps", 60)
     assert {path.name for path in (tmp_path / "demo").iterdir()} >= {"tell", "ask", "merged"}
     for task in ("tell", "ask"):

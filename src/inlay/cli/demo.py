@@ -82,7 +82,7 @@ def _learn(base: Base, task: str, folder: Path, steps: int) -> dict[str, float]:
         settings=Settings(max_steps=steps, eval_rows=NUM_HELD_OUT),
     )
     wanted = score.references(read_rows(folder / f"{task}-held-out.jsonl"))
-    before = score.score(base, None, wanted, max_new_tokens=24)
+    before = score.exact(base, None, wanted, max_new_tokens=24)
     with _screen.bar(task) as update:
 
         def listen(progress: Progress) -> None:
@@ -91,13 +91,13 @@ def _learn(base: Base, task: str, folder: Path, steps: int) -> dict[str, float]:
         report = job.run(listen)
     if report.interrupted:
         raise KeyboardInterrupt
-    after = score.score(base, task, wanted, max_new_tokens=24)
+    after = score.exact(base, task, wanted, max_new_tokens=24)
     say(
         task,
         f"{report.steps} steps in {report.seconds:.0f} s · held-out loss {report.eval_loss_before:.3f} → "
-        f"{report.eval_loss:.3f} · right answers {100 * before.exact:.0f} % → {100 * after.exact:.0f} %",
+        f"{report.eval_loss:.3f} · right answers {100 * before:.0f} % → {100 * after:.0f} %",
     )
-    return {"before": before.exact, "after": after.exact}
+    return {"before": before, "after": after}
 
 
 def _compare(base: Base) -> None:

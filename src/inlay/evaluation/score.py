@@ -8,7 +8,7 @@
 Those of classes and neighbours are in `inlay.evaluation.metrics`.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -71,14 +71,36 @@ def score(
     - `progress`: called with the prompts answered so far and in all.
     """
     check_installed(["bleu"])
+    answers = _answers(base, rows, wanted, max_new_tokens, batch_size, progress)
+    found = bleu([*answers.values()], [wanted[prompt] for prompt in answers])
+    return Scores(found, _part_exact(answers, wanted), len(answers))
+
+
+def exact(base: Base, rows: Rows, wanted: dict[str, list[str]], *, max_new_tokens: int | None = None) -> float:
+    """`Scores.exact` alone, which needs no other package."""
+    return _part_exact(_answers(base, rows, wanted, max_new_tokens), wanted)
+
+
+def _answers(
+    base: Base,
+    rows: Rows,
+    wanted: Iterable[str],
+    max_new_tokens: int | None,
+    batch_size: int = 32,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, str]:
+    """The greedy answer to every prompt, without the space around it."""
     prompts = sorted(wanted, key=len)  # similar lengths together: less padding
     answers: list[str] = []
     for start in range(0, len(prompts), batch_size):
         some = prompts[start : start + batch_size]
         answers += base.generate(some, rows, max_new_tokens=max_new_tokens)
         progress(len(answers), len(prompts))
-    exact = sum(answer.strip() in wanted[prompt] for prompt, answer in zip(prompts, answers, strict=True))
-    return Scores(bleu([a.strip() for a in answers], [wanted[p] for p in prompts]), exact / len(prompts), len(prompts))
+    return {prompt: answer.strip() for prompt, answer in zip(prompts, answers, strict=True)}
+
+
+def _part_exact(answers: Mapping[str, str], wanted: Mapping[str, Sequence[str]]) -> float:
+    return sum(answer in wanted[prompt] for prompt, answer in answers.items()) / len(answers)
 
 
 _PACKAGES = {"bleu": ("sacrebleu", "BLEU"), "rouge_l": ("rouge_score", "ROUGE-L")}
