@@ -10,7 +10,6 @@ from inlay.data.split import digest
 from inlay.errors import DataError, FormatError, UnknownNameError
 from inlay.tasks.causal_lm import prepare
 from tests.support import bases, templates
-from tests.support.paths import E2E, needs_shared
 
 MESSAGES = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
 
@@ -211,9 +210,3 @@ def test_a_problem_of_a_row_brings_what_to_do(tmp_path):
     rows = read(tmp_path, lines({"messages": MESSAGES[:1]}))
     with pytest.raises(DataError, match="hint:  add its answer, or --train-on all"):
         prepare(rows, bases.tokenizer(), 50, "completions", "drop")
-
-
-@needs_shared
-def test_real_references_are_read():
-    rows = read_rows(E2E / "test.jsonl")
-    assert all(row.completion == row.references[0] for row in rows)

@@ -19,7 +19,7 @@ from inlay.methods.lora import Lora
 from inlay.model.attach import Attached, attach
 from inlay.training.calibration import calibrate
 from tests.support import bases, models, quantized
-from tests.support.paths import STORIES, needs_shared
+from tests.support.paths import DEMO_BASE
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -168,14 +168,26 @@ def test_a_file_of_peft_that_was_made_plain_is_read(tmp_path):
         attach(models.model("llama"), tmp_path / "raw")
 
 
-@needs_shared
-def test_the_search_captures_what_the_best_would_of_real_weights():
-    entries = read_header(STORIES / "model.safetensors").tensors
-    for name, weight in Mapped().tensors(entries).items():
-        if weight.dim() == 2:
-            U, s, V = lowrank.top(weight.float(), 8, torch.Generator().manual_seed(0))
-            best = torch.linalg.svdvals(weight.float())[:8]
-            assert (U * s @ V).norm() > 0.999 * best.norm(), name
+def _captured(weight):
+    """The part of the best approximation's norm that the search finds, of rank 8."""
+    U, s, V = lowrank.top(weight, 8, torch.Generator().manual_seed(0))
+    return (U * s @ V).norm() / torch.linalg.svdvals(weight)[:8].norm()
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (172, 64), (512, 64)])
+@pytest.mark.parametrize("power", [0.3, 0.5, 1.0])
+def test_the_search_captures_what_the_best_would(shape, power):
+    """Of singular values that fall as those of trained weights do, i^-power."""
+    (U, _), (V, _) = (torch.linalg.qr(_matrix(rows, 64, seed)) for seed, rows in enumerate(shape))
+    assert _captured(U * torch.arange(1, 65) ** -power @ V.T) > 0.999
+
+
+def test_the_search_captures_what_the_best_would_of_trained_weights():
+    """The demo's, whose ninth singular values are hardly smaller than the eighth: there is more to mistake."""
+    entries = read_header(DEMO_BASE / "model.safetensors").tensors
+    parts = [_captured(weight.float()) for weight in Mapped().tensors(entries).values() if weight.dim() == 2]
+    assert len(parts) == 29
+    assert min(parts) > 0.997
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from inlay.text.answers import FORGOTTEN, SPLIT, THOUGHT, drafts
 from inlay.text.mask import Example
 from inlay.text.template import prompt_ids
 from tests.support import bases, templates
-from tests.support.paths import GPT2_TOKENIZER, STORIES, needs_shared
+from tests.support.paths import DATA
 
 TURNS = [
     {"role": "user", "content": "How old is Ida?"},
@@ -155,13 +155,12 @@ def test_a_tokenizer_without_an_end_is_refused():
         check_tokenizer(bases.tokenizer(eos=False))
 
 
-@needs_shared
-@pytest.mark.parametrize("path", [STORIES, GPT2_TOKENIZER], ids=["byte-fallback", "byte-level"])
+@pytest.mark.parametrize("kind", ["byte_fallback", "byte_level"])
 @pytest.mark.parametrize(
     "text", ["There is a pub.", " leading space", "Ünïcode £ 30 – ok", "1 2 3", "\nnew line", "🙂 yes"]
 )
-def test_on_real_tokenizers_prompt_and_answer_meet_at_a_token(path, text):
-    tok = AutoTokenizer.from_pretrained(path)
+def test_on_real_tokenizers_prompt_and_answer_meet_at_a_token(kind, text):
+    tok = AutoTokenizer.from_pretrained(DATA / kind)
     messages = [{"role": "user", "content": "name : Café | x"}, {"role": "assistant", "content": text}]
     example = conversation(tok, messages, "x:1")
     start = example.trained.index(True)
@@ -170,19 +169,18 @@ def test_on_real_tokenizers_prompt_and_answer_meet_at_a_token(path, text):
     assert answer.lstrip() == (text + tok.eos_token).lstrip()
 
 
-def real_tokenizer(path, template):
-    tok = AutoTokenizer.from_pretrained(path)
+def real_tokenizer(kind, template):
+    tok = AutoTokenizer.from_pretrained(DATA / kind)
     tok.add_special_tokens({"additional_special_tokens": templates.SPECIAL})
     tok.chat_template = template
     return tok
 
 
-@needs_shared
-@pytest.mark.parametrize("path", [STORIES, GPT2_TOKENIZER], ids=["byte-fallback", "byte-level"])
+@pytest.mark.parametrize("kind", ["byte_fallback", "byte_level"])
 @pytest.mark.parametrize("name", templates.ALL)
 @pytest.mark.parametrize("answer", ["Ida is nine.", "\n\nNine", "  nine", "🙂"])
-def test_on_real_tokenizers_every_template_starts_an_answer_where_generation_does(path, name, answer):
-    tok = real_tokenizer(path, templates.ALL[name])
+def test_on_real_tokenizers_every_template_starts_an_answer_where_generation_does(kind, name, answer):
+    tok = real_tokenizer(kind, templates.ALL[name])
     messages = [{"role": "user", "content": "How old?  "}, {"role": "assistant", "content": answer}]
     example = conversation(tok, messages, "x:1")
     start = example.trained.index(True)
@@ -190,11 +188,10 @@ def test_on_real_tokenizers_every_template_starts_an_answer_where_generation_doe
     assert all(example.trained[start : start + 2])
 
 
-@needs_shared
-@pytest.mark.parametrize("path", [STORIES, GPT2_TOKENIZER], ids=["byte-fallback", "byte-level"])
+@pytest.mark.parametrize("kind", ["byte_fallback", "byte_level"])
 @pytest.mark.parametrize("name", ["chatml", "brackets", "plain"])
-def test_on_real_tokenizers_every_turn_starts_where_generation_does(path, name):
-    tok = real_tokenizer(path, templates.ALL[name])
+def test_on_real_tokenizers_every_turn_starts_where_generation_does(kind, name):
+    tok = real_tokenizer(kind, templates.ALL[name])
     example = conversation(tok, TURNS, "x:1")
     starts = [i for i in range(1, len(example.trained)) if example.trained[i] and not example.trained[i - 1]]
     assert [list(example.input_ids[:start]) for start in starts] == [prompt_ids(tok, TURNS[:i]) for i in (1, 3)]

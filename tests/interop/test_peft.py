@@ -22,7 +22,7 @@ from inlay.text.mask import Example
 from inlay.training.loop import Stepper
 from inlay.training.settings import Settings
 from tests.support import bases, models
-from tests.support.paths import STORIES, needs_shared
+from tests.support.paths import DEMO_BASE
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -212,17 +212,16 @@ def test_token_indices_by_the_name_of_their_module_are_read(tmp_path):
         assert _close(base.logits(ids, "theirs"), theirs(input_ids=ids).logits)
 
 
-@needs_shared
 def test_fifty_steps_give_the_losses_of_peft(tmp_path):
     """Same A and B, same batches, float32, AdamW, clipping: every loss within 1e-4 relative."""
-    base = load(STORIES, dtype="float32")
+    base = load(DEMO_BASE, dtype="float32")
     adapter = base.attach(inlay.Lora(r=8, lora_alpha=16), "same", seed=3)
     (tmp_path / "same").mkdir()
     base.save("same", tmp_path / "same", {})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         theirs = peft.PeftModel.from_pretrained(
-            AutoModelForCausalLM.from_pretrained(STORIES), tmp_path / "same", is_trainable=True
+            AutoModelForCausalLM.from_pretrained(DEMO_BASE), tmp_path / "same", is_trainable=True
         )
     trained = [p for p in theirs.parameters() if p.requires_grad]
     assert sum(p.numel() for p in trained) == adapter.num_weights
