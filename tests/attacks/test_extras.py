@@ -89,6 +89,13 @@ def test_a_package_that_lacks_something_itself_is_not_said_to_be_missing(monkeyp
         extras.need("sacrebleu", "BLEU")
 
 
+def test_no_quick_test_needs_data_that_a_clone_lacks():
+    tests = Path(__file__).parents[1]
+    sources = [path.read_text("utf-8") for path in tests.rglob("test_*.py") if path != Path(__file__)]
+    marks = [part.partition("def ")[0] for text in sources for part in text.split("@needs_shared\n")[1:]]
+    assert all("@pytest.mark.slow" in mark for mark in marks)
+
+
 def _names(lines):
     return {canonicalize_name(Requirement(line).name) for line in lines}
 
