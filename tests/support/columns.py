@@ -13,6 +13,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 import inlay
 from inlay import tasks
 from inlay.base.answers import minds_padding
+from inlay.base.load import load
 from inlay.errors import InlayError
 from inlay.export.merge import merge
 from inlay.tasks import _packed as loss
@@ -37,7 +38,7 @@ class Pair:
         auto_class = tasks.find(task).auto_class
         self.auto = getattr(transformers, auto_class)
         self.directory = architectures.directory(folder / "base", auto_class, kind)
-        self.base = tasks.load(self.directory, task=task, dtype="float32")
+        self.base = load(self.directory, task=task, dtype="float32")
         self.theirs = self.read(self.directory)
 
     def read(self, directory):

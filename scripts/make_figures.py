@@ -1,0 +1,91 @@
+"""The figures of the source that say how it is built: python scripts/make_figures.py
+
+Lines, rooms, functions, overrides and how many files know of a special case, read from the syntax trees of `src/inlay`.
+"""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+SOURCE = Path(__file__).parents[1] / "src" / "inlay"
+
+KINDS = {"LinearMethod", "BlockMethod", "PromptMethod"}
+"""The kinds of method, of which few places should ask."""
+
+CASES = {
+    "experts": "experts",
+    "token rows": "token_rows|token rows",
+    "CAUSAL_LM": "CAUSAL_LM",
+    "transposed": "transposed",
+}
+"""Special cases, and what names them."""
+
+BRANCHES = (ast.If, ast.For, ast.While, ast.ExceptHandler, ast.IfExp, ast.comprehension, ast.BoolOp, ast.match_case)
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def main() -> None:
+    """Print a line for each figure."""
+    texts = {path: path.read_text("utf-8") for path in sorted(SOURCE.rglob("*.py"))}
+    trees = {path: ast.parse(text) for path, text in texts.items()}
+    total = sum(len(text.splitlines()) for text in texts.values())
+    print(f"lines of Python         {total:,}")
+    rooms: dict[str, int] = {}
+    for path, text in texts.items():
+        room = path.relative_to(SOURCE).parts[0]
+        rooms[room] = rooms.get(room, 0) + len(text.splitlines())
+    largest = max(rooms, key=lambda room: rooms[room])
+    print(f"largest room            {largest}, {100 * rooms[largest] / total:.1f} %")
+    functions = [node for tree in trees.values() for node in ast.walk(tree) if isinstance(node, Function)]
+    lengths = sorted((node.end_lineno or 0) - node.lineno + 1 for node in functions)
+    print(f"functions               {len(functions):,}, nine tenths at most {lengths[len(lengths) * 9 // 10]} lines")
+    print(f"  over 40 lines         {sum(length > 40 for length in lengths)}")
+    print(f"  over 15 branches      {sum(_branches(node) > 15 for node in functions)}")
+    print(f"concrete overrides      {len(list(_overrides(trees)))}")
+    asked = {path: sum(map(_asks_for_kind, ast.walk(tree))) for path, tree in trees.items()}
+    print(f"isinstance on kinds     {sum(asked.values())} in {sum(count > 0 for count in asked.values())} files")
+    for name, pattern in CASES.items():
+        print(f"files that name         {name}: {sum(bool(re.search(pattern, text)) for text in texts.values())}")
+
+
+def _branches(function: Function) -> int:
+    return sum(isinstance(node, BRANCHES) for node in ast.walk(function))
+
+
+def _asks_for_kind(node: ast.AST) -> bool:
+    """The node is a call of isinstance with a kind of method."""
+    is_call = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "isinstance"
+    return is_call and any(isinstance(n, ast.Name) and n.id in KINDS for n in ast.walk(node.args[1]))  # type: ignore[attr-defined]
+
+
+def _overrides(trees: dict[Path, ast.Module]) -> Iterator[str]:
+    """Methods of classes that replace one of a class of ours which has a body of its own: no abstract one, and no dunder."""
+    classes = {node.name: node for tree in trees.values() for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
+    for name, node in classes.items():
+        above = {method for base in _ancestors(node, classes) for method in _concrete(base)}
+        for method in node.body:
+            if isinstance(method, Function) and method.name in above and not method.name.startswith("__"):
+                yield f"{name}.{method.name}"
+
+
+def _ancestors(node: ast.ClassDef, classes: dict[str, ast.ClassDef]) -> Iterator[ast.ClassDef]:
+    for base in node.bases:
+        above = classes.get(base.id) if isinstance(base, ast.Name) else None
+        if above is not None:
+            yield above
+            yield from _ancestors(above, classes)
+
+
+def _concrete(node: ast.ClassDef) -> Iterator[str]:
+    """The methods of a class that are neither abstract nor of a protocol."""
+    if any(isinstance(base, ast.Name) and base.id == "Protocol" for base in node.bases):
+        return
+    for method in node.body:
+        marks = {ast.unparse(mark) for mark in method.decorator_list} if isinstance(method, Function) else {"abstract"}
+        if isinstance(method, Function) and not any("abstract" in mark for mark in marks):
+            yield method.name
+
+
+if __name__ == "__main__":
+    main()
