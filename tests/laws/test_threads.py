@@ -106,3 +106,25 @@ def test_an_adapter_that_is_detached_within_a_block_is_not_active_after_it(base)
     base.put(gone)
     assert not torch.equal(base.logits(ids, "gone"), plain)
     base.detach("gone")
+
+
+def test_each_thread_drops_out_by_its_own_generator(base):
+    adapter = models.randomize(base.attach(inlay.Lora(r=3, lora_alpha=40, lora_dropout=0.4), "dropping"), seed=11)
+    adapter.train_()
+    base.active = None
+    ids = models.tokens(2, 7)
+
+    def logits(seed):
+        with base.using("dropping", generator=torch.Generator().manual_seed(seed)):
+            return base.model(input_ids=ids).logits.detach()
+
+    expected = {seed: logits(seed) for seed in range(3)}
+    assert not torch.equal(expected[0], expected[1])
+    state = torch.get_rng_state()
+    found = _at_once({seed: lambda seed=seed: logits(seed) for seed in expected})
+    assert all(torch.equal(each, expected[seed]) for seed, many in found.items() for each in many)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(2)
+    with base.using("dropping"):
+        assert torch.equal(base.model(input_ids=ids).logits, expected[2])  # as torch's own dropout draws
+    base.detach("dropping")
