@@ -168,7 +168,7 @@ def prefix(pair):
     method = inlay.methods.find("prefix")(num_virtual_tokens=VIRTUAL)
     adapter = models.randomize(pair.base.create(method, "p"), seed=6)
     found = pair.base.logits(ids, "p")
-    numbers = method.virtual(adapter.at("")).detach().view(VIRTUAL, config.num_hidden_layers, 2, -1)
+    numbers = method.virtual(adapter.params[""]).detach().view(VIRTUAL, config.num_hidden_layers, 2, -1)
     with torch.no_grad():
         cache = DynamicCache(config=config)
         for layer in range(config.num_hidden_layers):
