@@ -33,7 +33,7 @@ def of(config: Any) -> str:
     return str(config._attn_implementation).removeprefix(f"{NAME}_")
 
 
-def adopted(model: Any, router: Router) -> bool:
+def adopt_(model: Any, router: Router) -> bool:
     """Give a model our function in the place of its own, once; False: it computes otherwise then, and keeps its own.
 
     Some models ask what their function is called, and make their masks by that.

@@ -66,7 +66,7 @@ class PromptTrials:
         table = self.layout.modules[self.layout.table or ""]
         try:
             with trial.undisturbed(self.model), torch.no_grad():
-                if method.is_prefix and not attention.adopted(self.model, self.router):
+                if method.is_prefix and not attention.adopt_(self.model, self.router):
                     return "it computes otherwise where its attention function is called by another name"
                 return _difference(self.model, self.router, table, method.is_prefix, numbers)
         except Exception as error:  # any model's code may refuse in any way

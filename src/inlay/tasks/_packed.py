@@ -108,7 +108,7 @@ def _problem(base: Loaded) -> str | None:
         return f"its attention is {attention.of(base.model.config)}"
     if getattr(base.model.config.get_text_config(), "attention_chunk_size", None):
         return "it attends in chunks"  # counted from the start of a row, whatever the positions say
-    attention.adopted(base.model, base.router)  # without it, the masks of packed rows do the same
+    attention.adopt_(base.model, base.router)  # without it, the masks of packed rows do the same
     turn_(base.model.base_model, _is_packing)
     examples = _probe(head.out_features)
     asked: list[tuple[Tensor, Tensor]] = []  # (what the head was given, what it was made to say)
