@@ -17,8 +17,8 @@ from inlay.errors import InlayError
 from inlay.tasks.causal_lm import prepare
 from inlay.training import job, loop
 from inlay.training.calibration import calibrate
+from inlay.training.rows import longest_row
 from inlay.training.settings import Plan, Settings, learning_rate
-from inlay.training.tasks import longest_row
 
 FACTORS = (0.1, 0.3, 1, 3, 10, 30)
 STEPS, BATCH, HELD_OUT = 60, 6, 40

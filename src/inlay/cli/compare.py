@@ -24,8 +24,8 @@ from inlay.io import records
 from inlay.tasks.causal_lm import prepare
 from inlay.training import curve, keep
 from inlay.training.loop import evaluate
+from inlay.training.rows import longest_row
 from inlay.training.settings import Settings
-from inlay.training.tasks import longest_row
 
 TABLE, PICTURE, RESULTS = "compare.md", "compare.png", "compare.json"
 FORGETTING_ROWS = 200

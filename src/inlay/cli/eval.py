@@ -19,8 +19,8 @@ from inlay.io.checkpoint import open_checkpoint
 from inlay.tasks.contract import Prepared, TaskSpec
 from inlay.text.template import prompt_ids
 from inlay.training.loop import evaluate
+from inlay.training.rows import longest_row
 from inlay.training.settings import require_above_zero
-from inlay.training.tasks import longest_row
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

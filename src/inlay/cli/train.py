@@ -22,7 +22,7 @@ from inlay.tasks.contract import DEFAULT_TASK
 from inlay.text.mask import show
 from inlay.training import going_on
 from inlay.training import job as jobs
-from inlay.training import tasks as run_rows
+from inlay.training import rows as run_rows
 from inlay.training.keep import PICTURE
 from inlay.training.loop import MIN_ROWS_TO_CHOOSE
 from inlay.training.settings import Settings

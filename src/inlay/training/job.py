@@ -32,7 +32,7 @@ from inlay.process import peak_rss_bytes
 from inlay.tasks.contract import Prepared
 from inlay.text import stops
 from inlay.training import going_on, keep, loop, watch
-from inlay.training import tasks as run_rows
+from inlay.training import rows as run_rows
 from inlay.training.calibration import calibrate
 from inlay.training.settings import Plan, Settings, from_dict, plan
 from inlay.training.stop import Stop
