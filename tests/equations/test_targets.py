@@ -162,7 +162,7 @@ def test_patterns_give_some_modules_another_rank_and_alpha(llama):
     wanted = {path: (3, 5) for path in PATHS}
     wanted |= dict.fromkeys(matching("up_proj"), (4, 11)) | dict.fromkeys(matching("down_proj"), (6, 5))
     wanted[PATHS[7 + 5]] = (2, 11)  # the first pattern that matches decides
-    assert {path: (m.r, m.lora_alpha) for path, m in adapter.methods.items()} == wanted
+    assert {path: (m.r, m.lora_alpha) for path in adapter.params if (m := adapter.method.for_module(path))} == wanted
     assert {path: len(params["lora_A"]) for path, params in adapter.params.items()} == {
         p: r for p, (r, _) in wanted.items()
     }

@@ -46,7 +46,9 @@ def place_for(tmp_path, task, model):
 
 def load(place, task, model, **how):
     found = tasks.find(task)
-    labels = () if model == "bert_seq" else found.classes(found.read(place / "rows.jsonl").rows)
+    labels = (
+        () if model == "bert_seq" or found.classes is None else found.classes(found.read(place / "rows.jsonl").rows)
+    )
     return inlay.load(place / "base", task=task, labels=labels, **how)
 
 
