@@ -9,6 +9,7 @@ import torch  # noqa: F401  # so that it is too late in this process
 
 from inlay import cli
 from inlay.cli import WAITING, WAITING_OF_THE_USER
+from tests.support import bases
 
 SCRIPT = """
 import os, sys
@@ -19,6 +20,7 @@ class Finder:
     def find_spec(self, name, path=None, target=None):
         if name == "torch" and not seen:
             seen.update({key: os.environ.get(key) for key in sys.argv[2:]})
+            assert os.environ[cli.LOADING[0]] == "1"
 sys.meta_path.insert(0, Finder())
 try:
     cli.main(["plan", "--help"])
@@ -58,6 +60,14 @@ def test_others_compute_by_the_last_minute_and_now(monkeypatch, tmp_path, minute
     if now is not None:
         (tmp_path / "loadavg").write_text(now)
     assert cli._others_compute() is busy
+
+
+def test_no_thread_is_made_for_the_loading_of_weights(tmp_path):
+    base = bases.directory(tmp_path / "base", "llama")
+    script = "import concurrent.futures, sys; from inlay.cli import main; concurrent.futures.ThreadPoolExecutor.submit = None; "
+    script += f"sys.exit(main(['generate', {str(base)!r}, '--prompt', 'a', '--max-new-tokens', '1']))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("name", WAITING_OF_THE_USER)

@@ -49,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments[0] not in commands():
         return _unknown(arguments[0])
     _let_threads_sleep()
+    os.environ.setdefault(*LOADING)
     return _guarded(arguments[0], arguments[1:])
 
 
@@ -135,6 +136,10 @@ of a step (benchmarks/busy.py), so that threads spin there."""
 
 WAITING_OF_THE_USER = (*WAITING, "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 """The variables by which it can be said otherwise; whatever one of them says stays."""
+
+LOADING = ("HF_DEACTIVATE_ASYNC_LOAD", "1")
+"""Weights are loaded without threads: mapped, they are not read, and where memory is short Python waits for ever for a thread
+that could not begin."""
 
 BUSY_LOAD = 0.5
 """The load of the last minute from which on others are taken to compute: half a core."""
