@@ -238,6 +238,17 @@ def test_stacked_factors_give_every_row_its_own_adapter(rows, dtype):
         assert not torch.equal(stacks.routed(x.flatten(0, 1), W, b, factors, own, dtype=dtype), y)
 
 
+def test_factors_that_are_changed_in_place_are_stacked_anew():
+    W, b, x, adapters, names = _problem(ROWS["distinct"], torch.float32)
+    factors = [Factors(*adapters[name][:2], 1.7) for name in names]
+    segments, stacks = row_segments(range(5), x.shape[1]), grouped.Stacks()
+    before = stacks.routed(x.flatten(0, 1), W, b, factors, segments, dtype=torch.float32)
+    factors[2].B.mul_(2)
+    after = stacks.routed(x.flatten(0, 1), W, b, factors, segments, dtype=torch.float32)
+    assert_close(after, routed(x.flatten(0, 1), W, b, factors, segments).double(), torch.float32, 20)
+    assert not torch.equal(before, after)
+
+
 def test_factors_of_several_scalings_are_not_stacked():
     W, b, x, adapters, names = _problem(ROWS["distinct"], torch.bfloat16)
     factors, segments = [Factors(*adapters[name]) for name in names], row_segments(range(5), x.shape[1])

@@ -6,6 +6,8 @@ M keeps of each token's x A^T what its own adapter makes. That multiplies each t
 than a product for each adapter as long as tokens are few: decoding, where a step has one token per row. Without gradients.
 """
 
+from collections.abc import Iterable
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -38,7 +40,9 @@ class Stacks:
         None where the scalings are not one number: a narrow dtype would round them among the factors.
         """
         stack = self._kept
-        if factors != stack.factors or dtype != stack.dtype:  # two factors are equal where they are one object
+        if (
+            factors != stack.factors or dtype != stack.dtype or stack.is_stale()
+        ):  # factors are equal where they are one object
             stack = self._kept = _Stack(factors, dtype)
         if stack.scaling is None:
             return None
@@ -58,15 +62,26 @@ class _Stack:
         if self.scaling is not None:
             self.A = torch.cat([f.A for f in known]).to(dtype).T
             self.B = torch.cat([f.B for f in known], 1).to(dtype).T
+        self._versions = _versions(known)
         self._masked: tuple[tuple[Segment, ...], Tensor] = ((), torch.empty(0))
+
+    def is_stale(self) -> bool:
+        """The factors were changed in place since they were stacked."""
+        return self._versions != _versions(f for f in self.factors if f is not None)
 
     def mask(self, segments: tuple[Segment, ...], num_tokens: int) -> Float[Tensor, "tokens r"]:
         """1 where a token's own adapter has its rank, 0 elsewhere; kept for the last segments, which a batch keeps too."""
-        if segments is not self._masked[0] or num_tokens != len(self._masked[1]):
+        known = self._masked  # another thread may put its own there meanwhile
+        if segments is not known[0] or num_tokens != len(known[1]):
             made = torch.zeros(num_tokens, self.B.shape[0], dtype=self.dtype, device=self.B.device)
             ranks = [0 if f is None else len(f.A) for f in self.factors]
             for s in segments:
                 start = sum(ranks[: s.adapter])
                 made[s.start : s.stop, start : start + ranks[s.adapter]] = 1
-            self._masked = (segments, made)
-        return self._masked[1]
+            known = self._masked = (segments, made)
+        return known[1]
+
+
+def _versions(factors: Iterable[Factors]) -> list[int]:
+    """How often each factor was changed in place; what inference mode made does not count that."""
+    return [0 if M.is_inference() else M._version for f in factors for M in (f.A, f.B)]

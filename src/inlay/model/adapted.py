@@ -271,7 +271,7 @@ def dropped(x: Tensor, batch: Batch, bound: Sequence[Changes], segments: Sequenc
     if not any(rates.values()) or not x.is_floating_point():
         return x
     x = x.clone()
-    for s, rate in rates.items():
+    for s, rate in ((s, rate) for s, rate in rates.items() if rate):
         x[s.start : s.stop] = _dropout(x[s.start : s.stop], rate, batch.generator)
     return x
 

@@ -136,6 +136,9 @@ class Batch:
         - `ShapeError`: the input has other rows than those that name an adapter.
         """
         key = tuple(shape)
+        is_padded = self.lengths is None and self.num_rows is not None
+        if is_padded and (not key or self.share(path, key[0]) is None):
+            raise self.other_rows(path, key)
         if key not in self._segments:
             self._segments[key] = self._found(path, key)
         return self._segments[key]
@@ -146,8 +149,6 @@ class Batch:
             if count != sum(self.lengths):
                 raise self.other_rows(path, shape)
             return packed_segments(self.entries, self.lengths)
-        if self.num_rows is not None and (not shape or self.share(path, shape[0]) is None):
-            raise self.other_rows(path, shape)
         return row_segments(self.entries, count // (self.num_rows or 1))
 
     def other_rows(self, path: str, shape: Sequence[int]) -> ShapeError:

@@ -127,8 +127,8 @@ class LowRank:
         assert found is not None, "a low-rank change has factors"
         if any(tensor.requires_grad for tensor in self.params.values()):
             return found
-        self._cast[dtype] = Factors(found.A.to(dtype), found.B.to(dtype), found.scaling)
-        return self._cast[dtype]
+        made = self._cast[dtype] = Factors(found.A.to(dtype), found.B.to(dtype), found.scaling)
+        return made
 
     def forget(self) -> None:
         """Take the tensors to be others from now on."""
@@ -181,7 +181,9 @@ def merged(
 
     `expert`: the weight is that of one expert.
     """
-    for change in changes:
+    for change in sorted(
+        changes, key=lambda change: isinstance(change, TokenRows)
+    ):  # beside the change, not in its weight
         if isinstance(change, ExpertLowRank):
             assert expert is not None, "a change of experts is merged expert by expert"
             weight, bias = change.merge(weight, bias, start, expert)
