@@ -40,9 +40,8 @@ class Stacks:
         None where the scalings are not one number: a narrow dtype would round them among the factors.
         """
         stack = self._kept
-        if (
-            factors != stack.factors or dtype != stack.dtype or stack.is_stale()
-        ):  # factors are equal where they are one object
+        # factors are equal where they are one object
+        if factors != stack.factors or dtype != stack.dtype or stack.is_stale():
             stack = self._kept = _Stack(factors, dtype)
         if stack.scaling is None:
             return None

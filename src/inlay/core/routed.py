@@ -56,12 +56,18 @@ class Factors:
 
 
 def row_segments(adapters: Sequence[int | None], num_tokens: int) -> tuple[Segment, ...]:
-    """The segments of a batch whose rows hold `num_tokens` tokens each; neighbours with one adapter become one segment."""
+    """The segments of a batch whose rows hold `num_tokens` tokens each; see `packed_segments`."""
+    return packed_segments(adapters, [num_tokens] * len(adapters))
+
+
+def packed_segments(adapters: Sequence[int | None], lengths: Sequence[int]) -> tuple[Segment, ...]:
+    """The segments of rows that lie one after the other, of so many tokens; neighbours with one adapter become one segment."""
     segments: list[Segment] = []
-    for row, adapter in enumerate(adapters):
+    stop = 0
+    for adapter, length in zip(adapters, lengths, strict=True):
+        start, stop = stop, stop + length
         if adapter is None:
             continue
-        start, stop = row * num_tokens, (row + 1) * num_tokens
         if segments and segments[-1].adapter == adapter and segments[-1].stop == start:
             start = segments.pop().start
         segments.append(Segment(start, stop, adapter))

@@ -123,10 +123,8 @@ class Adapted(nn.Module):
                 whole = linear.replaced(x, own[0].tensors)
                 return whole if y is None else whole.to(y.dtype)
         seen = dropped(x, batch, bound, segments)
-        low, factors = (
-            dict[int, int](),
-            list[Factors](),
-        )  # number of the adapter in the batch -> among the low-rank ones
+        factors = list[Factors]()
+        low = dict[int, int]()  # number of the adapter in the batch -> among the low-rank ones
         dtype = linear.product_dtype(x)
         for k in dict.fromkeys(s.adapter for s in segments):
             change = bound[k][-1]
@@ -278,7 +276,7 @@ def dropped(x: Tensor, batch: Batch, bound: Sequence[Changes], segments: Sequenc
 
 def _rate(adapter: Adapter, changes: Changes) -> float:
     """The part of its inputs that the adapter's change does not see: the method's while it is trained."""
-    found = (c.method.input_dropout for c in changes if isinstance(c, LowRank | Delta | ExpertLowRank))
+    found = (c.method.input_dropout for c in changes if isinstance(c, Delta | ExpertLowRank))
     return next(found, 0.0) if adapter.trained else 0.0
 
 

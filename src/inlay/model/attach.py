@@ -347,7 +347,8 @@ class Attached:
         if rows is None:
             return PLAIN
         if isinstance(rows, str):
-            return self._alone.get(rows) or Current(rows, Batch(self.get(rows)))
+            self.get(rows)
+            return self._alone[rows]
         batch = Batch([None if row is None else self.get(row) for row in rows])
         changed = [path for adapter in batch.adapters for path in self._changed_by(adapter)]
         if changed:

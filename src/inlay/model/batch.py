@@ -9,7 +9,6 @@ with its own. Layers, attention and prompts look at nothing else. Where nothing 
 
 import contextlib
 import contextvars
-import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -17,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from inlay.core.routed import Segment, row_segments
+from inlay.core.routed import Segment, packed_segments, row_segments
 from inlay.errors import CompatibilityError, ShapeError, explain, few
 from inlay.model.adapter import Adapter
 from inlay.model.changes import Replace
@@ -67,9 +66,8 @@ class Batch:
         self.virtual: list[Virtual] = []
         """The virtual tokens of this pass that have keys and values of their own, once the embedding has seen them."""
         self._segments: dict[tuple[int, ...], tuple[Segment, ...]] = {}
-        self._masks: list[
-            tuple[Tensor, bool]
-        ] = []  # every attention mask that was seen, and whether it is that of the rows
+        self._masks: list[tuple[Tensor, bool]] = []
+        """Every attention mask that was seen, and whether it is that of the rows."""
         self._order: Order | None = None
 
     def like(self, lengths: Sequence[int] | None = None) -> "Batch":
@@ -179,19 +177,6 @@ class Batch:
         is_same = mask.dtype == torch.bool and torch.equal(mask[0, 0], torch.block_diag(*blocks))
         self._masks.append((mask, is_same))
         return is_same
-
-
-def packed_segments(entries: Sequence[int | None], lengths: Sequence[int]) -> tuple[Segment, ...]:
-    """The segments of rows that lie one after the other; neighbours with one adapter become one segment."""
-    stops = list(itertools.accumulate(lengths))
-    found: list[Segment] = []
-    for entry, stop, length in zip(entries, stops, lengths, strict=True):
-        start = stop - length
-        if entry is not None and found and found[-1].adapter == entry and found[-1].stop == start:
-            start = found.pop().start
-        if entry is not None:
-            found.append(Segment(start, stop, entry))
-    return tuple(found)
 
 
 class Current(NamedTuple):

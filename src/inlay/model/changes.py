@@ -105,18 +105,12 @@ class Delta:
         return self.method.merge(self.params, weight, bias, start)
 
 
-class LowRank:
+class LowRank(Delta):
     """A change with factors, of a map that is linear and no more: it takes one product with the map's own."""
 
     def __init__(self, method: LinearMethod, params: Params, linear: Linear):
-        self.method, self.params, self.linear = method, params, linear
+        super().__init__(method, params, linear)
         self._cast: dict[torch.dtype, Factors] = {}
-
-    def apply_(self, out: Tensor, x: Tensor, seen: Tensor, y: Tensor) -> None:
-        out += self.method.delta(self.params, seen, y, self.linear)
-
-    def merge(self, weight: Tensor, bias: Tensor | None, start: int) -> tuple[Tensor, Tensor | None]:
-        return self.method.merge(self.params, weight, bias, start)
 
     def factors(self, dtype: torch.dtype) -> Factors:
         """The factors, cast to `dtype` once and kept; while they are trained as they are, for the product to cast."""
@@ -181,9 +175,8 @@ def merged(
 
     `expert`: the weight is that of one expert.
     """
-    for change in sorted(
-        changes, key=lambda change: isinstance(change, TokenRows)
-    ):  # beside the change, not in its weight
+    # rows of tokens stand beside what is added, not in the weight that it is made from
+    for change in sorted(changes, key=lambda change: isinstance(change, TokenRows)):
         if isinstance(change, ExpertLowRank):
             assert expert is not None, "a change of experts is merged expert by expert"
             weight, bias = change.merge(weight, bias, start, expert)
