@@ -127,8 +127,8 @@ class Adapted(nn.Module):
         low = dict[int, int]()  # number of the adapter in the batch -> among the low-rank ones
         dtype = linear.product_dtype(x)
         for k in dict.fromkeys(s.adapter for s in segments):
-            change = bound[k][-1]
-            if isinstance(change, LowRank) and (len(bound[k]) == 1 or "weight" not in replaced(bound[k])):
+            change = next((change for change in bound[k] if isinstance(change, LowRank)), None)
+            if change is not None and (len(bound[k]) == 1 or "weight" not in replaced(bound[k])):
                 low[k] = len(factors)
                 factors.append(change.factors(dtype))
         if factors:
@@ -136,7 +136,9 @@ class Adapted(nn.Module):
             y = routed(x, linear.matrix, linear.bias, factors, routes, seen=None if seen is x else seen, dtype=dtype)
         elif y is None:
             y = linear(x)
-        others = [(s, bound[s.adapter][: -1 if s.adapter in low else None]) for s in segments]
+        others = [
+            (s, [c for c in bound[s.adapter] if s.adapter not in low or not isinstance(c, LowRank)]) for s in segments
+        ]
         if not any(changes for _, changes in others):
             return y
         out = y.clone()
@@ -209,14 +211,16 @@ class Adapted(nn.Module):
         return _like(y, outs)
 
     def _alone(self, changes: Changes, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-        """The output of the module for some of the rows; see `with_tensors`.
+        """The output of the module for some of the rows, with an adapter's tensors.
 
         **Raises:**
 
         - `CompatibilityError`: the module takes all rows or none, such as one that keeps a state for each.
         """
         try:
-            return self.with_tensors(changes, args, kwargs)
+            return self.with_tensors(changes, args, kwargs, some=True)
+        except CompatibilityError:
+            raise
         except (RuntimeError, IndexError, TypeError, ValueError) as error:
             raise CompatibilityError(
                 explain(
@@ -226,10 +230,10 @@ class Adapted(nn.Module):
                 )
             ) from error
 
-    def with_tensors(self, changes: Changes, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-        """The output of the module with an adapter's tensors in the place of its own."""
+    def with_tensors(self, changes: Changes, args: Sequence[Any], kwargs: dict[str, Any], some: bool = False) -> Any:
+        """The output of the module with an adapter's tensors in the place of its own; `some`: not of all rows."""
         own = next((change for change in changes if isinstance(change, Replace)), None)
-        return self.base(*args, **kwargs) if own is None else own.called(self.base, args, kwargs)
+        return self.base(*args, **kwargs) if own is None else own.called(self.base, args, kwargs, some)
 
 
 def _parts(y: Any) -> Sequence[Tensor]:

@@ -51,6 +51,10 @@ class Adapter:
         self._params = {path: dict(tensors) for path, tensors in params.items()}
         self.bound = self.rebind()
 
+    def unbind_(self) -> None:
+        """Let go of the model that it was attached to."""
+        self.rebind, self.bound = dict, {}
+
     @property
     def num_weights(self) -> int:
         """How many numbers the adapter trains."""

@@ -97,17 +97,13 @@ class Attached:
         - `brings`: the rows have the virtual tokens of their adapters in front.
         - `generator`: what dropout draws from; torch's own unless given.
         """
-        current = self._current(rows)
-        if current.batch is not None and (brings or generator):
-            batch = current.batch.like()
-            batch.brings, batch.generator = brings, generator
-            current = Current(rows, batch)
         try:
-            with self.router.using(current):
+            with self.router.using(self._current(rows, brings, generator)):
                 yield
         finally:
-            if not all(name in self.adapters for name in _names(self.active)):  # one was detached within the block
-                self.active = None
+            current = self.router.current
+            if (renewed := self._renewed(current)) is not current:  # one was detached or swapped within the block
+                self.router.set_(renewed)
 
     @property
     def title(self) -> str:
@@ -150,8 +146,7 @@ class Attached:
         """
         if isinstance(source, Method):
             return self.create(source, name or "default", seed)
-        name = name or Path(source).resolve().name
-        self._check_name(name)
+        self._check_name(name := name or Path(source).resolve().name)
         return self._place_(self.read(source, name, force=force))
 
     def read(self, source: str | Path, name: str, *, force: bool = False) -> Adapter:
@@ -278,10 +273,8 @@ class Attached:
         """Take an adapter out, and return it; layers that no other adapter needs become the base's own again."""
         adapter = self.get(name)
         del self.adapters[name], self._alone[name]
-        if name in _names(self.active):
-            self.active = None
-        if name in _names(self.router.default.rows):
-            self.router.default = PLAIN
+        self.router.set_(self._renewed(self.router.current))
+        self.router.default = self._renewed(self.router.default)
         for path in self._changed_by(adapter):
             wrapper, needed_by = self._adapted[path]
             needed_by.discard(name)
@@ -291,6 +284,7 @@ class Attached:
                 self._set_(path, self.layout.modules[path])
         if adapter.num_virtual and not any(held.num_virtual for held in self.adapters.values()):
             del self.module.forward
+        adapter.unbind_()
         return adapter
 
     def swap(self, name: str, adapter: Adapter) -> Adapter:
@@ -298,18 +292,20 @@ class Attached:
 
         Whether it was active or not, the new one is too; its name becomes `name`.
         """
-        before, active = self.get(name), self.active
-        order = list(self.adapters)
+        before, active, default = self.get(name), self.router.current, self.router.default
+        order, own_name = list(self.adapters), adapter.name
         self.detach(name)
         adapter.name = name
         try:
             self.put(adapter)
         except Exception:
+            adapter.name = own_name
             self.put(before)
             raise
         finally:
             self.adapters = {key: self.adapters[key] for key in order}
-            self.active = active
+            self.router.default = self._renewed(default)
+            self.router.set_(self._renewed(active))
         return before
 
     def release(self) -> None:
@@ -343,13 +339,23 @@ class Attached:
             raise ConfigError(explain("there is not one active adapter to train", found=f"active: {self.active!r}"))
         return self.get(self.active).train_()
 
-    def _current(self, rows: Rows) -> Current:
+    def _renewed(self, current: Current) -> Current:
+        """The same rows with the adapters that are attached now; the plain base, where one of them no longer is."""
+        batch = current.batch
+        if batch is None or all(self.adapters.get(adapter.name) is adapter for adapter in batch.adapters):
+            return current
+        if not all(name in self.adapters for name in _names(current.rows)):
+            return PLAIN
+        return self._current(current.rows, batch.brings, batch.generator)
+
+    def _current(self, rows: Rows, brings: bool = False, generator: torch.Generator | None = None) -> Current:
         if rows is None:
             return PLAIN
         if isinstance(rows, str):
-            self.get(rows)
-            return self._alone[rows]
-        batch = Batch([None if row is None else self.get(row) for row in rows])
+            batch = Batch(self.get(rows), brings=brings, generator=generator)
+            return Current(rows, batch) if brings or generator else self._alone[rows]
+        every = [None if row is None else self.get(row) for row in rows]
+        batch = Batch(every, brings=brings, generator=generator)
         changed = [path for adapter in batch.adapters for path in self._changed_by(adapter)]
         if changed:
             batch.follow_(self.layout.order, self.layout.whole, changed)

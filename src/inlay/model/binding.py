@@ -41,7 +41,12 @@ def _bound(adapter: Adapter, layout: Layout) -> Mapping[str, Changes]:
         change = _added(adapter.method.for_module(path), path, added, adapter.shared, layout) if added else None
         if change is not None:
             found.setdefault(path, []).append(change)
-    return {path: tuple(changes) for path, changes in found.items()}
+    return {path: tuple(sorted(changes, key=_place)) for path, changes in found.items()}
+
+
+def _place(change: Change) -> int:
+    """Where a change stands among those of a module: rows of tokens last, beside what is made from the weight."""
+    return 0 if isinstance(change, Replace) else 2 if isinstance(change, TokenRows) else 1
 
 
 def _aliases(adapter: Adapter, layout: Layout, path: str, own: Mapping[str, Tensor]) -> list[str]:

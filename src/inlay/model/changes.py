@@ -7,10 +7,10 @@
     ExpertLowRank  LowRank for each expert of a parameter
     Block          + what a network makes of a block's input or output
 
-Each is bound to the module when the adapter is attached (`inlay.model.binding`), in this order: what replaces comes before what
-adds. `apply_(out, x, seen, y)` changes the rows `out` of one adapter in place: `x` are their inputs, `seen` those with dropout,
-`y` what the base makes of them; all have one row per token. `merge(weight, bias, start)` gives rows of the weight (out, in)
-from `start` on, and the bias, with the change in them; nothing given is changed.
+Each is bound to the module when the adapter is attached (`inlay.model.binding`), in this order: what replaces comes first, then
+what adds, then rows of single tokens. `apply_(out, x, seen, y)` changes the rows `out` of one adapter in place: `x` are their
+inputs, `seen` those with dropout, `y` what the base makes of them; all have one row per token. `merge(weight, bias, start)`
+gives rows of the weight (out, in) from `start` on, and the bias, with the change in them; nothing given is changed.
 """
 
 import copy
@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from inlay.core.routed import Factors
+from inlay.errors import CompatibilityError, explain
 from inlay.methods.contract import BlockMethod, LinearMethod, Params
 from inlay.modules.experts import Experts
 from inlay.modules.frozen import FrozenEmbedding
@@ -55,18 +56,43 @@ class Replace:
             bias = self.tensors["bias"][rows].to(bias.dtype)
         return weight, bias
 
-    def called(self, module: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-        """The output of the module with the tensors in the place of its own.
+    def called(self, module: nn.Module, args: Sequence[Any], kwargs: dict[str, Any], some: bool) -> Any:
+        """The output of the module with the tensors in the place of its own; `some`: for some of the rows only.
 
-        A copy of it holds them, because another thread may be in the module itself.
+        A copy of it holds them, because another thread may be in the module itself. What the copy remembers the module does.
+
+        **Raises:**
+
+        - `CompatibilityError`: the module remembers tensors, and was called for some of the rows.
         """
         own = {name: tensor.to(own_dtype(module, name)) for name, tensor in self.tensors.items()}
         made = copy.copy(module)
         made.__dict__["_parameters"] = module._parameters | own
+        made.__dict__["_buffers"] = dict(module._buffers)
         forward = vars(module).get("forward")
         if isinstance(forward, types.MethodType) and forward.__self__ is module:  # given to this one module
             made.__dict__["forward"] = types.MethodType(forward.__func__, made)
-        return made(*args, **kwargs)
+        out = made(*args, **kwargs)
+        _remember_(module, made, some)
+        return out
+
+
+def _remember_(module: nn.Module, called: nn.Module, some: bool) -> None:
+    """Give a module what its copy has set in its forward, as layers with a recurrent state do."""
+    held, seen = vars(module) | module._buffers, vars(called) | called._buffers
+    left = {"_parameters", "_buffers", "forward"}
+    new = {name: value for name, value in seen.items() if name not in left and held.get(name) is not value}
+    tensors = [name for name, value in new.items() if isinstance(value, Tensor)]
+    if some and tensors:
+        raise CompatibilityError(
+            explain(
+                "a module that remembers all rows can't be called for some of them",
+                found=f"{type(module).__name__} remembers {', '.join(tensors)}",
+                do="a batch for each adapter",
+            )
+        )
+    for name, value in new.items():
+        setattr(module, name, value)
 
 
 class TokenRows:
@@ -175,8 +201,7 @@ def merged(
 
     `expert`: the weight is that of one expert.
     """
-    # rows of tokens stand beside what is added, not in the weight that it is made from
-    for change in sorted(changes, key=lambda change: isinstance(change, TokenRows)):
+    for change in changes:
         if isinstance(change, ExpertLowRank):
             assert expert is not None, "a change of experts is merged expert by expert"
             weight, bias = change.merge(weight, bias, start, expert)
