@@ -11,7 +11,7 @@ from inlay.tasks._lengths import fit
 from inlay.text import mask
 from inlay.text.answers import FORGOTTEN, SPLIT, THOUGHT, drafts
 from inlay.text.mask import Example
-from inlay.text.template import prompt_ids
+from inlay.text.template import prompt_ids, render, rendering
 from tests.support import bases, templates
 from tests.support.paths import DATA
 
@@ -316,3 +316,12 @@ def test_windows_lose_no_target_and_are_never_too_long(length, maximum, start):
         assert fit(example, maximum, "drop") == []
     else:
         assert windows == [example]
+
+
+def test_a_character_that_marks_pieces_is_kept_where_a_row_has_it_itself():
+    tok = tokenizer("chatml")
+    tok.chat_template = "{% for m in messages %}{{ m.name }}: {{ m.content }}\n{% endfor %}"
+    turns = [{**turn, "name": f"{turn['role']} \U000f0000\U00100001"} for turn in TURNS]
+    text = "".join(f"{turn['name']}: {turn['content']}\n" for turn in turns)
+    assert render(tok, turns) == text
+    assert rendering(tok, turns).text == text

@@ -78,9 +78,7 @@ def ended(group: "Group") -> list[str | None]:
 
 def _answers(group: "Group") -> list[tuple[int, str]]:
     """The letter and the text of each answer; letter 0 where the process ended instead."""
-    if (
-        group.answers is None and group.renderer is not _process()
-    ):  # it has ended, or belongs to the process that forked this one
+    if group.answers is None and group.renderer is not _process():  # it has ended, or is that of the parent process
         return [_ENDED] * group.num_texts
     return group.renderer.end(group)
 
@@ -127,7 +125,6 @@ def _beyond(letter: int, source: str, text: str) -> FormatError:
 
 _PIPE_BYTES = 32_000
 """What a pipe holds everywhere before it has to be read from."""
-
 
 _ENDED = 0, ""
 """In place of an answer: the process has ended."""

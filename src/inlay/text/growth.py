@@ -35,9 +35,8 @@ def check(tokenizer: Any, where: str) -> None:
             growth *= _growth(step)
         pieces = [len(step.get(form) or ()) for step in _steps(part) for form in ("single", "pair")]
         if growth > MAX_GROWTH or sum(pieces) > MAX_SPECIAL:
-            found = (
-                f"{growth:.3g} characters for one" if growth > MAX_GROWTH else f"{sum(pieces):,} tokens around a row"
-            )
+            one, around = f"{growth:.3g} characters for one", f"{sum(pieces):,} tokens around a row"
+            found = one if growth > MAX_GROWTH else around
             wrong = f"the {name} of this tokenizer makes a text many times as long"
             raise FormatError(explain(wrong, found=f"{where}: {found}", do="fetch it again, or another base"))
 
@@ -51,11 +50,7 @@ def _steps(part: Any) -> Iterator[dict[str, Any]]:
             stack += step
         elif isinstance(step, dict):
             yield step
-            stack += [
-                value
-                for key, value in step.items()
-                if key in ("normalizers", "pretokenizers", "decoders", "processors")
-            ]
+            stack += [step[key] for key in ("normalizers", "pretokenizers", "decoders", "processors") if key in step]
 
 
 def _growth(step: dict[str, Any]) -> float:

@@ -26,7 +26,7 @@ Span = tuple[int, int]
 _STARTS, _STOPS, _NUM_MARKS = 0xF0000, 0x100000, 0xFFFE
 """The first mark before and behind a piece: the two private planes of Unicode, a character for each piece."""
 
-_MARK = re.compile("[\U000f0000-\U0010fffd]")
+MARK = re.compile("[\U000f0000-\U0010fffd]")
 _TAG = re.compile(
     r"(</?(?:[\w:]*think(?:ing)?|thought|reasoning|tool_calls?|tool_responses?|response|answer)>|\[/?THINK\]"
     r"|<\|(?:START|END)_(?:THINKING|RESPONSE|ACTION)\|>)"
@@ -84,7 +84,12 @@ class Said:
     @property
     def can_mark(self) -> bool:
         """There are marks enough, and nobody else uses them."""
-        return len(self.pieces) <= _NUM_MARKS and not any(_MARK.search(piece.text) for piece in self.pieces)
+        return len(self.pieces) <= _NUM_MARKS and not any(MARK.search(piece.text) for piece in self.pieces)
+
+    @property
+    def num_marks(self) -> int:
+        """How many marks its messages and tools have."""
+        return 2 * min(len(self.pieces), _NUM_MARKS)
 
     def until(self, stop: int) -> "Said":
         """What the first `stop` messages say, and the tools."""
@@ -99,7 +104,7 @@ class Said:
         starts: list[list[int]] = [[] for _ in self.pieces]
         spans: list[list[Span]] = [[] for _ in self.pieces]
         parts, before = [], 0
-        for num, mark in enumerate(_MARK.finditer(marked)):
+        for num, mark in enumerate(MARK.finditer(marked)):
             parts.append(marked[before : mark.start()])
             before, at, code = mark.end(), mark.start() - num, ord(mark.group())
             if code < _STOPS:

@@ -8,6 +8,7 @@ A tokenizer without a template has a plain one, what a prompt and its completion
 Every message ends with a newline but the last answer, and an answer ends with the end token before it.
 """
 
+import copy
 import functools
 import keyword
 import re
@@ -31,8 +32,7 @@ PLAIN = (
 _VARIABLE = re.compile(r"(?!(?:true|false|none)$)[A-Za-z]\w*", re.ASCII)
 """Names that a template can read; a downloaded configuration may call its special tokens anything."""
 
-_OWN = ("messages", "add_generation_prompt")
-"""Variables that are put in for each text."""
+_OWN = ("messages", "add_generation_prompt")  # put in for each text
 
 
 class Prepared:
@@ -63,6 +63,17 @@ class Prepared:
         except Exception as error:  # what transformers asks of messages and tools differs from version to version
             raise failure(source, f"{type(error).__name__}: {error}") from None
         *self._messages, self._rest = text.split("\0")
+
+    def without(self, marks: re.Pattern[str], count: int, messages: Sequence[Message]) -> "Prepared | None":
+        """What it would be of `messages`, which it has with `count` marks in them; None where it has others too."""
+        made = copy.copy(self)
+        made._given = list(messages)
+        if made.template is not None:
+            whole, num_marks = marks.subn("", "\0".join((*self._messages, self._rest)))
+            if num_marks != count:
+                return None
+            *made._messages, made._rest = whole.split("\0")
+        return made
 
     def variables(self, stop: int, add_generation_prompt: bool) -> str:
         """All that the template sees of the first `stop` messages, a JSON object."""

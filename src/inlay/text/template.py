@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 
 from inlay.errors import ConfigError, DataError, explain
 from inlay.text.bounded import Group, begun, ended
-from inlay.text.pieces import TOOLS, Fault, Message, Said, Span, refusal
+from inlay.text.pieces import MARK, TOOLS, Fault, Message, Said, Span, refusal
 from inlay.text.prepared import Prepared
 from inlay.text.tokens import Added, added, encode_quoting, text_ids
 
@@ -48,9 +48,8 @@ def _are_as_python(text: str, objects: Sequence[Any]) -> bool:
 def _objects(messages: Iterable[Message]) -> list[Any]:
     """The arguments of messages' calls that are objects with something in them."""
     calls = [call for message in messages for call in message.get("tool_calls") or [] if isinstance(call, Mapping)]
-    found = [
-        call.get("arguments") for call in (call.get("function", call) for call in calls) if isinstance(call, Mapping)
-    ]
+    inner = (call.get("function", call) for call in calls)
+    found = (call.get("arguments") for call in inner if isinstance(call, Mapping))
     return [value for value in found if isinstance(value, Mapping) and value]
 
 
@@ -198,7 +197,9 @@ class Conversation:
         self._tokenizer, self._source, self._said = tokenizer, source, Said(messages, tools)
         self._manners = _manners_of(tokenizer, source)
         self._given = (list(messages), tools), (self._said.messages, self._said.tools)
-        self._prepared = tuple(self._as_read(*given) for given in self._given)
+        marked = self._as_read(*self._given[True])
+        plain = marked.without(MARK, self._said.num_marks, self._given[False][0])
+        self._prepared = plain or self._as_read(*self._given[False]), marked
         self._texts: dict[Asked, str | None] = {}
         self._under_way: list[tuple[Asked, ...]] = []
         self._groups: list[Group] = []
