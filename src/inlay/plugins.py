@@ -1,66 +1,184 @@
-"""Things that are found by the name of their file: adapter methods, quantisation schemes, tasks. Nothing else lists them."""
+"""What is found by name, of five kinds: adapter methods, quantisation schemes, tasks, initialisers, formats of adapters.
 
+Ours are files: the file's name is the thing's, and nothing else lists them. A package outside ours names such a file of its
+own, a module, in its `pyproject.toml`:
+
+    [project.entry-points."inlay.methods"]
+    toy = "some_package.toy"
+
+A module is imported when its name is asked for, or when what somebody else made has to be recognised and none of ours knows it.
+Names out of files are looked up in these tables and nowhere else: no file can have anything else imported.
+"""
+
+import contextlib
+import dataclasses
 import functools
 import importlib
+import importlib.metadata
+import inspect
 import pkgutil
-from collections.abc import Iterable
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Generic, NamedTuple, TypeVar
 
-from inlay.errors import UnknownNameError, explain, nearest
+from inlay.errors import CompatibilityError, InlayError, UnknownNameError, explain, nearest
 
 Kind = TypeVar("Kind")
+Thing = TypeVar("Thing")
 
 CONTRACT = "contract"
 """The file of a folder that says what such a thing is."""
 
 
-def names(folder: Iterable[str]) -> list[str]:
-    """The files of a package's `__path__`, by name: not its contract, and not those that begin with an underscore."""
-    return list(_names(tuple(folder)))
+class Origin(NamedTuple):
+    """A package outside ours that brings something."""
+
+    package: str
+    version: str
+
+    def __str__(self) -> str:
+        return f"{self.package}=={self.version}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Table(Generic[Thing]):
+    """Everything of one kind, by name."""
+
+    room: str
+    """The package that holds ours, such as `inlay.methods`."""
+    folder: tuple[str, ...]
+    """Its `__path__`."""
+    group: str
+    """What entry points of this kind stand under, such as `inlay.methods`."""
+    what: str
+    """What such a thing is called in a message: its kind, such as 'adapter method'; the last word stands alone."""
+    choice: str
+    """What chooses the usual one on the command line."""
+    take: Callable[[Any], Thing]
+    """Imported module -> the thing that it defines; `CompatibilityError` where it defines none. See `class_of`, `value_of`."""
+    joint: str = "_"
+    """What names have where files have an underscore."""
+
+    def ours(self) -> list[str]:
+        """The names of our files."""
+        return [name.replace("_", self.joint) for name in _files(self.folder)]
+
+    def names(self) -> list[str]:
+        """The names that exist: ours, and those that other packages bring. Nothing is imported to know them."""
+        return sorted({*self.ours(), *(point.name for point, _ in _brought(self.group))})
+
+    def origin(self, name: str) -> Origin | None:
+        """The package that brings the thing called `name`; None where it is ours, or nobody's."""
+        return next((origin for point, origin in _brought(self.group) if point.name == name), None)
+
+    def find(self, name: str) -> Thing:
+        """The thing called `name`.
+
+        **Raises:**
+
+        - `UnknownNameError`: there is none of that name.
+        - `CompatibilityError`: it can't be used: several packages bring it, or its module is broken.
+        """
+        if name not in self.names():
+            raise self.unknown(name, self.names())
+        brought = [(point, origin) for point, origin in _brought(self.group) if point.name == name]
+        is_ours = name in self.ours()
+        if len(brought) + is_ours > 1:
+            sources = ["inlay itself"] * is_ours + [f"{origin}: {point.value}" for point, origin in brought]
+            do = f"pip uninstall {brought[-1][1].package}"
+            raise CompatibilityError(explain(f"several packages bring the {self.what} {name}", found=sources, do=do))
+        return self._ours(name) if is_ours else self._brought(name, *brought[0])
+
+    def known(self) -> Iterator[tuple[str, Thing]]:
+        """(name, thing) of everything, ours first: for what has to be recognised; see `others`."""
+        yield from self.own()
+        yield from self.others()
+
+    def own(self) -> Iterator[tuple[str, Thing]]:
+        """(name, thing) of ours."""
+        for name in self.ours():
+            yield name, self._ours(name)
+
+    def others(self) -> Iterator[tuple[str, Thing]]:
+        """(name, thing) of what other packages bring. One that can't be used is left out here, and refused where it is asked
+        for by its name."""
+        for name in self.names():
+            if name not in self.ours():
+                with contextlib.suppress(CompatibilityError):
+                    yield name, self.find(name)
+
+    def unknown(self, name: str, known: Sequence[str]) -> UnknownNameError:
+        """The error for a name that is none of those that are known."""
+        near = nearest(name, known)
+        return UnknownNameError(
+            explain(
+                f"no {self.what} of that name",
+                found=f"{name!r}; the {self.what.split()[-1]}s are {', '.join(known)}",
+                do=f"{self.choice.split()[0]} {near}" if near else self.choice,
+            )
+        )
+
+    def _ours(self, name: str) -> Thing:
+        return self.take(importlib.import_module(f"{self.room}.{name.replace('-', '_')}"))
+
+    def _brought(self, name: str, point: importlib.metadata.EntryPoint, origin: Origin) -> Thing:
+        """What the module of an entry point defines."""
+        try:
+            if point.attr or point.module.rpartition(".")[2].replace("_", self.joint) != name:
+                rule = f"names a module, whose last part is {name.replace('-', '_')}"
+                raise CompatibilityError(f"{self.group} {rule}; it is {point.value}")
+            return self.take(importlib.import_module(point.module))
+        except InlayError as error:
+            reasons = [error.wrong, *error.found]
+        except (Exception, SystemExit) as error:
+            reasons = [f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"]
+        raise CompatibilityError(
+            explain(
+                f"the {self.what} {name} can't be used as {origin.package} brings it",
+                found=[f"{origin}, {point.module}: {reason}" for reason in reasons],
+                do=f"pip install --upgrade {origin.package}, or pip uninstall {origin.package}",
+            )
+        )
+
+
+def class_of(kind: type[Kind]) -> Callable[[Any], type[Kind]]:
+    """What takes the one class of `kind` out of a module: public, finished, and defined there."""
+
+    def take(module: Any) -> type[Kind]:
+        # type(value), because Python 3.10 takes `dict[str, int]` for an instance of type
+        own = [v for v in vars(module).values() if issubclass(type(v), type) and v.__module__ == module.__name__]
+        own = [v for v in own if issubclass(v, kind) and not v.__name__.startswith("_") and not inspect.isabstract(v)]
+        if len(own) != 1:
+            found = f"{', '.join(cls.__name__ for cls in own) or 'none'} in {module.__name__}"
+            raise CompatibilityError(explain(f"it does not define one class of the kind {kind.__name__}", found=found))
+        return own[0]
+
+    return take
+
+
+def value_of(constant: str, kind: type[Kind]) -> Callable[[Any], Kind]:
+    """What takes the value of `kind` that is called `constant` out of a module."""
+
+    def take(module: Any) -> Kind:
+        value = getattr(module, constant, None)
+        if not isinstance(value, kind):
+            found = f"{type(value).__name__} in {module.__name__}"
+            raise CompatibilityError(explain(f"its {constant} is no {kind.__name__}", found=found))
+        return value
+
+    return take
 
 
 @functools.cache  # asked again for every adapter that is read
-def _names(folder: tuple[str, ...]) -> list[str]:
+def _files(folder: tuple[str, ...]) -> list[str]:
+    """The files of a folder by name: not its contract, and not those that begin with an underscore."""
     found = {module.name for module in pkgutil.iter_modules(folder) if not module.name.startswith("_")}
     return sorted(found - {CONTRACT})
 
 
-def find(package: str, known: list[str], name: str, kind: type[Kind], what: str, choice: str) -> type[Kind]:
-    """The one class of `kind` that the file `name` of `package` defines; see `module`.
-
-    **Raises:**
-
-    - `UnknownNameError`: there is no file of that name.
-    """
-    found = module(package, known, name, what, choice)
-    return next(
-        value
-        for value in vars(found).values()
-        # type(value), because Python 3.10 takes `dict[str, int]` for an instance of type
-        if issubclass(type(value), type) and issubclass(value, kind) and value.__module__ == found.__name__
-    )
-
-
-def module(package: str, known: list[str], name: str, what: str, choice: str) -> Any:
-    """The file `name` of `package`, imported.
-
-    **Arguments:**
-
-    - `known`: the names that exist, as `names` gives them.
-    - `what`: what such a thing is called in a message: its kind, such as 'adapter method'; the last word stands alone.
-    - `choice`: what chooses the usual one on the command line.
-
-    **Raises:**
-
-    - `UnknownNameError`: there is no file of that name.
-    """
-    if name not in known:
-        near = nearest(name, known)
-        raise UnknownNameError(
-            explain(
-                f"no {what} of that name",
-                found=f"{name!r}; the {what.split()[-1]}s are {', '.join(known)}",
-                do=f"{choice.split()[0]} {near}" if near else choice,
-            )
-        )
-    return importlib.import_module(f"{package}.{name.replace('-', '_')}")
+@functools.cache
+def _brought(group: str) -> tuple[tuple[importlib.metadata.EntryPoint, Origin], ...]:
+    """The entry points of a group, each with the package that has it."""
+    found = importlib.metadata.entry_points(group=group)
+    origins = ((point, point.dist) for point in found)
+    made = [(point, Origin(dist.name, dist.version) if dist else Origin("?", "?")) for point, dist in origins]
+    return tuple(sorted(made, key=lambda pair: (pair[0].name, pair[1])))

@@ -1,6 +1,7 @@
 """Adapters on disk, one file for each format: the file's name is the format's name, and nothing else lists them."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,25 @@ from inlay.io import records
 from inlay.io.checkpoint import fetch
 
 
+def _format(module: Any) -> Format:
+    made: Any = plugins.class_of(Format)(module)  # not abstract, as typed
+    return made()
+
+
+TABLE = plugins.Table(
+    room=__name__,
+    folder=tuple(__path__),
+    group="inlay.formats",
+    what="adapter format",
+    choice="--format peft",
+    take=_format,
+)
+"""The formats that exist."""
+
+
 def names() -> list[str]:
-    """The formats that exist, by name: the files of this folder."""
-    return plugins.names(__path__)
+    """The formats that exist, by name: the files of this folder, and what other packages bring."""
+    return TABLE.names()
 
 
 def find(name: str) -> Format:
@@ -22,15 +39,16 @@ def find(name: str) -> Format:
 
     **Raises:**
 
-    - `UnknownNameError`: there is no file of that name.
+    - `UnknownNameError`: there is none of that name.
+    - `CompatibilityError`: another package brings it, and it can't be used.
     """
-    cls: Any = plugins.find(__name__, names(), name, Format, "adapter format", "--format peft")  # not abstract
-    return cls()
+    return TABLE.find(name)
 
 
 def fetched(source: str | Path) -> Path:
     """The directory of an adapter: `source` itself, or the hub's copy of that name."""
-    return fetch(source, "adapter", [records.RECORD, *(file for name in names() for file in find(name).files)])
+    files = (file for _, form in TABLE.known() for file in form.files)
+    return fetch(source, "adapter", itertools.chain([records.RECORD], files))
 
 
 def detect(directory: Path) -> str:
@@ -40,9 +58,9 @@ def detect(directory: Path) -> str:
 
     - `FormatError`: no format has such files.
     """
-    found = next((name for name in names() if find(name).detect(directory)), None)
+    found = next((name for name, form in TABLE.known() if form.detect(directory)), None)
     if found is None:
-        first = dict.fromkeys(find(name).files[0] for name in names() if find(name).files)
+        first = dict.fromkeys(form.files[0] for _, form in TABLE.known() if form.files)
         raise FormatError(
             explain(
                 f"this directory is not an adapter: it has no {' or '.join(first)}",

@@ -33,8 +33,8 @@ class Feature(NamedTuple):
     keeps_out: tuple[str, ...]
 
 
-def _peft_types() -> set[str]:
-    return {methods.find(name).peft.type for name in methods.names()} - {""}
+def _is_peft_type(name: Any) -> bool:
+    return bool(name) and any(cls.peft.type == name for _, cls in methods.TABLE.known())
 
 
 def _is_lora(name: str) -> bool:
@@ -46,7 +46,7 @@ def _ranks(config: Config) -> list[int]:
 
 
 FEATURES = (
-    Feature("a method of Inlay alone", lambda c, t: c.get("peft_type") not in _peft_types(), ENGINES),
+    Feature("a method of Inlay alone", lambda c, t: not _is_peft_type(c.get("peft_type")), ENGINES),
     Feature("another method than LoRA", lambda c, t: c.get("peft_type") != "LORA", (VLLM, LLAMA_CPP)),
     Feature("virtual tokens", lambda c, t: c.get("peft_type") in PROMPTS, (TRANSFORMERS,)),
     Feature("another task", lambda c, t: c.get("task_type") not in (None, "CAUSAL_LM"), (VLLM, LLAMA_CPP)),

@@ -165,9 +165,12 @@ def _config(file: AdapterFile, experts: Mapping[str, str], adapted: list[str]) -
 
 def _method(path: Path, config: Mapping[str, Any]) -> Method:
     peft_type = config.get("peft_type")
-    candidates = [cls for cls in map(methods.find, methods.names()) if _type_name(cls) == peft_type]
-    if not candidates:
-        known = ", ".join(_type_name(methods.find(name)) for name in methods.names())
+    problems: dict[type[Method], list[str]] = {}
+    for some in (methods.TABLE.own(), methods.TABLE.others()):  # the others are not looked at where one of ours does it
+        if all(problems.values()):
+            problems |= {cls: _unsupported(cls, config) for _, cls in some if _type_name(cls) == peft_type}
+    if not problems:
+        known = ", ".join(_type_name(cls) for _, cls in methods.TABLE.known())
         raise CompatibilityError(
             explain(
                 "this kind of adapter is not known here",
@@ -175,8 +178,7 @@ def _method(path: Path, config: Mapping[str, Any]) -> Method:
                 do="inlay reads these kinds only; convert the adapter with the tool that made it",
             )
         )
-    problems = {cls: _unsupported(cls, config) for cls in candidates}
-    chosen = min(candidates, key=lambda cls: (len(problems[cls]), len(set(cls.peft.writes) - set(config))))
+    chosen = min(problems, key=lambda cls: (len(problems[cls]), len(set(cls.peft.writes) - set(config))))
     if problems[chosen]:
         raise CompatibilityError(
             explain(

@@ -8,10 +8,20 @@ __all__ = ["UNIFORM", "Initializer", "Source", "find", "names"]
 UNIFORM = "uniform"
 """LoRA's own start, A uniform and B zero, which finds nothing and has no file: `inlay.core.lowrank.kaiming_uniform`."""
 
+TABLE = plugins.Table(
+    room=__name__,
+    folder=tuple(__path__),
+    group="inlay.initializers",
+    what="initializer",
+    choice=f"--initializer {UNIFORM}",
+    take=plugins.class_of(Initializer),
+)
+"""The initialisers that exist."""
+
 
 def names() -> list[str]:
-    """The initialisers that exist, by name: the files of this folder."""
-    return plugins.names(__path__)
+    """The initialisers that exist, by name: the files of this folder, and what other packages bring."""
+    return TABLE.names()
 
 
 def find(name: str) -> type[Initializer] | None:
@@ -19,8 +29,11 @@ def find(name: str) -> type[Initializer] | None:
 
     **Raises:**
 
-    - `UnknownNameError`: there is no file of that name.
+    - `UnknownNameError`: there is none of that name.
+    - `CompatibilityError`: another package brings it, and it can't be used.
     """
     if name == UNIFORM:
         return None
-    return plugins.find(__name__, [*names(), UNIFORM], name, Initializer, "initializer", f"--initializer {UNIFORM}")
+    if name not in names():
+        raise TABLE.unknown(name, [*names(), UNIFORM])
+    return TABLE.find(name)

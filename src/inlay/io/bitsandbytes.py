@@ -7,7 +7,7 @@ PATH.SCB ...                stand beside the weight
 inlay.json                  from `inlay quantize`: the source's fingerprint, and each layer's error
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,7 @@ def quantized_weights(checkpoint: Checkpoint) -> Quantized:
         )
     _check_types(checkpoint)
     check_version(checkpoint.directory)
-    found = {path: name for name in quant.names() for path in _paths(checkpoint, quant.find(name))}
+    found = _found(checkpoint, quant.TABLE.own()) or _found(checkpoint, quant.TABLE.others())
     if not found:
         raise FormatError(
             explain(
@@ -119,7 +119,7 @@ def source(directory: Path) -> dict[str, Any]:
 def _check_types(checkpoint: Checkpoint) -> None:
     """Refuse four-bit codes that no scheme reads."""
     known = {
-        name for name in quant.names() if f"{_STATE}{name}" in [f".weight{mark}" for mark in quant.find(name).marks]
+        name for name, scheme in quant.TABLE.own() if f"{_STATE}{name}" in [f".weight{mark}" for mark in scheme.marks]
     }
     types = {name.partition(_STATE)[2] for name in checkpoint.tensors if _STATE in name}
     if types - known:
@@ -130,6 +130,11 @@ def _check_types(checkpoint: Checkpoint) -> None:
                 do="the same model in bfloat16 or float32, and --quantize nf4",
             )
         )
+
+
+def _found(checkpoint: Checkpoint, schemes: Iterable[tuple[str, Scheme]]) -> dict[str, str]:
+    """The modules whose weights one of these schemes has quantised, and which."""
+    return {path: name for name, scheme in schemes for path in _paths(checkpoint, scheme)}
 
 
 def _paths(checkpoint: Checkpoint, scheme: Scheme) -> list[str]:

@@ -13,7 +13,7 @@ import re
 import shutil
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -182,13 +182,13 @@ def _check_plain(directory: Path, config: dict[str, Any]) -> None:
         raise FormatError(explain(wrong, found=found, do=do))
 
 
-def fetch(source: str | Path, what: str, patterns: list[str]) -> Path:
+def fetch(source: str | Path, what: str, patterns: Iterable[str]) -> Path:
     """The local directory of `source`: itself, or the hub's copy of that name.
 
     **Arguments:**
 
     - `what`: the kind of thing, for messages: model or adapter.
-    - `patterns`: the files that are fetched from the hub.
+    - `patterns`: the files that are fetched from the hub; looked at for that alone.
 
     **Raises:**
 
@@ -199,7 +199,7 @@ def fetch(source: str | Path, what: str, patterns: list[str]) -> Path:
         return path.resolve()
     if os.path.exists(path) or not _HUB_NAME.fullmatch(str(source)):
         raise _missing(path, what)
-    return _fetched(str(source), what, patterns)
+    return _fetched(str(source), what, list(patterns))
 
 
 def _fetched(name: str, what: str, patterns: list[str], revision: str | None = None) -> Path:

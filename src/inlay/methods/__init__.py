@@ -3,10 +3,20 @@
 from inlay import plugins
 from inlay.methods.contract import Method
 
+TABLE = plugins.Table(
+    room=__name__,
+    folder=tuple(__path__),
+    group="inlay.methods",
+    what="adapter method",
+    choice="--method lora",
+    take=plugins.class_of(Method),
+)
+"""The methods that exist."""
+
 
 def names() -> list[str]:
-    """The methods that exist, by name: the files of this folder."""
-    return plugins.names(__path__)
+    """The methods that exist, by name: the files of this folder, and what other packages bring."""
+    return TABLE.names()
 
 
 def find(name: str) -> type[Method]:
@@ -14,9 +24,10 @@ def find(name: str) -> type[Method]:
 
     **Raises:**
 
-    - `UnknownNameError`: there is no file of that name.
+    - `UnknownNameError`: there is none of that name.
+    - `CompatibilityError`: another package brings it, and it can't be used.
     """
-    return plugins.find(__name__, names(), name, Method, "adapter method", "--method lora")
+    return TABLE.find(name)
 
 
 def name_of(method: Method) -> str:

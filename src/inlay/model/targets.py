@@ -236,7 +236,7 @@ def _check_kinds(method: LinearMethod, linears: dict[str, Linear]) -> None:
     ]
     if wrong:
         kinds = {linear.kind for path, linear in linears.items() if any(is_named(name, path) for name in names)}
-        able = [other for other in methods.names() if kinds <= set(getattr(methods.find(other), "kinds", ()))]
+        able = [other for other, cls in methods.TABLE.known() if kinds <= set(getattr(cls, "kinds", ()))]
         able.sort(key=lambda other: other != "lora")  # the usual one first
         raise TargetError(
             explain(

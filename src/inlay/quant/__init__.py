@@ -3,12 +3,34 @@
 from typing import Any
 
 from inlay import plugins
+from inlay.errors import CompatibilityError, explain
 from inlay.quant.contract import Scheme
 
 
+def _scheme(module: Any) -> Scheme:
+    cls: Any = plugins.class_of(Scheme)(module)  # not abstract, as typed
+    made: Scheme = cls()
+    if not module.__name__.startswith(f"{__name__}."):
+        shared = [f"{mark} of {name}" for name, ours in TABLE.own() for mark in ours.marks if mark in made.marks]
+        if shared:  # what it has quantised would be read as that
+            raise CompatibilityError(explain("its marks are those of another scheme", found=shared))
+    return made
+
+
+TABLE: plugins.Table[Scheme] = plugins.Table(
+    room=__name__,
+    folder=tuple(__path__),
+    group="inlay.schemes",
+    what="quantisation scheme",
+    choice="--scheme nf4",
+    take=_scheme,
+)
+"""The schemes that exist."""
+
+
 def names() -> list[str]:
-    """The schemes that exist, by name: the files of this folder."""
-    return plugins.names(__path__)
+    """The schemes that exist, by name: the files of this folder, and what other packages bring."""
+    return TABLE.names()
 
 
 def find(name: str) -> Scheme:
@@ -16,9 +38,7 @@ def find(name: str) -> Scheme:
 
     **Raises:**
 
-    - `UnknownNameError`: there is no file of that name.
+    - `UnknownNameError`: there is none of that name.
+    - `CompatibilityError`: another package brings it, and it can't be used.
     """
-    scheme: Any = plugins.find(
-        __name__, names(), name, Scheme, "quantisation scheme", "--scheme nf4"
-    )  # not abstract, as typed
-    return scheme()
+    return TABLE.find(name)

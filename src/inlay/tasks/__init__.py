@@ -1,17 +1,39 @@
 """What can be trained, one file per task: the file's name is the task's name with _ for -, and nothing else lists them."""
 
 from pathlib import Path
+from typing import Any
 
 from inlay import formats, plugins
+from inlay.errors import CompatibilityError, explain
 from inlay.formats.contract import AdapterFile
 from inlay.io.checkpoint import Checkpoint
 from inlay.tasks._encode import groups as groups
 from inlay.tasks.contract import DEFAULT_TASK, TaskSpec
 
 
+def _spec(module: Any) -> TaskSpec:
+    spec = plugins.value_of("SPEC", TaskSpec)(module)
+    if spec.name.replace("-", "_") != module.__name__.rpartition(".")[2]:
+        found = f"{spec.name!r} in {module.__name__}"
+        raise CompatibilityError(explain("its SPEC has another name than its file", found=found))
+    return spec
+
+
+TABLE = plugins.Table(
+    room=__name__,
+    folder=tuple(__path__),
+    group="inlay.tasks",
+    what="task",
+    choice=f"--task {DEFAULT_TASK}",
+    take=_spec,
+    joint="-",
+)
+"""The tasks that exist."""
+
+
 def names() -> list[str]:
-    """The tasks that exist, by name: the files of this folder."""
-    return [name.replace("_", "-") for name in plugins.names(__path__)]
+    """The tasks that exist, by name: the files of this folder, and what other packages bring."""
+    return TABLE.names()
 
 
 def find(name: str) -> TaskSpec:
@@ -19,14 +41,15 @@ def find(name: str) -> TaskSpec:
 
     **Raises:**
 
-    - `UnknownNameError`: there is no file of that name.
+    - `UnknownNameError`: there is none of that name.
+    - `CompatibilityError`: another package brings it, and it can't be used.
     """
-    return plugins.module(__name__, names(), name.replace("_", "-"), "task", f"--task {DEFAULT_TASK}").SPEC
+    return TABLE.find(name.replace("_", "-"))
 
 
 def by_auto_class() -> dict[str, str]:
     """The class of `transformers` that makes a task's model -> the task, the first of several."""
-    return {find(name).auto_class: name for name in reversed(names())}
+    return {spec.auto_class: name for name, spec in reversed([*TABLE.known()])}
 
 
 def has_own_head(checkpoint: Checkpoint, spec: TaskSpec) -> bool:
@@ -40,10 +63,10 @@ def has_own_head(checkpoint: Checkpoint, spec: TaskSpec) -> bool:
 def of_checkpoint(checkpoint: Checkpoint) -> str | None:
     """The task that a base was made for, by its files: that of its class; None where that has no head of a task."""
     made = str((checkpoint.config.get("architectures") or [""])[0])
-    by_kind = {kind.removeprefix("AutoModel"): name for kind, name in by_auto_class().items() if find(name).heads}
-    classes = next((name for kind, name in by_kind.items() if made.endswith(kind)), None)
-    if classes is not None:
-        return classes
+    kinds = ((spec.auto_class.removeprefix("AutoModel"), spec) for _, spec in TABLE.known())
+    found = next((spec for kind, spec in kinds if kind and made.endswith(kind)), None)
+    if found is not None and found.heads:
+        return found.name
     if checkpoint.config.get("is_encoder_decoder"):
         return "seq2seq"
     is_embedder = (checkpoint.directory / "modules.json").is_file()  # as sentence-transformers writes them
@@ -71,8 +94,9 @@ def for_adapter(checkpoint: Checkpoint, adapter: str | Path) -> tuple[TaskSpec, 
 
 def _of_file(file: AdapterFile) -> tuple[str, tuple[str, ...]]:
     record = file.record.get("task") or {}
-    by_type = {find(name).task_type: name for name in reversed(names())}  # of two, the first
-    return record.get("name") or by_type.get(str(file.model.task_type), DEFAULT_TASK), tuple(record.get("labels") or ())
+    said, kind = record.get("name"), file.model.task_type
+    by_type = (name for name, spec in TABLE.known() if spec.task_type == kind)
+    return said or (next(by_type, DEFAULT_TASK) if kind else DEFAULT_TASK), tuple(record.get("labels") or ())
 
 
 def _num_classes(file: AdapterFile, spec: TaskSpec) -> int:
