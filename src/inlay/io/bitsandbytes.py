@@ -133,14 +133,10 @@ def _check_types(checkpoint: Checkpoint) -> None:
 
 
 def _found(checkpoint: Checkpoint, schemes: Iterable[tuple[str, Scheme]]) -> dict[str, str]:
-    """The modules whose weights one of these schemes has quantised, and which."""
-    return {path: name for name, scheme in schemes for path in _paths(checkpoint, scheme)}
-
-
-def _paths(checkpoint: Checkpoint, scheme: Scheme) -> list[str]:
-    """The modules whose weights this scheme has quantised."""
-    names = [name.removesuffix(end) for name in checkpoint.tensors for end in scheme.marks if name.endswith(end)]
-    return [name.removesuffix(".weight") for name in names]
+    """The modules whose weights these schemes have quantised -> the scheme's name."""
+    ends = [(end, name) for name, scheme in schemes for end in scheme.marks]
+    of = {tensor.removesuffix(end): name for end, name in ends for tensor in checkpoint.tensors if tensor.endswith(end)}
+    return {path.removesuffix(".weight"): name for path, name in of.items()}
 
 
 def _split(name: str, paths: dict[str, str]) -> tuple[str | None, str]:
