@@ -2,6 +2,7 @@
 
 import io
 import json
+import subprocess
 import sys
 
 import pytest
@@ -137,3 +138,21 @@ def test_what_nobody_foresaw_is_an_error_in_words(capsys, monkeypatch, command, 
 def test_what_was_meant_keeps_its_status(capsys, monkeypatch, error, status):
     monkeypatch.setattr(_command, "run", _raised(error))
     assert run(capsys, "inspect")[0] == status
+
+
+def test_what_libraries_do_at_the_end_without_memory_is_no_traceback():
+    program = """
+import atexit, sys
+from inlay import cli
+
+def fail(*given):
+    raise MemoryError
+
+atexit.register(fail)
+cli._run = fail
+sys.exit(cli.main(["inspect", "x"]))
+"""
+    made = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert made.returncode == 1
+    assert made.stderr.splitlines()[:2] == ["error: there is not enough memory for this", "  found: MemoryError"]
+    assert "Traceback" not in made.stderr

@@ -5,6 +5,7 @@ help, and `run` returns the exit status. The first line of the file is its line 
 the standard library.
 """
 
+import atexit
 import contextlib
 import importlib
 import os
@@ -61,7 +62,7 @@ def commands() -> list[str]:
 
 def _guarded(command: str, arguments: list[str]) -> int:
     """Run a command, and turn what it raises into a message and a status."""
-    from inlay.errors import InlayError, explain, within_memory
+    from inlay.errors import CapacityError, InlayError, explain, within_memory
 
     debug = "--debug" in arguments
     try:
@@ -71,6 +72,8 @@ def _guarded(command: str, arguments: list[str]) -> int:
         if debug:
             raise
         _print(f"error: {error}")
+        if isinstance(error, CapacityError):  # what libraries do at the end fails too, with a traceback
+            atexit.register(setattr, sys, "unraisablehook", lambda _: None)
         return 1
     except KeyboardInterrupt:
         if debug:
