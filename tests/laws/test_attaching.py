@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import inlay
-from inlay.errors import CompatibilityError
+from inlay.errors import CompatibilityError, ConfigError
 from inlay.model.attach import Attached, attach
 from tests.support import models
 
@@ -70,6 +70,8 @@ def test_a_detached_adapter_is_a_thing_of_its_own():
     held, ids = _held(), models.tokens(1, 5)
     wanted = _logits(held, ids, "a")
     adapter = held.detach("a")
+    with pytest.raises(ConfigError, match="not attached to a model"):
+        adapter.merged("lm_head", torch.zeros(2, 2), None)
     again = pickle.loads(pickle.dumps(adapter))
     held.put(again)
     assert torch.equal(_logits(held, ids, "a"), wanted)

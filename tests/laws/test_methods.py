@@ -90,6 +90,7 @@ def test_merged_equals_unmerged(name, method, family):
     if method.unmergeable_because:
         return  # tests/attacks: merging it is refused
     merged = copy.deepcopy(held.detach("a") and held.module)
+    held.put(adapter)
     for path in adapter.params:
         view = held.maps.get(path)
         module = merged.get_submodule(held.layout.module_of(path))

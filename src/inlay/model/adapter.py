@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from inlay.errors import ConfigError, explain
 from inlay.methods import name_of
 from inlay.methods.contract import Method, Params, PromptMethod
 from inlay.model import changes
@@ -31,10 +32,8 @@ class Adapter:
         """What `inlay.json` says: the base it was trained on, and how."""
         self.trained = False
         """The tensors collect gradients, and the method's dropout is on wherever gradients are."""
-        self.bound: Mapping[str, Changes] = {}
-        """What it does to each module that it changes, by path, once it is attached; see `inlay.model.binding`."""
-        self.rebind: Callable[[], Mapping[str, Changes]] = dict
-        """Finds `bound`, once it is attached."""
+        self._bound: Mapping[str, Changes] | None = None
+        self._find: Callable[[], Mapping[str, Changes]] | None = None
         self.params = params
 
     def __repr__(self) -> str:
@@ -49,11 +48,28 @@ class Adapter:
     @params.setter
     def params(self, params: Mapping[str, Params]) -> None:
         self._params = {path: dict(tensors) for path, tensors in params.items()}
-        self.bound = self.rebind()
+        self._bound = self._find() if self._find else None
+
+    @property
+    def bound(self) -> Mapping[str, Changes]:
+        """What it does to each module that it changes, by path; see `inlay.model.binding`.
+
+        **Raises:**
+
+        - `ConfigError`: it is not attached, or no longer.
+        """
+        if self._bound is None:
+            found = f"{self.name!r}"
+            raise ConfigError(explain("this adapter is not attached to a model", found=found, do="base.put(adapter)"))
+        return self._bound
+
+    def bind_(self, find: Callable[[], Mapping[str, Changes]]) -> None:
+        """Be attached: `find` gives `bound`, now and whenever the tensors are others."""
+        self._find, self._bound = find, find()
 
     def unbind_(self) -> None:
         """Let go of the model that it was attached to."""
-        self.rebind, self.bound = dict, {}
+        self._find = self._bound = None
 
     @property
     def num_weights(self) -> int:
@@ -71,7 +87,7 @@ class Adapter:
 
     def train_(self, trained: bool = True) -> list[Tensor]:
         """Make every tensor that is trained a leaf that collects gradients, or stop that; those tensors, for an optimiser."""
-        for bound in self.bound.values():
+        for bound in (self._bound or {}).values():
             for change in bound:
                 if isinstance(change, LowRank):
                     change.forget()

@@ -20,8 +20,8 @@ from inlay.names import selects
 def bind_(adapter: Adapter, layout: Layout, device: torch.device) -> None:
     """Bring an adapter's tensors, which fit this model, to its device, and find what they do to each module."""
     adapter.shared = _to(adapter.shared, device)
-    adapter.rebind = lambda: _bound(adapter, layout)
     adapter.params = {path: _to(params, device) for path, params in adapter.params.items()}
+    adapter.bind_(lambda: _bound(adapter, layout))
 
 
 def _bound(adapter: Adapter, layout: Layout) -> Mapping[str, Changes]:

@@ -89,7 +89,9 @@ def _difference(model: Any, router: Router, table: nn.Module, is_prefix: bool, n
         plain = lambda: _logits(model, torch.cat([before, ids], 1))[:, VIRTUAL:]  # noqa: E731  # likewise
     with router.using(PLAIN):
         expected, without = plain(), _logits(model, ids)
-    with router.using(Current(None, Batch(Adapter("trial", method, {"": {"prompt_embeddings": virtual}})))):
+    adapter = Adapter("trial", method, {"": {"prompt_embeddings": virtual}})
+    adapter.bind_(dict)
+    with router.using(Current(None, Batch(adapter))):
         actual = _logits(model, ids)
     if actual.shape != expected.shape:
         return f"its answer is of shape {tuple(actual.shape)}, where {tuple(expected.shape)} was due"
