@@ -110,7 +110,7 @@ def test_a_tensor_of_another_size(broken, capsys):
 
 def test_another_code(broken, capsys):
     change_tensor(broken, ".quant_map", lambda t: t.flip(0).contiguous())
-    refused(capsys, *answers(broken), says=["quant_map is not the code of NF4"])
+    refused(capsys, *answers(broken), says=["quant_map is not the codebook of NF4"])
 
 
 def test_a_state_that_is_no_json(broken, capsys):

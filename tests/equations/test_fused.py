@@ -362,7 +362,7 @@ def test_a_models_rotation_takes_one_pass_where_it_is_said_and_its_file_stays_as
     code = Turning.forward
     Turning.forward = types.FunctionType(code.__code__, vars(modeling_llama), "forward")
     module = Turning()
-    fused.turn_(nn.Sequential(module), lambda: bool(said))
+    fused.fuse_rotation_(nn.Sequential(module), lambda: bool(said))
     assert all(torch.equal(one, other) for one, other in zip(module(q, k, cos, sin), expected, strict=True))
     said.append(True)
     turned = module(q, k, cos, sin)

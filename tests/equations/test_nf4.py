@@ -140,7 +140,7 @@ def awkward(num_blocks, block_size, dtype, seed=5):
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(num_blocks, block_size, generator=generator)
     weight *= torch.rand(num_blocks, 1, generator=generator) * 3
-    code = blocks.nf4_code()
+    code = blocks.nf4_codebook()
     ties = torch.cat([code, (code[1:] + code[:-1]) / 2])
     limits = torch.finfo(dtype)
     special = [
@@ -179,7 +179,7 @@ def test_places_and_constants_have_the_bits_of_the_plain_way(
     variant, rows, per_row, block_size, dtype, threads, seed, many_threads
 ):
     weight = awkward(rows * per_row, block_size, dtype, seed)
-    places, absmax = blocks.quantize(weight, blocks.nf4_code())
+    places, absmax = blocks.quantize(weight, blocks.nf4_codebook())
     with native.only(variant), many_threads(threads):
         found = nf4.quantize(weight)
     assert torch.equal(found[0], blocks.pack(places))
@@ -300,13 +300,13 @@ def test_a_product_is_the_same_on_any_number_of_threads(variant, many_threads):
 @every_variant
 def test_tensors_that_are_not_contiguous_are_read_as_they_are(variant):
     weight = torch.randn(64, 6).T
-    codes, absmax = blocks.quantize(weight, blocks.nf4_code())
+    codes, absmax = blocks.quantize(weight, blocks.nf4_codebook())
     packed = blocks.pack(codes).view(6, 32)
     wide = torch.zeros(6, 70, dtype=torch.uint8)
     wide[:, 3:35] = packed
     spread = torch.stack([absmax, absmax + 1], 1)[:, 0]
     x = torch.randn(64, 3).T
-    expected = blocks.dequantize(codes, absmax, blocks.nf4_code())
+    expected = blocks.dequantize(codes, absmax, blocks.nf4_codebook())
     with native.only(variant):
         assert torch.equal(nf4.quantize(weight)[0], blocks.pack(codes))
         for constants in (absmax, spread):
@@ -393,7 +393,7 @@ def test_it_says_why_there_is_no_library(tmp_path, monkeypatch):
         assert why in native.why_not()
         assert native.variant() == native.TORCH
         weight = torch.randn(3, 64)
-        assert torch.equal(nf4.quantize(weight)[0], blocks.pack(blocks.quantize(weight, blocks.nf4_code())[0]))
+        assert torch.equal(nf4.quantize(weight)[0], blocks.pack(blocks.quantize(weight, blocks.nf4_codebook())[0]))
     monkeypatch.undo()
     _forget()
 

@@ -95,14 +95,14 @@ def weights(num_blocks, block_size):
 
 def quantized(rows, width, block_size, doubly):
     """(codes, constants, the weight that they are in float32), all by the equations."""
-    places, absmax = blocks.quantize(weights(rows * width // block_size, block_size), blocks.nf4_code())
+    places, absmax = blocks.quantize(weights(rows * width // block_size, block_size), blocks.nf4_codebook())
     codes = blocks.pack(places).view(rows, width // 2)
     constants = Constants(absmax, None, None, 0.0)
     if doubly:
         q, nested, offset = blocks.quantize_constants(absmax)
         constants = Constants(q, nested, blocks.constants_map(), offset.item())
         absmax = blocks.dequantize_constants(q, nested, blocks.constants_map(), offset.item())
-    return codes, constants, blocks.dequantize(places, absmax, blocks.nf4_code()).view(rows, width)
+    return codes, constants, blocks.dequantize(places, absmax, blocks.nf4_codebook()).view(rows, width)
 
 
 @pytest.mark.parametrize("doubly", [True, False], ids=["doubly", "once"])
@@ -128,7 +128,7 @@ def test_a_contraction_would_change_constants():
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_a_weight_is_quantized_to_the_bits_of_the_equations(call, dtype, block_size):
     weight = weights(37, block_size).to(dtype)
-    code = blocks.nf4_code()
+    code = blocks.nf4_codebook()
     ties = torch.cat([code, (code[1:] + code[:-1]) / 2])[:block_size]
     weight[1, : len(ties)] = ties.to(dtype)
     weight[3] = 0
@@ -233,7 +233,7 @@ def test_a_contraction_would_be_read():
 def contracted(codes, constants, first, block_size, out):
     wide = constants._replace(nested=constants.nested.double(), map=constants.map.double())
     absmax = wide.read(first, first + out.numel() // block_size).float()
-    out.copy_(blocks.dequantize(blocks.unpack(codes, block_size), absmax, blocks.nf4_code()).view(out.shape))
+    out.copy_(blocks.dequantize(blocks.unpack(codes, block_size), absmax, blocks.nf4_codebook()).view(out.shape))
 
 
 def product(cut, x, codes, constants, block_size):

@@ -107,7 +107,7 @@ def test_refined_constants_are_nearer(shape):
 
 def test_constants_by_least_squares_are_where_the_error_is_smallest():
     weight = torch.randn(5, 64, generator=torch.Generator().manual_seed(4))
-    absmax, code = blocks.fit_constants(weight, blocks.nf4_code()), blocks.nf4_code()
+    absmax, code = blocks.fit_constants(weight, blocks.nf4_codebook()), blocks.nf4_codebook()
 
     def errors(constants):
         return (blocks.dequantize(blocks.nearest(weight, constants, code), constants, code) - weight).square().sum(1)

@@ -92,7 +92,7 @@ def test_gradcheck_over_mixed_segments_and_ranks():
     segments = [Segment(0, 2, 0), Segment(3, 5, 1), Segment(5, 9, 0)]
 
     def call(x, seen, A0, B0, A1, B1):
-        return routed(x, W, b, [Factors(A0, B0, 1.7), Factors(A1, B1, 0.3)], segments, seen=seen)
+        return routed(x, W, b, [Factors(A0, B0, 1.7), Factors(A1, B1, 0.3)], segments, dropped=seen)
 
     assert torch.autograd.gradcheck(lambda x, *pairs: call(x, None, *pairs), (x, *pairs))
     assert torch.autograd.gradcheck(call, (x, seen, *pairs))

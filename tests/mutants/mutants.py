@@ -106,7 +106,7 @@ MUTANTS = {
     "A is transposed": ("routed", factors(lambda f: replace(f, A=f.A.T.reshape(f.A.shape))), f"{ROUTED} own_adapter"),
     "the gradient of A misses the scaling": ("routed", factors(lambda f: replace(f, A=sloped(f.A, 1 / f.scaling))), f"{ROUTED} gradients_are"),
     "the gradient of B misses the scaling": ("routed", factors(lambda f: replace(f, B=sloped(f.B, 1 / f.scaling))), f"{ROUTED} gradients_are"),
-    "the gradient of x misses the adapter": ("routed", changed(seen=lambda g: g.x.detach() if g.seen is None else g.seen), f"{ROUTED} gradients_are"),
+    "the gradient of x misses the adapter": ("routed", changed(dropped=lambda g: g.x.detach() if g.dropped is None else g.dropped), f"{ROUTED} gradients_are"),
 
     # who takes which adapter
     "a row takes its neighbour's adapter": ("row_segments", changed(adapters=lambda g: turned(g.adapters)), f"{ROUTED} own_adapter"),

@@ -50,7 +50,7 @@ class Factors:
     scaling: float
 
     @functools.cached_property
-    def turned(self) -> tuple[Float[Tensor, "in r"], Float[Tensor, "r out"]]:
+    def transposed(self) -> tuple[Float[Tensor, "in r"], Float[Tensor, "r out"]]:
         """A^T and B^T, as products take them: to make the views costs half as much as a product of a few tokens."""
         return self.A.T, self.B.T
 
@@ -81,7 +81,7 @@ def routed(
     factors: Sequence[Factors],
     segments: Sequence[Segment],
     *,
-    seen: Float[Tensor, "tokens in"] | None = None,
+    dropped: Float[Tensor, "tokens in"] | None = None,
     dtype: torch.dtype | None = None,
 ) -> Float[Tensor, "tokens out"]:
     """The frozen map and what each token's adapter adds to it; the equation at the top of this file.
@@ -92,7 +92,7 @@ def routed(
     - `weight`, `bias`: the frozen map, in any dtype or quantised; no gradient is computed for them.
     - `factors`: one entry per adapter; ranks may differ.
     - `segments`: who owns which tokens; overlapping segments add up.
-    - `seen`: what the adapters see in the place of x, where that is something else: x with dropout.
+    - `dropped`: x after dropout, which the adapters get, where there is any.
     - `dtype`: what the products run in; that of x unless given.
 
     **Returns:**
@@ -101,7 +101,7 @@ def routed(
     """
     pairs = [tensor for f in factors for tensor in (f.A, f.B)]
     scalings = tuple(f.scaling for f in factors)
-    result: Tensor = _Routed.apply(x, seen, weight, bias, tuple(segments), scalings, dtype or x.dtype, *pairs)  # type: ignore[assignment]  # torch types apply as Any
+    result: Tensor = _Routed.apply(x, dropped, weight, bias, tuple(segments), scalings, dtype or x.dtype, *pairs)  # type: ignore[assignment]  # torch types apply as Any
     return result
 
 
@@ -117,7 +117,7 @@ def low_rank(
     if factors.A.dtype != dtype:
         factors = Factors(factors.A.to(dtype), factors.B.to(dtype), factors.scaling)
     out = linear(wide, weight, bias)
-    A, B = factors.turned
+    A, B = factors.transposed
     out.addmm_(wide @ A, B, alpha=factors.scaling)
     return out if x.dtype == dtype else out.to(x.dtype)
 
@@ -127,7 +127,7 @@ class _Routed(torch.autograd.Function):
     def forward(
         ctx: Any,
         x: Tensor,
-        seen: Tensor | None,
+        dropped: Tensor | None,
         weight: Tensor | Rows,
         bias: Tensor | None,
         segments: tuple[Segment, ...],
@@ -136,14 +136,14 @@ class _Routed(torch.autograd.Function):
         *pairs: Tensor,
     ) -> Tensor:
         wide = x.to(dtype)
-        wide_seen = wide if seen is None else seen.to(dtype)
+        wide_dropped = wide if dropped is None else dropped.to(dtype)
         out = linear(wide, weight, bias)
         A, B = _cast(pairs[0::2], dtype), _cast(pairs[1::2], dtype)
-        hidden = [wide_seen[s.start : s.stop] @ A[s.adapter].T for s in segments]  # (segment tokens, r)
+        hidden = [wide_dropped[s.start : s.stop] @ A[s.adapter].T for s in segments]  # (segment tokens, r)
         for s, h in zip(segments, hidden, strict=True):
             out[s.start : s.stop].addmm_(h, B[s.adapter].T, alpha=scalings[s.adapter])
-        ctx.segments, ctx.scalings, ctx.dtype, ctx.has_seen = segments, scalings, dtype, seen is not None
-        kept = (x if seen is None else seen,) if segments else ()
+        ctx.segments, ctx.scalings, ctx.dtype, ctx.has_dropped = segments, scalings, dtype, dropped is not None
+        kept = (x if dropped is None else dropped,) if segments else ()
         ctx.weight = weight  # frozen: neither an output, nor changed before the backward pass
         ctx.save_for_backward(*pairs, *hidden, *kept)
         return out.to(x.dtype)
@@ -156,14 +156,14 @@ class _Routed(torch.autograd.Function):
         pairs, hidden = rest[:num_pairs], rest[num_pairs : num_pairs + len(ctx.segments)]
         dtype = ctx.dtype
         g = grad_outputs[0].to(dtype)
-        needs_x, needs_seen = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
+        needs_x, needs_dropped = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
         grad_x = linear_backward(g, weight) if needs_x else None
-        grad_seen = g.new_zeros(len(g), weight.shape[1]) if ctx.has_seen and needs_seen else None
+        grad_dropped = g.new_zeros(len(g), weight.shape[1]) if ctx.has_dropped and needs_dropped else None
         grads: list[Tensor | None] = [None] * num_pairs
         if ctx.segments:
             x = rest[-1].to(dtype)
             A, B = _cast(pairs[0::2], dtype), _cast(pairs[1::2], dtype)
-            into = grad_seen if ctx.has_seen else grad_x
+            into = grad_dropped if ctx.has_dropped else grad_x
             for s, h in zip(ctx.segments, hidden, strict=True):
                 k, scaling, rows = s.adapter, ctx.scalings[s.adapter], slice(s.start, s.stop)
                 grad_hidden = (g[rows] @ B[k]).mul_(scaling)  # (segment tokens, r)
@@ -176,7 +176,7 @@ class _Routed(torch.autograd.Function):
                     into[rows].addmm_(grad_hidden, A[k])
         given = grad_outputs[0].dtype
         first = None if grad_x is None else grad_x.to(given)
-        second = None if grad_seen is None else grad_seen.to(given)
+        second = None if grad_dropped is None else grad_dropped.to(given)
         return first, second, None, None, None, None, None, *grads
 
 

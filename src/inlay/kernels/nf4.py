@@ -39,14 +39,14 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 def quantize(
     weight: Float[Tensor, "blocks block"],
 ) -> tuple[UInt8[Tensor, "bytes 1"], Float[Tensor, " blocks"]]:
-    """The packed places of all weights in NF4, and the constant of each block in float32."""
+    """The packed codes of all weights in NF4, and the constant of each block in float32."""
     num_blocks, block_size = weight.shape
     on_device = _on_device(weight.device, block_size)
     if on_device is not None:
         return on_device.quantize(weight)
     if not _suits(block_size, weight):
-        places, absmax = blocks.quantize(weight, blocks.nf4_code().to(weight.device))
-        return blocks.pack(places), absmax
+        codes, absmax = blocks.quantize(weight, blocks.nf4_codebook().to(weight.device))
+        return blocks.pack(codes), absmax
     weight = weight.contiguous()
     codes = torch.empty(weight.numel() // 2, 1, dtype=torch.uint8)
     absmax = torch.empty(num_blocks)
@@ -73,7 +73,7 @@ def dequantize(
         return
     if not (fits and _suits(block_size, out, codes)):
         absmax = constants.read(first, first + num_blocks)
-        wide = blocks.dequantize(blocks.unpack(codes, block_size), absmax, blocks.nf4_code().to(codes.device))
+        wide = blocks.dequantize(blocks.unpack(codes, block_size), absmax, blocks.nf4_codebook().to(codes.device))
         out.copy_(wide.view(out.shape))
         return
     if out.nbytes >= LARGE_BYTES:
@@ -141,15 +141,15 @@ def _reaches(constants: blocks.Constants, num_blocks: int, device: torch.device)
 
 @functools.cache
 def _steps() -> Float[Tensor, "16"]:
-    """The midpoint below each place; of the first, which has none, anything."""
-    code = blocks.nf4_code()
-    return torch.cat([code[:1], (code[:-1] + code[1:]) / 2])
+    """The midpoint below each code's value; of the first, which has none, anything."""
+    codebook = blocks.nf4_codebook()
+    return torch.cat([codebook[:1], (codebook[:-1] + codebook[1:]) / 2])
 
 
 @functools.cache
 def _code_bytes() -> UInt8[Tensor, "4 16"]:
-    """Byte k of each value of the code, the lowest first."""
-    bits = blocks.nf4_code().view(torch.int32)
+    """Byte k of each value of the codebook, the lowest first."""
+    bits = blocks.nf4_codebook().view(torch.int32)
     return torch.stack([(bits >> 8 * k & 255).to(torch.uint8) for k in range(4)])
 
 
@@ -162,7 +162,7 @@ def _run(
     **sizes: int,
 ) -> None:
     """Do a job of `total` units; tensors are handed over as the addresses of their data."""
-    tensors |= {"code": blocks.nf4_code(), "code_bytes": _code_bytes(), "steps": _steps()}
+    tensors |= {"code": blocks.nf4_codebook(), "code_bytes": _code_bytes(), "steps": _steps()}
     offset = 0.0
     if constants is not None:
         offset = constants.offset

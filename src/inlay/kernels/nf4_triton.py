@@ -1,10 +1,10 @@
 """NF4 weights read, written and multiplied on NVIDIA devices: `inlay.kernels.nf4` in Triton.
 
-    W[i] = code[c[i]] absmax[i / block],   absmax[b] = map[q[b]] nested[b / 256] + offset
-    c[i] = how many midpoints of the code are strictly below w[i] / absmax[b]
+    W[i] = codebook[c[i]] absmax[i / block],   absmax[b] = map[q[b]] nested[b / 256] + offset
+    c[i] = how many midpoints of the codebook are strictly below w[i] / absmax[b]
     y = x W^T
 
-A byte holds two places, that of the even column in its upper half. A program takes some runs of bytes, each inside one block,
+A byte holds two codes, that of the even column in its upper half. A program takes some runs of bytes, each inside one block,
 so that a run has one constant; a run of n bytes fills 2n consecutive weights. `product` gives a program some runs of some rows
 of W: it makes their weights in registers, and multiplies the even columns of x with the upper halves and the odd ones with the
 lower. Weights are rounded to the dtype of x, as they would be in memory; sums are float32. Where there are too few rows to
@@ -16,13 +16,13 @@ time.
 - No product and sum become one instruction: kernels are compiled without contraction (`_OPTIONS`), or map[q] nested + offset
   would be rounded once and not twice.
 - 1 / absmax is divided in float64 and then rounded, which is the rounded quotient, since 53 bits are more than 2 * 24 + 1. In
-  float32 the language's plain division is approximate, off by up to two units in the last place; and its `div_rn` flushes
+  float32 the language's plain division is approximate, off by up to two units in the last digit; and its `div_rn` flushes
   subnormal numbers to zero before Triton 3.6, one of which is what a block of zeros is divided by.
 - That number would be taken for a float64, as it is too small for a normal float32, so its dtype is said.
 
 What was not done: a product in plain arithmetic for one token, of which matrix units are a sixteenth full; loads of `product`
-made ahead by Triton's pipeline, which would take the look-up in the code for one and send it through shared memory; sizes found
-by trial on the device. A float32 product uses no matrix units, since their narrower format would round x.
+made ahead by Triton's pipeline, which would take the look-up in the codebook for one and send it through shared memory; sizes
+found by trial on the device. A float32 product uses no matrix units, since their narrower format would round x.
 
 What no device has confirmed: anything. The arithmetic is tested under Triton's interpreter, and the code compiled for devices
 is read for the instructions named above; so `available` compares the kernels with the plain way on the device itself before it
@@ -97,29 +97,29 @@ def _agrees(device: torch.device) -> bool:
     block_size, width = 64, 256
     weight = torch.linspace(-3, 3, 32 * width).tan().bfloat16().view(-1, block_size)
     weight[7] = 0
-    code = blocks.nf4_code()
-    wide, absmax = blocks.quantize(weight, code)
-    places = blocks.pack(wide)
+    codebook = blocks.nf4_codebook()
+    wide, absmax = blocks.quantize(weight, codebook)
+    packed = blocks.pack(wide)
     q, nested, offset = blocks.quantize_constants(absmax)
     constants = blocks.Constants(q, nested, blocks.constants_map(), offset.item())
-    codes = places.view(-1, width // 2)
-    expected = blocks.dequantize(wide, constants.read(0, len(absmax)), code).view(-1, width)
+    codes = packed.view(-1, width // 2)
+    expected = blocks.dequantize(wide, constants.read(0, len(absmax)), codebook).view(-1, width)
     there = blocks.Constants(q.to(device), nested.to(device), blocks.constants_map().to(device), offset.item())
     found = torch.empty_like(expected, device=device)
     dequantize(codes.to(device), there, 0, block_size, found)
     columns = torch.arange(MOST_TOKENS) * 15  # even ones and odd ones
     one_hot = torch.nn.functional.one_hot(columns, width).to(device, weight.dtype)
     chosen = product(one_hot, codes.to(device), there, block_size)
-    places_found, absmax_found = quantize(weight.to(device))
+    packed_found, absmax_found = quantize(weight.to(device))
     picked = expected[:, columns].T.to(weight.dtype)
-    pairs = ((places, places_found), (absmax, absmax_found), (expected, found), (picked, chosen))
+    pairs = ((packed, packed_found), (absmax, absmax_found), (expected, found), (picked, chosen))
     return all(b is not None and torch.equal(a, b.cpu()) for a, b in pairs)
 
 
 def quantize(
     weight: Float[Tensor, "blocks block"],
 ) -> tuple[UInt8[Tensor, "bytes 1"], Float[Tensor, " blocks"]]:
-    """The packed places of all weights in NF4, and the constant of each block in float32.
+    """The packed codes of all weights in NF4, and the constant of each block in float32.
 
     A block is held in the registers of one program: a power of two, at most a few thousand.
     """
@@ -145,7 +145,7 @@ def dequantize(
     run = min(block_size // 2, _BYTES)
     num_runs = codes.numel() // run
     num_together = _BYTES // run
-    operands = (codes.contiguous(), *_operands(constants), _code(out.device), out, first, num_runs)
+    operands = (codes.contiguous(), *_operands(constants), _codebook(out.device), out, first, num_runs)
     sizes = {"RUN": run, "RUNS": num_together, "PER_BLOCK": block_size // 2 // run}
     _launch(_dequantize_kernel, (-(-num_runs // num_together),), *operands, **sizes, PER_NESTED=_nested(constants))
 
@@ -164,7 +164,7 @@ def product(
     num_parts = -(-num_runs // runs_each)
     parts = x.new_empty(num_parts, len(x), num_rows, dtype=x.dtype if num_parts == 1 else torch.float32)
     counts = (len(x), num_rows, num_runs, runs_each)
-    operands = (x.contiguous(), codes.contiguous(), *_operands(constants), _code(x.device), parts, *counts)
+    operands = (x.contiguous(), codes.contiguous(), *_operands(constants), _codebook(x.device), parts, *counts)
     sizes = {"RUN": run, "ROWS": _ROWS, "TOKENS": MOST_TOKENS, "PER_BLOCK": block_size // 2 // run}
     _launch(_product_kernel, (row_programs, num_parts), *operands, **sizes, PER_NESTED=_nested(constants))
     return parts[0] if num_parts == 1 else parts.sum(0).to(x.dtype)
@@ -192,18 +192,18 @@ def _nested(constants: blocks.Constants) -> int:
 
 
 @functools.cache
-def _code(device: torch.device) -> Float[Tensor, "16"]:
-    return blocks.nf4_code().to(device)
+def _codebook(device: torch.device) -> Float[Tensor, "16"]:
+    return blocks.nf4_codebook().to(device)
 
 
 @functools.cache
 def _midpoints(device: torch.device) -> Float[Tensor, "15"]:
-    code = blocks.nf4_code()
-    return ((code[:-1] + code[1:]) / 2).to(device)
+    codebook = blocks.nf4_codebook()
+    return ((codebook[:-1] + codebook[1:]) / 2).to(device)
 
 
 # The kernels. Triton reads their text, so that nothing may be wrapped around them: no_type_check keeps the tests' hook off.
-# Capitals are known when a kernel is compiled. Places in a whole weight are int64: it may have more than 2^31 elements.
+# Capitals are known when a kernel is compiled. Offsets in a whole weight are int64: it may have more than 2^31 elements.
 
 
 @triton.jit
@@ -220,7 +220,7 @@ def _constant(absmax, nested, map, offset, block, inside, PER_NESTED: tl.constex
 @triton.jit(do_not_specialize=["first", "num_runs"])
 @no_type_check
 def _dequantize_kernel(
-    codes, absmax, nested, map, offset, code, out, first, num_runs,
+    codes, absmax, nested, map, offset, codebook, out, first, num_runs,
     RUN: tl.constexpr, RUNS: tl.constexpr, PER_BLOCK: tl.constexpr, PER_NESTED: tl.constexpr,
 ):  # fmt: skip
     start = tl.program_id(0).to(tl.int64) * RUNS
@@ -229,8 +229,8 @@ def _dequantize_kernel(
     constant = _constant(absmax, nested, map, offset, first + (start + run) // PER_BLOCK, inside, PER_NESTED)
     byte = run[:, None] * RUN + tl.arange(0, RUN)[None, :]  # (RUNS, RUN)
     packed = tl.load(codes + start * RUN + byte, mask=inside[:, None], other=0).to(tl.int32)
-    upper = tl.load(code + (packed >> 4)) * constant[:, None]
-    lower = tl.load(code + (packed & 15)) * constant[:, None]
+    upper = tl.load(codebook + (packed >> 4)) * constant[:, None]
+    lower = tl.load(codebook + (packed & 15)) * constant[:, None]
     weight = tl.reshape(tl.join(upper, lower), (RUNS, 2 * RUN))
     element = run[:, None] * (2 * RUN) + tl.arange(0, 2 * RUN)[None, :]
     tl.store(out + start * (2 * RUN) + element, weight.to(out.dtype.element_ty), mask=inside[:, None])
@@ -250,10 +250,10 @@ def _quantize_kernel(
     largest = tl.max(tl.abs(wide), axis=1)
     divisor = tl.maximum(largest, tl.full((BLOCKS,), SMALLEST, tl.float32))
     scaled = wide * (1.0 / divisor.to(tl.float64)).to(tl.float32)[:, None]
-    place = tl.zeros((BLOCKS, BLOCK), tl.int32)
+    found = tl.zeros((BLOCKS, BLOCK), tl.int32)
     for i in tl.static_range(MIDPOINTS):
-        place += (scaled > tl.load(midpoints + i)).to(tl.int32)
-    upper, lower = tl.split(tl.reshape(place, (BLOCKS, BLOCK // 2, 2)))
+        found += (scaled > tl.load(midpoints + i)).to(tl.int32)
+    upper, lower = tl.split(tl.reshape(found, (BLOCKS, BLOCK // 2, 2)))
     byte = block[:, None] * (BLOCK // 2) + tl.arange(0, BLOCK // 2)[None, :]
     tl.store(codes + start * (BLOCK // 2) + byte, (upper * 16 + lower).to(tl.uint8), mask=inside[:, None])
     tl.store(absmax + start + block, largest, mask=inside)
@@ -262,7 +262,7 @@ def _quantize_kernel(
 @triton.jit(do_not_specialize=["num_tokens", "num_rows", "num_runs", "runs_each"])
 @no_type_check
 def _product_kernel(
-    x, codes, absmax, nested, map, offset, code, parts, num_tokens, num_rows, num_runs, runs_each,
+    x, codes, absmax, nested, map, offset, codebook, parts, num_tokens, num_rows, num_runs, runs_each,
     RUN: tl.constexpr, ROWS: tl.constexpr, TOKENS: tl.constexpr, PER_BLOCK: tl.constexpr, PER_NESTED: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
@@ -276,8 +276,8 @@ def _product_kernel(
         constant = _constant(absmax, nested, map, offset, run // PER_BLOCK, inside, PER_NESTED)
         byte = run[:, None] * RUN + tl.arange(0, RUN)[None, :]  # (ROWS, RUN)
         packed = tl.load(codes + byte, mask=inside[:, None], other=0).to(tl.int32)
-        upper = (tl.load(code + (packed >> 4)) * constant[:, None]).to(x.dtype.element_ty)
-        lower = (tl.load(code + (packed & 15)) * constant[:, None]).to(x.dtype.element_ty)
+        upper = (tl.load(codebook + (packed >> 4)) * constant[:, None]).to(x.dtype.element_ty)
+        lower = (tl.load(codebook + (packed & 15)) * constant[:, None]).to(x.dtype.element_ty)
         column = (token * num_runs + i)[:, None] * (2 * RUN) + tl.arange(0, 2 * RUN)[None, :]
         both = tl.load(x + column, mask=present, other=0)  # (TOKENS, 2 RUN)
         even, odd = tl.split(tl.reshape(both, (TOKENS, RUN, 2)))

@@ -122,7 +122,7 @@ class Adapted(nn.Module):
             if len(own) == 1 and isinstance(own[0], Replace) and "weight" in own[0].tensors:
                 whole = linear.replaced(x, own[0].tensors)
                 return whole if y is None else whole.to(y.dtype)
-        seen = dropped(x, batch, bound, segments)
+        dropped = after_dropout(x, batch, bound, segments)
         factors = list[Factors]()
         low = dict[int, int]()  # number of the adapter in the batch -> among the low-rank ones
         dtype = linear.product_dtype(x)
@@ -133,7 +133,9 @@ class Adapted(nn.Module):
                 factors.append(change.factors(dtype))
         if factors:
             routes = [Segment(s.start, s.stop, low[s.adapter]) for s in segments if s.adapter in low]
-            y = routed(x, linear.matrix, linear.bias, factors, routes, seen=None if seen is x else seen, dtype=dtype)
+            y = routed(
+                x, linear.matrix, linear.bias, factors, routes, dropped=None if dropped is x else dropped, dtype=dtype
+            )
         elif y is None:
             y = linear(x)
         others = [
@@ -146,7 +148,7 @@ class Adapted(nn.Module):
             rows = slice(s.start, s.stop)
             for change in changes:
                 assert not isinstance(change, ExpertLowRank), "a map is no parameter of experts"
-                change.apply_(out[rows], x[rows], seen[rows], y[rows])
+                change.apply_(out[rows], x[rows], dropped[rows], y[rows])
         return out
 
     def _called(self, batch: Batch, bound: Sequence[Changes], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -265,7 +267,7 @@ def _expanded(value: Tensor, num_rows: int) -> Tensor:
     return value.expand(num_rows, *value.shape[1:]) if value.shape[:1] == (1,) else value
 
 
-def dropped(x: Tensor, batch: Batch, bound: Sequence[Changes], segments: Sequence[Segment]) -> Tensor:
+def after_dropout(x: Tensor, batch: Batch, bound: Sequence[Changes], segments: Sequence[Segment]) -> Tensor:
     """x with the adapters' input dropout, for those that are being trained."""
     if not torch.is_grad_enabled() or not any(adapter.trained for adapter in batch.adapters):
         return x

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from inlay.core.product import product_dtype
 from inlay.core.routed import Factors, Segment, routed
-from inlay.model.adapted import Adapted, dropped
+from inlay.model.adapted import Adapted, after_dropout
 from inlay.model.batch import Batch, Router
 from inlay.model.changes import Changes, ExpertLowRank
 from inlay.modules.experts import DOWN, UP, Experts
@@ -110,7 +110,7 @@ class _Changes:
     def product(self, x: Tensor, e: int, segments: Sequence[Segment]) -> Tensor:
         """What expert `e` makes of its tokens, with each segment's change."""
         linear, changed = self.experts.each[e], [s for s in segments if s.adapter in self._numbers]
-        seen = dropped(x, self.batch, self._bound, changed)
+        dropped = after_dropout(x, self.batch, self._bound, changed)
         own = [Segment(s.start, s.stop, self._numbers[s.adapter]) for s in changed]
         return routed(
             x,
@@ -118,7 +118,7 @@ class _Changes:
             linear.bias,
             self._factors(e),
             own,
-            seen=None if seen is x else seen,
+            dropped=None if dropped is x else dropped,
             dtype=product_dtype(x),
         )
 

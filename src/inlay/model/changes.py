@@ -1,6 +1,6 @@
 """What one adapter does to one module, as a tuple of changes; a layer applies them, and merging is a fold over them.
 
-    Replace        tensors of the adapter in the place of the module's own
+    Replace        tensors of the adapter replace the module's own
     TokenRows      the vectors of single tokens are others, in an embedding and in a head tied to it
     LowRank        + scaling B A x
     Delta          + what any other linear method adds
@@ -8,9 +8,9 @@
     Block          + what a network makes of a block's input or output
 
 Each is bound to the module when the adapter is attached (`inlay.model.binding`), in this order: what replaces comes first, then
-what adds, then rows of single tokens. `apply_(out, x, seen, y)` changes the rows `out` of one adapter in place: `x` are their
-inputs, `seen` those with dropout, `y` what the base makes of them; all have one row per token. `merge(weight, bias, start)`
-gives rows of the weight (out, in) from `start` on, and the bias, with the change in them; nothing given is changed.
+what adds, then rows of single tokens. `apply_(out, x, dropped, y)` changes the rows `out` of one adapter in place: `x` are
+their inputs, `dropped` those after dropout, `y` what the base makes of them; all have one row per token. `merge(weight, bias,
+start)` gives rows of the weight (out, in) from `start` on, and the bias, with the change in them; nothing given is changed.
 """
 
 import copy
@@ -30,7 +30,7 @@ from inlay.modules.linear import Linear
 
 
 class Replace:
-    """Tensors in the place of the module's own."""
+    """Tensors that replace the module's own."""
 
     def __init__(self, tensors: Params, source: str, linear: Linear | None):
         self.tensors = tensors
@@ -38,7 +38,7 @@ class Replace:
         """The path of the module whose tensors the adapter has: another one's where the two share a weight."""
         self.linear = linear
 
-    def apply_(self, out: Tensor, x: Tensor, seen: Tensor, y: Tensor) -> None:
+    def apply_(self, out: Tensor, x: Tensor, dropped: Tensor, y: Tensor) -> None:
         assert self.linear is not None, "what is no linear map is called with the tensors"
         if "weight" in self.tensors:
             out.copy_(self.linear.replaced(x, self.tensors))
@@ -57,7 +57,7 @@ class Replace:
         return weight, bias
 
     def called(self, module: nn.Module, args: Sequence[Any], kwargs: dict[str, Any], some: bool) -> Any:
-        """The output of the module with the tensors in the place of its own; `some`: for some of the rows only.
+        """The output of the module with the tensors instead of its own; `some`: for some of the rows only.
 
         A copy of it holds them, because another thread may be in the module itself. What the copy remembers the module does.
 
@@ -79,9 +79,9 @@ class Replace:
 
 def _remember_(module: nn.Module, called: nn.Module, some: bool) -> None:
     """Give a module what its copy has set in its forward, as layers with a recurrent state do."""
-    held, seen = vars(module) | module._buffers, vars(called) | called._buffers
+    held, now = vars(module) | module._buffers, vars(called) | called._buffers
     left = {"_parameters", "_buffers", "forward"}
-    new = {name: value for name, value in seen.items() if name not in left and held.get(name) is not value}
+    new = {name: value for name, value in now.items() if name not in left and held.get(name) is not value}
     tensors = [name for name, value in new.items() if isinstance(value, Tensor)]
     if some and tensors:
         raise CompatibilityError(
@@ -101,10 +101,10 @@ class TokenRows:
     def __init__(self, ids: Sequence[int], rows: Tensor, before: Tensor, linear: Linear):
         self.ids = torch.tensor(ids, device=rows.device)
         self.rows, self.before = rows, before
-        """Their vectors (tokens, width), and those that the base has in their place."""
+        """Their vectors (tokens, width), and those that the base has for these tokens."""
         self.linear = linear
 
-    def apply_(self, out: Tensor, x: Tensor, seen: Tensor, y: Tensor) -> None:
+    def apply_(self, out: Tensor, x: Tensor, dropped: Tensor, y: Tensor) -> None:
         self.linear.add_rows_(out, x, self.ids, self.rows - self.before)
 
     def merge(self, weight: Tensor, bias: Tensor | None, start: int) -> tuple[Tensor, Tensor | None]:
@@ -124,8 +124,8 @@ class Delta:
     def __init__(self, method: LinearMethod, params: Params, linear: Linear):
         self.method, self.params, self.linear = method, params, linear
 
-    def apply_(self, out: Tensor, x: Tensor, seen: Tensor, y: Tensor) -> None:
-        out += self.method.delta(self.params, seen, y, self.linear)
+    def apply_(self, out: Tensor, x: Tensor, dropped: Tensor, y: Tensor) -> None:
+        out += self.method.delta(self.params, dropped, y, self.linear)
 
     def merge(self, weight: Tensor, bias: Tensor | None, start: int) -> tuple[Tensor, Tensor | None]:
         return self.method.merge(self.params, weight, bias, start)
@@ -182,7 +182,7 @@ class Block:
     def __init__(self, method: BlockMethod, params: Params):
         self.method, self.params = method, params
 
-    def apply_(self, out: Tensor, x: Tensor, seen: Tensor, y: Tensor) -> None:
+    def apply_(self, out: Tensor, x: Tensor, dropped: Tensor, y: Tensor) -> None:
         out += self.method.transform(self.params, y)
 
     def added(self, args: Sequence[Any], y: Any) -> Any:
@@ -211,7 +211,7 @@ def merged(
 
 
 def replaced(changes: Changes) -> Mapping[str, Tensor]:
-    """The tensors that stand in the place of the module's own."""
+    """The tensors that replace the module's own."""
     return next((change.tensors for change in changes if isinstance(change, Replace)), {})
 
 

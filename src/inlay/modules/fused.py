@@ -5,8 +5,8 @@
     rotation     y = x cos + (-x2, x1) sin, of queries and keys by their positions; x1 and x2 are the halves of x
 
 torch takes seven passes over the memory for the first, three for the second and six for the third, and keeps what is in
-between. `fuse_` and `turn_` give a model's modules a `forward` of their own; modules, names and weights stay. Models write
-these things in many ways and under many names, and other things under these names, so each is recognised by what it does
+between. `fuse_` and `fuse_rotation_` give a model's modules a `forward` of their own; modules, names and weights stay. Models
+write these things in many ways and under many names, and other things under these names, so each is recognised by what it does
 (`inlay.modules.equivalence`) and left alone where there is a doubt.
 
 Their outputs are not kept for the backward pass within `inlay.core.recompute`: `recomputed` makes them again.
@@ -100,7 +100,7 @@ Rotation = Callable[..., tuple[Tensor, Tensor]]
 """(q, k, cos, sin) to q and k; q and k are (1, heads, t, dim), cos and sin (1, t, dim)."""
 
 
-def turn_(body: nn.Module, when: Callable[[], bool]) -> None:
+def fuse_rotation_(body: nn.Module, when: Callable[[], bool]) -> None:
     """Let the modules of a model rotate in one pass where `when` says so and their file has the usual function for that.
 
     Each gets its own class's `forward` with another function of that name: nothing of the file changes.
@@ -128,9 +128,9 @@ def _rotated(own: Rotation, when: Callable[[], bool], *given: Any, **named: Any)
 
 
 def _rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-    turned = (_Rotate.apply(x[0].transpose(0, 1), cos[0], sin[0]) for x in (q, k))
-    turned_q, turned_k = (x.transpose(0, 1)[None] for x in turned)  # type: ignore[union-attr]  # torch types apply as Any
-    return turned_q, turned_k
+    rotated = (_Rotate.apply(x[0].transpose(0, 1), cos[0], sin[0]) for x in (q, k))
+    rotated_q, rotated_k = (x.transpose(0, 1)[None] for x in rotated)  # type: ignore[union-attr]  # torch types apply as Any
+    return rotated_q, rotated_k
 
 
 @functools.cache

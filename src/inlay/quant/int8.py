@@ -22,7 +22,7 @@ from inlay.errors import FormatError, explain
 from inlay.quant.contract import Matrix, Packed, Scheme
 
 STEPS = 127
-"""The place of a row's largest weight."""
+"""The code of a row's largest weight."""
 
 _STEP = 7.874015718698502e-3
 """1 / 127 as bitsandbytes has it; the same float32."""

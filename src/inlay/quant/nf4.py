@@ -1,6 +1,6 @@
 """NF4: four bits a weight, in blocks of 64 along the row, the constants quantised too.
 
-    W[i, j] = code[c[i, j]] absmax[b],   b = the block of 64 that holds (i, j)
+    W[i, j] = codebook[c[i, j]] absmax[b],   b = the block of 64 that holds (i, j)
     absmax[b] = map[q[b]] nested[b / 256] + offset
 
 4 + 8 / 64 + 32 / (64 * 256) = 4.127 bits a weight. Tensors, names and bytes are those of bitsandbytes 0.50.2 with
@@ -39,7 +39,7 @@ _OFFSET_DIGITS = 24
 
 
 class Nf4(Scheme):
-    """Blocks of 64 in the 4-bit NormalFloat code, with double quantisation."""
+    """Blocks of 64 with 4-bit NormalFloat codes and double quantisation."""
 
     marks: ClassVar[tuple[str, ...]] = (STATE,)
     config: ClassVar[Mapping[str, Any]] = {
@@ -71,13 +71,13 @@ class Nf4(Scheme):
         return _packed(weight, codes.cpu(), *blocks.quantize_constants(absmax.cpu()))
 
     def refine(self, weight: Float[Tensor, "out in"]) -> Packed:
-        """Constants by least squares in the place of the largest magnitudes, and places for the constants as they are kept."""
-        groups, code = weight.cpu().reshape(-1, BLOCK).split(_GROUP), blocks.nf4_code()
-        absmax = torch.cat([blocks.fit_constants(group, code) for group in groups])
-        places, nested, offset = blocks.quantize_constants(absmax)
-        held = blocks.dequantize_constants(places, nested, blocks.constants_map(), offset.item()).split(_GROUP)
-        codes = [blocks.pack(blocks.nearest(group, own, code)) for group, own in zip(groups, held, strict=True)]
-        return _packed(weight, torch.cat(codes), places, nested, offset)
+        """Constants by least squares instead of the largest magnitudes, and codes for the constants as they are kept."""
+        groups, codebook = weight.cpu().reshape(-1, BLOCK).split(_GROUP), blocks.nf4_codebook()
+        absmax = torch.cat([blocks.fit_constants(group, codebook) for group in groups])
+        absmax_codes, nested, offset = blocks.quantize_constants(absmax)
+        held = blocks.dequantize_constants(absmax_codes, nested, blocks.constants_map(), offset.item()).split(_GROUP)
+        codes = [blocks.pack(blocks.nearest(group, own, codebook)) for group, own in zip(groups, held, strict=True)]
+        return _packed(weight, torch.cat(codes), absmax_codes, nested, offset)
 
     def open(self, packed: Packed) -> Matrix:
         state = _read_state(packed.get(STATE))
@@ -92,10 +92,10 @@ class Nf4(Scheme):
 
     def worst_error(self, weight: Float[Tensor, "out in"]) -> Float[Tensor, "out in"]:
         absmax = weight.float().reshape(-1, BLOCK).abs().amax(1)
-        places, nested, offset = blocks.quantize_constants(absmax)
-        held = blocks.dequantize_constants(places, nested, blocks.constants_map(), offset.item())
-        code = blocks.nf4_code()
-        widest = (code[1:] - code[:-1]).max() / 2
+        absmax_codes, nested, offset = blocks.quantize_constants(absmax)
+        held = blocks.dequantize_constants(absmax_codes, nested, blocks.constants_map(), offset.item())
+        codebook = blocks.nf4_codebook()
+        widest = (codebook[1:] - codebook[:-1]).max() / 2
         rounding = 4 * torch.finfo(torch.float32).eps * absmax
         bound = widest * absmax + (held - absmax).abs() + rounding
         bound[absmax < blocks.SMALLEST] *= 8  # they are divided by more than their largest
@@ -129,15 +129,15 @@ class Nf4Matrix(Matrix):
         return Nf4Matrix(self._state, packed)
 
 
-def _packed(weight: Tensor, codes: Tensor, places: Tensor, nested: Tensor, offset: Tensor) -> Packed:
+def _packed(weight: Tensor, codes: Tensor, absmax_codes: Tensor, nested: Tensor, offset: Tensor) -> Packed:
     """The tensors of a weight with these codes and constants."""
     state = _state((weight.shape[0], weight.shape[1]), weight.dtype, offset.item())
     return {
         "": codes,
-        ".absmax": places,
+        ".absmax": absmax_codes,
         ".nested_absmax": nested,
         ".nested_quant_map": blocks.constants_map().clone(),
-        ".quant_map": blocks.nf4_code().clone(),
+        ".quant_map": blocks.nf4_codebook().clone(),
         STATE: torch.frombuffer(bytearray(state), dtype=torch.uint8),
     }
 
@@ -192,8 +192,8 @@ def _problems(state: Mapping[str, Any], packed: Packed) -> list[str]:
     ]
     if problems:
         return problems
-    if not torch.equal(packed[".quant_map"].cpu(), blocks.nf4_code()):
-        problems.append("quant_map is not the code of NF4")
+    if not torch.equal(packed[".quant_map"].cpu(), blocks.nf4_codebook()):
+        problems.append("quant_map is not the codebook of NF4")
     offset = state.get("nested_offset")
     finite = isinstance(offset, float) and math.isfinite(offset)
     if nested and (state.get("nested_blocksize") != blocks.CONSTANTS_BLOCK or not finite):

@@ -24,7 +24,7 @@ from inlay.model import attention, targets
 from inlay.model.adapted import Adapted
 from inlay.model.batch import Batch, passing
 from inlay.model.prompts import virtual_ids
-from inlay.modules.fused import turn_
+from inlay.modules.fused import fuse_rotation_
 from inlay.tasks import _batch as batch
 from inlay.tasks import _memory as memory
 from inlay.tasks.contract import Loaded
@@ -109,7 +109,7 @@ def _problem(base: Loaded) -> str | None:
     if getattr(base.model.config.get_text_config(), "attention_chunk_size", None):
         return "it attends in chunks"  # counted from the start of a row, whatever the positions say
     attention.adopt_(base.model, base.router)  # without it, the masks of packed rows do the same
-    turn_(base.model.base_model, _is_packing)
+    fuse_rotation_(base.model.base_model, _is_packing)
     examples = _probe(head.out_features)
     asked: list[tuple[Tensor, Tensor]] = []  # (what the head was given, what it was made to say)
 
