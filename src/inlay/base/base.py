@@ -148,15 +148,15 @@ class Base(Attached):
         """How a text's states become its vector, where the base was loaded for that; see `inlay.base.pooling`."""
         return pooling.mode_of(self.checkpoint) if self.spec.pools else MEAN
 
-    def create(
+    def fresh(
         self, method: Method, name: str = "default", seed: int = 0, calibration: Calibration | None = None
     ) -> Adapter:
-        """Attach a new adapter, its tensors drawn from `seed`, and make it active; see `Attached.create`.
+        """A new adapter, its tensors drawn from `seed`, and not attached; see `Attached.fresh`.
 
         The heads of the task are trained with it, whole; those that the checkpoint lacks are drawn from `seed` too.
         """
         check_method(method, self.spec)
-        adapter = super().create(
+        adapter = super().fresh(
             with_heads(method, self.heads, self.maps), name, seed, calibration or self._calibration(method)
         )
         draw_(adapter.params, self.fresh_heads, self.model.config, seed)

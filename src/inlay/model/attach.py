@@ -184,7 +184,13 @@ class Attached:
     def create(
         self, method: Method, name: str = "default", seed: int = 0, calibration: Calibration | None = None
     ) -> Adapter:
-        """Attach a new adapter, its tensors drawn from `seed`, and make it active.
+        """Attach a new adapter and make it active; see `fresh`."""
+        return self._place_(self.fresh(method, name, seed, calibration))
+
+    def fresh(
+        self, method: Method, name: str = "default", seed: int = 0, calibration: Calibration | None = None
+    ) -> Adapter:
+        """A new adapter for this model, its tensors drawn from `seed`, and not attached.
 
         `calibration` gives what its initialiser needs beside the weights, by the path of each layer.
 
@@ -195,10 +201,9 @@ class Attached:
         """
         self._check_name(name)
         params, shared = self.layout.fresh(method, torch.Generator().manual_seed(seed), calibration)
-        left_out = self.layout.left_out(method)
-        if left_out:
-            warnings.warn(f"{name} leaves out {'; '.join(targets.reasons(left_out))}", stacklevel=3)
-        return self._place_(Adapter(name, method, params, shared=shared))
+        if left_out := self.layout.left_out(method):
+            warnings.warn(f"{name} leaves out {'; '.join(targets.reasons(left_out))}", stacklevel=4)
+        return Adapter(name, method, params, shared=shared)
 
     def put(self, adapter: Adapter) -> Adapter:
         """Attach an adapter whose tensors exist, and make it active.
@@ -209,8 +214,7 @@ class Attached:
         - `CompatibilityError`: its tensors are not those that its method has for this model; the message lists all.
         """
         self._check_name(adapter.name)
-        problems = self.layout.problems(adapter.method, adapter.params)
-        if problems:
+        if problems := self.layout.problems(adapter.method, adapter.params):
             raise CompatibilityError(
                 explain(f"adapter {adapter.name} does not fit this model", found=problems, do="use the base it names")
             )
@@ -240,8 +244,7 @@ class Attached:
     def _wrapper(self, path: str) -> Adapted:
         """What stands in the place of the module at `path` while an adapter changes it."""
         module = self.layout.modules[path]
-        experts = {f"{path}.{e.name}": e for e in experts_of(module)}
-        if experts:
+        if experts := {f"{path}.{e.name}": e for e in experts_of(module)}:
             return AdaptedExperts(path, module, experts, self.router)
         wrapper = PromptedEmbedding if path == self.table else Adapted
         return wrapper(path, module, self.maps.get(path), self.router)

@@ -18,6 +18,7 @@ from inlay.core import lowrank
 from inlay.errors import TargetError, explain
 from inlay.methods.contract import LinearBase, LinearMethod, Method, Params
 from inlay.model.fresh import Calibration, check_source
+from inlay.training.attaching import attached
 
 NAME = "calibration"
 """What the recorder is called while it is attached."""
@@ -66,18 +67,14 @@ def calibrate(
     look = _Inputs(method.num_found, seed) if method.source == "inputs" else _Gradient(method.num_found, seed)
     paths, task = base.layout.paths(method), base.spec
     check_source(method, {path: base.maps[path] for path in paths})
-    base.create(_Recorder(look=look, target_modules=tuple(paths)), NAME)
-    try:
-        with base.using(NAME):
-            if isinstance(look, _Inputs):
-                with torch.no_grad():
-                    for example in examples:  # alone, a row has no padding
-                        task.loss_of(base, [example])
-            else:
-                part = next(iter(task.step_parts(base, examples, max_tokens)))
-                (task.loss_of(base, part) / task.num_targets(part)).backward()
-    finally:
-        base.detach(NAME)
+    with attached(base, base.fresh(_Recorder(look=look, target_modules=tuple(paths)), NAME)), base.using(NAME):
+        if isinstance(look, _Inputs):
+            with torch.no_grad():
+                for example in examples:  # alone, a row has no padding
+                    task.loss_of(base, [example])
+        else:
+            part = next(iter(task.step_parts(base, examples, max_tokens)))
+            (task.loss_of(base, part) / task.num_targets(part)).backward()
 
     def found(path: str) -> Tensor:
         if base.maps[path] not in look.found:

@@ -1,0 +1,23 @@
+"""An adapter on a base for as long as a block lasts."""
+
+import contextlib
+from collections.abc import Iterator
+
+from inlay.base.base import Base
+from inlay.model.adapter import Adapter
+
+
+@contextlib.contextmanager
+def attached(base: Base, adapter: Adapter) -> Iterator[None]:
+    """Within the block an adapter is attached and active; after it the base is as it was before.
+
+    **Raises:** what `inlay.model.attach.Attached.put` does, and then too the base is as it was.
+    """
+    before = base.active
+    try:
+        base.put(adapter)
+        yield
+    finally:
+        if base.adapters.get(adapter.name) is adapter:
+            base.detach(adapter.name)
+        base.active = before
