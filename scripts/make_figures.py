@@ -1,4 +1,4 @@
-"""The figures of the source that say how it is built: python scripts/make_figures.py
+"""The figures of the source that say how it is built: scripts/check --figures
 
 Lines, rooms, functions, overrides and how many files know of a special case, read from the syntax trees of `src/inlay`.
 """
@@ -37,16 +37,27 @@ def main() -> None:
         rooms[room] = rooms.get(room, 0) + len(text.splitlines())
     largest = max(rooms, key=lambda room: rooms[room])
     print(f"largest room            {largest}, {100 * rooms[largest] / total:.1f} %")
-    functions = [node for tree in trees.values() for node in ast.walk(tree) if isinstance(node, Function)]
-    lengths = sorted((node.end_lineno or 0) - node.lineno + 1 for node in functions)
+    functions = [
+        (f"{path.relative_to(SOURCE)}:{node.name}", node)
+        for path, tree in trees.items()
+        for node in ast.walk(tree)
+        if isinstance(node, Function)
+    ]
+    lengths = sorted(_lines(node) for _, node in functions)
     print(f"functions               {len(functions):,}, nine tenths at most {lengths[len(lengths) * 9 // 10]} lines")
-    print(f"  over 40 lines         {sum(length > 40 for length in lengths)}")
-    print(f"  over 15 branches      {sum(_branches(node) > 15 for node in functions)}")
+    long = [f"{name} {_lines(node)}" for name, node in functions if _lines(node) > 40]
+    print(f"  over 40 lines         {len(long)}: {', '.join(long)}")
+    forked = [f"{name} {_branches(node)}" for name, node in functions if _branches(node) > 15]
+    print(f"  over 15 branches      {len(forked)}: {', '.join(forked)}")
     print(f"concrete overrides      {len(list(_overrides(trees)))}")
     asked = {path: sum(map(_asks_for_kind, ast.walk(tree))) for path, tree in trees.items()}
     print(f"isinstance on kinds     {sum(asked.values())} in {sum(count > 0 for count in asked.values())} files")
     for name, pattern in CASES.items():
         print(f"files that name         {name}: {sum(bool(re.search(pattern, text)) for text in texts.values())}")
+
+
+def _lines(function: Function) -> int:
+    return (function.end_lineno or 0) - function.lineno + 1
 
 
 def _branches(function: Function) -> int:
