@@ -10,13 +10,17 @@ A module is imported when its name is asked for, or when what somebody else made
 Names out of files are looked up in these tables and nowhere else: no file can have anything else imported.
 """
 
+import abc
+import ast
 import contextlib
 import dataclasses
 import functools
 import importlib
 import importlib.metadata
 import inspect
+import itertools
 import pkgutil
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -25,8 +29,8 @@ from inlay.errors import CompatibilityError, InlayError, UnknownNameError, expla
 Kind = TypeVar("Kind")
 Thing = TypeVar("Thing")
 
-CONTRACT = "contract"
-"""The file of a folder that says what such a thing is."""
+CONTRACTS = ("contract", "hooks")
+"""The files of a folder that say what such a thing is, and what only some have."""
 
 
 class Origin(NamedTuple):
@@ -140,6 +144,77 @@ class Table(Generic[Thing]):
         )
 
 
+class Contract(abc.ABC):  # noqa: B024  # what is abstract is for the kinds to say
+    """What a class of one of these kinds derives from: one that can't be used is refused where it is defined, in words.
+
+    It has everything that is abstract, a value for every class variable that has none, and replaces no function with a body:
+    another way is another class of the contract. It is called as its file is (`LnTuning` in `ln_tuning.py`), its fields have
+    defaults, and each has a docstring, which is its help. A class that others are made of says `abstract=True`.
+
+    **Raises:** `CompatibilityError`, with everything that is wrong.
+    """
+
+    def __init_subclass__(cls, *, abstract: bool = False, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        problems = [*_replaced(cls), *([] if abstract or cls.__name__.startswith("_") else _missing(cls))]
+        if problems:
+            found = [f"{cls.__module__}.{cls.__qualname__}: {problem}" for problem in problems]
+            kind = next(base.__name__ for base in cls.__mro__[1:] if issubclass(base, Contract))
+            do = "docs/guides/extend.md; a class that others are made of says abstract=True"
+            raise CompatibilityError(explain(f"this class is no {kind} that can be used", found=found, do=do))
+
+
+def _replaced(cls: type) -> Iterator[str]:
+    """Functions of a class that replace one with a body."""
+    for name, value in vars(cls).items():
+        above = next((vars(base)[name] for base in cls.__mro__[1:] if name in vars(base)), None)
+        is_final = _is_function(above) and not getattr(above, "__isabstractmethod__", False)
+        if is_final and _is_function(value) and not name.startswith("__"):
+            yield f"{name} replaces a function of the contract that has a body"
+
+
+def _is_function(value: Any) -> bool:
+    return inspect.isfunction(value) or isinstance(value, property | staticmethod | classmethod)
+
+
+def _missing(cls: type) -> Iterator[str]:
+    """What a class that is to be used lacks."""
+    names = {name: None for base in cls.__mro__ for name in vars(base)}
+    yield from (
+        f"{name} is missing" for name in names if getattr(getattr(cls, name, None), "__isabstractmethod__", False)
+    )
+    hints = {name: hint for base in cls.__mro__ for name, hint in inspect.get_annotations(base).items()}
+    is_class_variable = {name: str(hint).startswith(("typing.ClassVar", "ClassVar")) for name, hint in hints.items()}
+    yield from (
+        f"{name} has no value" for name, is_one in is_class_variable.items() if is_one and not hasattr(cls, name)
+    )
+    own = [name for name in inspect.get_annotations(cls) if not is_class_variable[name]]
+    yield from (f"the field {name} has no default" for name in own if name not in vars(cls))
+    file = cls.__module__.rpartition(".")[2]
+    if cls.__qualname__ == cls.__name__ and file != "__main__" and file.replace("_", "") != cls.__name__.lower():
+        yield f"the file {file}.py has another name"
+    if not cls.__module__.startswith("inlay."):  # of ours a test sees to it
+        yield from (f"{name} has no docstring" for name in _undocumented(cls, own))
+
+
+def _undocumented(cls: type, fields: Sequence[str]) -> Iterator[str]:
+    """The fields of a class, or the class itself, without a docstring; none where its source can't be read."""
+    if not cls.__doc__:
+        yield "the class"
+    with contextlib.suppress(OSError, TypeError, SyntaxError):
+        [tree] = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
+        body = tree.body if isinstance(tree, ast.ClassDef) else []
+        said = {
+            field.target.id
+            for field, after in itertools.pairwise(body)
+            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+            if isinstance(after, ast.Expr)
+            and isinstance(after.value, ast.Constant)
+            and isinstance(after.value.value, str)
+        }
+        yield from (f"the field {name}" for name in fields if name not in said)
+
+
 def class_of(kind: type[Kind]) -> Callable[[Any], type[Kind]]:
     """What takes the one class of `kind` out of a module: public, finished, and defined there."""
 
@@ -172,7 +247,7 @@ def value_of(constant: str, kind: type[Kind]) -> Callable[[Any], Kind]:
 def _files(folder: tuple[str, ...]) -> list[str]:
     """The files of a folder by name: not its contract, and not those that begin with an underscore."""
     found = {module.name for module in pkgutil.iter_modules(folder) if not module.name.startswith("_")}
-    return sorted(found - {CONTRACT})
+    return sorted(found - set(CONTRACTS))
 
 
 @functools.cache

@@ -28,10 +28,13 @@ LAYERS = [
 
 HEIGHT = {name: len(LAYERS) - i for i, layer in enumerate(LAYERS) for name in layer}
 ALONE = {"methods", "quant", "initializers", "formats"}
-"""Folders whose files know only the contract and those that begin with an underscore; these know the contract alone, and that none."""
+"""Folders whose files know only the contract and those that begin with an underscore; these know the contracts alone, and `contract` none."""
 
 IMPORTERS = {"import_module", "__import__", "find_spec", "resolve_name", "run_module"}
 """Functions of the standard library that take the name of a module."""
+
+CONTRACTS = {"contract", "hooks"}
+"""Files of such a folder that every other one knows; `hooks`, what only some things have, rests on the contract."""
 
 DATA = {"__version__"}
 """What the package's own file holds itself: to read it imports nothing else."""
@@ -115,7 +118,8 @@ def _problem(own, file, name):
     if target == own:
         inner = rest[1] if len(rest) > 1 else ""
         by_name = file == "__init__" and not inner  # a folder finds its own files by their names
-        shared = file != "contract" and (inner == "contract" or (inner.startswith("_") and not file.startswith("_")))
+        shared = file != "contract" and (inner in CONTRACTS or (inner.startswith("_") and not file.startswith("_")))
+        shared = shared and not (file == "hooks" and inner != "contract")
         if own in ALONE and not shared and not by_name:
             return f"a file of {own} knows only what the folder shares, not {name}"
         return None
@@ -156,6 +160,8 @@ def test_every_import_goes_down():
         ("methods/contract.py", "def f():\n    import inlay.methods.lora", "knows only what the folder shares"),
         ("methods/contract.py", "from inlay.methods import find", "knows only what the folder shares"),
         ("methods/contract.py", "import inlay.methods", "knows only what the folder shares"),
+        ("methods/contract.py", "from inlay.methods.hooks import Shares", "knows only what the folder shares"),
+        ("methods/hooks.py", "from inlay.methods._low_rank import LowRank", "knows only what the folder shares"),
         ("quant/nf4.py", "from inlay.methods import contract", "quant may not import methods"),
         ("base/base.py", "import inlay", "the package itself is above base"),
         ("cli/train.py", "import os, inlay as package", "the package itself is above cli"),
@@ -215,6 +221,8 @@ def test_a_planted_violation_is_found(tmp_path, file, code, problem):
     ("file", "code"),
     [
         ("methods/lora.py", "import torch\nfrom inlay.methods.contract import LinearMethod\nimport inlay.core"),
+        ("methods/lora.py", "from inlay.methods.hooks import Rates\nfrom inlay.methods._low_rank import LowRank"),
+        ("methods/hooks.py", "from inlay.methods.contract import Method"),
         ("methods/__init__.py", "from inlay.methods.contract import LinearMethod"),
         ("methods/__init__.py", "import importlib\nimportlib.import_module(f'{__name__}.{name}')"),
         ("cli/_command.py", "import importlib\nimportlib.import_module(f'inlay.cli.{name}')"),

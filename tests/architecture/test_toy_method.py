@@ -44,6 +44,10 @@ class Toy(LinearMethod):
 
     def describe(self):
         return f"gain={self.gain:g}"
+
+    @property
+    def learning_rate_scale(self):
+        return 3.0
 '''
 
 

@@ -64,7 +64,7 @@ def test_loftq_starts_at_what_was_lost_and_keeps_it():
     lost = _matrix(seed=5)
     params, method = _start("loftq", lost)
     np.testing.assert_allclose(method.scaling * params["lora_B"] @ params["lora_A"], _best(lost, R), atol=1e-5)
-    assert method.changes_at_start
+    assert method.start_changes
 
 
 def test_eva_starts_at_the_directions_of_the_inputs():

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from inlay.core.cross_entropy import cross_entropy_sum
+from inlay.methods import hooks
 from inlay.methods.contract import LinearMethod
 from inlay.model.attach import Attached, attach
 from inlay.model.changes import replaced
@@ -56,7 +57,7 @@ def test_a_fresh_adapter_changes_nothing(name, method, family):
     before = model(input_ids=ids).logits
     held = Attached(model)
     held.create(method)
-    if method.changes_at_start:
+    if hooks.changes_at_start(method):
         assert (logits(held, ids, "default") - before).abs().max() > 1e-3
     else:
         assert_close(logits(held, ids, "default"), before, torch.float32, DEPTH)
@@ -166,7 +167,7 @@ def test_saved_and_loaded_it_is_the_same_to_the_bit(name, method, family, tmp_pa
     for path, params in adapter.params.items():
         assert set(read.params[path]) == set(params)
         assert all(torch.equal(read.params[path][key], tensor) for key, tensor in params.items())
-        assert read.method.for_module(path).describe() == adapter.method.for_module(path).describe()
+        assert hooks.for_module(read.method, path).describe() == hooks.for_module(adapter.method, path).describe()
     assert torch.equal(logits(again, ids, "again"), wanted)
     assert all(tensor.requires_grad for tensor in read.train_())  # it can be trained on
 

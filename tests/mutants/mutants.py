@@ -115,7 +115,7 @@ MUTANTS = {
     "a row stops at its neighbour's end": ("RowStops.__init__", changed(stops=lambda g: turned(g.stops)), f"{CONTROL} each_row"),
 
     # the start, merging, the base
-    "B does not start at zero": ("methods:LowRank.init", changed(lambda params, g: params | {"lora_B": torch.ones_like(params["lora_B"])}), f"{METHODS} 'fresh_adapter and lora'"),
+    "B does not start at zero": ("methods:LowRank._pair", changed(lambda params, g: params | {"lora_B": torch.ones_like(params["lora_B"])}), f"{METHODS} 'fresh_adapter and lora'"),
     "the seed is ignored": ("Attached.fresh", changed(seed=lambda g: 0), f"{METHODS} same_seed"),
     "a merged weight is rounded twice": ("core:merged", rounded_twice, f"{ROUTED} rounded_once"),
     "an adapted layer stays after detaching": ("Attached.detach", forgotten, f"{METHODS} 'every_byte and lora'"),

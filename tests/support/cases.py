@@ -4,6 +4,7 @@ import dataclasses
 import functools
 
 from inlay import methods
+from inlay.methods import hooks
 from inlay.methods.contract import BlockMethod, LinearMethod, PromptMethod
 from inlay.model.layout import Layout
 from inlay.model.prompts import decoder_of
@@ -60,7 +61,7 @@ def _layout(family):
 def fits(method, family):
     """A model of this family has something that the method can change: not every model has biases."""
     layout = _layout(family)
-    if method.token_ids and layout.table not in layout.maps:
+    if hooks.token_ids(method) and layout.table not in layout.maps:
         return False  # Gemma's embedding is no plain table
     return bool(layout.wanted(method, strict=False))
 

@@ -25,7 +25,8 @@ from inlay.formats.contract import AdapterFile
 from inlay.io import meaning
 from inlay.io.checkpoint import Checkpoint
 from inlay.io.fingerprint import Fingerprint, check_unchanged, fingerprint
-from inlay.methods.contract import LinearMethod, Method
+from inlay.methods import hooks
+from inlay.methods.contract import Method
 from inlay.model import targets
 from inlay.model.adapter import Adapter
 from inlay.model.attach import Attached, Rows
@@ -163,7 +164,8 @@ class Base(Attached):
         return adapter
 
     def _calibration(self, method: Method) -> Calibration | None:
-        if not isinstance(method, LinearMethod) or method.source != "residual":
+        how = hooks.starts(method)
+        if how is None or how.source != "residual":
             return None
         if self.original is None:
             raise ConfigError(

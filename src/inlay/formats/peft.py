@@ -26,6 +26,7 @@ from inlay.formats._card import card
 from inlay.formats._peft_forms import INNER, flat, flattened, kernel, nested, one_table, short_names, unnested, whole
 from inlay.formats.contract import AdapterFile, Format, Layer, ModelFacts
 from inlay.io import json_files, safetensors
+from inlay.methods import hooks
 from inlay.methods.contract import TOKEN_ROWS, LinearMethod, Method, Own, Params
 from inlay.names import joined, parents, selects
 
@@ -283,7 +284,8 @@ def _may_be_own(method: Method, path: str, name: str) -> bool:
     kinds = ("linear", "embedding", "conv2d", "norm", "other")
     owns = (Own(path, name, kind, is_adapted) for kind in kinds for is_adapted in (False, True))
     saved = method.modules_to_save
-    return any(map(method.trains, owns)) or (bool(saved) and any(selects(saved, part) for part in parents(path)))
+    is_saved = bool(saved) and any(selects(saved, part) for part in parents(path))
+    return is_saved or any(hooks.trains(method, own) for own in owns)
 
 
 def _keys(method: Method, path: str, module: Params, is_embedding: bool) -> dict[str, Tensor]:

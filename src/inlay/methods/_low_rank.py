@@ -2,12 +2,13 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 
 from inlay.core import lowrank
-from inlay.methods.contract import TOKEN_ROWS, LinearBase, LinearMethod, Own, Params, PeftForm, Self, require
+from inlay.methods.contract import TOKEN_ROWS, LinearBase, LinearMethod, Own, Params, PeftForm, require
+from inlay.methods.hooks import ByModule, DropsInputs, TrainsOwn, TrainsTokens
 from inlay.names import fault, matches_end
 
 REFERENCE_ALPHA = 32
@@ -15,8 +16,11 @@ REFERENCE_ALPHA = 32
 on the rank. Source: LoRA Without Regret (Thinking Machines 2025)."""
 
 
+Self = TypeVar("Self", bound="LowRank")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LowRank(LinearMethod):
+class LowRank(LinearMethod, TrainsOwn, TrainsTokens, ByModule, DropsInputs, abstract=True):
     """The settings of LoRA."""
 
     r: int = 16
@@ -103,10 +107,12 @@ class LowRank(LinearMethod):
         """What multiplies B A."""
         return self.lora_alpha / (self.r**0.5 if self.use_rslora else self.r)
 
-    def shapes(self, base: LinearBase) -> dict[str, tuple[int, ...]]:
+    def _pair_shapes(self, base: LinearBase) -> dict[str, tuple[int, ...]]:
+        """The shapes of the factors."""
         return {"lora_A": (self.r, base.in_features), "lora_B": (base.out_features, self.r)}
 
-    def init(self, base: LinearBase, generator: torch.Generator) -> Params:
+    def _pair(self, base: LinearBase, generator: torch.Generator) -> Params:
+        """New factors: A uniform, B zero."""
         smaller = min(base.in_features, base.out_features)
         require(
             self.r <= smaller,
@@ -133,13 +139,15 @@ class LowRank(LinearMethod):
     def patterns(self) -> Sequence[str]:
         return (*self.rank_pattern, *self.alpha_pattern)
 
-    def describe(self) -> str:
+    def _settings(self) -> str:
+        """Those that matter most, in one line."""
         dropout = f" lora_dropout={self.lora_dropout:g}" if self.lora_dropout else ""
         bias = "" if self.bias == "none" else f" bias={self.bias}"
         return f"r={self.r} lora_alpha={self.lora_alpha:g} (scaling {self.scaling:g}){dropout}{bias}"
 
     @property
-    def learning_rate_scale(self) -> float:
+    def _rate(self) -> float:
+        """What makes up for the scaling."""
         return (REFERENCE_ALPHA / self.r) / self.scaling
 
     @property

@@ -26,11 +26,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from inlay.core.routed import Factors
-from inlay.methods.contract import LinearBase, LinearMethod, Params, PeftForm, StepHooks, require
+from inlay.methods.contract import LinearBase, LowRankMethod, Params, PeftForm, require
+from inlay.methods.hooks import DropsInputs, StepHooks
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Adalora(LinearMethod, StepHooks):
+class Adalora(LowRankMethod, StepHooks, DropsInputs):
     """y = W x + b + (lora_alpha / init_r) B (E * (A x))"""
 
     init_r: int = 12

@@ -11,10 +11,11 @@ says so. Use (IA)^3 or LoRA there.
 import dataclasses
 
 from inlay.methods.contract import Method, Own
+from inlay.methods.hooks import TrainsOwn
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Bitfit(Method):
+class Bitfit(Method, TrainsOwn):
     """y = W x + b', the biases of linear maps and norms alike"""
 
     def trains(self, own: Own) -> bool:

@@ -1,10 +1,15 @@
 """What a method is: a small change of a frozen map, as a configuration and pure functions.
 
     Method
-    |-- LinearMethod      a change beside linear maps: LoRA, DoRA, (IA)^3 ...
-    |-- BlockMethod       a change of what a block says: bottleneck adapters
-    |-- PromptMethod      tokens or keys and values in front of the rows: prompt tuning, prefix tuning ...
-    `-- (Method itself)   no new tensors: some of the model's own are trained: BitFit, norms, everything
+    |-- LinearMethod        a change beside linear maps: DoRA, (IA)^3 ...
+    |   `-- LowRankMethod   one that is a product of two factors: LoRA ...
+    |-- BlockMethod         a change of what a block says: bottleneck adapters
+    |-- PromptMethod        tokens or keys and values in front of the rows: prompt tuning, prefix tuning ...
+    `-- (Method itself)     no new tensors: some of the model's own are trained: BitFit, norms, everything
+
+What only some methods have, such as a dropout, is in `inlay.methods.hooks`. A function that has a body here is not replaced:
+whatever a method has to say for itself is abstract. A class that does not keep to that is refused where it is defined; see
+`inlay.plugins.Contract`.
 
 A method is a frozen dataclass. Its fields are its configuration: the docstring under each is its command-line help and its
 reference page. Its functions are pure: the tensors of one module are passed in as a plain dict by the field's usual names
@@ -23,7 +28,7 @@ A method never learns what the base is made of: it sees the members of `LinearBa
 import abc
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Shaped
@@ -33,8 +38,8 @@ from inlay import fields
 from inlay.core import lowrank
 from inlay.core.routed import Factors
 from inlay.errors import ConfigError, explain
-from inlay.initializers import Source
 from inlay.names import Names
+from inlay.plugins import Contract
 
 Params = dict[str, Tensor]
 """The tensors of one adapted module, by name."""
@@ -44,8 +49,6 @@ TOKEN_ROWS = "token_rows"
 
 Layers = tuple[int, ...]
 """Layer numbers, from 0; on the command line as `0-5,11`."""
-
-Self = TypeVar("Self", bound="Method")
 
 
 @runtime_checkable  # the tests check it where they check shapes
@@ -150,7 +153,7 @@ class PeftForm:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Method(abc.ABC):
+class Method(Contract, abstract=True):
     """What every method has. By itself it adds nothing: it trains tensors that the model has."""
 
     modules_to_save: Names = ()
@@ -162,70 +165,25 @@ class Method(abc.ABC):
     unmergeable_because: ClassVar[str] = ""
     """Why base and change can't become one model without an adapter; empty where they can."""
 
+    changes_at_start: ClassVar[bool] = False
+    """Fresh tensors already change what the model says."""
+
     def __post_init__(self) -> None:
         fields.settle_(self)
-
-    def trains(self, own: Own) -> bool:
-        """This tensor of the model is trained, and kept with the adapter."""
-        return False
-
-    def rate(self, tensor: str) -> float:
-        """What the learning rate of the tensors of this name is multiplied by; 0: they are not trained."""
-        return 1.0
-
-    def for_module(self: Self, path: str) -> Self:
-        """This method as it applies to the module at `path`: itself, unless it has settings by module."""
-        return self
-
-    @property
-    def patterns(self) -> Sequence[str]:
-        """The module patterns that `for_module` looks for; one that matches nothing is an error."""
-        return ()
-
-    def finish(self, params: Mapping[str, Params]) -> Mapping[str, Params]:
-        """The tensors of all modules that are kept once training is over."""
-        return params
-
-    def finished(self: Self) -> Self:
-        """The method that these tensors are of: itself, unless training has tensors of another form."""
-        return self
-
-    @property
-    def token_ids(self) -> Sequence[int]:
-        """The tokens whose embeddings are trained, and with them their rows of a head that is tied to the embedding."""
-        return ()
-
-    @property
-    def changes_at_start(self) -> bool:
-        """Fresh tensors already change what the model says."""
-        return False
 
     @abc.abstractmethod
     def describe(self) -> str:
         """The settings that matter most, for one line on the screen: 'r=16 lora_alpha=32 (scaling 2)'."""
 
     @property
+    @abc.abstractmethod
     def learning_rate_scale(self) -> float:
         """What the default learning rate of the base is multiplied by, so that the change moves as fast as with LoRA's
-        defaults."""
-        return 1.0
-
-
-@runtime_checkable
-class StepHooks(Protocol):
-    """What a method has beside the rest whose training is more than the gradient of its tensors; it derives from this too."""
-
-    @abc.abstractmethod
-    def penalty(self, params: Mapping[str, Params]) -> Float[Tensor, ""]:
-        """What is added to the loss of a step, from the tensors of all modules."""
-
-    @abc.abstractmethod
-    def after_step(self, params: Mapping[str, Params], step: int, num_steps: int, state: dict[str, Any]) -> None:
-        """What is done once `step` of `num_steps` is over, gradients still there; `state` lasts for the run."""
+        defaults; benchmarks/method_rates.py measures it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LinearMethod(Method):
+class LinearMethod(Method, abstract=True):
     """A change to linear maps. What every such method has: which maps it changes."""
 
     target_modules: Names = "all-linear"
@@ -238,15 +196,7 @@ class LinearMethod(Method):
     """Adapt only these layers of the stack, such as 0-5,11; none given: all of them."""
 
     kinds: ClassVar[tuple[str, ...]] = ("linear",)
-    """What it can adapt, of linear, embedding, conv2d and experts; for experts it has factors."""
-
-    def shared(self, bases: Sequence[LinearBase]) -> Params:
-        """Frozen tensors that all adapted modules share; they are saved once."""
-        return {}
-
-    def share(self, shared: Params, base: LinearBase) -> Params:
-        """What one module sees of the shared tensors, beside its own."""
-        return shared
+    """What it can adapt, of linear, embedding, conv2d and experts; for experts it is a `LowRankMethod`."""
 
     @abc.abstractmethod
     def shapes(self, base: LinearBase) -> dict[str, tuple[int, ...]]:
@@ -256,19 +206,34 @@ class LinearMethod(Method):
     def init(self, base: LinearBase, generator: torch.Generator) -> Params:
         """New tensors for one module: float32, on the CPU, drawn from `generator` alone."""
 
-    @property
-    def source(self) -> Source | None:
-        """What fresh tensors are found in, where that is more than shapes and a generator."""
-        return None
+    @abc.abstractmethod
+    def delta(
+        self,
+        params: Params,
+        x: Shaped[Tensor, "tokens *in"],
+        y: Float[Tensor, "tokens out"],
+        base: LinearBase,
+    ) -> Float[Tensor, "tokens out"]:
+        """What is added to y = base(x); zero for fresh tensors."""
 
-    @property
-    def num_found(self) -> int:
-        """How many singular directions of that they need."""
-        return 0
+    @abc.abstractmethod
+    def merge(
+        self, params: Params, weight: Float[Tensor, "rows in"], bias: Float[Tensor, " rows"] | None, start: int = 0
+    ) -> tuple[Float[Tensor, "rows in"], Float[Tensor, " rows"] | None]:
+        """The weight and bias of one map that does what base and change do together; the arguments are not changed.
 
-    def start(self, params: Params, found: Float[Tensor, "rows in"], generator: torch.Generator) -> Params:
-        """The new tensors of one module, from those of `init` and the matrix that `source` names."""
-        return params
+        `weight` may be some rows of W, from `start` on, so that a large one is merged piece by piece.
+        """
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LowRankMethod(LinearMethod, abstract=True):
+    """A change that is scaling B A x, with factors A (r, in) and B (out, r): mixed batches take the fast path, and it may
+    adapt experts."""
+
+    @abc.abstractmethod
+    def factors(self, params: Params) -> Factors:
+        """The factors, from the tensors of one module."""
 
     def delta(
         self,
@@ -277,38 +242,18 @@ class LinearMethod(Method):
         y: Float[Tensor, "tokens out"],
         base: LinearBase,
     ) -> Float[Tensor, "tokens out"]:
-        """What is added to y = base(x); zero for fresh tensors. That of the factors, unless a method has none."""
-        factors = self._own_factors(params)
+        factors = self.factors(params)
         return lowrank.change(x, factors.A, factors.B, factors.scaling, y.dtype)
 
     def merge(
         self, params: Params, weight: Float[Tensor, "rows in"], bias: Float[Tensor, " rows"] | None, start: int = 0
     ) -> tuple[Float[Tensor, "rows in"], Float[Tensor, " rows"] | None]:
-        """The weight and bias of one map that does what base and change do together; the arguments are not changed.
-
-        `weight` may be some rows of W, from `start` on, so that a large one is merged piece by piece. The factors are added,
-        unless a method has none.
-        """
-        factors = self._own_factors(params)
-        return lowrank.merged(weight, factors.A, factors.B[start : start + len(weight)], factors.scaling), bias
-
-    def factors(self, params: Params) -> Factors | None:
-        """The change as low-rank factors, or None where it has none: with them, mixed batches take the fast path."""
-        return None
-
-    def _own_factors(self, params: Params) -> Factors:
         factors = self.factors(params)
-        assert factors is not None, "a method has factors, or a delta and a merge of its own"
-        return factors
-
-    @property
-    def input_dropout(self) -> float:
-        """The part of the inputs that the change does not see while it is trained, 0 <= p < 1."""
-        return 0.0
+        return lowrank.merged(weight, factors.A, factors.B[start : start + len(weight)], factors.scaling), bias
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class BlockMethod(Method):
+class BlockMethod(Method, abstract=True):
     """A change of what blocks say. Which blocks: those whose role the method adapts."""
 
     unmergeable_because: ClassVar[str] = "its network adds depth to every layer, which no weight of the base can hold"
@@ -319,9 +264,9 @@ class BlockMethod(Method):
         """The blocks that it changes: attention, mlp, or both."""
 
     @property
+    @abc.abstractmethod
     def is_parallel(self) -> bool:
         """The change sees what goes into the block; otherwise, what comes out of it."""
-        return False
 
     @abc.abstractmethod
     def shapes(self, block: Block) -> dict[str, tuple[int, ...]]:
@@ -337,11 +282,11 @@ class BlockMethod(Method):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PromptMethod(Method):
+class PromptMethod(Method, abstract=True):
     """Virtual tokens in front of every row, whose embeddings, or keys and values, are trained.
 
     What is kept is one tensor, `prompt_embeddings` (virtual tokens, numbers). A method that learns it through a network has the
-    network's tensors in its place while it is trained; `finish` drops them. Either can be trained on.
+    network's tensors in its place while it is trained, and `inlay.methods.hooks.Finishes` drops them. Either can be trained on.
     """
 
     num_virtual_tokens: int = 20
@@ -355,36 +300,24 @@ class PromptMethod(Method):
     unmergeable_because: ClassVar[str] = "its virtual tokens stand in the rows, not in the weights"
     is_prefix: ClassVar[bool] = False
     """The virtual tokens are keys and values for every layer, K V K V ... from layer 0 on; otherwise, embeddings."""
+    changes_at_start: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
         found = f"num_virtual_tokens={self.num_virtual_tokens}"
         require(self.num_virtual_tokens >= 1, "num_virtual_tokens must be at least 1", found, "--num-virtual-tokens 20")
 
-    @property
-    def changes_at_start(self) -> bool:
-        return True
-
     def numbers(self, model: Decoder) -> int:
         """How many numbers a virtual token has."""
-        return model.width
+        return 2 * model.num_layers * model.num_heads * model.head_dim if self.is_prefix else model.width
 
     @abc.abstractmethod
     def init(self, model: Decoder, generator: torch.Generator) -> Params:
         """New tensors: float32, on the CPU, drawn from `generator` alone."""
 
+    @abc.abstractmethod
     def virtual(self, params: Params) -> Float[Tensor, "virtual numbers"]:
         """What the virtual tokens are."""
-        return params["prompt_embeddings"] if "prompt_embeddings" in params else self.encode(params)
-
-    def encode(self, params: Params) -> Float[Tensor, "virtual numbers"]:
-        """What the network makes of its tensors, where the method has one."""
-        assert "prompt_embeddings" in params, "a method without a network keeps what it trains"
-        return params["prompt_embeddings"]
-
-    def finish(self, params: Mapping[str, Params]) -> dict[str, Params]:
-        rest = {path: tensors for path, tensors in params.items() if path}
-        return {"": {"prompt_embeddings": self.virtual(params[""]).detach()}, **rest}
 
     def describe(self) -> str:
         return f"{self.num_virtual_tokens} virtual tokens"

@@ -38,10 +38,10 @@ class Dora(LowRank):
     )
 
     def shapes(self, base: LinearBase) -> dict[str, tuple[int, ...]]:
-        return super().shapes(base) | {"lora_magnitude_vector": (base.out_features,)}
+        return self._pair_shapes(base) | {"lora_magnitude_vector": (base.out_features,)}
 
     def init(self, base: LinearBase, generator: torch.Generator) -> Params:
-        return super().init(base, generator) | {"lora_magnitude_vector": base.square_norms.sqrt().float().cpu()}
+        return self._pair(base, generator) | {"lora_magnitude_vector": base.square_norms.sqrt().float().cpu()}
 
     def delta(
         self,
@@ -68,3 +68,10 @@ class Dora(LowRank):
         direction = lowrank.merged(weight.to(wide), params["lora_A"], params["lora_B"][rows], self.scaling)
         gain = params["lora_magnitude_vector"][rows].to(wide) / torch.linalg.vector_norm(direction, dim=1)
         return (gain[:, None] * direction).to(weight.dtype), bias
+
+    def describe(self) -> str:
+        return self._settings()
+
+    @property
+    def learning_rate_scale(self) -> float:
+        return self._rate

@@ -12,10 +12,11 @@ It forgets more of what the base knew (LoRA Learns Less and Forgets Less, Biderm
 import dataclasses
 
 from inlay.methods.contract import Method, Own
+from inlay.methods.hooks import TrainsOwn
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Full(Method):
+class Full(Method, TrainsOwn):
     """y = W' x + b'"""
 
     def trains(self, own: Own) -> bool:

@@ -12,6 +12,7 @@ When not to use it: where there is data for more than a few hundred examples; it
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -19,14 +20,18 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from inlay.methods.contract import LinearBase, LinearMethod, Params, PeftForm
+from inlay.methods.hooks import ByModule
 from inlay.names import Names, selects
 
 KEYS_AND_VALUES = "k_proj|v_proj|qkv_proj|key|value|c_attn|query_key_value|k|v|key_proj|value_proj|k_lin|v_lin"
 LAST_OF_MLP = "down_proj|mlp.c_proj|dense_4h_to_h|wo|fc2|lin2|w2|w_down|[0-9]+.output.dense"
 
+EVERY = ".*"
+"""Every path: what `Ia3.for_module` says of a map whose inputs are scaled."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Ia3(LinearMethod):
+class Ia3(LinearMethod, ByModule):
     """y = l * (W x + b), or W (l * x) + b"""
 
     target_modules: Names = rf"(.*\.)?({KEYS_AND_VALUES}|{LAST_OF_MLP})"
@@ -46,12 +51,20 @@ class Ia3(LinearMethod):
     )
 
     def for_module(self, path: str) -> "Ia3":
-        if not selects(self.feedforward_modules, path):
-            return self
-        return _OfInputs(**{field.name: getattr(self, field.name) for field in dataclasses.fields(self)})
+        chosen = EVERY if selects(self.feedforward_modules, path) else ()
+        return dataclasses.replace(self, feedforward_modules=chosen)
+
+    @property
+    def patterns(self) -> Sequence[str]:
+        return ()
+
+    @property
+    def _is_of_inputs(self) -> bool:
+        """This is the method for a map whose inputs are scaled."""
+        return self.feedforward_modules == EVERY
 
     def shapes(self, base: LinearBase) -> dict[str, tuple[int, ...]]:
-        return {"ia3_l": (base.out_features, 1)}
+        return {"ia3_l": (1, base.in_features) if self._is_of_inputs else (base.out_features, 1)}
 
     def init(self, base: LinearBase, generator: torch.Generator) -> Params:
         return {name: torch.ones(shape) for name, shape in self.shapes(base).items()}
@@ -63,42 +76,21 @@ class Ia3(LinearMethod):
         y: Float[Tensor, "tokens out"],
         base: LinearBase,
     ) -> Float[Tensor, "tokens out"]:
+        if self._is_of_inputs:
+            return base.product((params["ia3_l"].flatten().to(x.dtype) - 1) * x)
         return (params["ia3_l"].flatten().to(y.dtype) - 1) * y
 
     def merge(
         self, params: Params, weight: Float[Tensor, "rows in"], bias: Float[Tensor, " rows"] | None, start: int = 0
     ) -> tuple[Float[Tensor, "rows in"], Float[Tensor, " rows"] | None]:
+        if self._is_of_inputs:
+            return params["ia3_l"].to(weight.dtype) * weight, bias
         factor = params["ia3_l"].flatten()[start : start + len(weight)].to(weight.dtype)
         return factor[:, None] * weight, None if bias is None else factor * bias
 
     def describe(self) -> str:
-        return "one factor per output"
+        return "one factor per input" if self._is_of_inputs else "one factor per output"
 
     @property
     def learning_rate_scale(self) -> float:
         return 10.0  # the paper's rate, 3e-3, is ten times what LoRA takes at its models' width
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _OfInputs(Ia3):
-    """The maps whose inputs are scaled."""
-
-    def shapes(self, base: LinearBase) -> dict[str, tuple[int, ...]]:
-        return {"ia3_l": (1, base.in_features)}
-
-    def delta(
-        self,
-        params: Params,
-        x: Shaped[Tensor, "tokens *in"],
-        y: Float[Tensor, "tokens out"],
-        base: LinearBase,
-    ) -> Float[Tensor, "tokens out"]:
-        return base.product((params["ia3_l"].flatten().to(x.dtype) - 1) * x)
-
-    def merge(
-        self, params: Params, weight: Float[Tensor, "rows in"], bias: Float[Tensor, " rows"] | None, start: int = 0
-    ) -> tuple[Float[Tensor, "rows in"], Float[Tensor, " rows"] | None]:
-        return params["ia3_l"].to(weight.dtype) * weight, bias
-
-    def describe(self) -> str:
-        return "one factor per input"

@@ -11,11 +11,12 @@ import dataclasses
 from typing import ClassVar
 
 from inlay.methods.contract import Method, Own, PeftForm
+from inlay.methods.hooks import TrainsOwn
 from inlay.names import Names, selects
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LnTuning(Method):
+class LnTuning(Method, TrainsOwn):
     """y = norm(x) * w' + b'"""
 
     target_modules: Names = ()

@@ -17,11 +17,11 @@ import torch
 
 from inlay.core import lowrank
 from inlay.core.routed import Factors
-from inlay.methods.contract import LinearBase, LinearMethod, Params, PeftForm, require
+from inlay.methods.contract import LinearBase, LowRankMethod, Params, PeftForm, require
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Loha(LinearMethod):
+class Loha(LowRankMethod):
     """y = W x + b + (alpha / r) ((A1 B1) * (A2 B2)) x"""
 
     r: int = 8

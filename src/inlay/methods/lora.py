@@ -26,11 +26,12 @@ from torch import Tensor
 from inlay import initializers
 from inlay.core.routed import Factors
 from inlay.methods._low_rank import LowRank
-from inlay.methods.contract import Params, PeftForm, require
+from inlay.methods.contract import LinearBase, LowRankMethod, Params, PeftForm, require
+from inlay.methods.hooks import Finishes, Rates, Starts
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Lora(LowRank):
+class Lora(LowRank, LowRankMethod, Starts, Rates, Finishes):
     """y = W x + b + (lora_alpha / r) B A x"""
 
     loraplus_lr_ratio: float = 1.0
@@ -51,6 +52,12 @@ class Lora(LowRank):
         require(ratio > 0, "loraplus_lr_ratio must be above 0", f"loraplus_lr_ratio={ratio}", "--loraplus-lr-ratio 16")
         initializers.find(self.initializer)
 
+    def shapes(self, base: LinearBase) -> dict[str, tuple[int, ...]]:
+        return self._pair_shapes(base)
+
+    def init(self, base: LinearBase, generator: torch.Generator) -> Params:
+        return self._pair(base, generator)
+
     @property
     def source(self) -> initializers.Source | None:
         chosen = initializers.find(self.initializer)
@@ -61,18 +68,18 @@ class Lora(LowRank):
         return 2 * max(self.r, *self.rank_pattern.values(), 0)
 
     @property
-    def changes_at_start(self) -> bool:
+    def start_changes(self) -> bool:
         chosen = initializers.find(self.initializer)
         return chosen is not None and chosen.changes_at_start
 
     @property
     def learning_rate_scale(self) -> float:
         chosen = initializers.find(self.initializer)
-        return super().learning_rate_scale * (chosen.rate if chosen else 1.0)
+        return self._rate * (chosen.rate if chosen else 1.0)
 
     def describe(self) -> str:
         start = "" if self.initializer == initializers.UNIFORM else f" initializer={self.initializer}"
-        return super().describe() + start
+        return self._settings() + start
 
     def start(self, params: Params, found: Tensor, generator: torch.Generator) -> Params:
         chosen = initializers.find(self.initializer)

@@ -116,6 +116,10 @@ class Oft(LinearMethod):
     def describe(self) -> str:
         return f"r={self.r}" if self.r else f"oft_block_size={self.oft_block_size}"
 
+    @property
+    def learning_rate_scale(self) -> float:
+        return 1.0
+
 
 def _turned(x: Float[Tensor, "tokens in"], turn: Float[Tensor, "blocks size size"]) -> Float[Tensor, "tokens in"]:
     """Every block of x times its block of R, or all times the one that they share."""

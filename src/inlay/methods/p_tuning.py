@@ -17,11 +17,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from inlay.core import lowrank
+from inlay.methods._network import NetworkPrompt
 from inlay.methods.contract import Decoder, Params, PeftForm, PromptMethod, require
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PTuning(PromptMethod):
+class PTuning(NetworkPrompt):
     """P = W3 relu(W2 relu(W1 E + b1) + b2) + b3"""
 
     encoder_hidden_size: int | None = None
@@ -62,3 +63,7 @@ class PTuning(PromptMethod):
             inner = inner @ params[f"map{i}"].T + params[f"bias{i}"]
             inner = torch.relu(inner) if i < 2 else inner
         return inner
+
+    @property
+    def learning_rate_scale(self) -> float:
+        return 1.0

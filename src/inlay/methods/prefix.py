@@ -21,6 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from inlay.core import lowrank
+from inlay.methods._network import NetworkPrompt
 from inlay.methods.contract import Decoder, Params, PeftForm, PromptMethod, require
 
 START = 0.02
@@ -28,7 +29,7 @@ START = 0.02
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Prefix(PromptMethod):
+class Prefix(NetworkPrompt):
     """attention(q, [P_K; K], [P_V; V])"""
 
     prefix_projection: bool = False
@@ -52,9 +53,6 @@ class Prefix(PromptMethod):
         require(
             ok, "encoder_hidden_size must be at least 1", f"encoder_hidden_size={size}", "--encoder-hidden-size 512"
         )
-
-    def numbers(self, model: Decoder) -> int:
-        return 2 * model.num_layers * model.num_heads * model.head_dim
 
     def init(self, model: Decoder, generator: torch.Generator) -> Params:
         count, numbers = self.num_virtual_tokens, self.numbers(model)

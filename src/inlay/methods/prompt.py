@@ -15,6 +15,8 @@ import dataclasses
 from typing import ClassVar, Literal
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from inlay.methods.contract import Decoder, Params, PeftForm, PromptMethod, require
 
@@ -56,6 +58,9 @@ class Prompt(PromptMethod):
             return {"prompt_embeddings": model.embed(drawn).float()}
         noise = torch.randn(count, model.width, generator=generator)
         return {"prompt_embeddings": noise * model.embed(drawn).float().std()}
+
+    def virtual(self, params: Params) -> Float[Tensor, "virtual numbers"]:
+        return params["prompt_embeddings"]
 
     @property
     def learning_rate_scale(self) -> float:

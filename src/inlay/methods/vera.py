@@ -18,11 +18,12 @@ from typing import ClassVar
 import torch
 
 from inlay.core.routed import Factors
-from inlay.methods.contract import LinearBase, LinearMethod, Params, PeftForm, require
+from inlay.methods.contract import LinearBase, LowRankMethod, Params, PeftForm, require
+from inlay.methods.hooks import DropsInputs, Shares
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Vera(LinearMethod):
+class Vera(LowRankMethod, Shares, DropsInputs):
     """y = W x + b + lambda_b * (B (lambda_d * (A x)))"""
 
     r: int = 256

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from inlay.core.grouped import MAX_TOKENS, Stacks
 from inlay.core.routed import Factors, Segment, low_rank, routed, row_segments
 from inlay.errors import CompatibilityError, explain
+from inlay.methods import hooks
 from inlay.model.adapter import Adapter
 from inlay.model.batch import Batch, Router
 from inlay.model.changes import Block, Changes, Delta, ExpertLowRank, LowRank, Replace, own_dtype, replaced
@@ -282,7 +283,7 @@ def after_dropout(x: Tensor, batch: Batch, bound: Sequence[Changes], segments: S
 
 def _rate(adapter: Adapter, changes: Changes) -> float:
     """The part of its inputs that the adapter's change does not see: the method's while it is trained."""
-    found = (c.method.input_dropout for c in changes if isinstance(c, Delta | ExpertLowRank))
+    found = (hooks.input_dropout(c.method) for c in changes if isinstance(c, Delta | ExpertLowRank))
     return next(found, 0.0) if adapter.trained else 0.0
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from inlay.errors import ConfigError, explain
-from inlay.methods import name_of
+from inlay.methods import hooks, name_of
 from inlay.methods.contract import Method, Params, PromptMethod
 from inlay.model import changes
 from inlay.model.changes import Changes, LowRank
@@ -74,7 +74,7 @@ class Adapter:
     @property
     def num_weights(self) -> int:
         """How many numbers the adapter trains."""
-        return sum(t.numel() for p in self.params.values() for name, t in p.items() if self.method.rate(name))
+        return sum(t.numel() for p in self.params.values() for name, t in p.items() if hooks.rate(self.method, name))
 
     @property
     def num_virtual(self) -> int:
@@ -92,7 +92,7 @@ class Adapter:
                 if isinstance(change, LowRank):
                     change.forget()
         self.trained = trained
-        learning = [t for params in self.params.values() for name, t in params.items() if self.method.rate(name)]
+        learning = [t for params in self.params.values() for name, t in params.items() if hooks.rate(self.method, name)]
         return [tensor.requires_grad_(trained) for tensor in learning]
 
     def at(self, path: str) -> Changes:
@@ -109,9 +109,13 @@ class Adapter:
         """
         return changes.merged(self.at(path), weight, bias, start, expert)
 
+    def kept(self) -> tuple[Method, Mapping[str, Params]]:
+        """(the method, its tensors by module) that are kept once training is over."""
+        return hooks.finished(self.method), hooks.finish(self.method, self.params)
+
     @torch.no_grad()
     def finish_(self) -> None:
         """Keep what is kept once training is over."""
         self.train_(False)
-        kept, self.method = self.method.finish(self.params), self.method.finished()
+        self.method, kept = self.kept()
         self.params = kept

@@ -171,13 +171,10 @@ class Attached:
     def save(self, name: str, directory: Path, record: dict[str, Any], *, form: str = "peft") -> None:
         """Write an attached adapter into `directory`, which exists, with this record; see `inlay.formats.write`."""
         adapter = self.get(name)
+        method, params = adapter.kept()
+        about = {**self.about_base, **self.about_task, **record}
         file = AdapterFile(
-            method=adapter.method.finished(),
-            params=dict(adapter.method.finish(adapter.params)),
-            shared=adapter.shared,
-            model=self.facts,
-            name=name,
-            record={**self.about_base, **self.about_task, **record},
+            method=method, params=dict(params), shared=adapter.shared, model=self.facts, name=name, record=about
         )
         formats.write(directory, file, form)
 

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from inlay.methods.contract import TOKEN_ROWS, BlockMethod, LinearMethod, Method, Params
+from inlay.methods import hooks
+from inlay.methods.contract import TOKEN_ROWS, BlockMethod, LinearMethod, LowRankMethod, Method, Params
 from inlay.model.adapter import Adapter
 from inlay.model.changes import Block, Change, Changes, Delta, ExpertLowRank, LowRank, Replace, TokenRows
 from inlay.model.layout import Layout
@@ -33,12 +34,12 @@ def _bound(adapter: Adapter, layout: Layout) -> Mapping[str, Changes]:
             for place in (path, *_aliases(adapter, layout, path, own)):
                 found.setdefault(place, []).append(Replace(own, path, layout.maps.get(place)))
         if TOKEN_ROWS in params:
-            ids = list(adapter.method.token_ids)
+            ids = list(hooks.token_ids(adapter.method))
             before = layout.maps[path].stored.detach()[ids].float()
             for place in (path, *layout.tied.get(path, ())):
                 found.setdefault(place, []).append(TokenRows(ids, params[TOKEN_ROWS], before, layout.maps[place]))
         added = {name: tensor for name, tensor in params.items() if name not in own and name != TOKEN_ROWS}
-        change = _added(adapter.method.for_module(path), path, added, adapter.shared, layout) if added else None
+        change = _added(hooks.for_module(adapter.method, path), path, added, adapter.shared, layout) if added else None
         if change is not None:
             found.setdefault(path, []).append(change)
     return {path: tuple(sorted(changes, key=_place)) for path, changes in found.items()}
@@ -64,10 +65,12 @@ def _added(method: Method, path: str, params: Params, shared: Params, layout: La
         return None
     linear = layout.maps[path]
     if isinstance(linear, Experts):
-        return ExpertLowRank(method, {**method.share(shared, linear.one), **params}, linear)
-    params = {**method.share(shared, linear), **params}
-    has_factors = type(method).factors is not LinearMethod.factors
-    return (LowRank if has_factors and linear.is_plain else Delta)(method, params, linear)
+        assert isinstance(method, LowRankMethod), "what adapts experts has factors: see inlay.methods.contract"
+        return ExpertLowRank(method, {**hooks.share(method, shared, linear.one), **params}, linear)
+    params = {**hooks.share(method, shared, linear), **params}
+    if isinstance(method, LowRankMethod) and linear.is_plain:
+        return LowRank(method, params, linear)
+    return Delta(method, params, linear)
 
 
 def _to(params: Params, device: torch.device) -> Params:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from inlay.core.routed import Factors
 from inlay.errors import CompatibilityError, explain
-from inlay.methods.contract import BlockMethod, LinearMethod, Params
+from inlay.methods.contract import BlockMethod, LinearMethod, LowRankMethod, Params
 from inlay.modules.experts import Experts
 from inlay.modules.frozen import FrozenEmbedding
 from inlay.modules.linear import Linear
@@ -134,8 +134,9 @@ class Delta:
 class LowRank(Delta):
     """A change with factors, of a map that is linear and no more: it takes one product with the map's own."""
 
-    def __init__(self, method: LinearMethod, params: Params, linear: Linear):
+    def __init__(self, method: LowRankMethod, params: Params, linear: Linear):
         super().__init__(method, params, linear)
+        self.low_rank = method
         self._cast: dict[torch.dtype, Factors] = {}
 
     def factors(self, dtype: torch.dtype) -> Factors:
@@ -143,8 +144,7 @@ class LowRank(Delta):
         known = self._cast.get(dtype)
         if known is not None:
             return known
-        found = self.method.factors(self.params)
-        assert found is not None, "a low-rank change has factors"
+        found = self.low_rank.factors(self.params)
         if any(tensor.requires_grad for tensor in self.params.values()):
             return found
         made = self._cast[dtype] = Factors(found.A.to(dtype), found.B.to(dtype), found.scaling)
@@ -158,7 +158,7 @@ class LowRank(Delta):
 class ExpertLowRank:
     """A low-rank change for each expert of a parameter; its tensors have the experts in front."""
 
-    def __init__(self, method: LinearMethod, params: Params, linear: Experts):
+    def __init__(self, method: LowRankMethod, params: Params, linear: Experts):
         self.method, self.params, self.linear = method, params, linear
 
     def merge(self, weight: Tensor, bias: Tensor | None, start: int, expert: int) -> tuple[Tensor, Tensor | None]:
@@ -171,9 +171,7 @@ class ExpertLowRank:
 
     def factors(self, params: Params) -> Factors:
         """The factors of one expert, from its tensors as `each` gives them."""
-        found = self.method.factors(params)
-        assert found is not None, "a method that adapts experts has factors"
-        return found
+        return self.method.factors(params)
 
 
 class Block:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from inlay.errors import CompatibilityError, explain, few
 from inlay.formats.contract import AdapterFile, Layer
+from inlay.methods import hooks
 from inlay.methods.contract import LinearMethod
 from inlay.model import targets
 from inlay.model.layout import Layout
@@ -61,10 +62,10 @@ def check_heard(name: str, file: AdapterFile, layout: Layout) -> None:
 
 def _changes(file: AdapterFile, path: str, layout: Layout) -> bool:
     """The weight at `path` would be another one with the adapter's change."""
-    method, linear = file.method.for_module(path), layout.maps[path]
+    method, linear = hooks.for_module(file.method, path), layout.maps[path]
     if not isinstance(method, LinearMethod):
         return False
     added = set(file.params[path]) & set(method.shapes(linear.one))
-    params = {**method.share(file.shared, linear.one), **{key: file.params[path][key] for key in added}}
+    params = {**hooks.share(method, file.shared, linear.one), **{key: file.params[path][key] for key in added}}
     weight = linear.weight(torch.float32).cpu()
     return bool(added) and not torch.equal(method.merge(params, weight, None)[0], weight)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from inlay.errors import ConfigError, TargetError, explain
+from inlay.methods import hooks
 from inlay.methods.contract import LinearMethod, Params
 from inlay.modules.linear import Linear
 
@@ -21,25 +22,28 @@ def fresh(
         params = method.init(linear, generator)
     except ConfigError as error:
         raise ConfigError(f"{error}, or --exclude-modules {path.rpartition('.')[2]}") from None
-    if method.source == "weight":
-        return method.start(params, linear.weight(torch.float32), generator)
-    return method.start(params, _found(method, calibration)(path), generator) if method.source else params
+    how = hooks.starts(method)
+    if how is None:
+        return params
+    found = linear.weight(torch.float32) if how.source == "weight" else _found(method, how, calibration)(path)
+    return how.start(params, found, generator)
 
 
 def check_source(method: LinearMethod, maps: Mapping[str, Linear]) -> None:
     """Refuse an initialiser that needs to know more of a map than there is: an embedding's inputs are no vectors."""
     wrong = [f"{path} is {linear.kind}" for path, linear in maps.items() if linear.kind not in ("linear", "conv2d")]
-    if wrong and method.source not in (None, "weight"):
-        what = f"an initialiser that needs the {method.source} of a map is for linear and conv2d"
+    how = hooks.starts(method)
+    if wrong and how is not None and how.source != "weight":
+        what = f"an initialiser that needs the {how.source} of a map is for linear and conv2d"
         raise TargetError(explain(what, found=wrong[:10], do="other --target-modules, or --initializer uniform"))
 
 
-def _found(method: LinearMethod, calibration: Calibration | None) -> Calibration:
+def _found(method: LinearMethod, how: hooks.Starts, calibration: Calibration | None) -> Calibration:
     if calibration is None:
         raise ConfigError(
             explain(
                 "this adapter's initialiser needs a calibration, and there was none",
-                found=f"{method.describe()}: it starts from the {method.source} of each layer",
+                found=f"{method.describe()}: it starts from the {how.source} of each layer",
                 do="inlay.train(base, rows, method=...), or inlay train",
             )
         )

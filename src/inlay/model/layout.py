@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from inlay.errors import TargetError, explain, nearest
-from inlay.methods import name_of
+from inlay.methods import hooks, name_of
 from inlay.methods.contract import TOKEN_ROWS, BlockMethod, Decoder, LinearMethod, Method, Own, Params, PromptMethod
 from inlay.model import targets
 from inlay.model.fresh import Calibration, check_source, fresh
@@ -125,7 +125,7 @@ class Layout:
             math.prod(shape)
             for shapes in self.wanted(method).values()
             for name, shape in shapes.items()
-            if method.rate(name)
+            if hooks.rate(method, name)
         )
 
     def wanted(self, method: Method, strict: bool = True, whole: bool = False) -> Shapes:
@@ -146,8 +146,7 @@ class Layout:
             if strict:
                 self._check_experts(method, paths)
             for path in paths:
-                one = method.for_module(path)
-                assert isinstance(one, LinearMethod), "a method for one module is of the method's kind"
+                one = hooks.for_module(method, path)
                 shapes[path] = _shapes(one, self.maps[path])
         elif isinstance(method, BlockMethod):
             places = self._block_places(method, whole)
@@ -174,10 +173,9 @@ class Layout:
         if isinstance(method, LinearMethod):
             paths = self.paths(method)
             self._check_experts(method, paths)
-            shared = method.shared([self.maps[path].one for path in paths])
+            shared = hooks.shared(method, [self.maps[path].one for path in paths])
             for path in paths:
-                one = method.for_module(path)
-                assert isinstance(one, LinearMethod), "a method for one module is of the method's kind"
+                one = hooks.for_module(method, path)
                 linear = self.maps[path]
                 if isinstance(linear, Experts):
                     check_source(one, {path: linear})
@@ -201,8 +199,9 @@ class Layout:
 
     def problems(self, method: Method, params: Mapping[str, Params]) -> list[str]:
         """How these tensors differ from those that `method` has for this model; empty where they fit."""
-        needed, given = self.wanted(method.finished(), strict=False), method.finish(params)
-        wanted = self.wanted(method.finished(), strict=False, whole=True) if self.silent else needed
+        finished, given = hooks.finished(method), hooks.finish(method, params)
+        needed = self.wanted(finished, strict=False)
+        wanted = self.wanted(finished, strict=False, whole=True) if self.silent else needed
         problems = [
             f"{path}: this model has no layer of that name that {name_of(method)} could change"
             for path in given
@@ -296,7 +295,9 @@ class Layout:
         """The model's own tensors that are trained and kept: those that the method asks for, and whole modules by name."""
         saved = self.saved(method)
         packed = [path for path, linear in self.maps.items() if isinstance(linear.module, QuantizedLinear)]
-        if any(path in saved or method.trains(Own(path, "weight", "linear", path in adapted)) for path in packed):
+        if any(
+            path in saved or hooks.trains(method, Own(path, "weight", "linear", path in adapted)) for path in packed
+        ):
             raise TargetError(
                 explain(
                     "a quantised weight can't be trained",
@@ -307,7 +308,7 @@ class Layout:
         return [
             (own, parameter)
             for own, parameter, is_first in targets.own_tensors(self.modules, self.maps, adapted)
-            if (is_first and method.trains(own) and (whole or not self._is_mute(own.path)))
+            if (is_first and hooks.trains(method, own) and (whole or not self._is_mute(own.path)))
             or is_inside(own.path, saved)
         ]
 
@@ -318,7 +319,7 @@ class Layout:
 
     def _is_whole(self, method: Method, path: str) -> bool:
         """The weight of the module at `path` is trained whole."""
-        return is_inside(path, self.saved(method)) or method.trains(Own(path, "weight", "embedding", False))
+        return is_inside(path, self.saved(method)) or hooks.trains(method, Own(path, "weight", "embedding", False))
 
     def _check_experts(self, method: LinearMethod, paths: Collection[str]) -> None:
         """Refuse to leave experts out in silence, and to train their parameters whole and by factors at once."""
@@ -339,7 +340,7 @@ class Layout:
 
     def _token_rows(self, method: Method) -> Params:
         """The base's rows for the tokens whose embeddings are trained, by the path of the embedding."""
-        ids, table = list(method.token_ids), self.maps.get(self.table or "")
+        ids, table = list(hooks.token_ids(method)), self.maps.get(self.table or "")
         if not ids:
             return {}
         if self.table is None or table is None or table.kind != "embedding":

@@ -17,7 +17,7 @@ from torch import nn
 from inlay import methods
 from inlay.errors import TargetError, explain, nearest
 from inlay.fields import shown
-from inlay.methods import name_of
+from inlay.methods import hooks, name_of
 from inlay.methods.contract import Block, LinearMethod, Method, Own
 from inlay.modules.experts import experts_of
 from inlay.modules.linear import Linear, as_linear
@@ -175,7 +175,7 @@ def resolve(
             if n not in numbers:
                 problems.setdefault("layers_to_transform", []).append(f"layer {n}")
         chosen = [path for path in chosen if layer_number(path) in method.layers_to_transform]
-    for key in method.patterns:
+    for key in hooks.patterns(method):
         if not any(matches_end(key, path) for path in chosen):
             problems.setdefault("patterns", []).append(f"{key!r} of rank_pattern or alpha_pattern")
     fused = [path for path, linear in linears.items() if linear.kind == "experts" and linear.kind not in method.kinds]

@@ -16,6 +16,7 @@ from torch import Tensor
 from inlay.base.base import Base
 from inlay.core import lowrank
 from inlay.errors import TargetError, explain
+from inlay.methods import hooks
 from inlay.methods.contract import LinearBase, LinearMethod, Method, Params
 from inlay.model.fresh import Calibration, check_source
 from inlay.training.attaching import attached
@@ -44,8 +45,17 @@ class _Recorder(LinearMethod):
     def delta(self, params: Params, x: Tensor, y: Tensor, base: LinearBase) -> Tensor:
         return self.look(base, x, y)
 
+    def merge(
+        self, params: Params, weight: Tensor, bias: Tensor | None, start: int = 0
+    ) -> tuple[Tensor, Tensor | None]:
+        return weight, bias
+
     def describe(self) -> str:
         return "nothing"
+
+    @property
+    def learning_rate_scale(self) -> float:
+        return 1.0
 
 
 def calibrate(
@@ -62,9 +72,11 @@ def calibrate(
 
     - `TargetError`: the method adapts an embedding, whose inputs are no vectors, or fused experts.
     """
-    if not isinstance(method, LinearMethod) or method.source not in ("inputs", "gradient"):
+    how = hooks.starts(method)
+    if how is None or how.source not in ("inputs", "gradient"):
         return None
-    look = _Inputs(method.num_found, seed) if method.source == "inputs" else _Gradient(method.num_found, seed)
+    assert isinstance(method, LinearMethod), "what starts from a map is a change of maps"
+    look = _Inputs(how.num_found, seed) if how.source == "inputs" else _Gradient(how.num_found, seed)
     paths, task = base.layout.paths(method), base.spec
     check_source(method, {path: base.maps[path] for path in paths})
     with attached(base, base.fresh(_Recorder(look=look, target_modules=tuple(paths)), NAME)), base.using(NAME):

@@ -20,7 +20,7 @@ from torch import Tensor
 from inlay import process
 from inlay.base.base import Base
 from inlay.errors import DivergedError, explain
-from inlay.methods.contract import StepHooks
+from inlay.methods import hooks
 from inlay.model.adapter import Adapter
 from inlay.model.attach import Rows
 from inlay.training import schedule
@@ -89,7 +89,7 @@ class Stepper:
         self.tensors = held.train_()
         self.params = held.params
         self.method = held.method
-        self.hooks = held.method if isinstance(held.method, StepHooks) else None
+        self.hooks = held.method if isinstance(held.method, hooks.StepHooks) else None
         self.optimizer = torch.optim.AdamW(
             _groups(held), lr=learning_rate, weight_decay=settings.weight_decay, fused=True
         )
@@ -224,7 +224,7 @@ def _groups(adapter: Adapter) -> list[dict[str, Any]]:
     groups: dict[float, list[Tensor]] = {}
     for params in adapter.params.values():
         for name, tensor in params.items():
-            groups.setdefault(adapter.method.rate(name), []).append(tensor)
+            groups.setdefault(hooks.rate(adapter.method, name), []).append(tensor)
     return [{"params": tensors, "rate": rate} for rate, tensors in groups.items() if rate]
 
 
@@ -267,7 +267,7 @@ class _Run:
         self.base, self.held_out, self.settings, self.plan = base, held_out, settings, plan
         self.stepper = Stepper(base, adapter, settings, plan.learning_rate, plan.num_steps)
         self.goes_on = goes_on
-        self.starts_as_base = not (goes_on or self.stepper.method.changes_at_start or base.fresh_heads)
+        self.starts_as_base = not (goes_on or hooks.changes_at_start(self.stepper.method) or base.fresh_heads)
         self.best = _Best(self.stepper.tensors, by_loss=len(held_out) >= MIN_ROWS_TO_CHOOSE)
         due = sum(plan.evaluates_at(step) for step in range(1, plan.num_steps + 1))
         self.progress = Progress(plan.num_steps, num_evaluations=1 + due if held_out else 0)
