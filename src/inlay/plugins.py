@@ -20,6 +20,7 @@ import importlib.metadata
 import inspect
 import itertools
 import pkgutil
+import re
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -31,6 +32,9 @@ Thing = TypeVar("Thing")
 
 CONTRACTS = ("contract", "hooks")
 """The files of a folder that say what such a thing is, and what only some have."""
+
+
+_REQUIREMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,100}==[A-Za-z0-9.+!]{1,50}").fullmatch
 
 
 class Origin(NamedTuple):
@@ -109,6 +113,23 @@ class Table(Generic[Thing]):
             if name not in self.ours():
                 with contextlib.suppress(CompatibilityError):
                     yield name, self.find(name)
+
+    def check_installed(self, name: str, needs: object, where: object) -> None:
+        """Refuse a name out of the file `where` whose package is not installed, or is broken.
+
+        `needs`: what the file says of the package, as `Origin` writes it; it may be anything.
+
+        **Raises:**
+
+        - `CompatibilityError`: nothing here has that name, and the file says which package brings it; or as `find` does.
+        """
+        if self.origin(name):
+            self.find(name)
+        if name in self.names() or not isinstance(needs, str) or not _REQUIREMENT(needs):
+            return
+        do = f"pip install {needs}, if you trust that package: it is the file that names it"
+        found = f"{where}: {name}, which {needs} brings"
+        raise CompatibilityError(explain(f"this is of a {self.what} that is not installed", found=found, do=do))
 
     def unknown(self, name: str, known: Sequence[str]) -> UnknownNameError:
         """The error for a name that is none of those that are known."""

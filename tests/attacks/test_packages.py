@@ -13,10 +13,11 @@ METHOD = '''"""A method."""
 import dataclasses
 
 from inlay.methods.contract import Method
+from inlay.methods.hooks import TrainsOwn
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class {cls}(Method):
+class {cls}(Method, TrainsOwn):
     """Every bias."""
 
     def trains(self, own):
@@ -24,6 +25,10 @@ class {cls}(Method):
 
     def describe(self):
         return "every bias"
+
+    @property
+    def learning_rate_scale(self):
+        return 3.0
 '''
 
 LOUD = "import sys\nsys.imported.append(__name__)\n"
@@ -49,7 +54,10 @@ BROKEN = {
     "unparsed": ("def broken(:", "SyntaxError"),
     "leaves": ("raise SystemExit(3)", "SystemExit: 3"),
     "empty": ("x = 1", "it does not define one class of the kind Method"),
-    "both": (METHOD.format(cls="Both") + METHOD.format(cls="Other"), "Both, Other in gold.both"),
+    "both": (
+        METHOD.format(cls="Both") + METHOD.format(cls="Other"),
+        "gold.both.Other: the file both.py has another name",
+    ),
     "borrowed": ("from inlay.methods.lora import Lora as Borrowed", "none in gold.borrowed"),
 }
 """What is wrong with a module, and what is then said."""

@@ -111,6 +111,7 @@ def quantize(
     before = identities(source)
     made_from = {"name": source.name, **fingerprint(source).as_dict()}
     how_made = {"scheme": scheme, "version": bitsandbytes.VERSION, "refined": refine, "source": made_from}
+    how_made |= {"needs": str(brought)} if (brought := quant.TABLE.origin(scheme)) else {}
     plan = how_made | {"shards": [list(shard) for shard in shards]}
     total = sum(entry.stop - entry.start for entry in source.tensors.values())
     errors: dict[str, float] = {}

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from inlay import plugins
+from inlay import methods, plugins
 from inlay.errors import CompatibilityError, FormatError, explain
 from inlay.formats.contract import AdapterFile, Format, ModelFacts
 from inlay.io import records
@@ -120,7 +120,9 @@ def write(directory: Path, file: AdapterFile, form: str = "peft") -> None:
             explain(f"this adapter would be another one in the form of {form}", found=problems, do="--format peft")
         )
     chosen.write(directory, file)
-    records.write(directory, file.record)
+    origin = methods.TABLE.origin(methods.name_of(file.method))
+    needs = {**file.record.get("needs", {}), **({"method": str(origin)} if origin else {})}
+    records.write(directory, file.record | ({"needs": needs} if needs else {}))
 
 
 def readers(source: str | Path) -> dict[str, list[str]]:
@@ -133,4 +135,7 @@ def _opened(source: str | Path) -> Callable[[bool], AdapterFile]:
     """What reads the adapter at `source`: its outline, or all of it."""
     directory = fetched(source)
     form, record = detect(directory), records.read(directory)
+    said, needs = record.get("method"), record.get("needs", {})
+    if isinstance(said, dict):
+        methods.TABLE.check_installed(str(said.get("name")), needs.get("method"), directory / records.RECORD)
     return lambda outline: dataclasses.replace(find(form).read(directory, outline=outline), record=record, form=form)

@@ -19,6 +19,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from inlay.methods.contract import Method, Params
 from inlay.names import Names
+from inlay.plugins import Contract
 
 
 class Layer(NamedTuple):
@@ -68,7 +69,7 @@ class AdapterFile:
     """The name of the format that it was read from."""
 
 
-class Format(abc.ABC):
+class Format(Contract, abstract=True):
     """One way of keeping an adapter in a directory."""
 
     files: ClassVar[tuple[str, ...]]

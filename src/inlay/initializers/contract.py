@@ -17,6 +17,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from inlay.plugins import Contract
+
 Source = Literal["weight", "residual", "inputs", "gradient"]
 """The matrix that factors are found in.
 
@@ -27,7 +29,7 @@ Source = Literal["weight", "residual", "inputs", "gradient"]
 """
 
 
-class Initializer(abc.ABC):
+class Initializer(Contract, abstract=True):
     """What every initialiser says. The docstring of the file has its equation, its source, and when not to use it."""
 
     source: ClassVar[Source]

@@ -47,17 +47,17 @@ def quantized_weights(checkpoint: Checkpoint) -> Quantized:
         return {}
     method = config.get("quant_method") if isinstance(config, dict) else None
     where = checkpoint.directory / "config.json"
-    if method != METHOD:
-        raise CompatibilityError(
-            explain(
-                "weights quantised in this way can't be read",
-                found=f"{where}: quantization_config with quant_method {method!r}; {METHOD} can be",
-                do="the same model in bfloat16 or float32, and --quantize nf4",
-            )
-        )
+    brought = (pair for pair in quant.TABLE.others() if pair[1].config.get("quant_method") == method)
+    schemes = list(quant.TABLE.own() if method == METHOD else brought)
+    if not schemes:
+        said = record(checkpoint.directory)
+        quant.TABLE.check_installed(str(said.get("scheme")), said.get("needs"), where)
+        found = f"{where}: quantization_config with quant_method {method!r}; {METHOD} can be"
+        do = "the same model in bfloat16 or float32, and --quantize nf4"
+        raise CompatibilityError(explain("weights quantised in this way can't be read", found=found, do=do))
     _check_types(checkpoint)
     check_version(checkpoint.directory)
-    found = _found(checkpoint, quant.TABLE.own()) or _found(checkpoint, quant.TABLE.others())
+    found = _found(checkpoint, schemes)
     if not found:
         raise FormatError(
             explain(
@@ -123,13 +123,9 @@ def _check_types(checkpoint: Checkpoint) -> None:
     }
     types = {name.partition(_STATE)[2] for name in checkpoint.tensors if _STATE in name}
     if types - known:
-        raise CompatibilityError(
-            explain(
-                "weights in this code can't be read",
-                found=f"{checkpoint.directory}: {', '.join(sorted(types - known))}; {', '.join(sorted(known))} can be",
-                do="the same model in bfloat16 or float32, and --quantize nf4",
-            )
-        )
+        found = f"{checkpoint.directory}: {', '.join(sorted(types - known))}; {', '.join(sorted(known))} can be"
+        do = "the same model in bfloat16 or float32, and --quantize nf4"
+        raise CompatibilityError(explain("weights in this code can't be read", found=found, do=do))
 
 
 def _found(checkpoint: Checkpoint, schemes: Iterable[tuple[str, Scheme]]) -> dict[str, str]:

@@ -6,6 +6,7 @@ computes    what the base computes; see `inlay.io.meaning`
 data        the data's name and digest
 training    steps, losses, settings
 task        the task and its labels
+needs       the packages outside ours that bring its method or task, as pip writes them
 text        what was trained on, templates or texts, and the tokens that end an answer
 """
 
@@ -32,6 +33,7 @@ class _Record(TypedDict, total=False):
     training: Mapping[str, Any]
     task: Mapping[str, Any]
     text: Mapping[str, Any]
+    needs: Mapping[str, str]
 
 
 class _Text(TypedDict, total=False):

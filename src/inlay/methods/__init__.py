@@ -1,7 +1,20 @@
 """Adapter methods, one file each: the file's name is the method's name, and nothing else lists them."""
 
+from typing import Any
+
 from inlay import plugins
+from inlay.errors import CompatibilityError, explain
 from inlay.methods.contract import Method
+
+
+def _method(module: Any) -> type[Method]:
+    cls = plugins.class_of(Method)(module)
+    parameters: Any = vars(cls).get("__dataclass_params__")
+    if not getattr(parameters, "frozen", False):
+        found = f"{cls.__name__} in {module.__name__}"
+        raise CompatibilityError(explain("it is no frozen dataclass", found=found))
+    return cls
+
 
 TABLE = plugins.Table(
     room=__name__,
@@ -9,7 +22,7 @@ TABLE = plugins.Table(
     group="inlay.methods",
     what="adapter method",
     choice="--method lora",
-    take=plugins.class_of(Method),
+    take=_method,
 )
 """The methods that exist."""
 

@@ -37,7 +37,7 @@ from torch import Tensor
 from inlay import fields
 from inlay.core import lowrank
 from inlay.core.routed import Factors
-from inlay.errors import ConfigError, explain
+from inlay.errors import CompatibilityError, ConfigError, explain
 from inlay.names import Names
 from inlay.plugins import Contract
 
@@ -197,6 +197,12 @@ class LinearMethod(Method, abstract=True):
 
     kinds: ClassVar[tuple[str, ...]] = ("linear",)
     """What it can adapt, of linear, embedding, conv2d and experts; for experts it is a `LowRankMethod`."""
+
+    def __init_subclass__(cls, **how: Any):
+        super().__init_subclass__(**how)
+        if "experts" in cls.kinds and not issubclass(cls, LowRankMethod):
+            wrong, do = "only a LowRankMethod can adapt experts", "kinds without experts, or factors"
+            raise CompatibilityError(explain(wrong, found=f"{cls.__module__}.{cls.__qualname__}", do=do))
 
     @abc.abstractmethod
     def shapes(self, base: LinearBase) -> dict[str, tuple[int, ...]]:

@@ -14,6 +14,10 @@ def _scheme(module: Any) -> Scheme:
         shared = [f"{mark} of {name}" for name, ours in TABLE.own() for mark in ours.marks if mark in made.marks]
         if shared:  # what it has quantised would be read as that
             raise CompatibilityError(explain("its marks are those of another scheme", found=shared))
+        if made.config.get("quant_method") in (None, "bitsandbytes"):
+            raise CompatibilityError(
+                explain("its config names no quant_method of its own", found=str(dict(made.config)))
+            )
     return made
 
 

@@ -18,6 +18,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from inlay.plugins import Contract
+
 Packed = dict[str, Tensor]
 """The tensors of one quantised weight, by the end of their names in a checkpoint."""
 
@@ -83,14 +85,15 @@ def _nothing() -> None:
     pass
 
 
-class Scheme(abc.ABC):
+class Scheme(Contract, abstract=True):
     """A way to quantise weights; one instance has no state."""
 
     marks: ClassVar[tuple[str, ...]]
     """Ends of names that only this scheme's tensors have in a checkpoint."""
 
     config: ClassVar[Mapping[str, Any]]
-    """What a checkpoint's configuration says of it, beside the method bitsandbytes."""
+    """What a checkpoint's configuration says of it, beside the method bitsandbytes; one from another package names a
+    `quant_method` of its own, by which others see that they can't read it."""
 
     @abc.abstractmethod
     def problem(self, shape: tuple[int, ...]) -> str | None:
@@ -104,9 +107,9 @@ class Scheme(abc.ABC):
     def quantize(self, weight: Float[Tensor, "out in"]) -> Packed:
         """The tensors of a finite weight; it is not changed."""
 
+    @abc.abstractmethod
     def refine(self, weight: Float[Tensor, "out in"]) -> Packed:
         """`quantize` nearer to the weight, where more work can find it: for a change that quantising must not erase."""
-        return self.quantize(weight)
 
     @abc.abstractmethod
     def open(self, packed: Packed) -> Matrix:

@@ -50,6 +50,9 @@ class Int8(Scheme):
         q = (weight * factor[:, None]).round().to(torch.int8)
         return {"": q, "SCB": absmax, "weight_format": torch.tensor(_ROW_MAJOR, dtype=torch.uint8)}
 
+    def refine(self, weight: Float[Tensor, "out in"]) -> Packed:
+        return self.quantize(weight)
+
     def open(self, packed: Packed) -> Matrix:
         problems = _problems(packed)
         if problems:

@@ -6,6 +6,7 @@ from typing import Any
 from inlay import formats, plugins
 from inlay.errors import CompatibilityError, explain
 from inlay.formats.contract import AdapterFile
+from inlay.io import records
 from inlay.io.checkpoint import Checkpoint
 from inlay.tasks._encode import groups as groups
 from inlay.tasks.contract import DEFAULT_TASK, TaskSpec
@@ -95,6 +96,8 @@ def for_adapter(checkpoint: Checkpoint, adapter: str | Path) -> tuple[TaskSpec, 
 def _of_file(file: AdapterFile) -> tuple[str, tuple[str, ...]]:
     record = file.record.get("task") or {}
     said, kind = record.get("name"), file.model.task_type
+    if said:
+        TABLE.check_installed(said, file.record.get("needs", {}).get("task"), records.RECORD)
     by_type = (name for name, spec in TABLE.known() if spec.task_type == kind)
     return said or (next(by_type, DEFAULT_TASK) if kind else DEFAULT_TASK), tuple(record.get("labels") or ())
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from inlay import __version__, methods, screen
+from inlay import __version__, methods, screen, tasks
 from inlay.base.base import Base
 from inlay.data import split
 from inlay.data.sources import Source, name_of
@@ -192,6 +192,7 @@ class Job:
         return {
             "method": {"name": methods.name_of(self.method), **dataclasses.asdict(self.method)},
             "data": {"source": self.source, "sha256": self.digest, "rows": len(self.train.examples)},
+            **({"needs": {"task": str(brought)}} if (brought := tasks.TABLE.origin(self.base.spec.name)) else {}),
             **({} if self.goes_on is None else {"from": self.goes_on}),
             "training": {
                 **dataclasses.asdict(self.settings),

@@ -1,0 +1,261 @@
+"""A package of somebody else's adds one of each of the five kinds: docs/guides/extend.md, built from the page and used."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support import bases, packages
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "guides" / "extend.md"
+
+PROCESS = """
+import contextlib, io, json, sys
+from inlay.cli import main
+answers = []
+for command in json.load(sys.stdin):
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            status = main(command)
+        except SystemExit as end:
+            status = end.code
+    answers.append([status, out.getvalue(), err.getvalue()])
+json.dump(answers, sys.stdout)
+"""
+"""All commands in one process, because each one's imports take seconds."""
+
+TRAIN = ["train", "base", "rows.jsonl", "--max-steps", "2", "--json", "--output"]
+LEARN = ["train", "base", "words.jsonl", "--eval-data", "words.jsonl", "--json"]
+ANSWER = ["--prompt", "say 3", "--max-new-tokens", "3"]
+COMMANDS = {
+    "help": ["train", "--method", "direction", "--help"],
+    "method": [*TRAIN, "mine", "--method", "direction", "--gain", "0.7", "--learning-rate", "0.05"],
+    "inspect": ["inspect", "mine"],
+    "base's answer": ["generate", "base", "--adapter", "none", *ANSWER],
+    "answer": ["generate", "base", "--adapter", "mine", *ANSWER],
+    "go on": [*TRAIN, "more", "--from", "mine"],
+    "merge": ["merge", "base", "mine", "--output", "whole"],
+    "merged answer": ["generate", "whole", *ANSWER],
+    "scheme": ["quantize", "base", "--scheme", "fifteen", "--output", "small", "--json"],
+    "on small": ["train", "small", "rows.jsonl", "--max-steps", "2", "--json", "--output", "on_small", "--r", "2"],
+    "on it": [*TRAIN, "on_it", "--quantize", "fifteen", "--r", "2"],
+    "merged small": ["merge", "small", "on_small", "--output", "whole_small", "--quantize", "fifteen", "--force"],
+    "task": [*LEARN, "--task", "backwards", "--max-steps", "25", "--learning-rate", "0.03", "--output", "speller"],
+    "eval": ["eval", "base", "words.jsonl", "--adapter", "speller", "--json"],
+    "predict": ["predict", "base", "words.jsonl", "--adapter", "speller"],
+    "initializer": [*TRAIN, "loud", "--initializer", "loudest_rows", "--r", "3"],
+    "uniform": [*TRAIN, "quiet", "--r", "3"],
+    "export": ["export", "base", "quiet", "--format", "plain_json", "--output", "theirs"],
+    "inspect theirs": ["inspect", "theirs"],
+    "answer of quiet": ["generate", "base", "--adapter", "quiet", *ANSWER],
+    "answer of theirs": ["generate", "base", "--adapter", "theirs", *ANSWER],
+    "export back": ["export", "base", "theirs", "--format", "peft", "--output", "back"],
+    "export another": ["export", "base", "mine", "--format", "plain_json", "--output", "not"],
+    "misspelt method": [*TRAIN, "not", "--method", "directoin"],
+    "misspelt format": ["export", "base", "mine", "--format", "plian_json", "--output", "not"],
+}
+WITHOUT = {
+    "method": ["inspect", "mine"],
+    "method on a base": ["generate", "base", "--adapter", "mine", *ANSWER],
+    "scheme": ["generate", "small", *ANSWER],
+    "task": ["predict", "base", "words.jsonl", "--adapter", "speller"],
+    "format": ["inspect", "theirs"],
+    "another": ["inspect", "quiet"],
+}
+"""What is asked for where the package is not installed."""
+
+
+def toys():
+    """(files by dotted name, entry points by group) of the package on the page."""
+    blocks = dict(re.findall(r"^`([\w./]+)`:\n\n```\w+\n(.*?)^```", PAGE.read_text("utf-8"), re.MULTILINE | re.DOTALL))
+    project = blocks.pop("pyproject.toml")
+    sections = re.findall(r'^\[project\.entry-points\."(.*?)"\]\n(.*?)(?=^\[|\Z)', project, re.MULTILINE | re.DOTALL)
+    points = {group: dict(re.findall(r'^(\w+) = "(.*?)"$', lines, re.MULTILINE)) for group, lines in sections}
+    about = [re.search(rf'^{key} = "(.*?)"$', project, re.MULTILINE)[1] for key in ("name", "version")]
+    return about, {file.removesuffix(".py").replace("/", "."): code for file, code in blocks.items()}, points
+
+
+def run(place, commands, site=None):
+    """name -> (status, standard output, standard error) of commands in a process, with the packages of `site`."""
+    path = os.pathsep.join([*([str(site)] if site else []), str(ROOT / "src")])
+    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "COLUMNS": "300"}
+    command, given = [sys.executable, "-c", PROCESS], json.dumps(list(commands.values()))
+    done = subprocess.run(command, env=environment, input=given, capture_output=True, text=True, cwd=place)
+    assert done.returncode == 0, done.stderr
+    return dict(zip(commands, json.loads(done.stdout), strict=True))
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """A directory in which the package of the page is installed."""
+    site = tmp_path_factory.mktemp("site")
+    (name, version), modules, points = toys()
+    packages.write(site, name, version, modules, points)
+    return site
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A directory with a base and rows, where the commands write."""
+    place = tmp_path_factory.mktemp("work")
+    bases.directory(place / "base")
+    bases.jsonl(place / "rows.jsonl", bases.rows(30))
+    bases.jsonl(place / "words.jsonl", [{"word": word} for word in ("stressed", "drawer", "star", "lager") * 8])
+    return place
+
+
+@pytest.fixture(scope="module")
+def said(place, site):
+    """What the commands said."""
+    return run(place, COMMANDS, site)
+
+
+def last(answer):
+    """The object in the last line of standard output."""
+    return json.loads(answer[1].splitlines()[-1])
+
+
+def test_the_page_has_one_of_each_kind():
+    about, modules, points = toys()
+    assert about == ["inlay-toys", "0.2"]
+    assert sorted(points) == [f"inlay.{kind}" for kind in ("formats", "initializers", "methods", "schemes", "tasks")]
+    assert sorted(modules) == sorted(value for named in points.values() for value in named.values())
+
+
+def test_the_commands_go_through(said):
+    failed = {name: answer for name, answer in said.items() if answer[0]}
+    assert failed.keys() == {"export another", "misspelt method", "misspelt format"}, failed
+    assert [answer[0] for answer in failed.values()] == [1, 1, 1]
+
+
+def test_a_method_is_trained_saved_inspected_and_merged(place, said):
+    assert last(said["method"])["trainable_parameters"] == 3 * (4 * 40 + 3 * 48)
+    assert "direction gain=0.7" in said["method"][2]
+    assert "mine: direction gain=0.7" in said["inspect"][1]
+    assert "direction gain=0.7" in said["go on"][2]
+    assert said["merged answer"][1] == said["answer"][1] != said["base's answer"][1]
+    assert "--gain FLOAT" in said["help"][1]
+    assert "What multiplies the change. (default: 1.5)" in said["help"][1]
+    record = json.loads((place / "mine" / "inlay.json").read_text())
+    assert (record["method"]["name"], record["needs"]) == ("direction", {"method": "inlay-toys==0.2"})
+    assert "load in Inlay alone" in (place / "mine" / "README.md").read_text()
+
+
+def test_a_base_is_quantised_and_trained_on(place, said):
+    assert 8 < last(said["scheme"])["bits_per_weight"] < 11
+    assert 0.01 < last(said["scheme"])["mean_error"] < 0.15
+    config = json.loads((place / "small" / "config.json").read_text())["quantization_config"]
+    assert config["quant_method"] == "fifteen"
+    assert json.loads((place / "small" / "inlay.json").read_text())["quantized"]["needs"] == "inlay-toys==0.2"
+    assert (
+        last(said["on small"])["losses"] == last(said["on it"])["losses"] if "losses" in last(said["on it"]) else True
+    )
+    assert last(said["on small"])["loss"] == last(said["on it"])["loss"]
+
+
+def test_a_task_is_learned_measured_and_asked(place, said):
+    report, measured = last(said["task"]), last(said["eval"])
+    assert report["eval_loss"] < 0.8 * report["eval_loss_before"]
+    assert "32 rows of word" in said["task"][2]
+    record = json.loads((place / "speller" / "inlay.json").read_text())
+    assert (record["task"], record["needs"]) == ({"name": "backwards"}, {"task": "inlay-toys==0.2"})
+    assert measured["adapter"]["loss"] == pytest.approx(report["eval_loss"], rel=1e-4)
+    assert json.loads(said["predict"][1].splitlines()[0]).keys() == {"word", "before"}
+
+
+def test_an_initializer_starts_an_adapter_that_changes_nothing_yet(site):
+    code = """
+import torch
+from torch import nn
+import inlay
+torch.manual_seed(0)
+model, x = nn.Sequential(nn.Linear(11, 7), nn.Linear(7, 5)), torch.randn(3, 11)
+before = model(x)
+held = inlay.attach(model, inlay.Lora(r=3, initializer="loudest_rows"))
+W = model[0].weight if isinstance(model[0], nn.Linear) else held.maps["0"].weight(torch.float32)
+longest = W.norm(dim=1).topk(3)
+A = next(iter(held.adapters.values())).params["0"]["lora_A"]
+assert torch.allclose(A, W[longest.indices] / longest.values[:, None])
+assert torch.equal(held.module(x), before)
+"""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(site), str(ROOT / "src")])}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_initializer_is_trained_from(place, said):
+    files = [(place / name / "adapter_model.safetensors").read_bytes() for name in ("loud", "quiet")]
+    assert len(files[0]) == len(files[1])
+    assert files[0] != files[1]
+    assert "initializer=loudest_rows" in said["initializer"][2]
+    assert "needs" not in json.loads((place / "loud" / "inlay.json").read_text())  # what is kept is LoRA
+
+
+def test_a_format_is_written_and_read(place, said):
+    assert sorted(path.name for path in (place / "theirs").iterdir()) == ["inlay.json", "plain.json"]
+    for text in ("theirs: lora r=3", "loads in  toys", "not in    giants (its size)"):
+        assert text in said["inspect theirs"][1]
+    assert said["answer of theirs"][1] == said["answer of quiet"][1] != ""
+    before, after = ((place / name / "adapter_model.safetensors").read_bytes() for name in ("quiet", "back"))
+    assert before == after
+
+
+def test_what_a_format_has_no_place_for_is_refused_by_its_own_words(place, said):
+    assert not (place / "not").exists()
+    assert "error: this adapter would be another one in the form of plain_json" in said["export another"][2]
+    assert "found: Direction has no place in plain.json" in said["export another"][2]
+
+
+def test_names_are_among_those_that_exist(said):
+    assert "hint:  --method direction" in said["misspelt method"][2]
+    assert "'plian_json'; the formats are adapterhub, loralib, peft, plain_json\n" in said["misspelt format"][2]
+
+
+def test_without_the_package_what_is_missing_is_named(place, said):
+    found = run(place, WITHOUT)
+    install = "  hint:  pip install inlay-toys==0.2, if you trust that package: it is the file that names it\n"
+    where = {
+        "method": ("adapter method", "mine/inlay.json: direction"),
+        "method on a base": ("adapter method", "mine/inlay.json: direction"),
+        "scheme": ("quantisation scheme", "small/config.json: fifteen"),
+        "task": ("task", "inlay.json: backwards"),
+    }
+    for name, (what, named) in where.items():
+        status, _, error = found[name]
+        assert status == 1
+        assert f"error: this is of a {what} that is not installed\n" in error
+        assert f"{named}, which inlay-toys==0.2 brings\n{install}" in error
+    assert "error: this directory is not an adapter" in found["format"][2]
+    assert found["another"][0] == 0
+
+
+@pytest.mark.parametrize(
+    "needs", ["x; rm -rf ~", "x", "git+https://evil==1", "x==1 --index-url=evil", "\u001b[2J==1", 3, ["a"]]
+)
+def test_a_package_that_a_file_names_otherwise_is_not_repeated(needs):
+    from inlay import methods
+
+    methods.TABLE.check_installed("unheard", needs, "inlay.json")
+
+
+def test_every_law_holds_for_them(site):
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(site), str(ROOT / "src"), str(ROOT)]),
+        "OMP_NUM_THREADS": "1",
+    }
+    laws = [
+        f"tests/laws/{name}.py" for name in ("test_methods", "test_quantized", "test_mixed_methods", "test_schemes")
+    ]
+    command = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", "-p", "no:xdist", *laws, "-k"]
+    chosen = (
+        "(direction and not nf4 and not int8) or (test_schemes and fifteen) or (every_method_is_its_rows and llama)"
+    )
+    done = subprocess.run([*command, chosen], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert all(f"{path}::" in done.stdout for path in laws)
