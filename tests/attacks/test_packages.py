@@ -74,7 +74,7 @@ OURS = {
 }
 WHAT = dict(zip(OURS, ("adapter method", "quantisation scheme", "task", "initializer", "adapter format"), strict=True))
 TASK = "import dataclasses\nfrom inlay.tasks.causal_lm import SPEC as OURS\nSPEC = dataclasses.replace(OURS, name={!r})"
-COPY = "from inlay.quant import nf4\nclass Copy(nf4.Nf4):\n    pass\n"
+COPY = "from inlay.quant import nf4\nclass Copy(nf4.Nf4):\n    '''NF4.'''\n"
 
 
 @pytest.fixture(scope="module")
