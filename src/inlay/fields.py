@@ -13,7 +13,7 @@ import math
 import numbers
 import re
 import types
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -83,14 +83,19 @@ def fit(value: Any, hint: Any) -> Any:
         return next((choice for choice in parts if type(value) is type(choice) and value == choice), MISFIT)
     if origin is tuple:
         several = sorted(value, key=repr) if isinstance(value, set | frozenset) else value  # a set has no order to keep
-        items = [fit(item, parts[0]) for item in (several if isinstance(several, list | tuple) else [value])]
-        return MISFIT if any(item is MISFIT for item in items) else tuple(items)
+        return _items(several if isinstance(several, list | tuple) else [value], parts[0])
     if origin is Mapping:
         if not isinstance(value, Mapping):
             return MISFIT
-        pairs = [(fit(key, parts[0]), fit(item, parts[1])) for key, item in value.items()]
-        return MISFIT if any(part is MISFIT for pair in pairs for part in pair) else dict(pairs)
+        keys, items = _items(value.keys(), parts[0]), _items(value.values(), parts[1])
+        return MISFIT if MISFIT in (keys, items) else dict(zip(keys, items, strict=True))
     return _plain(value, hint)
+
+
+def _items(values: Iterable[Any], hint: Any) -> Any:
+    """Values as a tuple of the type `hint`, or `MISFIT`."""
+    found = tuple(fit(value, hint) for value in values)
+    return MISFIT if any(value is MISFIT for value in found) else found
 
 
 def shown(value: Any) -> str:

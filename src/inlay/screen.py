@@ -105,34 +105,37 @@ def bar(
     if not shown or not (_live or (is_terminal() and out.is_terminal)):
         yield lambda done, total, text="", now=False: None
         return
-    columns = [
-        TextColumn("{task.description}"),
-        BarColumn(),
-        _Amount(),
-        TextColumn("{task.fields[text]}"),
-        _Remaining(),
-    ]
-    progress = _live[0] if _live else Progress(*columns, console=out, transient=True)
-    description = f"{label:<{_LABEL_WIDTH - 1}}"
-    task = progress.add_task(description, total=None, text="", unit=unit, timed=timed)
-    is_first = not _live
-    try:
-        if is_first:
-            _live.append(progress)
-            with contextlib.suppress(OSError, ValueError):
-                progress.start()
+    with _progress(out) as progress:
+        description = f"{label:<{_LABEL_WIDTH - 1}}"
+        task = progress.add_task(description, total=None, text="", unit=unit, timed=timed)
 
         def update(done: float, total: float | None, text: str = "", now: bool = False) -> None:
             with contextlib.suppress(OSError, ValueError):
                 progress.update(task, completed=done, total=total, text=printable(text), refresh=now)
 
-        yield update
+        try:
+            yield update
+        finally:
+            progress.remove_task(task)
+
+
+@contextlib.contextmanager
+def _progress(out: Console) -> Iterator[Progress]:
+    """The bars that are shown: those that are there already, or new ones for as long as the block."""
+    if _live:
+        yield _live[0]
+        return
+    text = TextColumn("{task.description}"), TextColumn("{task.fields[text]}")
+    progress = Progress(text[0], BarColumn(), _Amount(), text[1], _Remaining(), console=out, transient=True)
+    _live.append(progress)
+    try:
+        with contextlib.suppress(OSError, ValueError):
+            progress.start()
+        yield progress
     finally:
-        progress.remove_task(task)
-        if is_first:
-            _live.remove(progress)
-            with contextlib.suppress(OSError, ValueError):  # the terminal is closed
-                progress.stop()
+        _live.remove(progress)
+        with contextlib.suppress(OSError, ValueError):  # the terminal is closed
+            progress.stop()
 
 
 class _Amount(ProgressColumn):

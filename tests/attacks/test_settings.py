@@ -203,18 +203,26 @@ def test_numbers_and_sets_of_any_library_become_what_json_can_hold():
     assert (type(rate), rate) == (float, float(np.float32(1e-3)))
 
 
-@pytest.mark.parametrize("cls", ["inlay.training.settings.Settings", *(f"inlay.methods.{n}" for n in methods.names())])
-def test_every_configuration_settles_its_own_values(cls):
-    """In a process of its own: here the annotations are checked before a class can see what it is given."""
-    module, _, name = cls.rpartition(".")
-    made = Settings if name == "Settings" else methods.find(name)
-    text = "seed=np.int64(3)" if name == "Settings" else "modules_to_save={'a'}"
-    module = made.__module__
-    code = f"import numpy as np, {module} as m, json, dataclasses as d\n"
-    code += f"print(json.dumps(d.asdict(m.{made.__name__}({text}))))"
+CONFIGURATIONS = {"settings": Settings, **{name: methods.find(name) for name in methods.names()}}
+
+
+@pytest.fixture(scope="module")
+def settled():
+    """Every configuration as it is written, in a process of its own: here the annotations are checked before a class can see
+    what it is given."""
+    code = "import dataclasses, importlib, json\nimport numpy as np\nmade = {}\n"
+    for name, cls in CONFIGURATIONS.items():
+        given = "seed=np.int64(3)" if cls is Settings else "modules_to_save={'a'}"
+        code += f"cls = importlib.import_module({cls.__module__!r}).{cls.__name__}\n"
+        code += f"made[{name!r}] = json.loads(json.dumps(dataclasses.asdict(cls({given}))))\n"
+    code += "print(json.dumps(made))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    written = json.loads(done.stdout)
-    assert written["seed"] == 3 if name == "Settings" else written["modules_to_save"] == ["a"]
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_every_configuration_settles_its_own_values(name, settled):
+    assert settled[name]["seed"] == 3 if name == "settings" else settled[name]["modules_to_save"] == ["a"]
 
 
 def test_whole_files_of_settings_survive_the_round_trip(home):

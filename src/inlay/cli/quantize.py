@@ -4,13 +4,14 @@ import dataclasses
 import math
 import time
 from pathlib import Path
+from typing import Any
 
-from inlay.base.quantize import quantize
+from inlay.base.quantize import Report, quantize
 from inlay.cli import _screen
 from inlay.cli._command import Common, Model
 from inlay.cli._screen import count, say, size
 from inlay.io.checkpoint import open_checkpoint
-from inlay.io.fingerprint import fingerprint, short
+from inlay.io.fingerprint import Fingerprint, fingerprint, short
 from inlay.model import targets
 from inlay.process import peak_rss_bytes
 
@@ -59,24 +60,24 @@ class Quantize(Common):
         digests = fingerprint(open_checkpoint(self.output))
         say("wrote", f"{self.output}/  (base {short(digests.weights)}, made of {short(digests.quantized_from)})")
         if self.json:
-            _screen.emit(
-                {
-                    "output": str(self.output),
-                    "scheme": self.scheme,
-                    "layers": len(report.errors),
-                    "quantized_weights": report.num_quantized,
-                    "bits_per_weight": report.bits,
-                    "bytes": report.num_bytes,
-                    "source_bytes": report.source_bytes,
-                    "mean_error": mean,
-                    "worst_error": report.errors[worst],
-                    "base_fingerprint": digests.weights,
-                    "source_fingerprint": digests.quantized_from,
-                    "seconds": time.perf_counter() - start,
-                    "peak_rss_bytes": peak_rss_bytes(),
-                }
-            )
+            found = {"mean_error": mean, "worst_error": report.errors[worst], "seconds": time.perf_counter() - start}
+            _screen.emit(self._figures(report, digests) | found)
         return 0
+
+    def _figures(self, report: Report, digests: Fingerprint) -> dict[str, Any]:
+        """What `--json` says of the base that was written."""
+        return {
+            "output": str(self.output),
+            "scheme": self.scheme,
+            "layers": len(report.errors),
+            "quantized_weights": report.num_quantized,
+            "bits_per_weight": report.bits,
+            "bytes": report.num_bytes,
+            "source_bytes": report.source_bytes,
+            "base_fingerprint": digests.weights,
+            "source_fingerprint": digests.quantized_from,
+            "peak_rss_bytes": peak_rss_bytes(),
+        }
 
 
 Command = Quantize

@@ -72,6 +72,19 @@ def look(folder: Path) -> Folder:
     inside = _inside(folder)
     found = [path for path in inside if path.suffix in files.READERS and path.name not in _ABOUT]
     left = [path for path in inside if path.suffix in _LEFT]
+    chosen = _one_set(folder, found, left)
+    _check_shards(chosen)
+    splits: dict[str, list[Path]] = {}
+    for path in chosen:
+        splits.setdefault(_split_of_path(path.relative_to(folder)), []).append(path)
+    others = [path for path in found if path not in set(chosen)]
+    if "train" in splits:
+        others += splits.pop(NO_SPLIT, [])
+    return Folder(splits, [str(path.relative_to(folder)) for path in [*left, *others]])
+
+
+def _one_set(folder: Path, found: list[Path], left: list[Path]) -> list[Path]:
+    """The files of the data set of a folder, where it has one: that of no name, or the only one; `left` are not read."""
     if not found:
         listed = ", ".join(few([path.name for path in left])) or str(folder)
         raise DataError(explain("this folder has no data files", found=listed, do=f"files of {files.kinds()}"))
@@ -82,15 +95,7 @@ def look(folder: Path) -> Folder:
         listed = [f"{name}: {len(paths)} files" for name, paths in sorted(sets.items())]
         do = str(folder / min(sets))
         raise DataError(explain("this folder holds several data sets", found=few(listed), do=do))
-    chosen = sets.get("") or next(iter(sets.values()))
-    _check_shards(chosen)
-    splits: dict[str, list[Path]] = {}
-    for path in chosen:
-        splits.setdefault(_split_of_path(path.relative_to(folder)), []).append(path)
-    others = [path for paths in sets.values() if paths is not chosen for path in paths]
-    if "train" in splits:
-        others += splits.pop(NO_SPLIT, [])
-    return Folder(splits, [str(path.relative_to(folder)) for path in [*left, *others]])
+    return sets.get("") or next(iter(sets.values()))
 
 
 def _inside(folder: Path) -> list[Path]:

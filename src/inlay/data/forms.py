@@ -132,10 +132,8 @@ def _laid_out(columns: _Columns, source: str, value: Mapping[str, Any]) -> Row:
         return _prompted(columns, "prompt", "completion" if "completion" in given else None, source)
     asks, answers = ([key for key in names if key in given] for names in (PROMPTS, COMPLETIONS))
     if asks and answers:
-        context = CONTEXTS.get(asks[0], ())
-        for kind, names in (("ask", [key for key in asks if key not in context]), ("answer", answers)):
-            if len(names) > 1:
-                raise DataError(f"{' and '.join(names)} both {kind}: rename or remove one of them")
+        _check_one([key for key in asks if key not in CONTEXTS.get(asks[0], ())], "ask")
+        _check_one(answers, "answer")
         return _prompted(columns, asks[0], answers[0], source)
     if "text" in given:
         text = columns.take("text")
@@ -143,6 +141,11 @@ def _laid_out(columns: _Columns, source: str, value: Mapping[str, Any]) -> Row:
             raise DataError(f"text is {what(text)}, not a string")
         return Row("text", source, text=text)
     raise DataError(_unknown(value))
+
+
+def _check_one(names: list[str], kind: str) -> None:
+    if len(names) > 1:
+        raise DataError(f"{' and '.join(names)} both {kind}: rename or remove one of them")
 
 
 def _unknown(value: Mapping[str, Any]) -> str:
@@ -178,15 +181,11 @@ def _prompted(columns: _Columns, asks: str, answers: str | None, source: str) ->
     completion, second = _said(answer, answers or "references")
     if isinstance(prompt, str):
         prompt = _with_context(columns, asks, prompt)
-    before = _history(columns)
-    system = _system(columns)
-    if system or before:
-        opening = [{"role": "system", "content": system}] if system else []
-        if not isinstance(prompt, str) and (before or prompt[0]["role"] in ("system", "developer")):
-            raise DataError("a column and the prompt's own messages say what comes first")
+    opening = _opening(columns, prompt)
+    if opening:
         last = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        first = None if first is None else [True] * (len(opening) + len(before)) + first
-        prompt = [*opening, *before, *last]
+        first = None if first is None else [True] * len(opening) + first
+        prompt = [*opening, *last]
     trained = None
     if first is not None or second is not None:
         counts = [1 if isinstance(part, str) else len(part) for part in (prompt, completion)]
@@ -200,6 +199,17 @@ def _prompted(columns: _Columns, asks: str, answers: str | None, source: str) ->
         tools=_tools(columns),
         trained=trained,
     )
+
+
+def _opening(columns: _Columns, prompt: str | list[Message]) -> list[Message]:
+    """The messages that columns of their own put before a prompt: what the system says, and earlier turns."""
+    before = _history(columns)
+    system = _system(columns)
+    made = [*([{"role": "system", "content": system}] if system else []), *before]
+    is_twice = not isinstance(prompt, str) and (before or prompt[0]["role"] in ("system", "developer"))
+    if made and is_twice:
+        raise DataError("a column and the prompt's own messages say what comes first")
+    return made
 
 
 def _said(value: Any, key: str) -> tuple[str | list[Message], list[bool] | None]:

@@ -89,21 +89,7 @@ def _turn(turn: Any) -> tuple[Message, bool | None]:
     role = _role(given)
     message: Message = {}
     for key, value in given.items():
-        if key in WHO:
-            message["role"] = "assistant" if role == "function_call" else role
-        elif key in WHAT and role != "function_call":
-            message["content"] = _text(value, key)
-        elif key in WHAT:
-            message["content"], message["tool_calls"] = (
-                "",
-                [_call(decoded(_text(value, key), "has a function call that is"))],
-            )
-        elif key in THOUGHTS:
-            message["reasoning_content"] = _text(value, key)
-        elif key in KEPT:
-            message[key] = _text(value, key)
-        elif key in CALLS and (calls := _calls(value, key)):
-            message["tool_calls"] = calls
+        message |= _said(key, value, role)
     if "content" not in message:
         if role != "assistant" or not ("tool_calls" in message or "reasoning_content" in message):
             raise DataError("has no content")
@@ -111,6 +97,21 @@ def _turn(turn: Any) -> tuple[Message, bool | None]:
     if role not in ("assistant", "function_call") and {"tool_calls", "reasoning_content"} & message.keys():
         raise DataError(f"is of the {role}, and has {'calls' if 'tool_calls' in message else 'thoughts'}")
     return message, _flag(given, message["role"])
+
+
+def _said(key: str, value: Any, role: str) -> Message:
+    """What one key of a turn is in a message."""
+    if key in WHO:
+        return {"role": "assistant" if role == "function_call" else role}
+    if key in WHAT and role == "function_call":
+        return {"content": "", "tool_calls": [_call(decoded(_text(value, key), "has a function call that is"))]}
+    if key in CALLS:
+        calls = _calls(value, key)
+        return {"tool_calls": calls} if calls else {}
+    for names, name in ((WHAT, "content"), (THOUGHTS, "reasoning_content"), (KEPT, key)):
+        if key in names:
+            return {name: _text(value, key)}
+    return {}
 
 
 def _check_keys(given: Mapping[str, Any]) -> None:

@@ -4,13 +4,14 @@ Nothing here reads a weight: what can't be merged into the files of this base is
 """
 
 import math
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 import torch
 
 from inlay.base import meta_model
 from inlay.base.base import Base
-from inlay.errors import CompatibilityError, explain
+from inlay.errors import CompatibilityError, explain, few
 from inlay.export import ties
 from inlay.io import bitsandbytes
 from inlay.io.safetensors import TORCH_DTYPES, TensorEntry
@@ -51,10 +52,9 @@ def planned(base: Base, adapter: Adapter) -> dict[str, Planned]:
 
     - `CompatibilityError`: the checkpoint has an adapted weight under another name, or in another form.
     """
-    packed, parts = bitsandbytes.quantized_weights(base.checkpoint), dict[str, Part | None]()
+    packed = bitsandbytes.quantized_weights(base.checkpoint)
     plain = bitsandbytes.plain_tensors(base.checkpoint, packed)
-    prefix, names, problems = getattr(base.model, "base_model_prefix", ""), {}, []
-    made: dict[str, Planned] = {}
+    prefix, made, names = getattr(base.model, "base_model_prefix", ""), dict[str, Planned](), dict[str, str]()
     for path, linear in base.linears.items():
         name = meta_model.checkpoint_path(path, prefix, packed)
         if name is not None:
@@ -63,10 +63,35 @@ def planned(base: Base, adapter: Adapter) -> dict[str, Planned]:
             made[f"{name}.weight"] = Planned(packed[name][1][""].file.name, matrix.dtype, shape, path, None)
             if adapter.at(path):
                 names[f"{name}.bias"] = path
+    changed, problems = _changed_names(base, adapter, prefix, packed, plain)
+    parts, more = _expert_parts(base, adapter, prefix, plain)
+    if problems or more:
+        raise CompatibilityError(
+            explain(
+                "this adapter can't be merged into the files of this base",
+                found=few([*problems, *more]),
+                do="keep the adapter apart: --adapter works with every command",
+            )
+        )
+    names |= changed | {name: path for name, (path, _) in parts.items()}
+    for name, entry in plain.items():
+        dtype, (_, part) = TORCH_DTYPES[entry.dtype], parts.get(name, ("", None))
+        made[name] = Planned(entry.file.name, dtype, entry.shape, names.get(name), entry, part)
+    made |= _fresh_tensors(base, prefix, made)
+    if ties.unties(base, adapter):
+        source = made[next(name for name, path in ties.table_names(base, prefix, plain).items() if name in made)]
+        head = base.head if base.head and adapter.at(base.head) else None
+        made[f"{base.head}.weight"] = source._replace(path=head)
+    return made
+
+
+def _changed_names(
+    base: Base, adapter: Adapter, prefix: str, packed: Collection[str], plain: Mapping[str, TensorEntry]
+) -> tuple[dict[str, str], list[str]]:
+    """The plain tensors that the adapter changes, by their name in the checkpoint: each one's path; and what is in the way."""
+    names, problems = dict[str, str](), list[str]()
     for path, tensor in _changed(base, adapter):
-        if is_inside(path, base.fresh_heads):
-            continue
-        if meta_model.checkpoint_path(path, prefix, packed) is not None:
+        if is_inside(path, base.fresh_heads) or meta_model.checkpoint_path(path, prefix, packed) is not None:
             continue
         name = meta_model.checkpoint_path(f"{path}.{tensor}", prefix, plain)
         if name is None and ties.is_alias(adapter, path):
@@ -76,28 +101,20 @@ def planned(base: Base, adapter: Adapter) -> dict[str, Planned]:
             problems.append(f"{path}.{tensor}{problem}")
         elif name is not None:
             names[name] = path
+    return names, problems
+
+
+def _expert_parts(
+    base: Base, adapter: Adapter, prefix: str, plain: Mapping[str, TensorEntry]
+) -> tuple[dict[str, tuple[str, Part | None]], list[str]]:
+    """The tensors of experts that the adapter changes, by name: each one's path and part; and those of a form not known."""
+    parts, problems = dict[str, tuple[str, Part | None]](), list[str]()
     for path, experts in base.maps.items():
         if isinstance(experts, Experts) and adapter.at(path):
             found = parts_of(path, experts, lambda name: meta_model.checkpoint_path(name, prefix, plain))
-            parts, names = parts | found, names | dict.fromkeys(found, path)
+            parts |= {name: (path, part) for name, part in found.items()}
             problems += [] if found else [f"{path}: the checkpoint has its experts in a form that is not known here"]
-    if problems:
-        raise CompatibilityError(
-            explain(
-                "this adapter can't be merged into the files of this base",
-                found=problems[:10],
-                do="keep the adapter apart: --adapter works with every command",
-            )
-        )
-    for name, entry in plain.items():
-        dtype, path = TORCH_DTYPES[entry.dtype], names.get(name)
-        made[name] = Planned(entry.file.name, dtype, entry.shape, path, entry, parts.get(name))
-    made |= _fresh_tensors(base, prefix, made)
-    if ties.unties(base, adapter):
-        source = made[next(name for name, path in ties.table_names(base, prefix, plain).items() if name in made)]
-        head = base.head if base.head and adapter.at(base.head) else None
-        made[f"{base.head}.weight"] = source._replace(path=head)
-    return made
+    return parts, problems
 
 
 def _fresh_tensors(base: Base, prefix: str, made: dict[str, Planned]) -> dict[str, Planned]:

@@ -83,19 +83,8 @@ def merge_quantized(
     output_directory.check_space(target, 2 * num_bytes(base, adapter))
     kept = [*keep, *_in_sixteen_bits(base)]
     with output_directory.new_directory(target) as partial:
-        (partial / "dense").mkdir()
-        write(base, held, partial / "dense", lambda done, total: progress(done // 2, total))
-        dense = dataclasses.replace(open_checkpoint(partial / "dense"), name=target.name)
-        quantize(
-            dense,
-            partial / "made",
-            scheme,
-            keep=kept,
-            refine=True,
-            progress=lambda done, total: progress((done + total) // 2, total),
-        )
+        _write_quantized(base, held, partial, target.name, scheme, keep=kept, progress=progress)
         base.check_unchanged()
-        shutil.rmtree(partial / "dense")
         made = load(partial / "made", dtype=str(base.dtype).removeprefix("torch."), task=base.spec, labels=base.labels)
         made.checkpoint = dataclasses.replace(made.checkpoint, name=target.name, reference=str(target.absolute()))
         survival = _survival(base, held, made, scheme, texts)
@@ -105,6 +94,25 @@ def merge_quantized(
             file.rename(partial / file.name)
         (partial / "made").rmdir()
     return survival
+
+
+def _write_quantized(
+    base: Base,
+    adapter: Adapter,
+    folder: Path,
+    name: str,
+    scheme: str,
+    *,
+    keep: Sequence[str],
+    progress: Callable[[int, int], None],
+) -> None:
+    """Write the merged base, quantised, into `made` of a folder; on the way it is there in its own precision."""
+    (folder / "dense").mkdir()
+    write(base, adapter, folder / "dense", lambda done, total: progress(done // 2, total))
+    dense = dataclasses.replace(open_checkpoint(folder / "dense"), name=name)
+    last_half: Callable[[int, int], None] = lambda done, total: progress((done + total) // 2, total)  # noqa: E731
+    quantize(dense, folder / "made", scheme, keep=keep, refine=True, progress=last_half)
+    shutil.rmtree(folder / "dense")
 
 
 def _check_measurable(base: Base, scheme: str) -> None:

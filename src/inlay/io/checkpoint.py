@@ -13,7 +13,7 @@ import re
 import shutil
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -141,8 +141,7 @@ def hub_name(reference: str) -> str | None:
 
     What is a directory here is none, whatever its name looks like.
     """
-    cached = _SNAPSHOT.search(reference)
-    if cached:
+    if cached := _SNAPSHOT.search(reference):
         return f"{cached['org']}/{cached['name']}"
     return reference if _HUB_NAME.fullmatch(reference) and not os.path.isdir(reference) else None
 
@@ -252,19 +251,14 @@ def beside(directory: Path) -> tuple[list[Path], list[str]]:
     if hub_name(str(directory.resolve())):
         own.append((directory.resolve().parents[1] / "blobs").resolve())
     kept, left_out = [], []
-    for folder, folders, names in os.walk(directory):
-        links = [name for name in folders if (Path(folder) / name).is_symlink()]
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in links)
-        for path in (Path(folder) / name for name in sorted([*names, *links]) if not name.startswith(".")):
-            where = path.relative_to(directory)
-            if path.suffix in WEIGHTS or (not path.is_file() and path.name not in links):
-                continue
-            if path.name in links or not any(path.resolve().is_relative_to(place) for place in own):
-                left_out.append(f"{where}, a link out of the model, to {path.resolve()}")
-            elif path.stat().st_size > _LARGEST_BESIDE:
-                left_out.append(f"{where}, of {path.stat().st_size / 1e6:,.0f} MB")
-            else:
-                kept.append(where)
+    for path in _not_weights(directory):
+        name = path.relative_to(directory)
+        if path.is_dir() or not any(path.resolve().is_relative_to(folder) for folder in own):
+            left_out.append(f"{name}, a link out of the model, to {path.resolve()}")
+        elif path.stat().st_size > _LARGEST_BESIDE:
+            left_out.append(f"{name}, of {path.stat().st_size / 1e6:,.0f} MB")
+        else:
+            kept.append(name)
     if needed := [words for words in left_out if words.partition(",")[0] in _NEEDED]:
         raise FormatError(
             explain(
@@ -274,6 +268,16 @@ def beside(directory: Path) -> tuple[list[Path], list[str]]:
             )
         )
     return kept, left_out
+
+
+def _not_weights(directory: Path) -> Iterator[Path]:
+    """The files of a model but its weights, in folders as well, and its links to folders; nothing hidden."""
+    for folder, folders, names in os.walk(directory):
+        links = [name for name in folders if (Path(folder) / name).is_symlink()]
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in links)
+        for path in (Path(folder) / name for name in sorted([*names, *links]) if not name.startswith(".")):
+            if path.suffix not in WEIGHTS and (path.is_file() or path.name in links):
+                yield path
 
 
 def copy_rest(source: Path, target: Path) -> None:
@@ -296,11 +300,10 @@ def beside_bytes(directory: Path) -> int:
 def _missing(path: Path, what: str) -> UnknownNameError:
     parent = path.parent if os.path.isdir(path.parent) else Path()
     near = nearest(path.name, [child.name for child in parent.iterdir() if child.is_dir()])
-    found = f"{path} is a file" if os.path.exists(path) else f"{path} does not exist"
     return UnknownNameError(
         explain(
             f"there is no such {what}",
-            found=found,
+            found=f"{path} is a file" if os.path.exists(path) else f"{path} does not exist",
             do=str(path.parent / near) if near else "a directory, or a name on the hub such as Qwen/Qwen3-0.6B",
         )
     )

@@ -136,24 +136,13 @@ def _pads(config: Any) -> bool:
 def _fill_(found: dict[str, Any]) -> None:
     """Bring values that mean the same into one form: what is left open, what others say already, names of functions."""
     heads, width = found.get("num_attention_heads"), found.get("hidden_size")
-    if "num_key_value_heads" in found and found["num_key_value_heads"] is None:
+    if found.get("num_key_value_heads", 0) is None:
         found["num_key_value_heads"] = heads
-    if (
-        "head_dim" in found
-        and found["head_dim"] is None
-        and isinstance(heads, int)
-        and isinstance(width, int)
-        and heads
-    ):
+    if found.get("head_dim", 0) is None and isinstance(heads, int) and isinstance(width, int) and heads:
         found["head_dim"] = width // heads
     if isinstance(found.get("eos_token_id"), int):
         found["eos_token_id"] = [found["eos_token_id"]]
-    types = found.get("layer_types")
-    if isinstance(types, list) and not any("sliding" in str(kind) for kind in types):
-        found.pop("sliding_window", None)
-    if isinstance(types, list) or found.get("sliding_window") is None:
-        for name in _ABOUT_WINDOWS:
-            found.pop(name, None)
+    _drop_windows_(found)
     if isinstance(found.get("rope_parameters"), dict):
         found["rope_parameters"], kinds = _rotation(found["rope_parameters"])
         for name in ("max_position_embeddings", "original_max_position_embeddings") if kinds <= _FREE_POSITIONS else ():
@@ -161,6 +150,15 @@ def _fill_(found: dict[str, Any]) -> None:
     for name, value in found.items():
         if "act" in name and isinstance(value, str):
             found[name] = _SAME_ACTIVATIONS.get(value, value)
+
+
+def _drop_windows_(found: dict[str, Any]) -> None:
+    types = found.get("layer_types")
+    if isinstance(types, list) and not any("sliding" in str(kind) for kind in types):
+        found.pop("sliding_window", None)
+    if isinstance(types, list) or found.get("sliding_window") is None:
+        for name in _ABOUT_WINDOWS:
+            found.pop(name, None)
 
 
 def _rotation(parameters: dict[str, Any]) -> tuple[dict[str, Any], set[str]]:

@@ -51,26 +51,28 @@ def check(path: Path, config: Mapping[str, Any], tensors: Mapping[str, TensorEnt
     - `FormatError`: the message lists all of them.
     """
     numbers = sum(math.prod(entry.shape) for entry in tensors.values())
-    most_layers = min(MAX_LAYERS, len(tensors) + _MORE_LAYERS) if tensors else MAX_LAYERS
     problems: list[str] = []
     for level in _levels(config):
         counts = {key: count for key, value in level.items() if (count := _count(value)) is not None}
         counts |= {key: len(level[key]) for key in ("id2label",) if isinstance(level.get(key), Mapping)}
         width = next((counts[key] for key in _WIDTHS if counts.get(key, 0) > 0), 1)
-        for key, count in counts.items():
-            wrong = ""
-            if count < 0 and key in _NOT_NEGATIVE:
-                wrong = "below 0"
-            elif _LAYERS.search(key) and count > most_layers:
-                wrong = f"the files hold {len(tensors):,} tensors" if tensors else "more than any model has"
-            elif count > _most(key):
-                wrong = "more than any model has"
-            elif tensors and (room := _room(key)) and count * width > 4 * numbers + room:
-                wrong = f"the files hold {numbers:,} numbers"
-            problems += [f"{path}: {key}={count:,}: {wrong}"] if wrong else []
+        wrong = {key: _wrong(key, count, width, len(tensors), numbers) for key, count in counts.items()}
+        problems += [f"{path}: {key}={counts[key]:,}: {what}" for key, what in wrong.items() if what]
     if problems:
-        wrong = "this configuration says what its model can't be"
-        raise FormatError(explain(wrong, found=few(problems), do="fetch it again"))
+        headline = "this configuration says what its model can't be"
+        raise FormatError(explain(headline, found=few(problems), do="fetch it again"))
+
+
+def _wrong(key: str, count: int, width: int, num_tensors: int, num_numbers: int) -> str:
+    """What is wrong with a count, of files that hold so many tensors and numbers, or none; empty where nothing is."""
+    if count < 0 and key in _NOT_NEGATIVE:
+        return "below 0"
+    if _LAYERS.search(key) and num_tensors and count > min(MAX_LAYERS, num_tensors + _MORE_LAYERS):
+        return f"the files hold {num_tensors:,} tensors"
+    if count > (MAX_LAYERS if _LAYERS.search(key) else _most(key)):
+        return "more than any model has"
+    is_too_large = num_tensors and (room := _room(key)) and count * width > 4 * num_numbers + room
+    return f"the files hold {num_numbers:,} numbers" if is_too_large else ""
 
 
 def _most(key: str) -> float:

@@ -16,6 +16,7 @@ from inlay.core.grouped import MAX_TOKENS, Stacks
 from inlay.core.routed import Factors, Segment, low_rank, routed, row_segments
 from inlay.errors import CompatibilityError, explain
 from inlay.methods import hooks
+from inlay.methods.contract import Params
 from inlay.model.adapter import Adapter
 from inlay.model.batch import Batch, Router
 from inlay.model.changes import Block, Changes, Delta, ExpertLowRank, LowRank, Replace, own_dtype, replaced
@@ -118,30 +119,21 @@ class Adapted(nn.Module):
 
         `x` and the result have a row per token; `y` is the output where it is known already.
         """
-        if len(segments) == 1 and segments[0][:2] == (0, len(x)):
-            own = bound[segments[0].adapter]
-            if len(own) == 1 and isinstance(own[0], Replace) and "weight" in own[0].tensors:
-                whole = linear.replaced(x, own[0].tensors)
-                return whole if y is None else whole.to(y.dtype)
+        if len(segments) == 1 and segments[0][:2] == (0, len(x)) and (own := _whole_weight(bound[segments[0].adapter])):
+            whole = linear.replaced(x, own)
+            return whole if y is None else whole.to(y.dtype)
         dropped = after_dropout(x, batch, bound, segments)
-        factors = list[Factors]()
-        low = dict[int, int]()  # number of the adapter in the batch -> among the low-rank ones
         dtype = linear.product_dtype(x)
-        for k in dict.fromkeys(s.adapter for s in segments):
-            change = next((change for change in bound[k] if isinstance(change, LowRank)), None)
-            if change is not None and (len(bound[k]) == 1 or "weight" not in replaced(bound[k])):
-                low[k] = len(factors)
-                factors.append(change.factors(dtype))
-        if factors:
-            routes = [Segment(s.start, s.stop, low[s.adapter]) for s in segments if s.adapter in low]
+        low = {k: change for k in dict.fromkeys(s.adapter for s in segments) if (change := _low_rank(bound[k]))}
+        if low:
+            factors, numbers = [change.factors(dtype) for change in low.values()], {k: n for n, k in enumerate(low)}
+            routes = [Segment(s.start, s.stop, numbers[s.adapter]) for s in segments if s.adapter in low]
             y = routed(
                 x, linear.matrix, linear.bias, factors, routes, dropped=None if dropped is x else dropped, dtype=dtype
             )
         elif y is None:
             y = linear(x)
-        others = [
-            (s, [c for c in bound[s.adapter] if s.adapter not in low or not isinstance(c, LowRank)]) for s in segments
-        ]
+        others = [(s, [c for c in bound[s.adapter] if c is not low.get(s.adapter)]) for s in segments]
         if not any(changes for _, changes in others):
             return y
         out = y.clone()
@@ -237,6 +229,19 @@ class Adapted(nn.Module):
         """The output of the module with an adapter's tensors in the place of its own; `some`: not of all rows."""
         own = next((change for change in changes if isinstance(change, Replace)), None)
         return self.base(*args, **kwargs) if own is None else own.called(self.base, args, kwargs, some)
+
+
+def _whole_weight(changes: Changes) -> Params | None:
+    """The tensors of the only change, where that replaces the weight."""
+    (change,) = changes if len(changes) == 1 else (None,)
+    return change.tensors if isinstance(change, Replace) and "weight" in change.tensors else None
+
+
+def _low_rank(changes: Changes) -> LowRank | None:
+    """The low-rank change, where it is one of the base's own weight."""
+    if len(changes) > 1 and "weight" in replaced(changes):
+        return None
+    return next((change for change in changes if isinstance(change, LowRank)), None)
 
 
 def _parts(y: Any) -> Sequence[Tensor]:

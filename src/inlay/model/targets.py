@@ -8,7 +8,7 @@ in each child of a layer, a layer being a member of a `torch.nn.ModuleList`. `ow
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
 
 import torch
@@ -163,30 +163,45 @@ def resolve(
     paths = [path for path, linear in linears.items() if linear.kind in method.kinds]
     plain = [path for path in paths if linears[path].kind in ("linear", "experts")]
     problems: Problems = {}
-    if method.target_modules == "all-linear":
-        chosen = {path for path in plain if path != head and linears[path].one.out_features > 1}  # one output: a gate
-    else:
-        chosen = _select("target_modules", method.target_modules, paths, problems)
+    without_head = [path for path in plain if path != head]
+    wanted = {path for path in without_head if linears[path].one.out_features > 1}  # one output: a gate
+    if method.target_modules != "all-linear":
+        wanted = _select("target_modules", method.target_modules, paths, problems)
     excluded = _select("exclude_modules", method.exclude_modules, paths, problems)
-    chosen = [path for path in paths if path in chosen and path not in excluded]
-    if method.layers_to_transform is not None:
-        numbers = {layer_number(path) for path in paths} - {None}
-        for n in method.layers_to_transform:
-            if n not in numbers:
-                problems.setdefault("layers_to_transform", []).append(f"layer {n}")
-        chosen = [path for path in chosen if layer_number(path) in method.layers_to_transform]
-    for key in hooks.patterns(method):
-        if not any(matches_end(key, path) for path in chosen):
-            problems.setdefault("patterns", []).append(f"{key!r} of rank_pattern or alpha_pattern")
-    fused = [path for path, linear in linears.items() if linear.kind == "experts" and linear.kind not in method.kinds]
+    chosen = _in_layers(method, [path for path in paths if path in wanted and path not in excluded], paths, problems)
+    _check_patterns(method, chosen, problems)
     if strict and (problems or not chosen):
         _check_kinds(method, linears)
         _refuse(problems, method, plain)
-    if strict and fused and method.target_modules == "all-linear":
-        _refuse_experts(method, fused, [path for path in plain if path != head])
     if strict:
-        _check_heard(method, chosen, silent, [path for path in plain if path != head and path not in silent])
+        _check_experts(method, linears, without_head)
+        _check_heard(method, chosen, silent, [path for path in without_head if path not in silent])
     return [path for path in chosen if path not in silent]
+
+
+def _check_patterns(method: LinearMethod, chosen: Sequence[str], problems: Problems) -> None:
+    unmatched = [key for key in hooks.patterns(method) if not any(matches_end(key, path) for path in chosen)]
+    if unmatched:
+        problems["patterns"] = [f"{key!r} of rank_pattern or alpha_pattern" for key in unmatched]
+
+
+def _in_layers(method: LinearMethod, chosen: list[str], paths: Sequence[str], problems: Problems) -> list[str]:
+    """Those of the chosen maps that are in the layers which the method names; layers that no map is in are a problem."""
+    wanted = method.layers_to_transform
+    if wanted is None:
+        return chosen
+    numbers = {layer_number(path) for path in paths}
+    missing = [f"layer {n}" for n in wanted if n not in numbers]
+    if missing:
+        problems["layers_to_transform"] = missing
+    return [path for path in chosen if layer_number(path) in wanted]
+
+
+def _check_experts(method: LinearMethod, linears: Mapping[str, Linear], plain: list[str]) -> None:
+    """Refuse all linear layers of a mixture of experts where most of them, the experts, can't be adapted."""
+    fused = [path for path, linear in linears.items() if linear.kind == "experts" and linear.kind not in method.kinds]
+    if fused and method.target_modules == "all-linear":
+        _refuse_experts(method, fused, plain)
 
 
 def _refuse_experts(method: LinearMethod, fused: list[str], plain: list[str]) -> None:

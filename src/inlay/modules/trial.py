@@ -293,13 +293,18 @@ def _kinds(both: Sequence[_Call], alone: Sequence[Sequence[_Call]]) -> dict[int 
             kind = _kind(tensor, [row[slot] for row in rows])
             if kind is None or kinds.setdefault(slot, kind) != kind:
                 return None
+    return kinds if _is_known(kinds, both) else None
+
+
+def _is_known(kinds: Mapping[int | str, int], both: Sequence[_Call]) -> bool:
+    """The first tensor that a module gets and all that it answers with are of the rows, or one row stands for all of them."""
     first = next((slot for slot in kinds if not _is_said(slot)), None)
+    if first is None:
+        return False
     parted = [slot for slot in kinds if slot == first or _is_said(slot)]
-    if first is None or not kinds[first]:  # one row stands for all of them: positions
-        is_known = first is not None and all(call[slot].shape[:1] == (1,) for slot in parted for call in both)
-    else:
-        is_known = all(kinds[slot] for slot in parted)
-    return kinds if is_known else None
+    if kinds[first]:
+        return all(kinds[slot] for slot in parted)
+    return all(call[slot].shape[:1] == (1,) for slot in parted for call in both)  # positions
 
 
 def _is_said(slot: int | str) -> bool:

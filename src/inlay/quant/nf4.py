@@ -165,6 +165,20 @@ def _read_state(tensor: Tensor | None) -> dict[str, Any]:
     return state
 
 
+def _expected(num_weights: int, block: int, nested: bool) -> dict[str, tuple[torch.dtype, int]]:
+    """The dtype and the number of elements of each tensor of a weight."""
+    num_blocks = num_weights // block
+    expected = {
+        "": (torch.uint8, num_weights // 2),
+        ".absmax": (torch.uint8 if nested else torch.float32, num_blocks),
+        ".quant_map": (torch.float32, 16),
+    }
+    if nested:
+        expected[".nested_absmax"] = (torch.float32, -(-num_blocks // blocks.CONSTANTS_BLOCK))
+        expected[".nested_quant_map"] = (torch.float32, 256)
+    return expected
+
+
 def _problems(state: Mapping[str, Any], packed: Packed) -> list[str]:
     """What these tensors have that this version does not read; empty where it reads them."""
     shape: Any = state.get("shape")
@@ -174,16 +188,8 @@ def _problems(state: Mapping[str, Any], packed: Packed) -> list[str]:
         return [f"quant_state says shape {shape}, dtype {state.get('dtype')}, blocksize {block}"]
     if shape[1] % block:
         return [f"blocks of {block} do not divide rows of {shape[1]} weights"]
-    num_blocks = math.prod(shape) // block
     nested = ".nested_absmax" in packed
-    expected = {
-        "": (torch.uint8, math.prod(shape) // 2),
-        ".absmax": (torch.uint8 if nested else torch.float32, num_blocks),
-        ".quant_map": (torch.float32, 16),
-    }
-    if nested:
-        expected[".nested_absmax"] = (torch.float32, -(-num_blocks // blocks.CONSTANTS_BLOCK))
-        expected[".nested_quant_map"] = (torch.float32, 256)
+    expected = _expected(math.prod(shape), block, nested)
     problems = [f"weight{key}: missing" for key in expected if key not in packed]
     problems += [
         f"weight{key}: {tensor.numel()} of {tensor.dtype}, expected {expected[key][1]} of {expected[key][0]}"
