@@ -87,12 +87,13 @@ def worker(directory: str, rows: str, tokens: str, repeats: str) -> None:
 
     import inlay
     from inlay.text.mask import Example
-    from inlay.training.loop import Stepper
-    from inlay.training.settings import Settings
+    from inlay.training.settings import Plan, Settings
+    from inlay.training.state import TrainState
+    from inlay.training.step import step_
 
     base = inlay.load(directory)
     base.create(inlay.Lora(r=16), "a")
-    stepper = Stepper(base, "a", Settings(), 1e-4)
+    state = TrainState.new(base.get("a"), Settings(), Plan(1000, 1, 1e-4, "as asked", 1000))
     generator = torch.Generator().manual_seed(0)
     most = min(int(tokens), base.max_length or int(tokens))
     ids = torch.randint(5, 200, (int(rows), most), generator=generator).tolist()
@@ -100,7 +101,7 @@ def worker(directory: str, rows: str, tokens: str, repeats: str) -> None:
     for _ in sys.stdin:
         start, used = time.perf_counter(), time.process_time()
         for _ in range(int(repeats)):
-            stepper.step(examples)
+            step_(base, state, examples)
         spent = {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - used}
         print(json.dumps({key: value / int(repeats) for key, value in spent.items()}), flush=True)
 

@@ -126,9 +126,10 @@ def _trl_loss(trainer: Any) -> tuple[dict[str, float], int]:
 
 def _inlay(way: str, model: str, data: str, dtype: str, start: float) -> dict[str, Any]:
     import inlay
+    from inlay.evaluation.loss import evaluate
     from inlay.training.job import prepare
-    from inlay.training.loop import Progress, evaluate
     from inlay.training.settings import Settings
+    from inlay.training.state import Progress
 
     first: list[float] = []
 

@@ -43,18 +43,19 @@ def worker(directory: str, rows: int, tokens: int) -> None:
     import inlay
     from inlay.process import peak_rss_bytes
     from inlay.text.mask import Example
-    from inlay.training.loop import Stepper
-    from inlay.training.settings import Settings
+    from inlay.training.settings import Plan, Settings
+    from inlay.training.state import TrainState
+    from inlay.training.step import step_
 
     torch.set_num_threads(2)
     base = inlay.load(directory)
     base.attach(inlay.Lora(r=16), "it")
-    stepper = Stepper(base, "it", Settings(), 1e-4)
+    state = TrainState.new(base.get("it"), Settings(), Plan(1000, 1, 1e-4, "as asked", 1000))
     generator = torch.Generator().manual_seed(0)
 
     def step(rows: int, tokens: int) -> None:
         draws = torch.randint(3, 500, (rows, tokens), generator=generator).tolist()
-        stepper.step([Example(tuple(row), (True,) * tokens, "row") for row in draws])
+        step_(base, state, [Example(tuple(row), (True,) * tokens, "row") for row in draws])
 
     step(1, 64)
     seconds, floors, rates = [], [], [floor.rate(dtype=base.dtype)]

@@ -57,20 +57,22 @@ def worker(directory: str, tokens: int, started: float) -> None:
     import inlay
     from inlay.tasks._packed import is_packed
     from inlay.text.mask import Example
-    from inlay.training.loop import Stepper
-    from inlay.training.settings import Settings
+    from inlay.training.settings import Plan, Settings
+    from inlay.training.state import TrainState
+    from inlay.training.step import step_
 
     torch.set_num_threads(2)
     watch = _Watch()
     base = inlay.load(directory)
     base.attach(inlay.Lora(r=16), "it")
-    stepper = Stepper(base, "it", Settings(), 1e-4)
+    state = TrainState.new(base.get("it"), Settings(), Plan(1000, 1, 1e-4, "as asked", 1000))
     loaded = time.time() - started
     is_packed(base)  # a base is tried once, with two passes forward over eight tokens
     tried = time.time() - started - loaded
     row = torch.randint(3, 500, (tokens,), generator=torch.Generator().manual_seed(0)).tolist()
     read, start = _bytes_read(), time.perf_counter()
-    loss = stepper.step([Example(tuple(row), (True,) * tokens, "row")])
+    step_(base, state, [Example(tuple(row), (True,) * tokens, "row")])
+    loss = state.progress.losses[-1]
     seconds, read = time.perf_counter() - start, _bytes_read() - read
     own = watch.stop()
     rate = floor.rate(dtype=base.dtype)

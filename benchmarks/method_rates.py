@@ -19,6 +19,7 @@ from inlay.training import job, loop
 from inlay.training.calibration import calibrate
 from inlay.training.rows import longest_row
 from inlay.training.settings import Plan, Settings, learning_rate
+from inlay.training.state import TrainState
 
 FACTORS = (0.1, 0.3, 1, 3, 10, 30)
 STEPS, BATCH, HELD_OUT = 60, 6, 40
@@ -39,16 +40,17 @@ def main(model, rows, *names):
         for factor in FACTORS:
             try:
                 calibration = calibrate(base, method, train.examples[: job.CALIBRATION_ROWS], None, 0)
-                base.create(method, "it", calibration=calibration)
+                adapter = base.fresh(method, "it", calibration=calibration)
             except InlayError:
                 break
             plan = Plan(STEPS, BATCH, rate * factor, "", STEPS)
+            state = TrainState.new(adapter, Settings(), plan, num_held_out=HELD_OUT)
             try:
-                done = loop.run(base, "it", train.examples, held_out.examples[:HELD_OUT], Settings(), plan)
+                done = loop.run(base, state, train.examples, held_out.examples[:HELD_OUT])
                 cells.append(f"{done.eval_losses[-1][1]:.3f}")
+                base.detach("it")
             except InlayError:
                 cells.append("diverged")
-            base.detach("it")
         print(f"| {name} | x {method.learning_rate_scale:g} | {' | '.join(cells) or 'nothing to train'} |", flush=True)
 
 

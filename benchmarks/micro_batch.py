@@ -22,8 +22,9 @@ def main(shape: str = "135m", *sizes: str) -> None:
     """Measure all sizes and print a line for each."""
     import inlay
     from inlay.text.mask import Example
-    from inlay.training.loop import Stepper
-    from inlay.training.settings import Settings
+    from inlay.training.settings import Plan, Settings
+    from inlay.training.state import TrainState
+    from inlay.training.step import step_
 
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
@@ -31,16 +32,18 @@ def main(shape: str = "135m", *sizes: str) -> None:
         base.attach(inlay.Lora(r=16), "it")
         generator = torch.Generator().manual_seed(0)
         operations = floor.operations(base.num_weights, ROWS * LENGTH)
-        steppers = {
-            n: Stepper(base, "it", Settings(micro_batch_tokens=n), 1e-4) for n in map(int, sizes or (1024, 512, 256))
+        plan = Plan(1000, ROWS, 1e-4, "as asked", 1000)
+        states = {
+            n: TrainState.new(base.get("it"), Settings(micro_batch_tokens=n), plan)
+            for n in map(int, sizes or (1024, 512, 256))
         }
-        floors: dict[int, list[float]] = {n: [] for n in steppers}
+        floors: dict[int, list[float]] = {n: [] for n in states}
         for _ in range(NUM_STEPS + 1):  # the first one warms up
-            for n, stepper in steppers.items():
+            for n, state in states.items():
                 draws = torch.randint(3, 500, (ROWS, LENGTH), generator=generator).tolist()
                 rows = [Example(tuple(row), (True,) * LENGTH, "row") for row in draws]
                 before, start = floor.rate(time.process_time), time.process_time()
-                stepper.step(rows)
+                step_(base, state, rows)
                 seconds = time.process_time() - start
                 floors[n].append(seconds * (before + floor.rate(time.process_time)) / 2 / operations)
     for n, times in floors.items():

@@ -134,15 +134,16 @@ def of_inlay(directory: str, dtype: str, method: str = "lora", device: str = "cp
     import inlay
     from inlay import methods
     from inlay.text.mask import Example
-    from inlay.training.loop import Stepper
-    from inlay.training.settings import Settings
+    from inlay.training.settings import Plan, Settings
+    from inlay.training.state import TrainState
+    from inlay.training.step import step_
 
     base = inlay.load(directory, dtype=dtype, device=device)
     base.attach(methods.find(method)(r=16), "it")
-    stepper = Stepper(base, "it", Settings(), 1e-4)
+    state = TrainState.new(base.get("it"), Settings(), Plan(1000, 1, 1e-4, "as asked", 1000))
 
     def step(ids: torch.Tensor) -> None:
-        stepper.step([Example(tuple(row), (True,) * len(row), "row") for row in ids.tolist()])
+        step_(base, state, [Example(tuple(row), (True,) * len(row), "row") for row in ids.tolist()])
 
     return step, base.num_weights
 

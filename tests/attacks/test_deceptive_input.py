@@ -20,6 +20,7 @@ from inlay.io import fingerprint
 from inlay.tasks.causal_lm import prepare
 from inlay.training import loop
 from inlay.training.settings import Settings
+from inlay.training.step import diverged
 from tests.support import bases, models
 from tests.support.command import run
 
@@ -133,17 +134,16 @@ def test_a_base_that_is_not_finite_is_not_measured_merged_answered_or_trained(tm
 
 
 def test_an_adapter_that_the_last_step_has_broken_is_not_written(base_directory, tmp_path, monkeypatch):
-    whole = loop.Stepper.step
+    whole = loop.step_
 
-    def step(self, examples, rate_factor=1.0):
-        loss = whole(self, examples, rate_factor)
-        self.tensors[3].data[0, 0] = torch.inf
-        return loss
+    def step(base, state, examples):
+        whole(base, state, examples)
+        list(state.trained.values())[3].data[0, 0] = torch.inf
 
     rows = bases.jsonl(tmp_path / "rows.jsonl", bases.rows(10))  # too few to hold any out
     base = inlay.load(base_directory)
     with monkeypatch.context() as planted:
-        planted.setattr(loop.Stepper, "step", step)
+        planted.setattr(loop, "step_", step)
         with pytest.raises(DivergedError, match="the adapter's tensors are not finite"):
             inlay.train(base, rows, method=inlay.Lora(r=2), output=tmp_path / "new", max_steps=1)
     assert not (tmp_path / "new").exists()
@@ -154,15 +154,14 @@ def test_an_adapter_that_the_last_step_has_broken_is_not_written(base_directory,
 def test_a_run_that_diverges_after_a_good_evaluation_keeps_that_and_says_so(
     base_directory, tmp_path, capsys, monkeypatch
 ):
-    whole = loop.Stepper.step
+    whole = loop.step_
 
-    def step(self, examples, rate_factor=1.0):
-        self.count = getattr(self, "count", 0) + 1
-        if self.count == 5:
-            raise self._diverged("planted")
-        return whole(self, examples, rate_factor)
+    def step(base, state, examples):
+        if state.progress.step == 4:
+            raise diverged(state, "planted")
+        whole(base, state, examples)
 
-    monkeypatch.setattr(loop.Stepper, "step", step)
+    monkeypatch.setattr(loop, "step_", step)
     rows = bases.jsonl(tmp_path / "rows.jsonl", bases.rows(60))
     arguments = [
         "train",
@@ -177,10 +176,9 @@ def test_a_run_that_diverges_after_a_good_evaluation_keeps_that_and_says_so(
         "--eval-every",
         2,
     ]
-    with pytest.warns(UserWarning, match="holds what was learned in 4 steps"):
-        status, _, err = run(capsys, *arguments)
+    status, _, err = run(capsys, *arguments)
     assert status == 1
-    assert "diverged" in err
+    assert "diverged  after 4 of 9 steps; the adapter of step 4, before that, is kept" in err
     assert (tmp_path / "new" / TENSORS).exists()
     assert json.loads((tmp_path / "new" / "inlay.json").read_text())["training"]["best_step"] == 4
 

@@ -21,6 +21,7 @@ from inlay.io import output
 from inlay.io.records import RECORD
 from inlay.training import curve, loop
 from inlay.training import job as jobs
+from inlay.training.state import Progress
 from tests.support import bases
 from tests.support.command import run
 
@@ -67,7 +68,7 @@ def test_a_picture_obeys_no_settings_of_the_users(monkeypatch):
 
     monkeypatch.setenv("MPLBACKEND", "nonsense")
     with matplotlib.rc_context({"text.usetex": True, "figure.figsize": (1, 1)}):
-        png = curve.draw(loop.Progress(2, losses=[2.0, 1.0], eval_losses=[(0, 2.0), (2, 1.5)]))
+        png = curve.draw(Progress(2, losses=[2.0, 1.0], eval_losses=[(0, 2.0), (2, 1.5)]))
     assert png.startswith(b"\x89PNG")
     assert os.environ["MPLBACKEND"] == "nonsense"
 
@@ -130,13 +131,13 @@ def test_memory_that_runs_out_after_the_last_step_costs_no_adapter(place, capsys
 
 
 def test_a_step_that_fails_costs_that_step_alone(place, monkeypatch):
-    whole, calls = loop.Stepper.step, []
+    whole, calls = loop.step_, []
 
-    def step(self, *given):
+    def step(*given):
         calls.append(given)
-        return whole(self, *given) if len(calls) < 3 else raising(NO_MEMORY)()
+        return whole(*given) if len(calls) < 3 else raising(NO_MEMORY)()
 
-    monkeypatch.setattr(loop.Stepper, "step", step)
+    monkeypatch.setattr(loop, "step_", step)
     base = inlay.load(place / "base")
     with pytest.raises(CapacityError), pytest.warns(match="what was learned in 2 steps"):
         inlay.train(base, place / "rows.jsonl", output=place / "new", max_steps=5)
@@ -145,7 +146,7 @@ def test_a_step_that_fails_costs_that_step_alone(place, monkeypatch):
 
 
 def test_the_first_step_that_fails_leaves_nothing(place, monkeypatch):
-    monkeypatch.setattr(loop.Stepper, "step", raising(DivergedError("at once")))
+    monkeypatch.setattr(loop, "step_", raising(DivergedError("at once")))
     base = inlay.load(place / "base")
     with pytest.raises(DivergedError):
         inlay.train(base, place / "rows.jsonl", output=place / "new", max_steps=5)
@@ -174,16 +175,16 @@ def test_a_record_that_can_not_be_written_costs_no_adapter(place, capsys, monkey
 
 def signals(monkeypatch, numbers, at):
     """Send these, one after the other, while the step `at` is under way."""
-    whole, calls = loop.Stepper.step, []
+    whole, calls = loop.step_, []
 
-    def step(self, *given):
+    def step(*given):
         calls.append(given)
         if len(calls) == at:
             for number in numbers:
                 signal.raise_signal(number)
-        return whole(self, *given)
+        return whole(*given)
 
-    monkeypatch.setattr(loop.Stepper, "step", step)
+    monkeypatch.setattr(loop, "step_", step)
 
 
 @pytest.mark.parametrize("number", output.STOPPING)

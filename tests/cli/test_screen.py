@@ -20,6 +20,7 @@ from inlay.formats.peft import TENSORS
 from inlay.tasks import causal_lm
 from inlay.training import loop
 from inlay.training.settings import Settings, plan
+from inlay.training.state import MIN_ROWS_TO_CHOOSE, Progress
 from inlay.training.watch import watch
 from tests.support import bases, models
 from tests.support.command import run
@@ -85,7 +86,7 @@ def test_a_run_without_held_out_rows_says_where_it_stands(place, capsys):
 
 
 def test_the_time_left_counts_steps_and_evaluations():
-    progress = loop.Progress(10, num_evaluations=5)
+    progress = Progress(10, num_evaluations=5)
     assert progress.seconds_left is None
     progress.step, progress.step_seconds = 4, 8.0
     progress.eval_losses, progress.eval_seconds = [(0, 1.0), (4, 1.0)], 60.0
@@ -107,7 +108,7 @@ def test_the_last_two_evaluations_are_not_next_to_each_other(every):
         assert all(gap < 2 * chosen.eval_every for gap in gaps), (steps, due)
 
 
-@pytest.mark.parametrize(("count", "kept"), [(loop.MIN_ROWS_TO_CHOOSE, 1), (loop.MIN_ROWS_TO_CHOOSE - 1, 3)])
+@pytest.mark.parametrize(("count", "kept"), [(MIN_ROWS_TO_CHOOSE, 1), (MIN_ROWS_TO_CHOOSE - 1, 3)])
 def test_the_best_is_chosen_of_enough_rows_alone(place, capsys, monkeypatch, count, kept):
     losses = iter([4.0, 1.0, 2.0, 3.0])
     monkeypatch.setattr(loop, "evaluate", lambda *given: next(losses))

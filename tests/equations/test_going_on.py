@@ -107,7 +107,7 @@ def test_no_step_that_is_better_keeps_the_start(base, place, tmp_path, monkeypat
 
 def test_the_method_has_the_commands_default(base, place, tmp_path):
     job = jobs.prepare(base, place / "rows.jsonl", output=tmp_path / "new")
-    assert job.method == inlay.Lora()
-    assert jobs.prepare(base, place / "rows.jsonl", method="ia3", output=tmp_path / "other").method == inlay.Ia3()
+    assert job.state.method == inlay.Lora()
+    assert jobs.prepare(base, place / "rows.jsonl", method="ia3", output=tmp_path / "other").state.method == inlay.Ia3()
     with pytest.raises(LookupError, match="no adapter method of that name"):
         jobs.prepare(base, place / "rows.jsonl", method="lorra", output=tmp_path / "third")

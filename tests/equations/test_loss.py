@@ -9,13 +9,13 @@ import inlay
 from inlay.base.load import load
 from inlay.core import recompute
 from inlay.core.cross_entropy import cross_entropy_sum
+from inlay.evaluation.loss import evaluate
 from inlay.model import attention
 from inlay.modules import fused
 from inlay.tasks import _batch as batch
 from inlay.tasks import _memory as memory
 from inlay.tasks import _packed as loss
 from inlay.text.mask import Example
-from inlay.training.loop import evaluate
 from tests.support import bases, models
 
 FAMILIES = {family: (family, {}) for family in models.CONFIGS} | {

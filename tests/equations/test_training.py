@@ -14,12 +14,15 @@ from inlay.data.forms import read_rows
 from inlay.data.rows import Row
 from inlay.data.split import digest, hold_out
 from inlay.errors import ConfigError
+from inlay.evaluation.loss import evaluate
 from inlay.tasks import _batch as batch
 from inlay.tasks.causal_lm import prepare
 from inlay.text.mask import Example
 from inlay.training import curve, loop, schedule
-from inlay.training.loop import Stepper, evaluate, run
+from inlay.training.loop import run
 from inlay.training.settings import Settings, learning_rate, plan
+from inlay.training.state import TrainState
+from inlay.training.step import step_
 from tests.support import bases, models
 from tests.support.tolerances import assert_close
 
@@ -40,13 +43,19 @@ def examples(base):
 
 def _gradients(base, examples, micro_batch_tokens):
     adapter = models.randomize(base.attach(inlay.Lora(r=3, lora_alpha=5), "a"), seed=3)
-    stepper = Stepper(base, "a", Settings(micro_batch_tokens=micro_batch_tokens, max_grad_norm=1e9), 1e-3)
+    state = _state(base, adapter, examples, max_steps=1, micro_batch_tokens=micro_batch_tokens, max_grad_norm=1e9)
     kept = []
-    stepper.optimizer.step = lambda: kept.extend(tensor.grad.clone() for tensor in stepper.tensors)
-    loss = stepper.step(examples)
+    state.optimizer.step = lambda: kept.extend(tensor.grad.clone() for tensor in state.trained.values())
+    step_(base, state, examples)
     base.detach("a")
     assert adapter.num_weights == sum(grad.numel() for grad in kept)
-    return loss, kept
+    return state.progress.losses[-1], kept
+
+
+def _state(base, adapter, examples, num_held_out=0, **settings):
+    settings = Settings(**settings)
+    chosen = plan(settings, len(examples), base.model.config, adapter.method)
+    return TrainState.new(adapter, settings, chosen, num_held_out=num_held_out)
 
 
 def test_parts_of_a_step_give_the_gradient_of_the_whole(base, examples):
@@ -106,27 +115,32 @@ def test_an_epoch_sees_every_row_once_in_an_order_of_the_seed():
 
 def test_a_run_is_the_same_twice(base, examples):
     def final():
-        base.attach(inlay.Lora(r=3, lora_dropout=0.1), "a", seed=2)
-        torch.manual_seed(9)
-        stepper = Stepper(base, "a", Settings(), 1e-2)
+        adapter = base.attach(inlay.Lora(r=3, lora_dropout=0.1), "a", seed=2)
+        state = _state(base, adapter, examples, max_steps=4, learning_rate=1e-2, seed=9)
+        torch.rand(3)  # what others draw is nothing to it
         for _ in range(4):
-            stepper.step(examples)
+            step_(base, state, examples)
         return torch.cat([tensor.detach().flatten() for tensor in base.detach("a").tensors()])
 
     assert torch.equal(final(), final())
 
 
+def test_training_draws_from_no_generator_but_its_own(base, examples):
+    before = torch.get_rng_state()
+    state = _state(base, base.fresh(inlay.Lora(r=3, lora_dropout=0.5), "a"), examples, max_steps=2)
+    run(base, state, examples, [])
+    base.detach("a")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_the_loss_of_the_start_is_measured_after_the_first_step(base, examples):
     heard = []
-    base.attach(inlay.Lora(r=3, lora_dropout=0.5), "a")
-    chosen = plan(Settings(max_steps=3), len(examples), base.model.config, inlay.Lora())
+    state = _state(base, base.fresh(inlay.Lora(r=3, lora_dropout=0.5), "a"), examples, 3, max_steps=3)
     progress = run(
         base,
-        "a",
+        state,
         examples,
         examples[:3],
-        Settings(),
-        chosen,
         listener=lambda p: heard.append((p.doing, p.step, len(p.eval_losses))),
     )
     base.detach("a")
@@ -139,10 +153,10 @@ def test_the_loss_of_the_start_is_measured_after_the_first_step(base, examples):
 def test_an_adapter_that_never_gets_better_is_that_of_the_start(base, examples, monkeypatch):
     losses = iter([1.0, 2.0, 3.0])
     monkeypatch.setattr(loop, "evaluate", lambda *given: next(losses))
-    adapter = base.attach(inlay.Lora(r=3), "a")
+    adapter = base.fresh(inlay.Lora(r=3), "a")
     before = [tensor.clone() for tensor in adapter.tensors()]
-    chosen = plan(Settings(max_steps=2), len(examples), base.model.config, inlay.Lora())
-    progress = run(base, "a", examples, examples * 3, Settings(), chosen)
+    state = _state(base, adapter, examples, 3 * len(examples), max_steps=2)
+    progress = run(base, state, examples, examples * 3)
     base.detach("a")
     assert progress.best_step == 0
     assert all(torch.equal(one, other) for one, other in zip(adapter.tensors(), before, strict=True))

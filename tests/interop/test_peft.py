@@ -19,8 +19,10 @@ from inlay.formats.peft import CONFIG
 from inlay.model.attach import attach
 from inlay.tasks import _batch as batch
 from inlay.text.mask import Example
-from inlay.training.loop import Stepper
-from inlay.training.settings import Settings
+from inlay.training import schedule
+from inlay.training.settings import Plan, Settings
+from inlay.training.state import TrainState
+from inlay.training.step import step_
 from tests.support import bases, models
 from tests.support.paths import DEMO_BASE
 
@@ -226,18 +228,20 @@ def test_fifty_steps_give_the_losses_of_peft(tmp_path):
     trained = [p for p in theirs.parameters() if p.requires_grad]
     assert sum(p.numel() for p in trained) == adapter.num_weights
     optimizer = torch.optim.AdamW(trained, lr=2e-3, weight_decay=0.0)
-    stepper = Stepper(base, "same", Settings(micro_batch_tokens=200), 2e-3)
+    state = TrainState.new(adapter, Settings(micro_batch_tokens=200), Plan(50, 4, 2e-3, "as asked", 50))
     generator = torch.Generator().manual_seed(4)
-    for _ in range(50):
+    for number in range(50):
         examples = _random_rows(generator)
         made = batch.collate(examples)
         labels = torch.nn.functional.pad(made.labels[:, :-1], (1, 0), value=IGNORE)
         loss = theirs(input_ids=made.input_ids, labels=labels).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.param_groups[0]["lr"] = 2e-3 * schedule.factor(number, 50)
         optimizer.step()
         optimizer.zero_grad()
-        ours = stepper.step(examples)
+        step_(base, state, examples)
+        ours = state.progress.losses[-1]
         assert abs(ours - loss.item()) <= 1e-4 * loss.item()
 
 

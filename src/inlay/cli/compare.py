@@ -18,12 +18,12 @@ from inlay.data.forms import read_rows
 from inlay.data.split import spread
 from inlay.errors import ConfigError, explain
 from inlay.evaluation import score
+from inlay.evaluation.loss import evaluate
 from inlay.formats.peft import TENSORS
 from inlay.io import output as output_directory
 from inlay.io import records
 from inlay.tasks.causal_lm import prepare
 from inlay.training import curve, keep
-from inlay.training.loop import evaluate
 from inlay.training.rows import longest_row
 from inlay.training.settings import Settings
 

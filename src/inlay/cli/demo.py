@@ -18,8 +18,8 @@ from inlay.export.merge import merge
 from inlay.io import output as output_directory
 from inlay.methods.lora import Lora
 from inlay.training import job as jobs
-from inlay.training.loop import Progress
 from inlay.training.settings import Settings
+from inlay.training.state import Progress
 
 BASE = Path(__file__).parent / "demo_base"
 NUM_ROWS, NUM_HELD_OUT, NUM_SHOWN = 2000, 100, 3

@@ -15,10 +15,10 @@ from inlay.data.sources import TEST
 from inlay.data.split import spread
 from inlay.errors import DataError, explain
 from inlay.evaluation import score
+from inlay.evaluation.loss import evaluate
 from inlay.io.checkpoint import open_checkpoint
 from inlay.tasks.contract import Prepared, TaskSpec
 from inlay.text.template import prompt_ids
-from inlay.training.loop import evaluate
 from inlay.training.rows import longest_row
 from inlay.training.settings import require_above_zero
 

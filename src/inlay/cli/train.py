@@ -24,8 +24,8 @@ from inlay.training import going_on
 from inlay.training import job as jobs
 from inlay.training import rows as run_rows
 from inlay.training.keep import PICTURE
-from inlay.training.loop import MIN_ROWS_TO_CHOOSE
 from inlay.training.settings import Settings
+from inlay.training.state import MIN_ROWS_TO_CHOOSE
 from inlay.training.watch import watch
 
 
@@ -141,11 +141,12 @@ def announce(job: jobs.Job) -> None:
         say("task", _tasks.describe(base))
     say("held out", _held_out(job))
     say("adapter", describe(job))
-    say("steps", str(job.plan))
-    if is_causal and train.num_trained > job.adapter.num_weights and hasattr(job.adapter.method, "r"):
+    say("steps", str(job.state.plan))
+    num_weights = job.state.adapter.num_weights
+    if is_causal and train.num_trained > num_weights and hasattr(job.state.method, "r"):
         say(
             "note",
-            f"{count(train.num_trained)} trained tokens are more than the adapter's {count(job.adapter.num_weights)} weights: "
+            f"{count(train.num_trained)} trained tokens are more than the adapter's {count(num_weights)} weights: "
             "a higher --r may learn more",
         )
 
@@ -171,7 +172,7 @@ def kernels() -> str:
 
 def describe(job: jobs.Job) -> str:
     """The adapter of a run in one line."""
-    adapter = job.adapter
+    adapter = job.state.adapter
     paths = [path for path in adapter.params if path]
     what = "linear layers" if all(path in job.base.linears for path in paths) else "layers"
     return (
@@ -194,12 +195,12 @@ def _left_out(job: jobs.Job) -> str:
 def _held_out(job: jobs.Job) -> str:
     if job.held_out is None:
         reason = "too few rows" if job.train.num_rows < MIN_ROWS_TO_HOLD_OUT else "all rows say the same"
-        return f"nothing: {reason if job.settings.eval_fraction else 'as asked'}; --eval-data FILE names some"
+        return f"nothing: {reason if job.state.settings.eval_fraction else 'as asked'}; --eval-data FILE names some"
     total = len(job.held_out.examples)
     if not total:
         return f"nothing: its {job.held_out.num_rows:,} rows are longer than {job.held_out.max_length:,} tokens"
     some = f", {len(job.evaluated)} of them evaluated" if len(job.evaluated) < total else ""
-    every = f"every {job.plan.eval_every} steps" if job.plan.eval_every > 1 else "every step"
+    every = f"every {job.state.plan.eval_every} steps" if job.state.plan.eval_every > 1 else "every step"
     few = len(job.evaluated) < MIN_ROWS_TO_CHOOSE
     kept = "the last adapter is kept, as so few can't tell which is best" if few else "the best adapter is kept"
     return f"{total:,} rows{some}, {every}; {kept}"
@@ -207,7 +208,7 @@ def _held_out(job: jobs.Job) -> str:
 
 def _conclude(job: jobs.Job, report: jobs.Report, model: str) -> None:
     unit = job.base.spec.unit
-    done = f"after {report.steps} of {job.plan.num_steps} steps"
+    done = f"after {report.steps} of {job.state.plan.num_steps} steps"
     if report.diverged:
         say("diverged", f"{done}; the adapter of step {report.best_step}, before that, is kept")
     if report.interrupted and report.best_step == report.steps:

@@ -19,7 +19,7 @@ as well.
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -110,7 +110,7 @@ class Adalora(LowRankMethod, StepHooks, DropsInputs):
         distances = [(M @ M.T - torch.eye(len(M), dtype=M.dtype, device=M.device)).norm() for M in factors]
         return self.orth_reg_weight * torch.stack(distances).mean()
 
-    def after_step(self, params: Mapping[str, Params], step: int, num_steps: int, state: dict[str, Any]) -> None:
+    def after_step(self, params: Mapping[str, Params], step: int, num_steps: int, state: Params) -> None:
         triplets = {path: p for path, p in params.items() if "lora_E" in p}
         scores = [_matters(path, p, state, self.beta1, self.beta2) for path, p in triplets.items()]
         start, end = (round(t * num_steps) if t < 1 else int(t) for t in (self.tinit, self.tfinal))
@@ -140,15 +140,16 @@ class Adalora(LowRankMethod, StepHooks, DropsInputs):
         return 3.0  # measured: benchmarks/method_rates.py
 
 
-def _matters(path: str, params: Params, state: dict[str, Any], beta1: float, beta2: float) -> Float[Tensor, " r"]:
+def _matters(path: str, params: Params, state: Params, beta1: float, beta2: float) -> Float[Tensor, " r"]:
     """How much each triplet of one module matters."""
     scores = {}
     for name, tensor in params.items():
         grad = torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
         now = (tensor.detach() * grad).abs()
-        mean, spread = state.get(f"{path}.{name}", (torch.zeros_like(now), torch.zeros_like(now)))
+        key = f"{path}.{name}"
+        mean, spread = (state.get(f"{key}.{what}", torch.zeros_like(now)) for what in ("mean", "spread"))
         mean = beta1 * mean + (1 - beta1) * now
         spread = beta2 * spread + (1 - beta2) * (now - mean).abs()
-        state[f"{path}.{name}"] = (mean, spread)
+        state |= {f"{key}.mean": mean, f"{key}.spread": spread}
         scores[name] = mean * spread
     return scores["lora_E"].flatten() + scores["lora_A"].mean(1) + scores["lora_B"].mean(0)

@@ -192,5 +192,6 @@ class StepHooks(Protocol):
         """What is added to the loss of a step, from the tensors of all modules."""
 
     @abc.abstractmethod
-    def after_step(self, params: Mapping[str, Params], step: int, num_steps: int, state: dict[str, Any]) -> None:
-        """What is done once `step` of `num_steps` is over, gradients still there; `state` lasts for the run."""
+    def after_step(self, params: Mapping[str, Params], step: int, num_steps: int, state: Params) -> None:
+        """What is done once `step` of `num_steps` is over, gradients still there; `state` is kept from step to step, and with a
+        run that is to go on later."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from inlay import extras
-from inlay.training.loop import Progress
+from inlay.training.state import Progress
 
 
 def draw(progress: Progress) -> bytes:

@@ -1,27 +1,24 @@
 """A whole run: rows in, an adapter directory out.
 
-    job = prepare(base, "rows.jsonl", method=Lora(r=16), output="mine")    # everything is chosen and checked, nothing learned
-    report = job.run()                                                     # train, keep the best, write
+    job = prepare(base, "rows.jsonl", method=Lora(r=16), output="mine")    # all is chosen and checked, nothing attached
+    report = job.run()                                                     # attach, train, keep the best, write
 
 The output directory appears whole at the end: the adapter as the exchange format has it, and `inlay.json` with the record of
 the run. The loss curve, `curve.png`, follows.
 """
 
 import dataclasses
-import functools
-import importlib.metadata
-import platform
 import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from inlay import __version__, methods, screen, tasks
+from inlay import methods, screen, tasks
 from inlay.base.base import Base
 from inlay.data import split
 from inlay.data.sources import Source, name_of
-from inlay.errors import InlayError, within_memory
+from inlay.errors import within_memory
 from inlay.evaluation import score
 from inlay.formats.peft import TENSORS
 from inlay.io import output as output_directory
@@ -33,8 +30,10 @@ from inlay.tasks.contract import Prepared
 from inlay.text import stops
 from inlay.training import going_on, keep, loop, watch
 from inlay.training import rows as run_rows
+from inlay.training.attaching import attached
 from inlay.training.calibration import calibrate
-from inlay.training.settings import Plan, Settings, from_dict, plan
+from inlay.training.settings import Settings, from_dict, plan
+from inlay.training.state import Progress, TrainState
 from inlay.training.stop import Stop
 
 DEFAULT_METHOD = "lora"
@@ -79,16 +78,13 @@ class Job:
     """A run with all its choices made; `str` of its parts is what the screen says before it starts."""
 
     base: Base
-    adapter: Adapter
+    state: TrainState
     output: Path
-    settings: Settings
-    plan: Plan
     train: Prepared
     held_out: Prepared | None
     source: str
     digest: str
-    method: Method
-    """As it was asked for; the adapter's own is what is left of it once training is over."""
+    """Of the rows that it learns from."""
     evaluated: Sequence[Any]
     """The held-out rows that are evaluated."""
     goes_on: dict[str, Any] | None = None
@@ -97,7 +93,7 @@ class Job:
     """What there is to say about the data: columns that are not used, files that are left alone."""
 
     @within_memory()
-    def run(self, listener: Callable[[loop.Progress], None] = lambda progress: None) -> Report:
+    def run(self, listener: Callable[[Progress], None] = lambda progress: None) -> Report:
         """Train, keep the best adapter, write the output directory.
 
         The adapter is written, synced and in its place before anything else is done. What the run raises after its first step,
@@ -110,29 +106,17 @@ class Job:
           message says where.
         """
         start, stop = time.perf_counter(), Stop()
-        _ = self.base.about_base, _versions()  # for the record: found now, they can't fail once something is learned
+        _ = self.base.about_base  # for the record: found now, it can't fail once something is learned
         with stop.heard():
-            try:
-                progress = loop.run(
-                    self.base,
-                    self.adapter.name,
-                    self.train.examples,
-                    self.evaluated,
-                    self.settings,
-                    self.plan,
-                    listener=listener,
-                    goes_on=self.goes_on is not None,
-                    stop=stop,
-                )
-            except BaseException:  # nothing was learned: the base is as it was, and the name is free again
-                self.base.detach(self.adapter.name)
-                raise
+            progress = loop.run(
+                self.base, self.state, self.train.examples, self.evaluated, listener=listener, stop=stop
+            )
             report = self._report(progress, time.perf_counter() - start)
             kept = keep.keep(lambda directory, whole: self._write(directory, progress, report, whole), self.output)
         report = dataclasses.replace(report, adapter_bytes=(kept.place / TENSORS).stat().st_size)
         return self._concluded(kept, progress, report, hurry=stop.cut or (stop.asked and stop.by_system))
 
-    def _concluded(self, kept: keep.Kept, progress: loop.Progress, report: Report, hurry: bool) -> Report:
+    def _concluded(self, kept: keep.Kept, progress: Progress, report: Report, hurry: bool) -> Report:
         """The report with what comes after the adapter is safe: scores, picture, and what went wrong before."""
         if kept.place != self.output:
             raise keep.elsewhere(kept) from None
@@ -154,13 +138,14 @@ class Job:
         return report
 
     def _scored(self, report: Report) -> Report:
-        scores = score.scores(self.base, self.adapter.name, self.evaluated)
+        adapter = self.state.adapter
+        scores = score.scores(self.base, adapter.name, self.evaluated)
         if scores:
-            self.adapter.record["training"]["scores"] = scores
-            records.write(self.output, self.adapter.record)
+            adapter.record["training"]["scores"] = scores
+            records.write(self.output, adapter.record)
         return dataclasses.replace(report, scores=scores or None)
 
-    def _report(self, progress: loop.Progress, seconds: float) -> Report:
+    def _report(self, progress: Progress, seconds: float) -> Report:
         evaluated = dict(progress.eval_losses)
         return Report(
             steps=progress.step,
@@ -172,7 +157,7 @@ class Job:
             tokens=progress.num_tokens,
             supervised_tokens=progress.num_supervised,
             tokens_per_second=progress.num_tokens / max(progress.step_seconds, 1e-9),
-            trainable_parameters=self.base.layout.count(self.method),
+            trainable_parameters=self.base.layout.count(self.state.method),
             peak_rss_bytes=peak_rss_bytes(),
             adapter_bytes=0,
             base_fingerprint=self.base.fingerprint.weights,
@@ -181,29 +166,31 @@ class Job:
             output=str(self.output),
         )
 
-    def _write(self, directory: Path, progress: loop.Progress, report: Report, whole: bool = True) -> None:
+    def _write(self, directory: Path, progress: Progress, report: Report, whole: bool = True) -> None:
         record = self._record(progress, report) if whole else {}
         if self.base.spec.continues:
             record |= {"text": stops.record_of(self.train.form, self.train.ends, self.base.tokenizer)}
-        self.adapter.record = self.base.about_base | self.base.about_task | record
-        self.base.save(self.adapter.name, directory, record)
+        adapter = self.state.adapter
+        adapter.record = self.base.about_base | self.base.about_task | record
+        self.base.save(adapter.name, directory, record)
 
-    def _record(self, progress: loop.Progress, report: Report) -> dict[str, Any]:
+    def _record(self, progress: Progress, report: Report) -> dict[str, Any]:
+        state = self.state
         return {
-            "method": {"name": methods.name_of(self.method), **dataclasses.asdict(self.method)},
+            "method": state.about_method,
             "data": {"source": self.source, "sha256": self.digest, "rows": len(self.train.examples)},
             **({"needs": {"task": str(brought)}} if (brought := tasks.TABLE.origin(self.base.spec.name)) else {}),
             **({} if self.goes_on is None else {"from": self.goes_on}),
             "training": {
-                **dataclasses.asdict(self.settings),
-                **dataclasses.asdict(self.plan),
+                **dataclasses.asdict(state.settings),
+                **dataclasses.asdict(state.plan),
                 **{key: value for key, value in report.as_dict().items() if key not in ("output", "adapter_bytes")},
                 "losses": [round(loss, 6) for loss in progress.losses],
                 "eval_losses": progress.eval_losses,
                 "date": time.strftime("%Y-%m-%d"),
                 "dtype": str(self.base.dtype).removeprefix("torch."),
             },
-            "versions": _versions(),
+            "versions": state.versions,
         }
 
 
@@ -219,7 +206,7 @@ def prepare(
     settings: Settings | None = None,
     doing: Callable[[str, int, int | None], None] = lambda what, done, total: None,
 ) -> Job:
-    """Read and check everything that a run needs, attach the new adapter, and choose what was left open.
+    """Read and check everything that a run needs, make its adapter, and choose what was left open. The base stays as it is.
 
     **Arguments:**
 
@@ -243,17 +230,22 @@ def prepare(
     rows = run_rows.read(base, source, eval_data, settings, getattr(method, "num_virtual_tokens", 0), doing)
     doing("measuring what the adapter starts from", 0, None)
     train, held_out = rows.train.examples, rows.held_out.examples if rows.held_out else []
-    adapter = _new(base, output.resolve().name, method, train, settings) if earlier is None else base.put(earlier)
-    try:
+    adapter = earlier or _new(base, output.resolve().name, method, train, settings)
+    with attached(base, adapter):  # what can't be attached is refused here
         output_directory.check_space(output, 8 * adapter.num_weights + (1 << 20))
         chosen = plan(settings, len(train), base.model.config, adapter.method)
-        goes_on = None if from_adapter is None else going_on.about(from_adapter)
-    except (InlayError, OSError):
-        base.detach(adapter.name)
-        raise
+    goes_on = None if from_adapter is None else going_on.about(from_adapter)
     evaluated = split.spread(held_out, settings.eval_rows)
-    about = (name_of(source), rows.digest, adapter.method, evaluated, goes_on, rows.notes)
-    return Job(base, adapter, output, settings, chosen, rows.train, rows.held_out, *about)
+    state = TrainState.new(
+        adapter,
+        settings,
+        chosen,
+        num_held_out=len(evaluated),
+        goes_on=goes_on is not None,
+        digests={**base.fingerprint.as_dict(), "rows": rows.digest, "held out": rows.held_out_digest},
+    )
+    about = (name_of(source), rows.digest, evaluated, goes_on, rows.notes)
+    return Job(base, state, output, rows.train, rows.held_out, *about)
 
 
 def _method(
@@ -267,10 +259,10 @@ def _method(
 
 
 def _new(base: Base, name: str, method: Method, examples: Sequence[Any], settings: Settings) -> Adapter:
-    """A new adapter, attached; where its initialiser is calibrated on rows, on some of these."""
+    """A new adapter; where its initialiser is calibrated on rows, on some of these."""
     some = split.spread(examples, CALIBRATION_ROWS)
     calibration = calibrate(base, method, some, settings.micro_batch_tokens, settings.seed)
-    return base.create(method, name, settings.seed, calibration)
+    return base.fresh(method, name, settings.seed, calibration)
 
 
 def train(
@@ -282,7 +274,7 @@ def train(
     eval_data: Source | None = None,
     from_adapter: str | Path | None = None,
     progress: bool | None = None,
-    on_step: Callable[[loop.Progress], Any] | None = None,
+    on_step: Callable[[Progress], Any] | None = None,
     **settings: Any,
 ) -> Report:
     """Train an adapter of `method` on the rows of `source`, write it to `output`, and leave it attached and active.
@@ -308,15 +300,8 @@ def train(
         listeners = [watch.watch(update, base.spec.unit)] if shown else []
         listeners += [] if on_step is None else [watch.each_step(on_step)]
 
-        def listen(where: loop.Progress) -> None:
+        def listen(where: Progress) -> None:
             for listener in listeners:
                 listener(where)
 
         return job.run(listen)
-
-
-@functools.cache
-def _versions() -> dict[str, str]:
-    """What a run was made with."""
-    others = {name: importlib.metadata.version(name) for name in ("torch", "transformers")}
-    return {"python": platform.python_version(), "inlay": __version__, **others}

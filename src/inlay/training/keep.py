@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from inlay.errors import MissingExtraError, OutputError
 from inlay.io import output
-from inlay.training.loop import Progress
+from inlay.training.state import Progress
 
 PICTURE = "curve.png"
 

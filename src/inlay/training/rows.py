@@ -25,6 +25,8 @@ class RunRows:
     held_out: Prepared | None
     digest: str
     """SHA-256 of the rows that it learns from."""
+    held_out_digest: str
+    """Likewise, of the rows that are held out."""
     notes: tuple[str, ...]
     """What there is to say about the data."""
 
@@ -64,7 +66,7 @@ def read(
             held_rows, *how, may_be_empty=not is_own, progress=lambda done, _: doing(what, after + done, num_rows)
         )
     check_rows(base, [*train.examples, *(held_out.examples if held_out else ())])
-    return RunRows(train, held_out, split.digest(rows), parts.notes)
+    return RunRows(train, held_out, split.digest(rows), split.digest(held_rows), parts.notes)
 
 
 def first_rows(

@@ -27,12 +27,14 @@ def factor(step: int, num_steps: int) -> float:
     return max(0.0, (num_steps - step) / max(1, num_steps - warmup))
 
 
-def order(num_rows: int, batch_size: int, num_steps: int, seed: int) -> Iterator[list[int]]:
-    """Row numbers of every step: each pass over the data in a new order drawn from `seed`, steps running across passes."""
+def order(num_rows: int, batch_size: int, num_steps: int, seed: int, start: int = 0) -> Iterator[list[int]]:
+    """Row numbers of every step from `start` on: each pass over the data in a new order drawn from `seed`, steps running across
+    passes."""
     generator = torch.Generator().manual_seed(seed)
     waiting: list[int] = []
-    for _ in range(num_steps):
+    for step in range(num_steps):
         while len(waiting) < batch_size:
             waiting += torch.randperm(num_rows, generator=generator).tolist()
-        yield waiting[:batch_size]
+        if step >= start:
+            yield waiting[:batch_size]
         waiting = waiting[batch_size:]

@@ -1,0 +1,96 @@
+"""One step of training.
+
+A step's loss is the sum over all its supervised tokens divided by their number, whatever parts it is computed in:
+
+    loss = sum over parts of cross_entropy_sum(part) / (supervised tokens of the step)
+
+so a batch split in two, or rows of unequal length, give the gradient of the whole batch. The base stays in evaluation mode:
+its own dropout is off, the adapter's is on.
+"""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from inlay import process
+from inlay.base.base import Base
+from inlay.errors import DivergedError, explain
+from inlay.methods.hooks import StepHooks
+from inlay.training import schedule
+from inlay.training.state import TrainState
+
+
+def step_(base: Base, state: TrainState, examples: Sequence[Any]) -> None:
+    """Learn from these rows with the attached adapter of `state`, which is then that after one more step.
+
+    What `Progress.losses` gets is their loss per supervised token, before the step, in nats.
+
+    **Raises:**
+
+    - `DivergedError`: the loss or the gradient is not finite; the state has not been changed.
+    """
+    start, progress, task = time.perf_counter(), state.progress, base.spec
+    process.keep_freed_blocks()
+    try:
+        loss = _gradients_(base, state, examples)
+        base.check_unchanged()
+        _move_(state)
+    finally:
+        state.optimizer.zero_grad(set_to_none=True)
+    progress.step_seconds += time.perf_counter() - start
+    progress.step += 1
+    progress.losses.append(loss)
+    progress.num_tokens += task.num_tokens(examples)
+    progress.num_supervised += task.num_targets(examples)
+
+
+def _gradients_(base: Base, state: TrainState, examples: Sequence[Any]) -> float:
+    """Give every trained tensor its gradient, clipped; the loss."""
+    task, settings, method = base.spec, state.settings, state.method
+    total, loss_sum = task.num_targets(examples), 0.0
+    with base.using(state.adapter.name, generator=state.generator):
+        for part in task.step_parts(base, examples, settings.micro_batch_tokens):
+            loss = task.loss_of(base, part)
+            (loss / total).backward()
+            loss_sum += loss.item()
+        if isinstance(method, StepHooks):
+            method.penalty(state.adapter.params).backward()
+    norm = torch.nn.utils.clip_grad_norm_(state.trained.values(), settings.max_grad_norm)
+    if not torch.isfinite(norm) or loss_sum != loss_sum:
+        raise diverged(state, f"loss {loss_sum / total:.4g}, norm of the gradient {norm.item():.4g}")
+    return loss_sum / total
+
+
+def _move_(state: TrainState) -> None:
+    """Move the tensors by their gradients."""
+    done, plan, method = state.progress.step, state.plan, state.method
+    rate = plan.learning_rate * schedule.factor(done, plan.num_steps)
+    for group in state.optimizer.param_groups:
+        group["lr"] = rate * group["rate"]
+    state.optimizer.step()
+    if isinstance(method, StepHooks):
+        method.after_step(state.adapter.params, done, plan.num_steps, state.method_state)
+
+
+def check_finite(state: TrainState) -> None:
+    """Refuse tensors that a last step has thrown out of bounds: `step_` sees only what they were before.
+
+    **Raises:**
+
+    - `DivergedError`: a tensor holds NaN or infinity.
+    """
+    if not is_finite(state):
+        raise diverged(state, "the adapter's tensors are not finite")
+
+
+def is_finite(state: TrainState) -> bool:
+    """No tensor that is trained holds NaN or infinity."""
+    return all(bool(torch.isfinite(tensor).all()) for tensor in state.trained.values())
+
+
+def diverged(state: TrainState, found: str) -> DivergedError:
+    """The error of a run whose numbers are not finite."""
+    rate = state.plan.learning_rate
+    return DivergedError(explain("the training diverged", found=found, do=f"--learning-rate {rate / 3:.1g}"))
