@@ -35,6 +35,12 @@ LEARN = ["train", "base", "words.jsonl", "--eval-data", "words.jsonl", "--json"]
 ANSWER = ["--prompt", "say 3", "--max-new-tokens", "3"]
 COMMANDS = {
     "help": ["train", "--method", "direction", "--help"],
+    "help of lora": ["train", "--help"],
+    "help of compare": ["compare", "--help"],
+    "help of merge": ["merge", "--help"],
+    "help of quantize": ["quantize", "--help"],
+    "help of export": ["export", "--help"],
+    "help of predict": ["predict", "--help"],
     "method": [*TRAIN, "mine", "--method", "direction", "--gain", "0.7", "--learning-rate", "0.05"],
     "inspect": ["inspect", "mine"],
     "base's answer": ["generate", "base", "--adapter", "none", *ANSWER],
@@ -145,6 +151,26 @@ def test_a_method_is_trained_saved_inspected_and_merged(place, said):
     record = json.loads((place / "mine" / "inlay.json").read_text())
     assert (record["method"]["name"], record["needs"]) == ("direction", {"method": "inlay-toys==0.2"})
     assert "load in Inlay alone" in (place / "mine" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "flags"),
+    [
+        (
+            "help of lora",
+            ("--method direction", "--task backwards", "--quantize fifteen", "--initializer loudest_rows"),
+        ),
+        ("help of compare", ("--methods direction", "--quantize fifteen")),
+        ("help of merge", ("--quantize fifteen",)),
+        ("help of quantize", ("--scheme fifteen",)),
+        ("help of export", ("--format plain_json",)),
+        ("help of predict", ("--task backwards", "--quantize fifteen")),
+    ],
+)
+def test_help_lists_what_exists(said, name, flags):
+    text = " ".join(said[name][1].replace("│", " ").split()).replace(", ", ",")
+    for flag, toy in map(str.split, flags):
+        assert any(toy in choices.split(",") for choices in re.findall(rf"{flag} \{{([\w,-]+)\}}", text)), flag
 
 
 def test_a_base_is_quantised_and_trained_on(place, said):

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin, g
 
 import tyro
 
-from inlay import fields
+from inlay import fields, quant
 from inlay.cli import _peers, _screen
+from inlay.cli._choices import one_of
 from inlay.cli._config import read_config
 from inlay.errors import ConfigError, explain, few, nearest
 
@@ -171,7 +172,8 @@ def _names(cls: Any) -> list[str]:
 
 def _types() -> tyro.constructors.ConstructorRegistry:
     """How the methods' own types are written on the command line."""
-    from inlay.methods.contract import Layers, Names
+    from inlay import initializers
+    from inlay.methods.contract import Layers, Method, Names
 
     registry = tyro.constructors.ConstructorRegistry()
     asked: list[Any] = []
@@ -184,6 +186,20 @@ def _types() -> tyro.constructors.ConstructorRegistry:
             return tyro.constructors.ConstructorRegistry.get_primitive_spec(made)
         finally:
             asked.pop()
+
+    @registry.struct_rule
+    def with_choices(info: tyro.constructors.StructTypeInfo) -> Any:
+        """A method whose help lists the initialisers that exist."""
+        if info.type in asked or not (isinstance(info.type, type) and issubclass(info.type, Method)):
+            return None
+        asked.append(info.type)
+        try:
+            found: Any = tyro.constructors.ConstructorRegistry.get_struct_spec(info)
+        finally:
+            asked.pop()
+        chosen = Annotated[str, one_of([initializers.UNIFORM, *initializers.names()])]
+        listed = [f if f.name != "initializer" else dataclasses.replace(f, type=chosen) for f in found.fields]
+        return dataclasses.replace(found, fields=tuple(listed))
 
     @registry.primitive_rule
     def rule(info: tyro.constructors.PrimitiveTypeInfo) -> Any:
@@ -261,11 +277,11 @@ class OnBase(Common):
     model: Model
     """The base: a directory, or a name on the hub."""
 
-    quantize: Annotated[str | None, tyro.conf.arg(metavar="{nf4,int8}")] = None
-    """Compute over the base's linear layers in nf4 or int8; made once, and kept in Inlay's cache for the next time."""
+    quantize: Annotated[str | None, one_of(quant.names())] = None
+    """Compute over the base's linear layers quantised so; made once, and kept in Inlay's cache for the next time."""
 
-    dtype: Annotated[str | None, tyro.conf.arg(metavar="{bfloat16,float16,float32}")] = None
-    """What the base computes in: bfloat16, float16 or float32; by default bfloat16 where the processor multiplies it."""
+    dtype: Annotated[str | None, one_of(("bfloat16", "float16", "float32"))] = None
+    """What the base computes in; by default bfloat16 where the processor multiplies it."""
 
     device: str = "auto"
     """Where to compute: cpu or cuda; auto takes a CUDA device if there is one, else the CPU."""

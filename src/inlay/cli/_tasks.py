@@ -4,16 +4,15 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Annotated, Any
 
-import tyro
-
 from inlay import tasks
 from inlay.base.base import Base
+from inlay.cli._choices import one_of
 from inlay.data.sources import Data
 from inlay.errors import ConfigError, explain
 from inlay.io.checkpoint import Checkpoint, open_checkpoint
 from inlay.tasks.contract import DEFAULT_TASK, TaskSpec
 
-TASK = Annotated[str | None, tyro.conf.arg(metavar="{" + ",".join(tasks.names()) + "}")]
+TASK = Annotated[str | None, one_of(tasks.names())]
 """A flag that takes the name of a task, or is not given."""
 
 MAX_LABELS = 10

@@ -7,11 +7,12 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from inlay import methods
 from inlay.base.base import Base
 from inlay.cli import _screen
+from inlay.cli._choices import one_of
 from inlay.cli._command import Data, OnBase
 from inlay.cli._screen import count, say, size
 from inlay.data.forms import read_rows
@@ -51,6 +52,9 @@ class Result:
     """Why it was not trained."""
 
 
+EVERY = one_of(methods.names(), several=True)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Compare(OnBase):
     """Each method is trained in a process of its own, so that its memory is its own; defaults are those of `inlay train`."""
@@ -61,7 +65,7 @@ class Compare(OnBase):
     output: Path
     """The directory for the table, the picture and the adapters; it must not exist."""
 
-    methods: str = "lora,dora,prefix,prompt,bottleneck,ia3,bitfit,full"
+    methods: Annotated[str, EVERY] = "lora,dora,prefix,prompt,bottleneck,ia3,bitfit,full"
     """Which, names with commas between."""
 
     eval_data: str | None = None

@@ -2,10 +2,12 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Annotated
 
 from inlay import formats
 from inlay.base import meta_model
 from inlay.cli import _screen
+from inlay.cli._choices import one_of
 from inlay.cli._command import AdapterDirectory, Common, Model
 from inlay.formats.contract import ModelFacts
 from inlay.io import output
@@ -27,8 +29,8 @@ class Export(Common):
     output: Path
     """The directory for the adapter; it must not exist."""
 
-    format: str
-    """Whose form: adapterhub for AdapterHub's `adapters`, which knows bottleneck alone; peft for PEFT and the rest."""
+    format: Annotated[str, one_of(formats.names())]
+    """In whose form: adapterhub is that of AdapterHub's `adapters`, peft that of PEFT and the rest."""
 
     def run(self) -> int:
         """Read it, put it on the base's layers, write it."""

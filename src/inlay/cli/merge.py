@@ -3,10 +3,13 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
+from inlay import quant
 from inlay.base.base import Base
 from inlay.base.load import load
 from inlay.cli import _screen, _tasks
+from inlay.cli._choices import one_of
 from inlay.cli._command import AdapterDirectory, Common, Model
 from inlay.cli._screen import say, size
 from inlay.data.sources import TEST
@@ -41,8 +44,8 @@ class Merge(Common):
     dtype: str = "stored"
     """What the comparison computes in; 'stored' is the dtype of the base's files, which the merged weights always have."""
 
-    quantize: str | None = None
-    """Write a quantised checkpoint, in nf4 or int8, and say how much of the adapter survives; without it, a quantised base
+    quantize: Annotated[str | None, one_of(quant.names())] = None
+    """Write a quantised checkpoint, and say how much of the adapter survives; without it, a quantised base
     becomes plain."""
 
     keep: str = ""

@@ -4,10 +4,12 @@ import dataclasses
 import math
 import time
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from inlay import quant
 from inlay.base.quantize import Report, quantize
 from inlay.cli import _screen
+from inlay.cli._choices import one_of
 from inlay.cli._command import Common, Model
 from inlay.cli._screen import count, say, size
 from inlay.io.checkpoint import open_checkpoint
@@ -26,8 +28,8 @@ class Quantize(Common):
     output: Path
     """The directory for the quantised base; it must not exist."""
 
-    scheme: str = "nf4"
-    """How: nf4, of four bits, or int8."""
+    scheme: Annotated[str, one_of(quant.names())] = "nf4"
+    """How."""
 
     keep: str = ""
     """Linear layers to leave as they are, names with commas between; the output head always is."""

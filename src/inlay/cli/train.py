@@ -10,6 +10,7 @@ import tyro
 from inlay import formats, methods, tasks
 from inlay.base.base import Base
 from inlay.cli import _screen, _tasks
+from inlay.cli._choices import one_of
 from inlay.cli._command import METHOD_FIELD, Data, OnBase, Verbose, given, with_method
 from inlay.cli._screen import count, say, size
 from inlay.data.split import MIN_ROWS_TO_HOLD_OUT
@@ -39,10 +40,10 @@ class Train(OnBase):
     output: Path
     """The directory that will hold the adapter; it must not exist."""
 
-    task: Annotated[str, tyro.conf.arg(metavar="{" + ",".join(tasks.names()) + "}")] = DEFAULT_TASK
+    task: Annotated[str, one_of(tasks.names())] = DEFAULT_TASK
     """What to learn."""
 
-    method: Annotated[str, tyro.conf.arg(metavar="{" + ",".join(methods.names()) + "}")] = "lora"
+    method: Annotated[str, one_of(methods.names())] = "lora"
     """How to adapt."""
 
     from_adapter: Annotated[str | None, tyro.conf.arg(name="from", metavar="ADAPTER")] = None

@@ -41,7 +41,7 @@ class Lora(LowRank, LowRankMethod, Starts, Rates, Finishes):
     """LoRA-FA: train B alone."""
 
     initializer: str = initializers.UNIFORM
-    """Where A and B start: uniform, pissa, loftq, eva or lora_ga."""
+    """Where A and B start: uniform and zero, or as an initialiser finds them."""
 
     kinds: ClassVar[tuple[str, ...]] = ("linear", "embedding", "conv2d", "experts")
     peft: ClassVar[PeftForm] = dataclasses.replace(LowRank.peft, omits=("loraplus_lr_ratio", "freeze_a", "initializer"))
