@@ -38,7 +38,7 @@ _HOMES = {
 def __dir__() -> list[str]:
     """The public names: those of `__all__` and the classes of the methods, read from their files without importing them."""
     files = (Path(__file__).parent / "methods").glob("[!_]*.py")
-    methods = (file for file in files if file.stem != "contract")
+    methods = (file for file in files if file.stem not in ("contract", "hooks"))
     classes = (re.findall(r"^class ([A-Z]\w*)", file.read_text("utf-8"), re.MULTILINE) for file in methods)
     return sorted({*__all__, *(name for names in classes for name in names)})
 
@@ -48,7 +48,7 @@ def __getattr__(name: str) -> Any:
         return getattr(importlib.import_module(_HOMES[name]), name)
     if not name.startswith("_") and name[:1].isupper():
         methods = importlib.import_module("inlay.methods")
-        for method in map(methods.find, methods.names()):
+        for _, method in methods.TABLE.own():
             if method.__name__ == name:
                 return method
     raise AttributeError(f"module 'inlay' has no attribute {name!r}")
