@@ -28,7 +28,15 @@ PAGES = {
         "inlay.training.job",
         "inlay.training.settings",
     ],
-    "contract": ["inlay.methods.contract", "inlay.quant.contract", "inlay.formats.contract"],
+    "contract": [
+        "inlay.plugins",
+        "inlay.methods.contract",
+        "inlay.methods.hooks",
+        "inlay.quant.contract",
+        "inlay.tasks.contract",
+        "inlay.initializers.contract",
+        "inlay.formats.contract",
+    ],
     "errors": ["inlay.errors"],
     "exchange-format": [
         "inlay.formats",
@@ -56,12 +64,12 @@ def main() -> None:
 
 def pages() -> dict[str, list[str]]:
     """page -> the modules that it documents, but for those of the package's own names and of the commands."""
-    starts = ["contract", *initializers.names()]
+    starts = ["inlay.initializers.contract", *(cls.__module__ for _, cls in initializers.TABLE.known())]
     return {
         **PAGES,
-        **{f"method-{name}": [f"inlay.methods.{name}"] for name in methods.names()},
-        "initializers": [f"inlay.initializers.{name}" for name in starts],
-        **{f"scheme-{name}": [f"inlay.quant.{name}"] for name in quant.names()},
+        **{f"method-{name}": [cls.__module__] for name, cls in methods.TABLE.known()},
+        "initializers": starts,
+        **{f"scheme-{name}": [type(scheme).__module__] for name, scheme in quant.TABLE.known()},
     }
 
 
