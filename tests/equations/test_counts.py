@@ -164,7 +164,7 @@ def layouts():
             with torch.device("meta"):
                 model = auto.from_config(config)
             made[name] = Layout(model, lambda: decoder_of(model, None))
-            assert not made[name].silent  # one forward on the meta device, once for each model
+            assert not made[name].unused  # one forward on the meta device, once for each model
         return made[name]
 
     return of

@@ -133,14 +133,14 @@ class Planted(nn.Module):
     def __init__(self, mlp, width):
         super().__init__()
         self.mlp = mlp
-        self.uncalled, self.unheard, self.read, self.heard = (nn.Linear(width, width) for _ in range(4))
+        self.uncalled, self.no_effect, self.read, self.used = (nn.Linear(width, width) for _ in range(4))
         self.experts = nn.ModuleList(nn.ModuleDict({"up": nn.Linear(width, width)}) for _ in range(64))
 
     def forward(self, x):
-        self.unheard(x)
+        self.no_effect(x)
         expert = self.experts[int(x.sum().abs()) % 64]
-        y = x @ self.read.weight + expert["up"](x) + self.heard(x)
-        return self.mlp(x) + y + self.unheard(x).detach() * 0
+        y = x @ self.read.weight + expert["up"](x) + self.used(x)
+        return self.mlp(x) + y + self.no_effect(x).detach() * 0
 
 
 @pytest.fixture
@@ -150,13 +150,13 @@ def planted():
     return model
 
 
-def test_what_is_silent_is_found_by_name_and_reason(planted):
+def test_what_is_unused_is_found_by_name_and_reason(planted):
     modules = dict(planted.named_modules())
     ours = [path for path in modules if ".1.mlp" in path and isinstance(modules[path], nn.Linear)]
-    found = trial.silent(modules, ours)
+    found = trial.unused(modules, ours)
     assert {path.rpartition(".")[2]: why for path, why in found.items()} == {
         "uncalled": trial.UNCALLED,
-        "unheard": trial.UNHEARD,
+        "no_effect": trial.NO_EFFECT,
         "read": trial.READ,
     }
 
@@ -167,7 +167,7 @@ def test_a_model_that_can_not_be_called_so_is_left_as_it_is(planted):
 
     planted.forward = types.MethodType(forward, planted)
     held = inlay.attach(planted, inlay.Lora(r=2), "new")
-    assert held.layout.silent == {}
+    assert held.layout.unused == {}
     assert held.layout.order is None
     assert "model.layers.1.mlp.uncalled" in held.get("new").params
 
@@ -176,7 +176,7 @@ def test_a_trial_leaves_no_trace(planted):
     planted.train()
     modules = dict(planted.named_modules())
     before, state = models.byte_image(planted), torch.get_rng_state()
-    trial.silent(modules, modules)
+    trial.unused(modules, modules)
     trial.row_order(modules, modules)
     assert models.byte_image(planted) == before
     assert torch.equal(torch.get_rng_state(), state)

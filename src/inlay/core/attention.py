@@ -9,7 +9,7 @@ length is a view of the row.
 
 torch's fused kernel does the rest, where `inlay.kernels.attention` has none of its own; on a processor in float32 whatever
 the dtype of q: without instructions for bfloat16 it takes 1.6 to 5 times as long in that (benchmarks/attention.py). Plain
-products and an explicit softmax with a backward pass of its own were tried in its place: in float32 they take 1.2 to 1.4
+products and an explicit softmax with a backward pass of its own were tried instead: in float32 they take 1.2 to 1.4
 times as long at 16 to 512 tokens, because the kernel passes over half of every P and copies nothing.
 """
 

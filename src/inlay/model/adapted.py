@@ -24,7 +24,7 @@ from inlay.modules.linear import Linear
 
 
 class Adapted(nn.Module):
-    """In the place of a module: the module itself, and what the adapters of the batch make of it."""
+    """Replaces a module: it holds the module, and applies what the adapters of the batch change."""
 
     def __init__(self, path: str, module: nn.Module, linear: Linear | None, router: Router):
         super().__init__()
@@ -145,7 +145,7 @@ class Adapted(nn.Module):
         return out
 
     def _called(self, batch: Batch, bound: Sequence[Changes], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The output of any module: row by row with tensors of the adapter in the place of its own, or with what it adds."""
+        """The output of any module: row by row with the adapter's tensors instead of its own, or with what it adds."""
         if batch.num_rows is None:
             return _added(bound[0], args, self.with_tensors(bound[0], args, kwargs))
         given = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
@@ -192,7 +192,7 @@ class Adapted(nn.Module):
         part: Any,
         taken: Any,
     ) -> Any:
-        """The base's output with the parts of adapters in their places; `part` and `taken` cut outputs and arguments."""
+        """The base's output, its parts replaced by those of the adapters; `part` and `taken` cut outputs and arguments."""
         y = self.base(*args, **kwargs)
         outs = [value.clone() for value in _parts(y)]
         for s in segments:
@@ -226,7 +226,7 @@ class Adapted(nn.Module):
             ) from error
 
     def with_tensors(self, changes: Changes, args: Sequence[Any], kwargs: dict[str, Any], some: bool = False) -> Any:
-        """The output of the module with an adapter's tensors in the place of its own; `some`: not of all rows."""
+        """The output of the module with an adapter's tensors instead of its own; `some`: not of all rows."""
         own = next((change for change in changes if isinstance(change, Replace)), None)
         return self.base(*args, **kwargs) if own is None else own.called(self.base, args, kwargs, some)
 

@@ -16,7 +16,7 @@ from inlay.modules.experts import DOWN, UP, Experts
 
 
 class AdaptedExperts(Adapted):
-    """In the place of a module of fused experts; `maps` are those of its parameters, by path."""
+    """Replaces a module of fused experts; `maps` are those of its parameters, by path."""
 
     def __init__(self, path: str, module: nn.Module, maps: Mapping[str, Experts], router: Router):
         super().__init__(path, module, None, router)
@@ -41,7 +41,7 @@ class AdaptedExperts(Adapted):
         return [s for s in batch.segments(self.path, shape) if s.adapter in adapters]
 
     def _owned(self, batch: Batch, owning: Sequence[int], y: Tensor, *args: Tensor) -> Tensor:
-        """`y` with the rows of adapters that have tensors in the place of the module's own."""
+        """`y` with the rows of adapters whose tensors replace the module's own."""
         out = y.clone()
         for start, stop, n in self._segments(batch, len(y), owning):
             changes = batch.adapters[n].at(self.path)

@@ -1,7 +1,7 @@
 """One attention function for all layers of a model, which looks at the batch under way.
 
     packed rows      each token sees the tokens of its own row up to itself (`inlay.core.attention`)
-    virtual tokens   their keys and values are the adapter's, in the place of what the layer made of them
+    virtual tokens   their keys and values are the adapter's and replace what the layer made of them
     anything else    as `transformers` computes it
 
 It reaches the layers through the table that `transformers` keeps of attention functions, under a name that a model gets once.
@@ -22,7 +22,7 @@ from inlay.model.batch import PLAIN, Router, Virtual, passing
 from inlay.modules import trial
 
 NAME = "inlay"
-"""What it is called among the functions of `transformers`, with the name of the one that it takes the place of."""
+"""What it is called among the functions of `transformers`, with the name of the one that it replaces."""
 
 USUAL = {"scaling", "dropout", "sliding_window", "position_ids", "use_cache", "cache_position"}
 """Arguments that don't stand in the way of packed rows; another one may mean anything."""
@@ -34,7 +34,7 @@ def of(config: Any) -> str:
 
 
 def adopt_(model: Any, router: Router) -> bool:
-    """Give a model our function in the place of its own, once; False: it computes otherwise then, and keeps its own.
+    """Replace a model's attention function by ours, once; False: it computes something else then, and keeps its own.
 
     Some models ask what their function is called, and make their masks by that.
     """
@@ -99,7 +99,7 @@ def _is_plain(module: Any, settings: dict[str, Any]) -> bool:
 
 
 def _substituted(tensor: Tensor, virtual: Virtual, layer: int, which: int, first: int) -> Tensor:
-    """Keys (which 0) or values (1) of a layer with the prefix's in the places of the virtual tokens.
+    """Keys (which 0) or values (1) of a layer, those of the virtual tokens replaced by the prefix's.
 
     Without gradients they are written into the tensor itself, which is the cache's where there is one.
     """

@@ -39,7 +39,7 @@ def check_heard(name: str, file: AdapterFile, layout: Layout) -> None:
 
     - `CompatibilityError`: what the file has for such a layer would change its weight, and the model would not see it.
     """
-    idle = {path: why for path in file.params if (why := layout.silent.get(path, trial.UNHEARD)) != trial.UNHEARD}
+    idle = {path: why for path in file.params if (why := layout.unused.get(path, trial.NO_EFFECT)) != trial.NO_EFFECT}
     idle = {path: why for path, why in idle.items() if path in layout.maps}
     wrong = [path for path, why in idle.items() if why == trial.READ and _changes(file, path, layout)]
     if wrong:
@@ -51,7 +51,7 @@ def check_heard(name: str, file: AdapterFile, layout: Layout) -> None:
             )
         )
     idle = {
-        path: why for path, why in idle.items() if all(other in layout.silent for other in layout.tied.get(path, ()))
+        path: why for path, why in idle.items() if all(other in layout.unused for other in layout.tied.get(path, ()))
     }
     if idle:  # of a shared weight one name is never called, and the others are
         warnings.warn(

@@ -35,7 +35,7 @@ class Layout:
     - `modules`: every module, by path.
     - `maps`: those of them that are linear maps, embeddings or convolutions, and the parameters of fused experts.
     - `head`: the path of the output head, where the model has one.
-    - `blocks`: the blocks of the layers, by the path of the map that speaks for each.
+    - `blocks`: the blocks of the layers, by the path of each one's output projection.
     - `table`: the path of the input embedding, where it has one.
     - `tied`: modules that share their weight with an earlier one, by the path of that one.
 
@@ -60,10 +60,10 @@ class Layout:
         self._find_decoder, self._plainly = decoder, plainly
 
     @cached_property
-    def silent(self) -> dict[str, str]:
-        """Modules and maps that an adapter beside them could not speak through, and why; see `inlay.modules.trial`."""
+    def unused(self) -> dict[str, str]:
+        """Modules and maps on which an adapter would have no effect, and why; see `inlay.modules.trial`."""
         with self._plainly():
-            found = trial.silent(self.modules, self._holders)
+            found = trial.unused(self.modules, self._holders)
         inner = {path: found[self.module_of(path)] for path in self.maps if self.module_of(path) in found}
         return found | inner
 
@@ -90,7 +90,7 @@ class Layout:
     @cached_property
     def whole(self) -> dict[str, str]:
         """Modules whose own tensors can't be others for some rows of a batch, and why: one call has one set of them."""
-        read = {path: why for path, why in self.silent.items() if why == trial.READ}
+        read = {path: why for path, why in self.unused.items() if why == trial.READ}
         read |= dict.fromkeys(self.order.stateful if self.order else (), "it keeps a state of all rows")
         return read | {
             path: "it holds tensors for the parts inside it"
@@ -109,15 +109,15 @@ class Layout:
         ]
 
     def paths(self, method: LinearMethod, strict: bool = True, whole: bool = False) -> list[str]:
-        """The maps that `method` adapts; see `targets.resolve`. `whole`: with those that are silent."""
-        return targets.resolve(method, self.maps, self.head, strict, {} if whole else self.silent)
+        """The maps that `method` adapts; see `targets.resolve`. `whole`: with those that are unused."""
+        return targets.resolve(method, self.maps, self.head, strict, {} if whole else self.unused)
 
     def left_out(self, method: Method) -> dict[str, str]:
-        """What `method` names, or all layers that it names are of, and is left out because it is silent; and why."""
-        if not self.silent:
+        """What `method` names, or all layers that it names are of, and is left out because it is unused; and why."""
+        if not self.unused:
             return {}
         kept, every = self.wanted(method, strict=False), self.wanted(method, strict=False, whole=True)
-        return {path: self.silent[path] for path in every if every[path] != kept.get(path) and path in self.silent}
+        return {path: self.unused[path] for path in every if every[path] != kept.get(path) and path in self.unused}
 
     def count(self, method: Method) -> int:
         """How many weights `method` trains on this model, once a network that only training has is gone."""
@@ -134,7 +134,7 @@ class Layout:
         **Arguments:**
 
         - `strict`: refuse names that match nothing, see `targets.resolve`, and a model that has nothing to train.
-        - `whole`: count what is silent in.
+        - `whole`: count what is unused in.
 
         **Raises:**
 
@@ -201,7 +201,7 @@ class Layout:
         """How these tensors differ from those that `method` has for this model; empty where they fit."""
         finished, given = hooks.finished(method), hooks.finish(method, params)
         needed = self.wanted(finished, strict=False)
-        wanted = self.wanted(finished, strict=False, whole=True) if self.silent else needed
+        wanted = self.wanted(finished, strict=False, whole=True) if self.unused else needed
         problems = [
             f"{path}: this model has no layer of that name that {name_of(method)} could change"
             for path in given
@@ -251,7 +251,7 @@ class Layout:
     def _block_places(self, method: BlockMethod, whole: bool = False) -> dict[str, str]:
         """Where the method's tensors are: the path of the module that it changes -> its block in `blocks`."""
         places = {key: block for key, block in self.blocks.items() if block.role in method.roles}
-        places = {key: block for key, block in places.items() if whole or key not in self.silent}
+        places = {key: block for key, block in places.items() if whole or key not in self.unused}
         for block in places.values() if method.is_parallel else ():
             first = next(linear for path, linear in self.maps.items() if path.startswith(f"{block.path}."))
             if first.in_features != block.width:
@@ -315,7 +315,7 @@ class Layout:
     def _is_mute(self, path: str) -> bool:
         """Other tensors of the module at `path` would change nothing, here or in a module that shares them."""
         holders = (path, *self.tied.get(path, ()))
-        return all(self.silent.get(holder, trial.READ) != trial.READ for holder in holders)
+        return all(self.unused.get(holder, trial.READ) != trial.READ for holder in holders)
 
     def _is_whole(self, method: Method, path: str) -> bool:
         """The weight of the module at `path` is trained whole."""

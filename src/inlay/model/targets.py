@@ -45,7 +45,7 @@ def linear_modules(model: nn.Module) -> dict[str, Linear]:
 
 
 def blocks(model: nn.Module, linears: dict[str, Linear]) -> dict[str, Block]:
-    """The blocks of every layer, by the path of the map that speaks for them."""
+    """The blocks of every layer, by the path of their output projections."""
     width = _width(model)
     layers = [
         f"{path}.{name}"
@@ -142,7 +142,7 @@ def resolve(
     linears: dict[str, Linear],
     head: str | None,
     strict: bool = True,
-    silent: Mapping[str, str] = MappingProxyType({}),
+    unused: Mapping[str, str] = MappingProxyType({}),
 ) -> list[str]:
     """The paths that `method` adapts, in the model's order.
 
@@ -151,11 +151,11 @@ def resolve(
     - `linears`: the model's linear maps, as `maps_of` gives them.
     - `head`: the path that 'all-linear' leaves out.
     - `strict`: refuse what matches nothing; without it such names are passed over, as the exchange format allows.
-    - `silent`: maps that are left out because a change beside them would do nothing, and why; see `inlay.modules.trial`.
+    - `unused`: maps that are left out because a change of them would have no effect, and why; see `inlay.modules.trial`.
 
     **Raises:**
 
-    - `TargetError`: a name, pattern or layer number matches nothing, or nothing but silent maps, or nothing is left; the
+    - `TargetError`: a name, pattern or layer number matches nothing, or nothing but unused maps, or nothing is left; the
       message lists all of them.
     """
     if not isinstance(method, LinearMethod):
@@ -175,8 +175,8 @@ def resolve(
         _refuse(problems, method, plain)
     if strict:
         _check_experts(method, linears, without_head)
-        _check_heard(method, chosen, silent, [path for path in without_head if path not in silent])
-    return [path for path in chosen if path not in silent]
+        _check_used(method, chosen, unused, [path for path in without_head if path not in unused])
+    return [path for path in chosen if path not in unused]
 
 
 def _check_patterns(method: LinearMethod, chosen: Sequence[str], problems: Problems) -> None:
@@ -215,28 +215,28 @@ def _refuse_experts(method: LinearMethod, fused: list[str], plain: list[str]) ->
     )
 
 
-def _check_heard(method: LinearMethod, chosen: list[str], silent: Mapping[str, str], others: list[str]) -> None:
-    """Refuse a name that means silent maps alone; of those that it means beside others, the caller is told."""
+def _check_used(method: LinearMethod, chosen: list[str], unused: Mapping[str, str], others: list[str]) -> None:
+    """Refuse a name that means unused maps alone; of those that it means with others, the caller is told."""
     names = method.target_modules
     if is_regex(names) or names == "all-linear":
         groups = [chosen]
     else:
         groups = [[path for path in chosen if is_named(name, path)] for name in split(names)]
-    wrong = [path for group in groups if group and all(path in silent for path in group) for path in group]
+    wrong = [path for group in groups if group and all(path in unused for path in group) for path in group]
     if wrong:
         raise TargetError(
             explain(
                 "an adapter of these layers would change nothing",
-                found=reasons({path: silent[path] for path in wrong}),
+                found=reasons({path: unused[path] for path in wrong}),
                 do=f"--target-modules {','.join(dict.fromkeys(path.rpartition('.')[2] for path in others))}",
             )
         )
 
 
-def reasons(silent: Mapping[str, str]) -> list[str]:
+def reasons(unused: Mapping[str, str]) -> list[str]:
     """Silent modules in words, by the reason why: 'dt_proj (2): the model reads its weight itself'."""
     by_reason: dict[str, list[str]] = {}
-    for path, why in silent.items():
+    for path, why in unused.items():
         by_reason.setdefault(why, []).append(path)
     return [f"{summary(paths)}: {why}" for why, paths in by_reason.items()]
 
@@ -320,7 +320,7 @@ def _refuse(problems: Problems, method: LinearMethod, paths: list[str]) -> None:
 
 
 def _mended(names: Names, paths: list[str]) -> str | None:
-    """`names` with the nearest name in the place of each that matches nothing; None where one has no such name."""
+    """`names`, each that matches nothing replaced by the nearest one that does; None where one has no such name."""
     if is_regex(names):
         loose = f".*({names})"
         return f"'{loose}'" if any(matches(loose, path) for path in paths) else None

@@ -1,9 +1,9 @@
 """Whether a module computes what one of our functions does: first by its structure, then by its numbers.
 
-A module is a stranger: the same attributes are found on norms that subtract the mean, take a gate, or add a bias. So it is
-refused unless all that it holds is known and it is called with one tensor; what is left is asked, on inputs at which a mean, an
-epsilon, a bound or another activation shows, for values and for gradients. Ours are called here directly, never by way of a
-`forward` that may fall back to the module's own: the trial would compare the module with itself.
+What a module computes is not known from its attributes: the same are found on norms that subtract the mean, take a gate, or
+add a bias. So it is refused unless all that it holds is known and it is called with one tensor; what is left is asked, on
+inputs at which a mean, an epsilon, a bound or another activation shows, for values and for gradients. Ours are called here
+directly, never by way of a `forward` that may fall back to the module's own: the trial would compare the module with itself.
 
 A module that can't be told apart from ours by these means is the same function; any other is computed as its class computes it.
 """

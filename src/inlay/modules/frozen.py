@@ -4,7 +4,7 @@
     QuantizedLinear    the same over a quantised weight, of which a tile of rows at a time is made
     FrozenEmbedding    rows of the table, widened as they are read
 
-`freeze_` puts them in the place of a model's own linear maps and embeddings, so that a bfloat16 checkpoint that is computed
+`freeze_` replaces a model's own linear layers and embeddings by them, so that a bfloat16 checkpoint that is computed
 with in float32 needs no converted copy. They answer to `.weight` and `.bias`, which some models read.
 """
 
@@ -20,7 +20,7 @@ from inlay.quant.contract import Matrix
 
 
 class FrozenLinear(nn.Module):
-    """A linear map that is never trained, in the place of an `nn.Linear` or, `transposed`, of a `Conv1D`."""
+    """Replaces an `nn.Linear` or, `transposed`, a `Conv1D`; it is never trained."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, transposed: bool):
         super().__init__()
@@ -43,7 +43,7 @@ class FrozenLinear(nn.Module):
 
 
 class QuantizedLinear(nn.Module):
-    """A linear map that is never trained, over a quantised weight; `transposed`: in the place of a `Conv1D`."""
+    """Replaces an `nn.Linear` or, `transposed`, a `Conv1D`, whose weight is quantised; it is never trained."""
 
     def __init__(self, matrix: Matrix, bias: Tensor | None, transposed: bool):
         super().__init__()
@@ -66,7 +66,7 @@ class QuantizedLinear(nn.Module):
 
 
 class FrozenEmbedding(nn.Module):
-    """A table of which rows are read, in the place of an `nn.Embedding`."""
+    """Replaces an `nn.Embedding`: its rows are read from the mapped file."""
 
     def __init__(self, weight: Tensor, dtype: torch.dtype):
         super().__init__()
@@ -92,7 +92,7 @@ def is_transposed(module: nn.Module) -> bool:
 
 
 def freeze_(model: nn.Module, dtype: torch.dtype) -> None:
-    """Put frozen modules in the place of the linear maps and embeddings of `model`, which then computes in `dtype`.
+    """Replace the linear layers and embeddings of `model` by frozen ones; it then computes in `dtype`.
 
     Subclasses compute in ways of their own, so they stay, and are converted with the rest: norms, buffers, small things. What
     `transformers` keeps in float32 beside 16 bits stays so: gates of experts, decays of states.

@@ -28,7 +28,7 @@ ROTATION = "apply_rotary_pos_emb"
 """What the files of `transformers` call the function that rotates queries and keys."""
 
 TRIAL_WIDTHS = (8, 12)
-"""Widths of the input and of the inner part of the MLP that takes the place of a real one in its trial."""
+"""Widths of the input and of the inner part of the small MLP on which a real one's class is tried."""
 
 
 class _RmsNorm(torch.autograd.Function):

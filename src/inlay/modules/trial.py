@@ -1,6 +1,6 @@
 """What a model does with a few tokens, found by calling it once, where its configuration does not say.
 
-`silent`: the modules beside which an adapter would change nothing. A model may hold modules that it never calls: it reads their
+`unused`: the modules on which an adapter would have no effect. A model may hold modules that it never calls: it reads their
 weight itself, or has no use for them here, as a decoder that stands alone has none for its cross-attention. Others it calls,
 and nothing that it answers depends on them. The graph that autograd records shows which: a zero is added to the output of each
 module, and a zero that the answer does not lead back to was of no use.
@@ -28,8 +28,8 @@ TOKENS = 5
 
 UNCALLED = "this model never calls it"
 READ = "this model never calls it, but reads its weight"
-UNHEARD = "nothing that this model answers depends on it"
-"""Why a module is silent."""
+NO_EFFECT = "nothing that this model answers depends on it"
+"""Why a module is unused."""
 
 
 class Order(NamedTuple):
@@ -70,12 +70,12 @@ def called(model: Any, ids: Int[Tensor, "rows t"], **more: Any) -> Any:
     return model(input_ids=ids, **more)
 
 
-def silent(modules: Mapping[str, nn.Module], paths: Iterable[str]) -> dict[str, str]:
-    """Those of these modules that an adapter beside them could not speak through, and why; nothing where it is not known.
+def unused(modules: Mapping[str, nn.Module], paths: Iterable[str]) -> dict[str, str]:
+    """Those of these modules on which an adapter would have no effect, and why; nothing where it is not known.
 
     `modules` are all of the model, by path.
 
-    Experts that no token of a trial went to are not silent: a part of a list is left alone if another part was called.
+    Experts that no token of a trial went to don't count: a part of a list is left alone if another part was called.
     """
     model = modules[""]
     if not can_be_tried(model):
@@ -91,11 +91,11 @@ def silent(modules: Mapping[str, nn.Module], paths: Iterable[str]) -> dict[str, 
         return {}
     found = {path: READ if path in read else UNCALLED for path in idle}
     unheard = [path for path in paths if zeros.get(path) and not any(id(zero) in kept for zero in zeros[path])]
-    return found | dict.fromkeys(unheard, UNHEARD)
+    return found | dict.fromkeys(unheard, NO_EFFECT)
 
 
 def row_order(modules: Mapping[str, nn.Module], paths: Iterable[str]) -> Order | None:
-    """How the modules at these paths get the rows of a batch; None where it is not known. `modules` as in `silent`."""
+    """How the modules at these paths get the rows of a batch; None where it is not known. `modules` as in `unused`."""
     model, some = modules[""], {path: modules[path] for path in paths}
     if not can_be_tried(model):
         return None
@@ -201,7 +201,7 @@ def _any_inside(path: str, seen: Mapping[str, Any]) -> bool:
 
 
 class _Watched(nn.Module):
-    """In the place of a module, to see whether its tensors are asked for."""
+    """Replaces a module during a trial, to see whether its tensors are asked for."""
 
     def __init__(self, module: nn.Module):
         super().__init__()

@@ -2,7 +2,7 @@
 
 A quantised weight is a dict of tensors (`Packed`) under the names that the exchange format gives them: `""` for the codes,
 which have the weight's own; `.absmax` and others that begin with a dot, which follow it (`proj.weight.absmax`); `SCB` and
-others without one, which take the place of `weight` (`proj.SCB`). So writing one is writing tensors, and mapping a file is
+others without one, which replace `weight` (`proj.SCB`). So writing one is writing tensors, and mapping a file is
 enough to have it. `Scheme.open` checks them and returns the matrix (`Matrix`), whose rows are made where and when a product
 needs them (`inlay.core.product`).
 

@@ -360,7 +360,7 @@ class _Row:
 
 def _cut(rest: str, tag: str, closing: str, has_own: bool) -> int | None:
     """How much of a turn's text goes where the prompt has opened its thought: the tag, and an empty thought of the template's
-    that the row's own takes the place of. None: there are two thoughts, that which the template leaves out and another."""
+    that the row's own replaces. None: there are two thoughts, that which the template leaves out and another."""
     opens = re.match(rf"\s*{re.escape(tag)}\s*", rest)
     if opens is None:
         return len(rest) - len(rest.lstrip())
