@@ -10,7 +10,7 @@ from pathlib import Path
 
 SOURCE = Path(__file__).parents[1] / "src" / "inlay"
 
-KINDS = {"LinearMethod", "BlockMethod", "PromptMethod"}
+KINDS = {"LinearMethod", "LowRankMethod", "BlockMethod", "PromptMethod"}
 """The kinds of method, of which few places should ask."""
 
 CASES = {
@@ -72,20 +72,34 @@ def _asks_for_kind(node: ast.AST) -> bool:
 
 def _overrides(trees: dict[Path, ast.Module]) -> Iterator[str]:
     """Methods of classes that replace one of a class of ours which has a body of its own: no abstract one, and no dunder."""
-    classes = {node.name: node for tree in trees.values() for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
-    for name, node in classes.items():
-        above = {method for base in _ancestors(node, classes) for method in _concrete(base)}
-        for method in node.body:
-            if isinstance(method, Function) and method.name in above and not method.name.startswith("__"):
-                yield f"{name}.{method.name}"
+    for path, tree in trees.items():
+        for node in tree.body:
+            if isinstance(node, ast.ClassDef):
+                above = {method for base in _ancestors(path, node, trees) for method in _concrete(base)}
+                for method in node.body:
+                    if isinstance(method, Function) and method.name in above and not method.name.startswith("__"):
+                        yield f"{node.name}.{method.name}"
 
 
-def _ancestors(node: ast.ClassDef, classes: dict[str, ast.ClassDef]) -> Iterator[ast.ClassDef]:
+def _ancestors(path: Path, node: ast.ClassDef, trees: dict[Path, ast.Module]) -> Iterator[ast.ClassDef]:
+    """The classes of ours that a class of the file `path` is made of, by what the file defines or imports."""
     for base in node.bases:
-        above = classes.get(base.id) if isinstance(base, ast.Name) else None
-        if above is not None:
-            yield above
-            yield from _ancestors(above, classes)
+        where = _home(path, base.id, trees) if isinstance(base, ast.Name) else None
+        for above in trees[where].body if where else ():
+            if isinstance(above, ast.ClassDef) and isinstance(base, ast.Name) and above.name == base.id:
+                yield above
+                yield from _ancestors(where or path, above, trees)
+
+
+def _home(path: Path, name: str, trees: dict[Path, ast.Module]) -> Path | None:
+    """The file of ours that a name in the file `path` comes from."""
+    for node in trees[path].body:
+        if isinstance(node, ast.ClassDef) and node.name == name:
+            return path
+        if isinstance(node, ast.ImportFrom) and any(alias.name == name for alias in node.names):
+            file = SOURCE.parent.joinpath(*(node.module or "").split(".")).with_suffix(".py")
+            return file if file in trees else None
+    return None
 
 
 def _concrete(node: ast.ClassDef) -> Iterator[str]:

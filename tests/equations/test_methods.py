@@ -13,7 +13,7 @@ from inlay.methods import hooks
 from inlay.methods.contract import Block, Decoder, Own
 from inlay.methods.lokr import factorization
 from inlay.model.adapter import Adapter
-from inlay.modules.linear import Convolution, Embedding, Linear
+from inlay.modules.linear import Convolution, Dense, Embedding
 from tests.support import method_oracle as oracle
 from tests.support.tolerances import assert_close
 
@@ -37,7 +37,7 @@ def _fill_(module, seed=3):
 
 
 def _linear(bias, num_in=IN, num_out=OUT):
-    return Linear(_fill_(nn.Linear(num_in, num_out, bias=bias)))
+    return Dense(_fill_(nn.Linear(num_in, num_out, bias=bias)))
 
 
 def _params(shapes, seed=20):

@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from inlay.initializers import Source
-from inlay.methods.contract import LinearBase, Method, Own, Params
+from inlay.methods.contract import LinearBase, LinearMethod, Method, Own, Params
 
 Kind = TypeVar("Kind", bound=Method)
 
@@ -75,7 +75,7 @@ def patterns(method: Method) -> Sequence[str]:
     return method.patterns if isinstance(method, ByModule) else ()
 
 
-class Starts(abc.ABC):
+class Starts(LinearMethod, abstract=True):
     """Fresh tensors are found in a matrix of the map, where an initialiser is chosen that looks at one."""
 
     @property

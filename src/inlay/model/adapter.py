@@ -79,7 +79,12 @@ class Adapter:
     @property
     def num_virtual(self) -> int:
         """How many virtual tokens it puts in front of a row."""
-        return self.method.num_virtual_tokens if isinstance(self.method, PromptMethod) else 0
+        return self.prompt.num_virtual_tokens if self.prompt else 0
+
+    @property
+    def prompt(self) -> PromptMethod | None:
+        """Its method, where that puts virtual tokens in front of a row."""
+        return self.method if isinstance(self.method, PromptMethod) else None
 
     def tensors(self) -> Iterator[Tensor]:
         """All tensors of its own, module by module."""

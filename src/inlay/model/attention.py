@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from inlay.kernels.attention import document_attention
-from inlay.methods.contract import PromptMethod
 from inlay.model.batch import PLAIN, Router, Virtual, passing
 from inlay.modules import trial
 
@@ -103,8 +102,8 @@ def _substituted(tensor: Tensor, virtual: Virtual, layer: int, which: int, first
 
     Without gradients they are written into the tensor itself, which is the cache's where there is one.
     """
-    method = virtual.adapter.method
-    assert isinstance(method, PromptMethod), "only prompts have virtual tokens"
+    method = virtual.adapter.prompt
+    assert method is not None, "only prompts have virtual tokens"
     _, heads, _, dim = tensor.shape
     made = method.virtual(virtual.adapter.params[""])[virtual.numbers]  # (places, layers * 2 * heads * dim)
     own = made.view(len(made), -1, 2, heads, dim)[:, layer, which].to(tensor.dtype)

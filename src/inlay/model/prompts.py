@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from inlay.core.cross_entropy import IGNORE
 from inlay.errors import CompatibilityError, explain
-from inlay.methods.contract import Decoder, PromptMethod
+from inlay.methods.contract import Decoder
 from inlay.model.adapted import Adapted
 from inlay.model.adapter import Adapter
 from inlay.model.batch import Batch, Router, Virtual
@@ -41,8 +41,8 @@ class PromptedEmbedding(Adapted):
             return super().forward(*args, **kwargs)
         y = super().forward(ids.clamp(min=0)).clone()
         for virtual in _virtual(batch, ids):
-            method = virtual.adapter.method
-            assert isinstance(method, PromptMethod), "only prompts have virtual tokens"
+            method = virtual.adapter.prompt
+            assert method is not None, "only prompts have virtual tokens"
             if method.is_prefix:
                 batch.virtual.append(virtual)
             else:

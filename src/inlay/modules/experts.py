@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from inlay.methods.contract import Params
-from inlay.modules.linear import Linear
+from inlay.modules.linear import Dense, Linear
 
 UP, DOWN = ("gate_up_proj", "up_proj"), "down_proj"
 
@@ -38,7 +38,7 @@ class Part(NamedTuple):
     start: int
 
 
-class Expert(Linear):
+class Expert(Dense):
     """The linear map of one expert."""
 
     def __init__(self, module: nn.Module, name: str, number: int):
@@ -55,7 +55,7 @@ class Expert(Linear):
         return None if bias is None else bias[self._number]
 
 
-class Experts(Linear):
+class Experts(Dense):
     """The linear maps of all experts, as one parameter holds them."""
 
     kind = "experts"

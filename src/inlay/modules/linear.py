@@ -7,6 +7,7 @@
 Methods are written once, for W (out, in) and one row of inputs per token.
 """
 
+import abc
 import math
 from collections.abc import Callable
 from functools import cached_property
@@ -23,7 +24,7 @@ from inlay.modules.frozen import FrozenEmbedding, FrozenLinear, QuantizedLinear,
 from inlay.quant.contract import Matrix
 
 
-class Linear:
+class Linear(abc.ABC):
     """The `LinearBase` of a module: see `inlay.methods.contract`."""
 
     kind: ClassVar[str] = "linear"
@@ -52,13 +53,6 @@ class Linear:
         return self.module.weight if weight is None else weight  # type: ignore[return-value]  # attributes have no types
 
     @property
-    def matrix(self) -> Float[Tensor, "out in"] | Matrix:
-        """The weight as the equation has it, as it is stored: a view, or a quantised matrix."""
-        if isinstance(self.module, QuantizedLinear):
-            return self.module.matrix
-        return self.stored.T if self.transposed else self.stored
-
-    @property
     def bias(self) -> Float[Tensor, " out"] | None:
         return self.module._parameters.get("bias")
 
@@ -84,45 +78,81 @@ class Linear:
         matrix = self.matrix
         return matrix.dequantize(dtype) if isinstance(matrix, Matrix) else matrix.to(dtype)
 
+    def __call__(self, x: Tensor) -> Tensor:
+        """What the module answers."""
+        call: Callable[[Tensor], Tensor] = self.module
+        return call(x)
+
+    @property
+    @abc.abstractmethod
+    def matrix(self) -> Float[Tensor, "out in"] | Matrix:
+        """The weight as the equation has it, as it is stored: a view, or a quantised matrix."""
+
+    @abc.abstractmethod
     def product(self, x: Float[Tensor, "tokens in"]) -> Float[Tensor, "tokens out"]:
         """W x, with a gradient for x alone."""
+
+    @abc.abstractmethod
+    def replaced(self, x: Shaped[Tensor, "tokens *in"], own: Params) -> Float[Tensor, "tokens out"]:
+        """The outputs with another weight, and another bias where there is one, stored as the module stores its own."""
+
+    @abc.abstractmethod
+    def add_rows_(
+        self, y: Float[Tensor, "tokens out"], x: Tensor, ids: Int[Tensor, " n"], change: Float[Tensor, "n width"]
+    ) -> None:
+        """Let the vectors of these tokens, which a head multiplies with and an embedding answers, be others by `change`."""
+
+    @abc.abstractmethod
+    def batch_shape(self, x: Tensor) -> tuple[int, ...]:
+        """The shape of the inputs without the numbers of each token: rows first."""
+
+    @abc.abstractmethod
+    def tokens(self, x: Tensor) -> Shaped[Tensor, "tokens *in"]:
+        """The inputs as the equation has them, one row per token."""
+
+    @abc.abstractmethod
+    def flat(self, y: Tensor) -> Float[Tensor, "tokens out"]:
+        """The outputs of the module, one row per token."""
+
+    @abc.abstractmethod
+    def shaped(self, flat: Float[Tensor, "tokens out"], like: Tensor) -> Tensor:
+        """`flat` in the shape of the module's output `like`."""
+
+
+class Dense(Linear):
+    """Any other linear map."""
+
+    @property
+    def matrix(self) -> Float[Tensor, "out in"] | Matrix:
+        if isinstance(self.module, QuantizedLinear):
+            return self.module.matrix
+        return self.stored.T if self.transposed else self.stored
+
+    def product(self, x: Float[Tensor, "tokens in"]) -> Float[Tensor, "tokens out"]:
         if self.is_plain:
             return routed(x, self.matrix, None, (), (), dtype=self.product_dtype(x))
         y = self(x)
         return y if self.bias is None else y - self.bias
 
     def replaced(self, x: Shaped[Tensor, "tokens *in"], own: Params) -> Float[Tensor, "tokens out"]:
-        """The outputs with another weight, and another bias where there is one, stored as the module stores its own."""
-        dtype, bias = self.product_dtype(x), own.get("bias", self.bias)
-        weight = own["weight"].to(dtype)
-        matrix = weight.T if self.transposed else weight.flatten(1)
-        return nn.functional.linear(x.to(dtype), matrix, None if bias is None else bias.to(dtype)).to(x.dtype)
+        weight = own["weight"].T if self.transposed else own["weight"]
+        return _multiplied(x, weight, own.get("bias", self.bias), self.product_dtype(x))
 
     def add_rows_(
         self, y: Float[Tensor, "tokens out"], x: Tensor, ids: Int[Tensor, " n"], change: Float[Tensor, "n width"]
     ) -> None:
-        """Let the vectors of these tokens, which a head multiplies with and an embedding answers, be others by `change`."""
         y.index_add_(1, ids, (x @ change.to(x.dtype).T).to(y.dtype))
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """What the module answers."""
-        call: Callable[[Tensor], Tensor] = self.module
-        return call(x)
-
     def batch_shape(self, x: Tensor) -> tuple[int, ...]:
-        """The shape of the inputs without the numbers of each token: rows first."""
         return tuple(x.shape[:-1])
 
     def tokens(self, x: Tensor) -> Shaped[Tensor, "tokens *in"]:
-        """The inputs as the equation has them, one row per token."""
         return x.reshape(-1, x.shape[-1])
 
     def flat(self, y: Tensor) -> Float[Tensor, "tokens out"]:
-        """The outputs of the module, one row per token."""
         return y.reshape(-1, y.shape[-1])
 
     def shaped(self, flat: Float[Tensor, "tokens out"], like: Tensor) -> Tensor:
-        """`flat` in the shape of the module's output `like`."""
         return flat.view(like.shape)
 
 
@@ -134,6 +164,10 @@ class Embedding(Linear):
     def __init__(self, module: nn.Module):
         super().__init__(module, transposed=True)
         self.is_plain = False
+
+    @property
+    def matrix(self) -> Float[Tensor, "out in"]:
+        return self.stored.T
 
     def product(self, x: Float[Tensor, "tokens in"]) -> Float[Tensor, "tokens out"]:
         return x @ self.stored.to(x.dtype)
@@ -150,6 +184,12 @@ class Embedding(Linear):
 
     def tokens(self, x: Tensor) -> Shaped[Tensor, "tokens *in"]:
         return x.reshape(-1)
+
+    def flat(self, y: Tensor) -> Float[Tensor, "tokens out"]:
+        return y.reshape(-1, y.shape[-1])
+
+    def shaped(self, flat: Float[Tensor, "tokens out"], like: Tensor) -> Tensor:
+        return flat.view(like.shape)
 
 
 class Convolution(Linear):
@@ -169,6 +209,12 @@ class Convolution(Linear):
 
     def product(self, x: Float[Tensor, "tokens in"]) -> Float[Tensor, "tokens out"]:
         return x @ self.matrix.to(x.dtype).T
+
+    def replaced(self, x: Shaped[Tensor, "tokens *in"], own: Params) -> Float[Tensor, "tokens out"]:
+        return _multiplied(x, own["weight"].flatten(1), own.get("bias", self.bias), self.product_dtype(x))
+
+    def add_rows_(self, y: Tensor, x: Tensor, ids: Tensor, change: Tensor) -> None:
+        assert not len(ids), "no token has a vector in a convolution"
 
     def batch_shape(self, x: Tensor) -> tuple[int, ...]:
         module = self.module
@@ -194,6 +240,14 @@ class Convolution(Linear):
         return flat.view(rows, height * width, channels).transpose(1, 2).reshape(like.shape)
 
 
+def _multiplied(
+    x: Float[Tensor, "tokens in"], weight: Float[Tensor, "out in"], bias: Tensor | None, dtype: torch.dtype
+) -> Float[Tensor, "tokens out"]:
+    """W x + b in `dtype`, as x has it."""
+    made = nn.functional.linear(x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
+    return made.to(x.dtype)
+
+
 def as_linear(module: nn.Module) -> Linear | None:
     """`module` as a linear map, or None where it is not one that computes by being called."""
     if isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear):
@@ -201,11 +255,11 @@ def as_linear(module: nn.Module) -> Linear | None:
     if isinstance(module, nn.Linear) and "Router" in type(module).__name__:
         return None  # it is a linear map in what it holds; what it answers is the choice of experts
     if isinstance(module, nn.Linear):
-        return Linear(module)
+        return Dense(module)
     if isinstance(module, FrozenLinear | QuantizedLinear):
-        return Linear(module, transposed=module.transposed)
+        return Dense(module, transposed=module.transposed)
     if isinstance(module, FrozenEmbedding) or type(module) is nn.Embedding:
         return Embedding(module)
     if type(module) is nn.Conv2d and module.groups == 1 and module.padding_mode == "zeros":
         return None if isinstance(module.padding, str) else Convolution(module)
-    return Linear(module, transposed=True) if is_transposed(module) else None
+    return Dense(module, transposed=True) if is_transposed(module) else None

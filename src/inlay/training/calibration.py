@@ -75,10 +75,9 @@ def calibrate(
     how = hooks.starts(method)
     if how is None or how.source not in ("inputs", "gradient"):
         return None
-    assert isinstance(method, LinearMethod), "what starts from a map is a change of maps"
     look = _Inputs(how.num_found, seed) if how.source == "inputs" else _Gradient(how.num_found, seed)
-    paths, task = base.layout.paths(method), base.spec
-    check_source(method, {path: base.maps[path] for path in paths})
+    paths, task = base.layout.paths(how), base.spec
+    check_source(how, {path: base.maps[path] for path in paths})
     with attached(base, base.fresh(_Recorder(look=look, target_modules=tuple(paths)), NAME)), base.using(NAME):
         if isinstance(look, _Inputs):
             with torch.no_grad():
