@@ -13,7 +13,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import inlay
-from inlay.model.attach import Attached
+from inlay.model.adapter_set import AdapterSet
 
 ROWS = 8
 CONFIG = {
@@ -29,7 +29,7 @@ def main(rounds: str = "40") -> None:
     """Print the milliseconds of a pass and of attaching."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    attached = Attached(LlamaForCausalLM(LlamaConfig(**CONFIG)).eval())
+    attached = AdapterSet(LlamaForCausalLM(LlamaConfig(**CONFIG)).eval())
     attaching = []
     for number in range(ROWS):
         adapter = attached.create(inlay.Lora(r=4), f"a{number}")

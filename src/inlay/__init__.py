@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from inlay.base.attach import attach
     from inlay.base.base import Base
     from inlay.base.load import load
     from inlay.export.merge import merge
     from inlay.methods.lora import Lora
-    from inlay.model.attach import attach
     from inlay.training.job import train
 
 __version__ = "0.1.0"
@@ -28,7 +28,7 @@ __all__ = ["Base", "Lora", "__version__", "attach", "load", "merge", "train"]
 
 _HOMES = {
     "Base": "inlay.base.base",
-    "attach": "inlay.model.attach",
+    "attach": "inlay.base.attach",
     "load": "inlay.base.load",
     "merge": "inlay.export.merge",
     "train": "inlay.training.job",

@@ -206,7 +206,7 @@ before = model(x)
 held = inlay.attach(model, inlay.Lora(r=3, initializer="loudest_rows"))
 W = model[0].weight if isinstance(model[0], nn.Linear) else held.maps["0"].weight(torch.float32)
 longest = W.norm(dim=1).topk(3)
-A = next(iter(held.adapters.values())).params["0"]["lora_A"]
+A = next(iter(held.values())).params["0"]["lora_A"]
 assert torch.allclose(A, W[longest.indices] / longest.values[:, None])
 assert torch.equal(held.module(x), before)
 """

@@ -118,7 +118,7 @@ def test_rows_of_unequal_length_are_answered_as_alone(tmp_path, kind, takes):
 def test_virtual_tokens_of_a_recurrent_model_are_tokens_in_answers_too(tmp_path, kind):
     base = causal(tmp_path / "base", kind)
     adapter, before = base.attach(Prompt(num_virtual_tokens=3), "new"), [9, 40, 33]
-    table = base.layout.modules[base.table]
+    table = base.layout.modules[base.layout.table]
     adapter.params = {"": {"prompt_embeddings": table(torch.tensor(before))}}
     ids = torch.tensor([before + base.tokenizer("say it")["input_ids"]])
     settings = dict(max_new_tokens=6, do_sample=False, eos_token_id=base.stop_ids(), pad_token_id=0)

@@ -9,6 +9,7 @@ from torch import nn
 
 import inlay
 from inlay import initializers
+from inlay.base.attach import attach
 from inlay.base.load import load
 from inlay.core import lowrank
 from inlay.core.cross_entropy import cross_entropy_sum
@@ -16,7 +17,7 @@ from inlay.errors import InlayError, TargetError
 from inlay.io.mapped import Mapped
 from inlay.io.safetensors import read_header
 from inlay.methods.lora import Lora
-from inlay.model.attach import Attached, attach
+from inlay.model.adapter_set import AdapterSet
 from inlay.training.calibration import calibrate
 from tests.support import bases, models, quantized
 from tests.support.paths import DEMO_BASE
@@ -113,7 +114,7 @@ def test_it_learns_as_if_the_start_had_been_taken_off_the_weight(name):
 @pytest.mark.parametrize("settings", [{}, {"use_rslora": True}, {"rank_pattern": {"q_proj": 2}}])
 def test_what_is_kept_is_a_plain_lora_of_twice_the_rank(settings, tmp_path):
     """Saved unfinished or finished, with another alpha for some modules or not, it says the same."""
-    held, ids = Attached(models.model("llama")), models.tokens(2, 7)
+    held, ids = AdapterSet(models.model("llama")), models.tokens(2, 7)
     method = Lora(r=3, lora_alpha=5, alpha_pattern={"v_proj": 7}, initializer="pissa", **settings)
     adapter = models.randomize(held.create(method, "a"), seed=3)
     with torch.no_grad():
@@ -130,7 +131,7 @@ def test_what_is_kept_is_a_plain_lora_of_twice_the_rank(settings, tmp_path):
 
 
 def test_pissa_is_the_start_of_peft():
-    held, ids = Attached(models.model("llama")), models.tokens(2, 7)
+    held, ids = AdapterSet(models.model("llama")), models.tokens(2, 7)
     adapter = held.create(Lora(r=3, lora_alpha=5, target_modules=TARGETS, initializer="pissa"), "a")
     config = peft.LoraConfig(r=3, lora_alpha=5, target_modules=TARGETS.split(","), init_lora_weights="pissa")
     theirs = peft.get_peft_model(models.model("llama"), config)

@@ -119,7 +119,7 @@ def make():
 
 def write(folder):
     """Let Inlay read every case and write it again."""
-    from inlay.model.attach import attach
+    from inlay.base.attach import attach
 
     for case in CASES:
         (folder / case).mkdir(parents=True)

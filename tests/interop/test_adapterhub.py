@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 
 import inlay
 from inlay import formats
+from inlay.base.attach import attach
 from inlay.base.load import load
 from inlay.errors import CompatibilityError, FormatError, InlayError
 from inlay.formats import adapterhub
-from inlay.model.attach import attach
 from tests.interop import adapterhub_golden as golden
 from tests.support import bases, models
 from tests.support.command import run

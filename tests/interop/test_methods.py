@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from inlay import methods
 from inlay.base.load import load
 from inlay.errors import InlayError
-from inlay.model.attach import Attached
+from inlay.model.adapter_set import AdapterSet
 from tests.interop import test_adapterhub
 from tests.support import bases, models, pages
 from tests.support.networks import Convolutional
@@ -148,7 +148,7 @@ def pairs():
 def _held(folder, family):
     """A frozen model of ours, a fresh one for `peft`, and how to ask either."""
     if family == "network":
-        held, x = Attached(Convolutional()), torch.randn(2, 3, 9, 8, generator=torch.Generator().manual_seed(4))
+        held, x = AdapterSet(Convolutional()), torch.randn(2, 3, 9, 8, generator=torch.Generator().manual_seed(4))
         return held, Convolutional, lambda model: model(x)
     held, ids = load(folder / "base", dtype="float32"), models.tokens(2, 9)
     return (

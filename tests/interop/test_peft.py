@@ -12,11 +12,11 @@ from transformers import AutoModelForCausalLM
 
 import inlay
 from inlay import formats, methods
+from inlay.base.attach import attach
 from inlay.base.load import load
 from inlay.core.cross_entropy import IGNORE
 from inlay.errors import CompatibilityError
 from inlay.formats.peft import CONFIG
-from inlay.model.attach import attach
 from inlay.tasks import _batch as batch
 from inlay.text.mask import Example
 from inlay.training import schedule

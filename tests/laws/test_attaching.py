@@ -9,13 +9,14 @@ import torch
 from torch import nn
 
 import inlay
+from inlay.base.attach import attach
 from inlay.errors import CompatibilityError, ConfigError
-from inlay.model.attach import Attached, attach
+from inlay.model.adapter_set import AdapterSet
 from tests.support import models
 
 
 def _held():
-    made = Attached(models.model("llama"))
+    made = AdapterSet(models.model("llama"))
     for seed, name in enumerate("ab"):
         models.randomize(made.attach(inlay.Lora(r=2, lora_alpha=30), name), seed=seed)
     made.active = "a"
@@ -57,12 +58,12 @@ def test_blocks_around_a_swap_take_the_new_adapter(held):
 
 def test_a_swap_that_fails_changes_nothing(held):
     ids = models.tokens(1, 5)
-    before, strange = _logits(held, ids, "a"), Attached(models.model("llama", sizes={"hidden_size": 40}))
+    before, strange = _logits(held, ids, "a"), AdapterSet(models.model("llama", sizes={"hidden_size": 40}))
     wrong = strange.attach(inlay.Lora(r=2), "other")
     strange.detach("other")
     with pytest.raises(CompatibilityError):
         held.swap("a", wrong)
-    assert (wrong.name, held.active, list(held.adapters)) == ("other", "a", ["a", "b"])
+    assert (wrong.name, held.active, list(held)) == ("other", "a", ["a", "b"])
     assert torch.equal(_logits(held, ids, "a"), before)
 
 

@@ -5,11 +5,12 @@ import torch
 from transformers import AutoModelForCausalLM, GptOssConfig
 
 import inlay
+from inlay.base.attach import attach
 from inlay.base.load import load
 from inlay.core.cross_entropy import cross_entropy_sum
 from inlay.errors import CompatibilityError, TargetError
 from inlay.io.safetensors import read_header
-from inlay.model.attach import Attached, attach
+from inlay.model.adapter_set import AdapterSet
 from inlay.model.changes import replaced
 from tests.support import bases, models
 
@@ -60,7 +61,7 @@ def logits(held, ids, rows):
 @everywhere
 @with_methods
 def test_rows_take_their_own_adapter_in_every_expert(family, method):
-    held, ids = Attached(model(family, torch.float64)), models.tokens(4, 7)
+    held, ids = AdapterSet(model(family, torch.float64)), models.tokens(4, 7)
     models.randomize(held.create(method, "a"), 1)
     models.randomize(held.create(inlay.Lora(r=2, lora_alpha=5, target_modules="gate_up_proj"), "b"), 2)
     models.randomize(held.create(inlay.Lora(r=2, lora_alpha=5, target_modules="k_proj"), "c"), 2)
@@ -74,7 +75,7 @@ def test_rows_take_their_own_adapter_in_every_expert(family, method):
 @everywhere
 @with_methods
 def test_a_fresh_adapter_changes_nothing(family, method):
-    held, ids = Attached(model(family)), models.tokens(2, 7)
+    held, ids = AdapterSet(model(family)), models.tokens(2, 7)
     before = logits(held, ids, None)
     held.create(method, "a")
     torch.testing.assert_close(logits(held, ids, "a"), before)
@@ -85,7 +86,7 @@ def test_a_fresh_adapter_changes_nothing(family, method):
 @everywhere
 def test_gradients_are_those_of_weights_with_the_change_in_them(family):
     """Against the model's own experts over W + scaling B A, formed for each expert and differentiated by torch."""
-    held, ids = Attached(model(family, torch.float64)), models.tokens(2, 7)
+    held, ids = AdapterSet(model(family, torch.float64)), models.tokens(2, 7)
     adapter = models.randomize(
         held.create(inlay.Lora(r=3, lora_alpha=5, target_modules="gate_up_proj,down_proj"), "a"), 1
     )
@@ -108,7 +109,7 @@ def test_gradients_are_those_of_weights_with_the_change_in_them(family):
 @everywhere
 @with_methods
 def test_saved_and_loaded_it_is_the_same_to_the_bit(family, method, tmp_path):
-    held, ids = Attached(model(family)), models.tokens(2, 7)
+    held, ids = AdapterSet(model(family)), models.tokens(2, 7)
     models.randomize(held.create(method, "a"), 1).finish_()
     held.save("a", tmp_path, {})
     again = attach(model(family), tmp_path, "a")
@@ -116,7 +117,7 @@ def test_saved_and_loaded_it_is_the_same_to_the_bit(family, method, tmp_path):
 
 
 def test_dropout_is_for_the_adapter_alone():
-    held, ids = Attached(models.model("mixtral")), models.tokens(2, 7)
+    held, ids = AdapterSet(models.model("mixtral")), models.tokens(2, 7)
     before = logits(held, ids, None)
     adapter = held.create(inlay.Lora(r=3, lora_dropout=0.5), "a")
     held.parameters()
@@ -178,14 +179,14 @@ def test_a_base_says_whether_its_experts_are_the_pages_of_its_file(family, dtype
 def test_a_method_that_can_not_adapt_the_experts_says_so():
     with pytest.raises(TargetError, match="dora can't adapt the experts of this model"):
         attach(models.model("mixtral"), inlay.Dora(r=3))
-    assert attach(models.model("mixtral"), inlay.Dora(r=3, target_modules="q_proj,v_proj")).adapters
+    assert attach(models.model("mixtral"), inlay.Dora(r=3, target_modules="q_proj,v_proj"))
     with pytest.raises(TargetError, match="gate_up_proj is experts"):
         attach(models.model("mixtral"), inlay.Dora(r=3, target_modules="gate_up_proj"))
 
 
 @everywhere
 def test_experts_that_are_trained_whole_stand_in_the_place_of_the_base_s(family):
-    held, ids = Attached(model(family, torch.float64)), models.tokens(3, 7)
+    held, ids = AdapterSet(model(family, torch.float64)), models.tokens(3, 7)
     whole = inlay.Lora(r=2, lora_alpha=5, target_modules="q_proj", modules_to_save="experts")
     models.randomize(held.create(whole, "a"), 1)
     models.randomize(held.create(LORA, "b"), 2)
@@ -197,7 +198,7 @@ def test_experts_that_are_trained_whole_stand_in_the_place_of_the_base_s(family)
     for path, params in held.get("a").params.items():
         for name in replaced(held.get("a").at(path)):
             plain.get_parameter(f"{path}.{name}").data.copy_(params[name])
-    other = Attached(plain)
+    other = AdapterSet(plain)
     adapter = other.create(inlay.Lora(r=2, lora_alpha=5, target_modules="q_proj"), "a")
     for path, params in adapter.params.items():
         params.update(held.get("a").params[path])
@@ -212,7 +213,7 @@ def test_experts_that_are_trained_whole_stand_in_the_place_of_the_base_s(family)
 def test_experts_are_trained_whole_or_by_factors():
     with pytest.raises(TargetError, match="both whole and by factors"):
         attach(models.model("mixtral"), inlay.Lora(r=2, modules_to_save="experts"))
-    assert attach(models.model("mixtral"), inlay.Full()).adapters
+    assert attach(models.model("mixtral"), inlay.Full())
 
 
 def test_experts_of_a_form_that_is_not_known_are_not_left_out_in_silence():
@@ -226,7 +227,7 @@ def test_experts_of_a_form_that_is_not_known_are_not_left_out_in_silence():
         TargetError, match=r"experts of a form that is not known here(.|\n)*1\.w(.|\n)*--target-modules 0"
     ):
         attach(net, inlay.Lora(r=2))
-    assert attach(net, inlay.Lora(r=2, target_modules="0")).adapters
+    assert attach(net, inlay.Lora(r=2, target_modules="0"))
 
 
 def test_a_gate_of_one_output_is_not_among_all_linear_layers():

@@ -5,10 +5,11 @@ import copy
 import pytest
 import torch
 
+from inlay.base.attach import attach
 from inlay.core.cross_entropy import cross_entropy_sum
 from inlay.methods import hooks
 from inlay.methods.contract import LinearMethod
-from inlay.model.attach import Attached, attach
+from inlay.model.adapter_set import AdapterSet
 from inlay.model.changes import replaced
 from inlay.modules.experts import Experts
 from tests.support import models
@@ -38,7 +39,7 @@ once = _over(list({case[0]: case for case in reversed(CASES)}.values()))
 
 def attached(family, method, *, both=False, dtype=torch.float32):
     """A model with a randomised adapter 'a', and a second one 'b' that changes less of it."""
-    held = Attached(models.model(family, dtype))
+    held = AdapterSet(models.model(family, dtype))
     models.randomize(held.create(method, "a", seed=1), seed=11)
     if both:
         models.randomize(held.create(other(method), "b", seed=2), seed=12)
@@ -55,7 +56,7 @@ def test_a_fresh_adapter_changes_nothing(name, method, family):
     """In float32: a tensor that starts as one of the base's is rounded to it."""
     model, ids = models.model(family), models.tokens(2, 7)
     before = model(input_ids=ids).logits
-    held = Attached(model)
+    held = AdapterSet(model)
     held.create(method)
     if hooks.changes_at_start(method):
         assert (logits(held, ids, "default") - before).abs().max() > 1e-3
@@ -67,7 +68,7 @@ def test_a_fresh_adapter_changes_nothing(name, method, family):
 def test_no_adapter_is_the_base_bit_for_bit(name, method, family):
     model, ids = models.model(family), models.tokens(2, 7)
     before = model(input_ids=ids).logits
-    held = Attached(model)
+    held = AdapterSet(model)
     models.randomize(held.create(method), seed=4)
     assert not torch.equal(logits(held, ids, "default"), before)
     assert torch.equal(logits(held, ids, None), before)
@@ -133,7 +134,7 @@ def test_merging_piece_by_piece_equals_merging_whole(name, method, family):
 def test_attaching_and_detaching_leave_every_byte_and_module_of_the_base(name, method, family):
     model = models.model(family)
     before, modules = models.byte_image(model), {path: type(m) for path, m in model.named_modules()}
-    held = Attached(model)
+    held = AdapterSet(model)
     for adapter in ("a", "b"):
         models.randomize(held.create(method, adapter), seed=3)
     logits(held, models.tokens(2, 5), ["a", "b"])
@@ -148,7 +149,7 @@ def test_attaching_and_detaching_leave_every_byte_and_module_of_the_base(name, m
 def test_the_order_of_attaching_does_not_matter(name, method, family):
     ids, results = models.tokens(2, 7), []
     for order in (("a", "b"), ("b", "a")):
-        held = Attached(models.model(family))
+        held = AdapterSet(models.model(family))
         for adapter in order:
             models.randomize(held.create(method if adapter == "a" else other(method), adapter), seed=ord(adapter))
         results.append(logits(held, ids, ["a", "b"]))
@@ -174,7 +175,7 @@ def test_saved_and_loaded_it_is_the_same_to_the_bit(name, method, family, tmp_pa
 
 @everywhere
 def test_fresh_tensors_have_the_shapes_that_the_method_says(name, method, family):
-    held = Attached(models.model(family))
+    held = AdapterSet(models.model(family))
     adapter = held.create(method)
     assert all(tensor.dtype == torch.float32 for tensor in adapter.tensors())
     assert adapter.num_weights == held.layout.count(method) or name in ("p_tuning", "prefix_network")
@@ -187,7 +188,7 @@ def test_fresh_tensors_have_the_shapes_that_the_method_says(name, method, family
 @once
 def test_the_same_seed_gives_the_same_tensors(name, method, family):
     def fresh(seed):
-        adapter = Attached(models.model(family)).create(method, seed=seed)
+        adapter = AdapterSet(models.model(family)).create(method, seed=seed)
         return torch.cat([tensor.flatten() for tensor in adapter.tensors()])
 
     assert torch.equal(fresh(5), fresh(5))

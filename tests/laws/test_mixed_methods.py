@@ -40,8 +40,8 @@ def test_a_batch_of_every_method_is_its_rows_one_by_one(held):
 
 def test_rows_with_a_table_of_their_own_leave_the_others_their_change_of_it(held):
     """An embedding that one row replaces and another changes, and positions that all rows share."""
-    table = held.table.rpartition(".")[2]
-    if held.table not in held.maps:  # Gemma's scales what it reads, and is no map
+    table = held.layout.table.rpartition(".")[2]
+    if held.layout.table not in held.maps:  # Gemma's scales what it reads, and is no map
         with pytest.raises(TargetError, match="matches no"):
             held.attach(Lora(r=2, target_modules=table), "changed")
         return

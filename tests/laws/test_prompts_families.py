@@ -80,7 +80,7 @@ def test_a_prefix_is_refused_where_the_model_would_ignore_it(kind):
         held.attach(Prefix(num_virtual_tokens=COUNT), "new")
     assert type(model).__name__ in str(caught.value)
     assert "--method prompt" in str(caught.value)
-    assert list(held.adapters) == ["other"]
+    assert list(held) == ["other"]
     assert dict(model.named_modules()) == before
 
 

@@ -5,7 +5,7 @@ import torch
 
 from inlay import quant
 from inlay.base.load import load
-from inlay.model.attach import Attached
+from inlay.model.adapter_set import AdapterSet
 from inlay.modules.frozen import QuantizedLinear
 from tests.support import models, quantized
 from tests.support.cases import every_variant, other
@@ -46,7 +46,7 @@ def test_its_logits_are_those_of_the_dequantised_model(pair, scheme, family):
 def test_gradients_are_those_of_the_dequantised_model(pair, scheme, family, name, method):
     base, plain = pair
     ids, gradients = models.tokens(2, 7), []
-    for held in (base, Attached(plain)):
+    for held in (base.adapters, AdapterSet(plain)):
         models.randomize(held.create(method, "a", seed=1), seed=11, std=0.05)
         with held.using("a"):
             tensors = held.parameters()
@@ -77,7 +77,7 @@ def test_attaching_and_training_leave_every_byte_of_it(pair, scheme, family, nam
     models.randomize(base.create(method, "a"), seed=3)
     with base.using("a"):
         base.parameters()
-        base.module(input_ids=ids, labels=ids).loss.backward()
+        base.model(input_ids=ids, labels=ids).loss.backward()
     assert not torch.equal(base.logits(ids, "a"), before)
     assert torch.equal(base.logits(ids, None), before)
     base.detach("a")

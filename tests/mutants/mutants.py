@@ -70,7 +70,7 @@ def never_falling(factor):
 
 
 def forgotten(detach):
-    return lambda self, name: self.adapters.pop(name)
+    return lambda self, name: self._held.pop(name)
 
 
 def neighbours(segments, g):
@@ -116,9 +116,9 @@ MUTANTS = {
 
     # the start, merging, the base
     "B does not start at zero": ("methods:LowRank._pair", changed(lambda params, g: params | {"lora_B": torch.ones_like(params["lora_B"])}), f"{METHODS} 'fresh_adapter and lora'"),
-    "the seed is ignored": ("Attached.fresh", changed(seed=lambda g: 0), f"{METHODS} same_seed"),
+    "the seed is ignored": ("AdapterSet.fresh", changed(seed=lambda g: 0), f"{METHODS} same_seed"),
     "a merged weight is rounded twice": ("core:merged", rounded_twice, f"{ROUTED} rounded_once"),
-    "an adapted layer stays after detaching": ("Attached.detach", forgotten, f"{METHODS} 'every_byte and lora'"),
+    "an adapted layer stays after detaching": ("AdapterSet.detach", forgotten, f"{METHODS} 'every_byte and lora'"),
     "the constants of NF4 are halved": ("kernels/nf4:quantize", changed(lambda found, g: (found[0], found[1] / 2)), "tests/equations/test_nf4.py -k nearest_and"),
 
     # what is trained on

@@ -12,10 +12,10 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 
 import inlay
 from inlay import tasks
-from inlay.base.answers import minds_padding
 from inlay.base.load import load
 from inlay.errors import InlayError
 from inlay.export.merge import merge
+from inlay.generation.answers import minds_padding
 from inlay.tasks import _packed as loss
 from inlay.text.mask import Example
 from inlay.text.template import prompt_ids

@@ -4,47 +4,49 @@ The weights are mapped from safetensors and shared between processes, in the dty
 where that is faster or asked for (`inlay.modules.frozen`). They never change: an adapter is beside them, not in them.
 """
 
-import dataclasses
+import contextlib
+import functools
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from inlay.base import origin, pooling, predict
-from inlay.base.answers import answers, minds_padding
 from inlay.base.causality import check_causal
-from inlay.base.checks import check_generates, check_method, check_sampling, num_tokens, watch_tokens_
-from inlay.base.heads import draw_, with_heads, without_unknown_heads
+from inlay.base.checks import check_method, num_tokens, watch_tokens_
+from inlay.base.heads import draw_, with_heads
 from inlay.base.residual import residual
-from inlay.base.sampling import Sampling
 from inlay.core.pooling import MEAN
 from inlay.errors import ConfigError, explain
 from inlay.formats.contract import AdapterFile
+from inlay.generation.answers import minds_padding
+from inlay.generation.generate import Prompt, Streamer, generate
+from inlay.generation.sampling import Sampling
 from inlay.io import meaning
 from inlay.io.checkpoint import Checkpoint
 from inlay.io.fingerprint import Fingerprint, check_unchanged, fingerprint
 from inlay.methods import hooks
 from inlay.methods.contract import Method
-from inlay.model import targets
 from inlay.model.adapter import Adapter
-from inlay.model.attach import Attached, Rows
+from inlay.model.adapter_set import AdapterSet
+from inlay.model.batch import Rows
 from inlay.model.fresh import Calibration
-from inlay.model.prompts import virtual_ids
 from inlay.modules.frozen import QuantizedLinear
-from inlay.tasks.contract import DEFAULT_NEW_TOKENS, DEFAULT_TASK, TaskSpec
+from inlay.tasks.contract import DEFAULT_TASK, TaskSpec
 from inlay.text import stops
-from inlay.text.template import prompt_ids
 
 
-class Base(Attached):
+class Base:
     """A frozen language model, its tokenizer, and the adapters on it.
 
     **Attributes:**
 
     - `model`: the `transformers` model, in evaluation mode.
     - `tokenizer`: its tokenizer.
+    - `adapters`: the adapters on it, by name; `layout`, `maps`, `linears` and `head` are what these see of the model.
     - `checkpoint`: the files it is mapped from.
     - `dtype`: what it computes in.
     - `is_mapped`: the weights are the file's own pages, not a copy.
@@ -68,21 +70,25 @@ class Base(Attached):
         heads: tuple[list[str], list[str]],
         original: Checkpoint | None = None,
     ):
-        super().__init__(model)
-        self.model = model
-        self.tokenizer = tokenizer
-        self._tokenize = lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]
+        self.model, self.tokenizer = model, tokenizer
         self.checkpoint, self.original = checkpoint, original
-        self.dtype = dtype
-        self.is_mapped = is_mapped
-        self.scheme = scheme
-        self.spec = spec
-        self.task = spec.name
+        self.dtype, self.is_mapped, self.scheme = dtype, is_mapped, scheme
+        self.spec, self.task = spec, spec.name
         self.heads, self.fresh_heads = heads
         config = model.config
-        self.router.takes_padding = lambda: self.takes_padding
-        watch_tokens_(model, tokenizer, checkpoint.name)
         self.labels = tuple(config.id2label[i] for i in range(config.num_labels)) if spec.heads else ()
+        watch_tokens_(model, tokenizer, checkpoint.name)
+        self.adapters = AdapterSet(
+            model,
+            title=checkpoint.name,
+            reference=checkpoint.reference,
+            task_type=spec.task_type,
+            heads=spec.heads,
+            tokenize=lambda text: tokenizer(text, add_special_tokens=False)["input_ids"],
+        )
+        self.layout, self.maps, self.linears = self.adapters.layout, self.adapters.maps, self.adapters.linears
+        self.head, self.router = self.adapters.head, self.adapters.router
+        self.router.takes_padding = lambda: self.takes_padding
 
     def __repr__(self) -> str:
         adapters = ", ".join(self.adapters) or "none"
@@ -98,10 +104,6 @@ class Base(Attached):
         millions = self.num_weights / 1e6
         weights = f"{millions:,.1f}M weights" if millions >= 1 else f"{1000 * millions:,.0f}k weights"
         return f"{self.checkpoint.name} · {weights} · {dtype} {how} ({size / 1e6:,.1f} MB on disk)"
-
-    @property
-    def title(self) -> str:
-        return self.checkpoint.name
 
     @property
     def num_weights(self) -> int:
@@ -131,15 +133,14 @@ class Base(Attached):
         return meaning.computes(self.checkpoint.directory, self.tokenizer) | {"ends": sorted(self.end_tokens)}
 
     @property
-    def base_name(self) -> str:
-        return self.checkpoint.reference
-
-    @property
-    def task_type(self) -> str:
-        return self.spec.task_type
+    def about_base(self) -> dict[str, Any]:
+        """What an adapter's record says of its base."""
+        known = {"name": self.checkpoint.name, **self.fingerprint.as_dict()}
+        return {"base": known, meaning.KEY: self.computes}
 
     @property
     def about_task(self) -> dict[str, Any]:
+        """What an adapter's record says of the task, where it is another than the usual one."""
         about: dict[str, Any] = {"name": self.task} | ({"labels": list(self.labels)} if self.labels else {})
         about |= {} if self.pooling == MEAN else {"pooling": self.pooling}
         return {} if self.task == DEFAULT_TASK else {"task": about}
@@ -149,15 +150,99 @@ class Base(Attached):
         """How a text's states become its vector, where the base was loaded for that; see `inlay.base.pooling`."""
         return pooling.mode_of(self.checkpoint) if self.spec.pools else MEAN
 
+    @property
+    def active(self) -> Rows:
+        """Which adapter the rows take now; set it to switch. Within `using` it is that of this thread or task."""
+        return self.adapters.active
+
+    @active.setter
+    def active(self, rows: Rows) -> None:
+        self.adapters.active = rows
+
+    def using(
+        self, rows: Rows, *, brings: bool = False, generator: torch.Generator | None = None
+    ) -> contextlib.AbstractContextManager[None]:
+        """Within the block the rows take these adapters; see `inlay.model.adapter_set.AdapterSet.using`."""
+        return self.adapters.using(rows, brings=brings, generator=generator)
+
+    def attach(
+        self, source: str | Path | Method, name: str | None = None, *, force: bool = False, seed: int = 0
+    ) -> Adapter:
+        """Attach an adapter and make it active: one on disk or on the hub, or a new one of a method.
+
+        **Arguments:**
+
+        - `source`: a directory or hub name; or a method such as `inlay.Lora(r=16)`.
+        - `name`: what to call it; the directory's name, or 'default', unless given.
+        - `force`: attach it even though it was trained on another base.
+        - `seed`: for the tensors of a new adapter.
+
+        **Raises:**
+
+        - `UnknownNameError`, `FormatError`: see `inlay.formats.read`.
+        - `CompatibilityError`: it was trained on other weights or another tokenizer, or does not fit this model.
+        - `ConfigError`: the name is taken, or the method is not for this task.
+        """
+        if isinstance(source, Method):
+            return self.create(source, name or "default", seed)
+        return self.adapters.attach(source, name, check=functools.partial(self._check, force=force))
+
+    def read(self, source: str | Path, name: str, *, force: bool = False) -> Adapter:
+        """An adapter from disk or the hub, checked against this base and not attached; see `attach`."""
+        return self.adapters.read(source, name, functools.partial(self._check, force=force))
+
+    def _check(self, name: str, file: AdapterFile, *, force: bool) -> None:
+        """Refuse an adapter that was made for another task or base; for another base, unless `force`."""
+        origin.check_task(name, file.record, self.spec, self.labels)
+        if file.record and not force:
+            origin.check_pooling(name, file.record, self.pooling)
+        origin.check(name, file, self, force)
+        check_method(file.method, self.spec)
+
+    def get(self, name: str) -> Adapter:
+        """The attached adapter of that name.
+
+        **Raises:**
+
+        - `UnknownNameError`: no adapter of that name is attached.
+        """
+        return self.adapters[name]
+
+    def create(
+        self, method: Method, name: str = "default", seed: int = 0, calibration: Calibration | None = None
+    ) -> Adapter:
+        """Attach a new adapter and make it active; see `fresh`."""
+        return self.put(self.fresh(method, name, seed, calibration))
+
+    def put(self, adapter: Adapter) -> Adapter:
+        """Attach an adapter whose tensors exist, and make it active; see `inlay.model.adapter_set.AdapterSet.put`."""
+        return self.adapters.put(adapter)
+
+    def swap(self, name: str, adapter: Adapter) -> Adapter:
+        """Put `adapter` in the place of the one called `name`, or change nothing; returns the one that was there."""
+        return self.adapters.swap(name, adapter)
+
+    def detach(self, name: str) -> Adapter:
+        """Take an adapter out, and return it; layers that no other adapter needs become the base's own again."""
+        return self.adapters.detach(name)
+
+    def parameters(self) -> list[Tensor]:
+        """The tensors of the active adapter, set to collect gradients: what an optimiser takes."""
+        return self.adapters.parameters()
+
+    def save(self, name: str, directory: Path, record: Mapping[str, Any], *, form: str = "peft") -> None:
+        """Write an attached adapter into `directory`, which exists, with what is known of the base and this record."""
+        self.adapters.save(name, directory, {**self.about_base, **self.about_task, **record}, form=form)
+
     def fresh(
         self, method: Method, name: str = "default", seed: int = 0, calibration: Calibration | None = None
     ) -> Adapter:
-        """A new adapter, its tensors drawn from `seed`, and not attached; see `Attached.fresh`.
+        """A new adapter, its tensors drawn from `seed`, and not attached; see `inlay.model.adapter_set.AdapterSet.fresh`.
 
         The heads of the task are trained with it, whole; those that the checkpoint lacks are drawn from `seed` too.
         """
         check_method(method, self.spec)
-        adapter = super().fresh(
+        adapter = self.adapters.fresh(
             with_heads(method, self.heads, self.maps), name, seed, calibration or self._calibration(method)
         )
         draw_(adapter.params, self.fresh_heads, self.model.config, seed)
@@ -179,15 +264,6 @@ class Base(Attached):
         original, prefix = self.original, getattr(self.model, "base_model_prefix", "")
         return lambda path: residual(self.maps[path], original, path, prefix)
 
-    def _known(self, file: AdapterFile) -> AdapterFile:
-        check_method(file.method, self.spec)
-        return dataclasses.replace(file, method=without_unknown_heads(file.method, self.layout.modules, self.spec))
-
-    @property
-    def about_base(self) -> dict[str, Any]:
-        known = {"name": self.checkpoint.name, **self.fingerprint.as_dict()}
-        return {"base": known, meaning.KEY: self.computes}
-
     @torch.no_grad()
     def logits(self, input_ids: Tensor, rows: Rows, attention_mask: Tensor | None = None) -> Tensor:
         """The model's logits (rows, t, vocab) with these adapters."""
@@ -202,12 +278,14 @@ class Base(Attached):
         - `CompatibilityError`: see `inlay.base.causality`.
         """
         with self.using(None):
-            check_causal(self.model, self.dtype, {*self.tokenizer.all_special_ids, self.pad_token}, self.title)
+            check_causal(
+                self.model, self.dtype, {*self.tokenizer.all_special_ids, self.pad_token}, self.checkpoint.name
+            )
 
     def generate(
         self,
-        prompts: Sequence[str | Sequence[dict[str, str]]],
-        adapters: Rows | None = None,
+        prompts: Sequence[Prompt],
+        adapters: Rows = None,
         *,
         max_new_tokens: int | None = None,
         temperature: float = 0.0,
@@ -215,7 +293,7 @@ class Base(Attached):
         top_k: int = 0,
         repetition_penalty: float = 1.0,
         seed: int = 0,
-        streamer: Any = None,
+        streamer: Streamer | None = None,
         raw: bool | None = None,
         system: str | None = None,
     ) -> list[str]:
@@ -228,7 +306,7 @@ class Base(Attached):
         - `adapters`: a name for all rows, or one name or None per row; None: the plain base.
         - `max_new_tokens`: longest answer; `DEFAULT_NEW_TOKENS`, or what the positions leave, unless given.
         - `temperature`: 0 takes the likeliest token; above, tokens are drawn with `seed`.
-        - `top_p`, `top_k`, `repetition_penalty`: see `inlay.base.sampling.Sampling`.
+        - `top_p`, `top_k`, `repetition_penalty`: see `inlay.generation.sampling.Sampling`.
         - `streamer`: a `transformers` streamer, for one row.
         - `raw`: True takes texts as they are, False renders them, whatever the adapters were trained on.
         - `system`: what the system says before each prompt.
@@ -237,34 +315,8 @@ class Base(Attached):
         adapter (`stop_ids`).
         """
         sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k, repetition_penalty=repetition_penalty)
-        check_sampling(max_new_tokens, sampling, seed)
-        if isinstance(prompts, str):
-            raise ConfigError(explain("prompts is no list", found=f"{prompts!r}", do=f"[{prompts!r}]"))
-        if not isinstance(adapters, str | None) and len(adapters) != len(prompts):
-            raise ConfigError(
-                explain(
-                    "rows and names of their adapters differ in number",
-                    found=f"{len(prompts)} rows, {len(adapters)} adapters",
-                )
-            )
-        check_generates(self.spec)
-        self.check_causal()
-        if not prompts:
-            return []
-        names = [adapters] * len(prompts) if isinstance(adapters, str | None) else adapters
-        rows = [
-            prompt_ids(self.tokenizer, prompt, raw=self.asks_raw(prompt, name, raw, system), system=system)
-            for prompt, name in zip(prompts, names, strict=True)
-        ]
-        entries = [None if name is None else self.get(name) for name in names]
-        rows = [virtual_ids(entry) + row for entry, row in zip(entries, rows, strict=True)]
-        settings = {"max_new_tokens": self._new_tokens(max(map(len, rows)), max_new_tokens), "streamer": streamer}
-        stops, pad = [self.stop_ids(name) for name in names], self.pad_token
-        generator = torch.Generator(targets.device_of(self.model)).manual_seed(seed)
-        settings |= {"logits_processor": sampling.processors(generator), **sampling.arguments()}
-        said = answers(self, rows, names, stops, pad, **settings)
-        self.check_unchanged()
-        return self.tokenizer.batch_decode(said, skip_special_tokens=True)
+        how: dict[str, Any] = {"max_new_tokens": max_new_tokens, "seed": seed, "streamer": streamer}
+        return generate(self, prompts, adapters, sampling=sampling, raw=raw, system=system, **how)
 
     def predict(
         self,
@@ -337,22 +389,3 @@ class Base(Attached):
         """The most tokens that the model's positions allow, where it has a limit."""
         limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         return limit if not isinstance(limit, int) else limit - self.layout.first_position(limit)
-
-    def _new_tokens(self, num_tokens: int, wanted: int | None) -> int:
-        """How many tokens may follow a prompt of `num_tokens`."""
-        room = DEFAULT_NEW_TOKENS if self.max_length is None else self.max_length - num_tokens
-        if room < (wanted or 1):
-            raise ConfigError(
-                explain(
-                    "prompt and answer are longer than this model's positions",
-                    found=f"{num_tokens} + {wanted or 1} tokens, at most {self.max_length}",
-                    do=f"--max-new-tokens {room}" if room > 0 else "a shorter prompt",
-                )
-            )
-        return wanted or min(DEFAULT_NEW_TOKENS, room)
-
-    def _check_origin(self, name: str, file: AdapterFile, force: bool) -> None:
-        origin.check_task(name, file.record, self.spec, self.labels)
-        if file.record and not force:
-            origin.check_pooling(name, file.record, self.pooling)
-        origin.check(name, file, self, force)

@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 
-from inlay.base.sampling import Sampling
 from inlay.errors import CompatibilityError, ConfigError, FormatError, explain, few
 from inlay.fields import MISFIT, fit, shown
 from inlay.io.checkpoint import Checkpoint
@@ -80,24 +79,6 @@ def keep_special_tokens_(model: Any) -> None:
         model.generation_config = type(settings)(**{name: getattr(settings, name, None) for name in SPECIAL_TOKENS})
 
 
-def check_sampling(max_new_tokens: int | None, sampling: Sampling, seed: int) -> None:
-    """Refuse an answer of no tokens, and what no token can be drawn with.
-
-    **Raises:**
-
-    - `ConfigError`: a setting is out of its range, or has no effect beside the others.
-    """
-    problems = sampling.problems()
-    if max_new_tokens is not None and max_new_tokens < 1:
-        problems.append((f"max_new_tokens={max_new_tokens}, not above 0", "--max-new-tokens 64"))
-    if not -(2**63) <= seed < 2**63:
-        problems.append((f"seed={seed}, not of 64 bits", "--seed 1"))
-    if problems:
-        found, hints = zip(*problems, strict=True)
-        raise ConfigError(explain("an answer can't be made with these settings", found=found, do=" ".join(hints)))
-    sampling.check()
-
-
 def check_method(method: Method, spec: TaskSpec) -> None:
     """Refuse virtual tokens outside causal language models: nothing there takes them out of the rows again.
 
@@ -111,24 +92,6 @@ def check_method(method: Method, spec: TaskSpec) -> None:
                 "this task has no place for virtual tokens",
                 found=f"{type(method).__name__} with task {spec.name}",
                 do="--method lora",
-            )
-        )
-
-
-def check_generates(spec: TaskSpec) -> None:
-    """Refuse to continue prompts with a base that was loaded for something else.
-
-    **Raises:**
-
-    - `ConfigError`: it was.
-    """
-    if not spec.continues:
-        found = f"this base was loaded for {spec.name}"
-        raise ConfigError(
-            explain(
-                "this base can't continue prompts",
-                found=found,
-                do="base.predict(rows); inlay.load(MODEL) without task= continues prompts",
             )
         )
 

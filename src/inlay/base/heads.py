@@ -14,7 +14,7 @@ from torch import Tensor
 from inlay.io.checkpoint import Checkpoint
 from inlay.io.configuration import read as read_configuration
 from inlay.methods.contract import LinearMethod, Method, Params
-from inlay.names import is_inside, is_regex, joined, split
+from inlay.names import is_inside, joined
 from inlay.tasks.contract import TaskSpec
 
 INITIALIZER_RANGE = 0.02
@@ -67,16 +67,6 @@ def with_heads(method: Method, heads: list[str], maps: Iterable[str]) -> Method:
         inside = [path for path in maps if is_inside(path, heads)]
         changes["exclude_modules"] = joined(method.exclude_modules, inside)
     return dataclasses.replace(method, **changes)
-
-
-def without_unknown_heads(method: Method, paths: Iterable[str], spec: TaskSpec) -> Method:
-    """`method` without those names of heads that this model does not have: `peft` writes the usual ones into every file."""
-    names = method.modules_to_save
-    if not spec.heads or not names or is_regex(names):
-        return method
-    last = {path.rpartition(".")[2] for path in paths}
-    kept = tuple(name for name in split(names) if name not in spec.heads or name in last)
-    return dataclasses.replace(method, modules_to_save=kept)
 
 
 @torch.no_grad()

@@ -21,7 +21,7 @@ import torch
 
 from inlay.errors import ConfigError, DataError, explain, few
 from inlay.io.checkpoint import Checkpoint
-from inlay.model.attach import Rows
+from inlay.model.batch import Rows
 from inlay.tasks import groups
 from inlay.tasks.contract import Given, Item, Loaded, Prediction, TaskSpec
 

@@ -8,14 +8,14 @@ from collections.abc import Iterator
 from typing import Any
 
 from inlay.base.base import Base
-from inlay.base.checks import check_sampling
-from inlay.base.sampling import Sampling, recommended
 from inlay.cli import _tasks, answered_by
 from inlay.cli._command import OnBase, repeated
 from inlay.cli._lines import Lines
 from inlay.cli._screen import say
 from inlay.cli.generate import attach_all, check_raw
 from inlay.errors import ConfigError, InlayError, explain
+from inlay.generation.generate import check_sampling
+from inlay.generation.sampling import Sampling, recommended
 
 HELP = "/use NAME, /use none, /system TEXT, /new, or Ctrl-D to end; Ctrl-C ends an answer"
 """What can be typed beside messages."""

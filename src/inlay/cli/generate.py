@@ -5,11 +5,11 @@ import sys
 from pathlib import Path
 
 from inlay.base.base import Base
-from inlay.base.checks import check_sampling
-from inlay.base.sampling import Sampling
 from inlay.cli import _screen, _tasks
 from inlay.cli._command import OnBase, repeated
 from inlay.errors import ConfigError, FormatError, UnknownNameError, explain
+from inlay.generation.generate import check_sampling
+from inlay.generation.sampling import Sampling
 
 BATCH = 32
 """As many prompts are answered at a time."""

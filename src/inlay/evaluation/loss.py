@@ -8,7 +8,7 @@ import torch
 
 from inlay.base.base import Base
 from inlay.errors import DivergedError, explain
-from inlay.model.attach import Rows
+from inlay.model.batch import Rows
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ from inlay.base.base import Base
 from inlay.data.rows import Row
 from inlay.errors import DataError, explain
 from inlay.evaluation import metrics
-from inlay.model.attach import Rows
+from inlay.model.batch import Rows
 from inlay.tasks.contract import OUTSIDE
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from inlay.base.base import Base
 from inlay.base.load import load
 from inlay.core.product import DTYPES
-from inlay.model.attach import Rows
+from inlay.model.batch import Rows
 
 SAMPLE = (
     "The ferry leaves at nine, and whoever misses it waits for the next one on the quay until noon.",

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from inlay.base.base import Base
-from inlay.base.stopping import write_settings
 from inlay.errors import CompatibilityError, explain
 from inlay.export import ties
 from inlay.export.agreement import SAMPLE, Comparison, compare
 from inlay.export.plan import Planned, matrix_of, planned
 from inlay.export.survival import check_survives
 from inlay.formats.peft import CARD
+from inlay.generation.stopping import write_settings
 from inlay.io import checkpoint, json_files, records
 from inlay.io import output as output_directory
 from inlay.io.safetensors import TensorEntry, Writer, chunks, read_tensor

@@ -1,17 +1,21 @@
 """An adapter's tensors on the layers of a model: which replace what the layer holds, and whether they change anything there."""
 
+import dataclasses
 import warnings
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from inlay import formats
 from inlay.errors import CompatibilityError, explain, few
-from inlay.formats.contract import AdapterFile, Layer
+from inlay.formats.contract import AdapterFile, Layer, ModelFacts
 from inlay.methods import hooks
 from inlay.methods.contract import LinearMethod
 from inlay.model import targets
 from inlay.model.layout import Layout
 from inlay.modules import trial
+from inlay.names import is_regex, split
 
 
 def layers(layout: Layout) -> dict[str, Layer]:
@@ -27,7 +31,46 @@ def layers(layout: Layout) -> dict[str, Layer]:
     }
 
 
-def is_same(weight: Tensor, stored: Tensor) -> bool:
+def fitted(
+    name: str, file: AdapterFile, layout: Layout, facts: ModelFacts, *, heads: Sequence[str], title: str
+) -> AdapterFile:
+    """An adapter's file as it applies to a model, whose layers it fits; of an outline, the shapes alone tell.
+
+    **Arguments:**
+
+    - `heads`: the usual names of the heads of the model's task.
+    - `title`: what the model is called in a message.
+
+    **Raises:**
+
+    - `CompatibilityError`: a tensor has no layer, or another shape, or a weight of the base in the file is another one here.
+    """
+    file = _without_unknown_heads(formats.placed(file, facts), layout, heads)
+    problems = layout.problems(file.method, file.params) + [
+        f"{path}: the file brings a weight of its own, and it is not this base's"
+        for path, weight in file.base_weights.items()
+        if path not in layout.maps or not _is_same(weight, layout.maps[path].stored)
+    ]
+    if problems:
+        ends = (layout.table, layout.head)
+        resized = any(f"{end}.weight: shape" in problem for problem in problems for end in ends)
+        what = ", with its vocabulary resized and saved with the tokenizer" if resized else ""
+        hint = f"use the base it was trained on{what}: inlay inspect names it"
+        raise CompatibilityError(explain(f"{name} does not fit {title}", found=few(problems), do=hint))
+    return file
+
+
+def _without_unknown_heads(file: AdapterFile, layout: Layout, heads: Sequence[str]) -> AdapterFile:
+    """`file` without those names of heads that this model does not have: `peft` writes the usual ones into every file."""
+    names = file.method.modules_to_save
+    if not heads or not names or is_regex(names):
+        return file
+    last = {path.rpartition(".")[2] for path in layout.modules}
+    kept = tuple(name for name in split(names) if name not in heads or name in last)
+    return dataclasses.replace(file, method=dataclasses.replace(file.method, modules_to_save=kept))
+
+
+def _is_same(weight: Tensor, stored: Tensor) -> bool:
     """The numbers of two tensors are equal; of one without numbers, as in an outline, the shape."""
     return weight.shape == stored.shape and (weight.is_meta or torch.equal(weight.float(), stored.float()))
 
@@ -56,7 +99,7 @@ def check_heard(name: str, file: AdapterFile, layout: Layout) -> None:
     if idle:  # of a shared weight one name is never called, and the others are
         warnings.warn(
             f"{name} has tensors that change nothing: {'; '.join(targets.reasons(idle))}",
-            stacklevel=4,
+            stacklevel=5,
         )
 
 

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from inlay import formats, plugins
 from inlay.errors import CompatibilityError, explain
 from inlay.formats.contract import AdapterFile
@@ -51,6 +53,11 @@ def find(name: str) -> TaskSpec:
 def by_auto_class() -> dict[str, str]:
     """The class of `transformers` that makes a task's model -> the task, the first of several."""
     return {spec.auto_class: name for name, spec in reversed([*TABLE.known()])}
+
+
+def type_of(module: nn.Module) -> str | None:
+    """What PEFT calls the task of a module of which no file says it: next tokens, where it has what continues a text."""
+    return find(DEFAULT_TASK).task_type if hasattr(module, "prepare_inputs_for_generation") else None
 
 
 def has_own_head(checkpoint: Checkpoint, spec: TaskSpec) -> bool:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from inlay.data.sources import Data
 from inlay.model.adapter import Adapter
-from inlay.model.attach import Rows
+from inlay.model.batch import Rows
 
 DEFAULT_TASK = "causal-lm"
 """The task that a base is loaded for unless another is asked for."""

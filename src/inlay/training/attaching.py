@@ -11,13 +11,13 @@ from inlay.model.adapter import Adapter
 def attached(base: Base, adapter: Adapter) -> Iterator[None]:
     """Within the block an adapter is attached and active; after it the base is as it was before.
 
-    **Raises:** what `inlay.model.attach.Attached.put` does, and then too the base is as it was.
+    **Raises:** what `inlay.model.adapter_set.AdapterSet.put` does, and then too the base is as it was.
     """
     before = base.active
     try:
         base.put(adapter)
         yield
     finally:
-        if base.adapters.get(adapter.name) is adapter:
+        if adapter in base.adapters.values():
             base.detach(adapter.name)
         base.active = before

@@ -27,7 +27,7 @@ def read(base: Base, source: str | Path, name: str, method: Method | str | None)
     **Raises:**
 
     - `ConfigError`: another method was asked for.
-    - those of `inlay.model.attach.Attached.read`: it is no adapter, or was trained on another base.
+    - those of `inlay.model.adapter_set.AdapterSet.read`: it is no adapter, or was trained on another base.
     """
     adapter = base.read(source, name)
     check_method(source, adapter.method, method)

@@ -8,7 +8,7 @@ from inlay.base.base import Base
 from inlay.errors import DivergedError
 from inlay.evaluation.loss import evaluate
 from inlay.methods import hooks
-from inlay.model.attach import Rows
+from inlay.model.batch import Rows
 from inlay.training import schedule
 from inlay.training.state import Progress, TrainState
 from inlay.training.step import check_finite, diverged, is_finite, step_

@@ -1,11 +1,13 @@
-"""Attaching adapters to a model and detaching them: an adapted module replaces the linear module that it wraps until its last
-adapter is detached. The base's bytes, and the names of its modules, never change.
+"""The set of adapters on a model: an adapted module replaces the linear module that it wraps until the last adapter that
+changes it is detached. The base's bytes, and the names of its modules, never change.
+
+What else is known of a model, such as the files that it is from, is said by whoever makes the set, reads an adapter or saves
+one.
 """
 
 import contextlib
-import functools
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, ValuesView
 from pathlib import Path
 from typing import Any
 
@@ -13,36 +15,54 @@ import torch
 from torch import Tensor, nn
 
 from inlay import formats
-from inlay.errors import CompatibilityError, ConfigError, TargetError, UnknownNameError, explain, few, nearest
+from inlay.errors import CompatibilityError, ConfigError, TargetError, UnknownNameError, explain, nearest
 from inlay.formats.contract import AdapterFile, ModelFacts
-from inlay.methods.contract import Method, Params, PromptMethod
+from inlay.methods.contract import Method, PromptMethod
 from inlay.model import prompts, targets
 from inlay.model.adapted import Adapted
 from inlay.model.adapted_experts import AdaptedExperts
 from inlay.model.adapter import Adapter
 from inlay.model.batch import PLAIN, Batch, Current, Router, Rows
 from inlay.model.binding import bind_
-from inlay.model.fitting import check_heard, is_same, layers
+from inlay.model.fitting import check_heard, fitted, layers
 from inlay.model.fresh import Calibration
 from inlay.model.layout import Layout
 from inlay.model.prompt_trial import PromptTrials
 from inlay.model.prompts import PromptedEmbedding
 from inlay.modules.experts import experts_of
 
+Check = Callable[[str, AdapterFile], None]
+"""What is asked of an adapter, by its name and its outline, before it is read."""
 
-class Attached:
-    """A frozen module and the adapters on it.
 
-    **Attributes:**
+class AdapterSet:
+    """A frozen module and the adapters on it: `adapters[name]`, `len` and `in` go by their names, in the order of attaching.
+
+    **Arguments:**
 
     - `module`: the model; its parameters do not collect gradients while this object holds it.
-    - `adapters`: the adapters that are attached, by name, in the order of attaching.
+    - `title`: what it is called in a message; the name of its class unless given.
+    - `reference`: a name or a path by which others find it, for the files of adapters.
+    - `task_type`: what the exchange format calls this kind of model; None where it has no name for it.
+    - `heads`: the usual names of its task's heads: the file of an adapter may name one that this model does not have.
+    - `tokenize`: the tokens of a text, where the model is one of text.
     """
 
-    def __init__(self, module: nn.Module):
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        title: str | None = None,
+        reference: str | None = None,
+        task_type: str | None = None,
+        heads: Sequence[str] = (),
+        tokenize: Callable[[str], Sequence[int]] | None = None,
+    ):
         self.module = module
-        self.adapters: dict[str, Adapter] = {}
-        self.layout = Layout(module, lambda: prompts.decoder_of(module, self._tokenize), lambda: self.using(None))
+        self.title = title or type(module).__name__
+        self.reference, self.task_type, self.heads = reference, task_type, tuple(heads)
+        self._held: dict[str, Adapter] = {}
+        self.layout = Layout(module, lambda: prompts.decoder_of(module, tokenize), lambda: self.using(None))
         """What the model is made of, as it is without adapters."""
         self.maps = self.layout.maps
         """The maps that can be adapted, by path: linear layers, embeddings, convolutions."""
@@ -52,7 +72,6 @@ class Attached:
         """The path of the output head, where the model has one."""
         self.table = self.layout.table
         """The path of the input embedding, where the model has one."""
-        self._tokenize: Callable[[str], Sequence[int]] | None = None
         self.router = Router()
         self._alone: dict[str, Current] = {}  # what each adapter is for all rows
         self._adapted: dict[str, tuple[Adapted, set[str]]] = {}
@@ -73,9 +92,23 @@ class Attached:
         module.requires_grad_(False)
 
     def __repr__(self) -> str:
-        return (
-            f"{type(self.module).__name__} with {list(self.adapters.values()) or 'no adapter'}, active: {self.active!r}"
-        )
+        return f"{self.title} with {list(self.values()) or 'no adapter'}, active: {self.active!r}"
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._held)
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._held
+
+    def __getitem__(self, name: str) -> Adapter:
+        return self.get(name)
+
+    def values(self) -> ValuesView[Adapter]:
+        """The adapters that are attached, in the order of attaching."""
+        return self._held.values()
 
     @property
     def active(self) -> Rows:
@@ -106,28 +139,13 @@ class Attached:
                 self.router.set_(renewed)
 
     @property
-    def title(self) -> str:
-        """What the model is called."""
-        return type(self.module).__name__
-
-    @property
-    def task_type(self) -> str | None:
-        """What the exchange format calls this kind of model; None where it has no name for it."""
-        return "CAUSAL_LM" if hasattr(self.module, "prepare_inputs_for_generation") else None
-
-    @property
-    def about_task(self) -> dict[str, Any]:
-        """What an adapter's record says of the task, where it is another than that of the kind."""
-        return {}
-
-    @property
     def facts(self) -> ModelFacts:
         """What a format has to know of the model."""
         model_type = getattr(getattr(self.module, "config", None), "model_type", None)
-        return ModelFacts(self.base_name, self.task_type, model_type, type(self.module).__name__, layers(self.layout))
+        return ModelFacts(self.reference, self.task_type, model_type, type(self.module).__name__, layers(self.layout))
 
     def attach(
-        self, source: str | Path | Method, name: str | None = None, *, force: bool = False, seed: int = 0
+        self, source: str | Path | Method, name: str | None = None, *, seed: int = 0, check: Check = lambda *about: None
     ) -> Adapter:
         """Attach an adapter and make it active: one on disk or on the hub, or a new one of a method.
 
@@ -135,48 +153,58 @@ class Attached:
 
         - `source`: a directory or hub name; or a method such as `inlay.Lora(r=16)`.
         - `name`: what to call it; the directory's name, or 'default', unless given.
-        - `force`: attach it even though it was trained on another base.
         - `seed`: for the tensors of a new adapter.
+        - `check`: see `read`.
 
         **Raises:**
 
         - `UnknownNameError`, `FormatError`: see `inlay.formats.read`.
-        - `CompatibilityError`: it was trained on other weights or another tokenizer, or does not fit this model.
+        - `CompatibilityError`: it does not fit this model.
         - `ConfigError`: the name is taken.
         """
         if isinstance(source, Method):
             return self.create(source, name or "default", seed)
-        self._check_name(name := name or Path(source).resolve().name)
-        return self._place_(self.read(source, name, force=force))
+        self.check_free(name := name or Path(source).resolve().name)
+        return self._place_(self.read(source, name, check))
 
-    def read(self, source: str | Path, name: str, *, force: bool = False) -> Adapter:
-        """An adapter from disk or the hub, checked against this model and not attached; see `attach`."""
-        origin, fit = functools.partial(self._check_origin, name, force=force), functools.partial(self._fitting, name)
-        file = fit(formats.read(source, lambda outline: (origin(outline), fit(outline))))
+    def read(self, source: str | Path, name: str, check: Check = lambda *about: None) -> Adapter:
+        """An adapter from disk or the hub, which fits this model, and not attached; see `attach`.
+
+        **Arguments:**
+
+        - `check`: called with the name and the adapter's outline before it is compared with the model; it raises where the
+          adapter is not for this model by what is known of both besides.
+        """
+
+        def fit(file: AdapterFile) -> AdapterFile:
+            return fitted(name, file, self.layout, self.facts, heads=self.heads, title=self.title)
+
+        file = fit(formats.read(source, lambda outline: (check(name, outline), fit(outline))))
         check_heard(name, file, self.layout)
         return Adapter(name, file.method, file.params, file.record, file.shared)
 
-    def _fitting(self, name: str, file: AdapterFile) -> AdapterFile:
-        """An adapter's file as it applies to this model, whose layers it fits; of an outline, the shapes alone tell."""
-        file = self._known(formats.placed(file, self.facts))
-        problems = self.layout.problems(file.method, file.params) + self._other_weights(file.base_weights)
-        if problems:
-            ends = (self.table, self.head)
-            resized = any(f"{end}.weight: shape" in problem for problem in problems for end in ends)
-            what = ", with its vocabulary resized and saved with the tokenizer" if resized else ""
-            hint = f"use the base it was trained on{what}: inlay inspect names it"
-            raise CompatibilityError(explain(f"{name} does not fit {self.title}", found=few(problems), do=hint))
-        return file
+    def save(
+        self, name: str, directory: str | Path, record: Mapping[str, Any] | None = None, *, form: str = "peft"
+    ) -> None:
+        """Write an attached adapter into `directory`, which exists; see `inlay.formats.write`.
 
-    def save(self, name: str, directory: Path, record: dict[str, Any], *, form: str = "peft") -> None:
-        """Write an attached adapter into `directory`, which exists, with this record; see `inlay.formats.write`."""
+        **Arguments:**
+
+        - `record`: what `inlay.json` says beside the name of the model, which it may say itself.
+        - `form`: the name of the format.
+
+        **Raises:**
+
+        - `UnknownNameError`: no such adapter is attached, or there is no such format.
+        - `CompatibilityError`: the format has no place for it as it is; every reason is named.
+        """
         adapter = self.get(name)
         method, params = adapter.kept()
-        about = {**self.about_base, **self.about_task, **record}
+        about = {"base": {"name": self.title}, **(record or {})}
         file = AdapterFile(
             method=method, params=dict(params), shared=adapter.shared, model=self.facts, name=name, record=about
         )
-        formats.write(directory, file, form)
+        formats.write(Path(directory), file, form)
 
     def create(
         self, method: Method, name: str = "default", seed: int = 0, calibration: Calibration | None = None
@@ -196,10 +224,10 @@ class Attached:
         - `TargetError`: the method names modules that the model does not have, or finds nothing to change in it.
         - `ConfigError`: the name is taken, or the method does not fit a layer.
         """
-        self._check_name(name)
+        self.check_free(name)
         params, shared = self.layout.fresh(method, torch.Generator().manual_seed(seed), calibration)
         if left_out := self.layout.left_out(method):
-            warnings.warn(f"{name} leaves out {'; '.join(targets.reasons(left_out))}", stacklevel=4)
+            warnings.warn(f"{name} leaves out {'; '.join(targets.reasons(left_out))}", stacklevel=5)
         return Adapter(name, method, params, shared=shared)
 
     def put(self, adapter: Adapter) -> Adapter:
@@ -210,7 +238,7 @@ class Attached:
         - `ConfigError`: the name is taken.
         - `CompatibilityError`: its tensors are not those that its method has for this model; the message lists all.
         """
-        self._check_name(adapter.name)
+        self.check_free(adapter.name)
         if problems := self.layout.problems(adapter.method, adapter.params):
             raise CompatibilityError(
                 explain(f"adapter {adapter.name} does not fit this model", found=problems, do="use the base it names")
@@ -225,9 +253,9 @@ class Attached:
                 self._adapted[path] = (self._wrapper(path), set())
                 self._set_(path, self._adapted[path][0])
             self._adapted[path][1].add(adapter.name)
-        if adapter.num_virtual and not any(held.num_virtual for held in self.adapters.values()):
+        if adapter.num_virtual and not any(held.num_virtual for held in self._held.values()):
             self.module.forward = prompts.prompted(self.module, self.router)
-        self.adapters[adapter.name] = adapter
+        self._held[adapter.name] = adapter
         self._alone[adapter.name] = Current(adapter.name, Batch(adapter))
         self.active = adapter.name
         if isinstance(adapter.method, PromptMethod):
@@ -246,33 +274,10 @@ class Attached:
         wrapper = PromptedEmbedding if path == self.table else Adapted
         return wrapper(path, module, self.maps.get(path), self.router)
 
-    def _known(self, file: AdapterFile) -> AdapterFile:
-        """An adapter's file as it applies to this model."""
-        return file
-
-    @property
-    def about_base(self) -> dict[str, Any]:  # what an adapter's record says of it
-        return {"base": {"name": self.title}}
-
-    @property
-    def base_name(self) -> str | None:  # a name or a path by which others find it
-        return None
-
-    def _check_origin(self, name: str, file: AdapterFile, force: bool) -> None:
-        """Refuse an adapter that was trained on another base, where that is known."""
-
-    def _other_weights(self, copies: Params) -> list[str]:
-        """The weights of the base that an adapter brings with it, where they are others than those here."""
-        return [
-            f"{path}: the file brings a weight of its own, and it is not this base's"
-            for path, weight in copies.items()
-            if path not in self.maps or not is_same(weight, self.maps[path].stored)
-        ]
-
     def detach(self, name: str) -> Adapter:
         """Take an adapter out, and return it; layers that no other adapter needs become the base's own again."""
         adapter = self.get(name)
-        del self.adapters[name], self._alone[name]
+        del self._held[name], self._alone[name]
         self.router.set_(self._renewed(self.router.current))
         self.router.default = self._renewed(self.router.default)
         for path in self._changed_by(adapter):
@@ -282,7 +287,7 @@ class Attached:
             if not needed_by:
                 del self._adapted[path]
                 self._set_(path, self.layout.modules[path])
-        if adapter.num_virtual and not any(held.num_virtual for held in self.adapters.values()):
+        if adapter.num_virtual and not any(held.num_virtual for held in self._held.values()):
             del self.module.forward
         adapter.unbind_()
         return adapter
@@ -293,7 +298,7 @@ class Attached:
         Whether it was active or not, the new one is too; its name becomes `name`.
         """
         before, active, default = self.get(name), self.router.current, self.router.default
-        order, own_name = list(self.adapters), adapter.name
+        order, own_name = list(self._held), adapter.name
         self.detach(name)
         adapter.name = name
         try:
@@ -303,14 +308,14 @@ class Attached:
             self.put(before)
             raise
         finally:
-            self.adapters = {key: self.adapters[key] for key in order}
+            self._held = {key: self._held[key] for key in order}
             self.router.default = self._renewed(default)
             self.router.set_(self._renewed(active))
         return before
 
     def release(self) -> None:
         """Take every adapter out and let the module's parameters collect gradients as before."""
-        for name in list(self.adapters):
+        for name in list(self._held):
             self.detach(name)
         for parameter in self._trained_before:
             parameter.requires_grad_(True)
@@ -322,16 +327,32 @@ class Attached:
 
         - `UnknownNameError`: no adapter of that name is attached.
         """
-        if name not in self.adapters:
-            near = nearest(name, self.adapters)
+        if name not in self._held:
+            near = nearest(name, self._held)
             raise UnknownNameError(
                 explain(
                     "no adapter of that name is attached",
-                    found=f"{name!r}; attached are {', '.join(self.adapters) or 'none'}",
+                    found=f"{name!r}; attached are {', '.join(self._held) or 'none'}",
                     do=f"{near!r}" if near else f"base.attach({name!r}) first, or --adapter {name}",
                 )
             )
-        return self.adapters[name]
+        return self._held[name]
+
+    def check_free(self, name: str) -> None:
+        """Refuse a name that an attached adapter has.
+
+        **Raises:**
+
+        - `ConfigError`: the name is taken.
+        """
+        if name in self._held:
+            raise ConfigError(
+                explain(
+                    "an adapter of that name is attached already",
+                    found=f"{name!r}",
+                    do=f"another name=, or detach({name!r}) first, or swap({name!r}, ...)",
+                )
+            )
 
     def parameters(self) -> list[Tensor]:
         """The tensors of the active adapter, set to collect gradients: what an optimiser takes."""
@@ -342,9 +363,9 @@ class Attached:
     def _renewed(self, current: Current) -> Current:
         """The same rows with the adapters that are attached now; the plain base, where one of them no longer is."""
         batch = current.batch
-        if batch is None or all(self.adapters.get(adapter.name) is adapter for adapter in batch.adapters):
+        if batch is None or all(self._held.get(adapter.name) is adapter for adapter in batch.adapters):
             return current
-        if not all(name in self.adapters for name in _names(current.rows)):
+        if not all(name in self._held for name in _names(current.rows)):
             return PLAIN
         return self._current(current.rows, batch.brings, batch.generator)
 
@@ -361,16 +382,6 @@ class Attached:
             batch.follow_(self.layout.order, self.layout.whole, changed)
         return Current(rows, batch)
 
-    def _check_name(self, name: str) -> None:
-        if name in self.adapters:
-            raise ConfigError(
-                explain(
-                    "an adapter of that name is attached already",
-                    found=f"{name!r}",
-                    do=f"another name=, or detach({name!r}) first, or swap({name!r}, ...)",
-                )
-            )
-
     def _changed_by(self, adapter: Adapter) -> list[str]:
         """The modules that stand under a wrapper for this adapter."""
         table = [self.table] if adapter.num_virtual and self.table else []
@@ -380,16 +391,6 @@ class Attached:
         """Put a module wherever the model holds the one that it calls `path`: some hold one module under several names."""
         for parent, name in self._places[id(self.layout.modules[path])]:
             parent._modules[name] = module
-
-
-def attach(module: nn.Module, source: str | Path | Method, name: str | None = None, seed: int = 0) -> Attached:
-    """Freeze any torch module and attach an adapter to it: a new one of a method, or one from disk; see `Attached.attach`.
-
-    `Attached.parameters()` are to be trained, `Attached.save` writes them.
-    """
-    attached = Attached(module)
-    attached.attach(source, name, seed=seed)
-    return attached
 
 
 def _names(rows: Rows) -> set[str]:

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inlay.base.stopping import stopping
 from inlay.errors import FormatError, explain, few
+from inlay.generation.stopping import stopping
 from inlay.model import targets
 from inlay.modules import trial
 
@@ -47,7 +47,7 @@ def answers(
       rows that are not, and their answers end there.
     """
     lengths = list(map(len, rows))
-    is_one = len(set(lengths)) == 1 or base.takes_padding
+    is_one = len(set(lengths)) == 1 or base.router.takes_padding()
     groups = (
         [range(len(rows))] if is_one else [[i for i, n in enumerate(lengths) if n == m] for m in sorted(set(lengths))]
     )

@@ -1,0 +1,155 @@
+"""Prompts into answers: a function over a base, each row under the adapter that it names.
+
+rows of tokens = virtual tokens of the row's adapter + the prompt, as training renders it
+answers        = the new tokens of each, up to one that ends its adapter's answers (`inlay.generation.answers`)
+"""
+
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+
+from inlay.errors import ConfigError, explain
+from inlay.generation.answers import answers
+from inlay.generation.sampling import Sampling
+from inlay.model import targets
+from inlay.model.batch import Rows
+from inlay.model.prompts import virtual_ids
+from inlay.tasks.contract import DEFAULT_NEW_TOKENS, Loaded, TaskSpec
+from inlay.text.template import prompt_ids
+
+Prompt = str | Sequence[dict[str, str]]
+"""A text, or a conversation as a list of messages, each with `role` and `content`."""
+
+
+@runtime_checkable  # the tests check it where they check shapes
+class Streamer(Protocol):
+    """What hears an answer while it is made: any streamer of `transformers`, such as `TextStreamer`."""
+
+    def put(self, value: Any) -> object:
+        """Take the prompt's tokens, then each new one: integers (1, t) or (1,)."""
+        ...
+
+    def end(self) -> object:
+        """The answer is whole."""
+        ...
+
+
+@runtime_checkable  # the tests check it where they check shapes
+class Answering(Loaded, Protocol):
+    """What is asked of a base here; `inlay.base.base.Base` is one."""
+
+    spec: TaskSpec
+
+    def stop_ids(self, adapter: str | None = None) -> list[int]: ...
+
+    def asks_raw(
+        self, prompt: Prompt, adapter: str | None, raw: bool | None = None, system: str | None = None
+    ) -> bool: ...
+
+    def check_unchanged(self) -> None: ...
+
+
+def generate(
+    base: Answering,
+    prompts: Sequence[Prompt],
+    adapters: Rows = None,
+    *,
+    max_new_tokens: int | None = None,
+    sampling: Sampling,
+    seed: int = 0,
+    streamer: Streamer | None = None,
+    raw: bool | None = None,
+    system: str | None = None,
+) -> list[str]:
+    """The new text of each row; see `inlay.base.base.Base.generate`."""
+    check_sampling(max_new_tokens, sampling, seed)
+    names = _names(prompts, adapters)
+    _check_generates(base.spec)
+    base.check_causal()
+    if not prompts:
+        return []
+    rows = [
+        prompt_ids(base.tokenizer, prompt, raw=base.asks_raw(prompt, name, raw, system), system=system)
+        for prompt, name in zip(prompts, names, strict=True)
+    ]
+    entries = [None if name is None else base.get(name) for name in names]
+    rows = [virtual_ids(entry) + row for entry, row in zip(entries, rows, strict=True)]
+    most = _new_tokens(base, max(map(len, rows)), max_new_tokens)
+    generator = torch.Generator(targets.device_of(base.model)).manual_seed(seed)
+    drawn = {"logits_processor": sampling.processors(generator), **sampling.arguments()}
+    stops = [base.stop_ids(name) for name in names]
+    said = answers(base, rows, names, stops, base.pad_token, max_new_tokens=most, streamer=streamer, **drawn)
+    base.check_unchanged()
+    return base.tokenizer.batch_decode(said, skip_special_tokens=True)
+
+
+def _names(prompts: Sequence[Prompt], adapters: Rows) -> Sequence[str | None]:
+    """The adapter of each prompt.
+
+    **Raises:**
+
+    - `ConfigError`: they differ in number, or there is one prompt where a list of them is expected.
+    """
+    if isinstance(prompts, str):
+        raise ConfigError(explain("prompts is no list", found=f"{prompts!r}", do=f"[{prompts!r}]"))
+    if isinstance(adapters, str | None):
+        return [adapters] * len(prompts)
+    if len(adapters) != len(prompts):
+        raise ConfigError(
+            explain(
+                "rows and names of their adapters differ in number",
+                found=f"{len(prompts)} rows, {len(adapters)} adapters",
+            )
+        )
+    return adapters
+
+
+def _new_tokens(base: Answering, num_tokens: int, wanted: int | None) -> int:
+    """How many tokens may follow a prompt of `num_tokens`."""
+    room = DEFAULT_NEW_TOKENS if base.max_length is None else base.max_length - num_tokens
+    if room < (wanted or 1):
+        raise ConfigError(
+            explain(
+                "prompt and answer are longer than this model's positions",
+                found=f"{num_tokens} + {wanted or 1} tokens, at most {base.max_length}",
+                do=f"--max-new-tokens {room}" if room > 0 else "a shorter prompt",
+            )
+        )
+    return wanted or min(DEFAULT_NEW_TOKENS, room)
+
+
+def check_sampling(max_new_tokens: int | None, sampling: Sampling, seed: int) -> None:
+    """Refuse an answer of no tokens, and what no token can be drawn with.
+
+    **Raises:**
+
+    - `ConfigError`: a setting is out of its range, or has no effect beside the others.
+    """
+    problems = sampling.problems()
+    if max_new_tokens is not None and max_new_tokens < 1:
+        problems.append((f"max_new_tokens={max_new_tokens}, not above 0", "--max-new-tokens 64"))
+    if not -(2**63) <= seed < 2**63:
+        problems.append((f"seed={seed}, not of 64 bits", "--seed 1"))
+    if problems:
+        found, hints = zip(*problems, strict=True)
+        raise ConfigError(explain("an answer can't be made with these settings", found=found, do=" ".join(hints)))
+    sampling.check()
+
+
+def _check_generates(spec: TaskSpec) -> None:
+    """Refuse to continue prompts with a base that was loaded for something else.
+
+    **Raises:**
+
+    - `ConfigError`: it was.
+    """
+    if not spec.continues:
+        found = f"this base was loaded for {spec.name}"
+        raise ConfigError(
+            explain(
+                "this base can't continue prompts",
+                found=found,
+                do="base.predict(rows); inlay.load(MODEL) without task= continues prompts",
+            )
+        )
