@@ -136,11 +136,6 @@ def test_python_shows_progress_where_somebody_watches(place, capsys, monkeypatch
     assert capsys.readouterr().err == ""
 
 
-def test_the_public_names_are_listed():
-    assert set(dir(inlay)) == {*inlay.__all__, *(methods.find(name).__name__ for name in methods.names())}
-    assert all(hasattr(inlay, name) for name in dir(inlay))
-
-
 def test_tokens_are_shown_without_an_output_and_no_other_rows_are_made(place, capsys, monkeypatch):
     made = []
     whole = causal_lm.SPEC

@@ -10,7 +10,6 @@ from inlay.base import predict as predicting
 from inlay.errors import ConfigError, DataError
 from inlay.evaluation.score import scores as scores_of
 from inlay.tasks._encode import answers
-from inlay.training import job
 from tests.support import bases, models
 from tests.support import tasks as support
 
@@ -30,7 +29,7 @@ def trained(tmp_path, task, model, steps=6):
     labels = spec.classes(spec.read(rows).rows) if (spec := tasks.find(task)).classes else ()
     base = inlay.load(support.directory(tmp_path / "base", model), task=task, labels=labels)
     settings = inlay.Lora(r=2)
-    job.train(base, rows, method=settings, output=tmp_path / "mine", max_steps=steps, learning_rate=1e-2)
+    inlay.train(base, rows, method=settings, output=tmp_path / "mine", max_steps=steps, learning_rate=1e-2)
     return base, rows
 
 
@@ -160,7 +159,7 @@ def test_a_head_that_does_not_choose_one_class_says_what_it_is_for(tmp_path, kin
         assert said == {"value": pytest.approx(logits.tolist() if kind == "regression" else logits.item(), abs=1e-6)}
     rows = bases.jsonl(tmp_path / "rows.jsonl", [{"text": "a", "label": "no"}, {"text": "b", "label": "yes"}])
     with pytest.raises(ConfigError, match="does not choose one class"):
-        job.train(base, rows, method=inlay.Lora(r=2), output=tmp_path / "out", max_steps=1)
+        inlay.train(base, rows, method=inlay.Lora(r=2), output=tmp_path / "out", max_steps=1)
 
 
 def test_rows_that_say_nothing_are_all_named(tmp_path):

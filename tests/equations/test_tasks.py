@@ -20,7 +20,6 @@ from inlay.evaluation.score import scores
 from inlay.io.checkpoint import open_checkpoint
 from inlay.tasks import embedding
 from inlay.tasks._encode import inputs, padded, points
-from inlay.training import job
 from tests.support import bases
 from tests.support import tasks as support
 from tests.support.tolerances import assert_close
@@ -75,7 +74,7 @@ def test_a_task_is_learned_and_its_adapter_says_the_same_once_more(tmp_path, tas
     rate = 2e-2 if task in ("sequence-classification", "seq2seq") else 5e-3
     settings = dict(max_steps=100, learning_rate=rate, batch_size=12, eval_every=100)
     how = methods.find(method)(**({"r": 4} if method == "lora" else {}))
-    report = job.train(
+    report = inlay.train(
         base,
         tmp_path / "rows.jsonl",
         method=how,
@@ -139,7 +138,7 @@ def test_peft_reads_a_classifier_and_says_the_same(tmp_path, model, method):
     base = load(tmp_path, model, "sequence-classification")
     bases.jsonl(tmp_path / "rows.jsonl", support.rows("sequence-classification", 12))
     how = methods.find(method)(**({"r": 3, "lora_alpha": 5} if method == "lora" else {}))
-    job.train(base, tmp_path / "rows.jsonl", method=how, output=tmp_path / "mine", max_steps=5, learning_rate=2e-2)
+    inlay.train(base, tmp_path / "rows.jsonl", method=how, output=tmp_path / "mine", max_steps=5, learning_rate=2e-2)
     config = json.loads((tmp_path / "mine" / "adapter_config.json").read_text())
     assert config["task_type"] == "SEQ_CLS"
     assert config["modules_to_save"] == {"llama": ["score"], "bert": ["classifier", "pooler"]}[model]
@@ -379,7 +378,7 @@ def test_a_quantized_base_learns_tasks_too(tmp_path, task, monkeypatch):
     base = load(tmp_path, "llama", task, quantize="int8")
     assert base.scheme == "int8"
     bases.jsonl(tmp_path / "rows.jsonl", support.rows(task, 12))
-    report = job.train(
+    report = inlay.train(
         base,
         tmp_path / "rows.jsonl",
         method=inlay.Lora(r=4),
@@ -454,7 +453,7 @@ def test_what_can_not_be_done_is_refused_by_name(tmp_path):
 def test_an_adapter_of_another_task_or_other_classes_is_refused(tmp_path):
     base = load(tmp_path, "llama", "sequence-classification")
     bases.jsonl(tmp_path / "rows.jsonl", support.rows("sequence-classification", 12))
-    job.train(base, tmp_path / "rows.jsonl", method=inlay.Lora(r=2), output=tmp_path / "mine", max_steps=1)
+    inlay.train(base, tmp_path / "rows.jsonl", method=inlay.Lora(r=2), output=tmp_path / "mine", max_steps=1)
     assert tasks.of_adapter(tmp_path / "mine")[1] == ("no", "yes")
     with pytest.raises(CompatibilityError, match="another task"):
         inlay.load(tmp_path / "llama").attach(tmp_path / "mine")

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from inlay import methods, screen, tasks
+from inlay import methods, tasks
 from inlay.base.base import Base
 from inlay.data import split
 from inlay.data.sources import Source, name_of
@@ -28,11 +28,11 @@ from inlay.model.adapter import Adapter
 from inlay.process import peak_rss_bytes
 from inlay.tasks.contract import Prepared
 from inlay.text import stops
-from inlay.training import going_on, keep, loop, watch
+from inlay.training import going_on, keep, loop
 from inlay.training import rows as run_rows
 from inlay.training.attaching import attached
 from inlay.training.calibration import calibrate
-from inlay.training.settings import Settings, from_dict, plan
+from inlay.training.settings import Settings, plan
 from inlay.training.state import Progress, TrainState
 from inlay.training.stop import Stop
 
@@ -263,45 +263,3 @@ def _new(base: Base, name: str, method: Method, examples: Sequence[Any], setting
     some = split.spread(examples, CALIBRATION_ROWS)
     calibration = calibrate(base, method, some, settings.micro_batch_tokens, settings.seed)
     return base.fresh(method, name, settings.seed, calibration)
-
-
-def train(
-    base: Base,
-    source: Source,
-    *,
-    method: Method | str | None = None,
-    output: str | Path,
-    eval_data: Source | None = None,
-    from_adapter: str | Path | None = None,
-    progress: bool | None = None,
-    on_step: Callable[[Progress], Any] | None = None,
-    **settings: Any,
-) -> Report:
-    """Train an adapter of `method` on the rows of `source`, write it to `output`, and leave it attached and active.
-
-    **Arguments:** those of `prepare`; every field of `Settings` by its name; and
-
-    - `progress`: show what is being done on stderr; where somebody watches it, a terminal or a notebook, unless given.
-    - `on_step`: called after every step, and its evaluation, with where the run stands. What it raises ends the run, and is
-      raised again once what was learned is written.
-    """
-    shown = screen.is_watched() if progress is None else progress
-    with screen.bar("step", shown=shown, timed=False) as update:
-        job = prepare(
-            base,
-            source,
-            method=method,
-            output=output,
-            eval_data=eval_data,
-            from_adapter=from_adapter,
-            settings=from_dict(settings),
-            doing=lambda what, done, total: update(done, total, what),
-        )
-        listeners = [watch.watch(update, base.spec.unit)] if shown else []
-        listeners += [] if on_step is None else [watch.each_step(on_step)]
-
-        def listen(where: Progress) -> None:
-            for listener in listeners:
-                listener(where)
-
-        return job.run(listen)

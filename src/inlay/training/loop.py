@@ -43,7 +43,7 @@ def run(
     **Raises:** with nothing learned, and the base as it was:
 
     - `DivergedError`: the loss is not finite any more, and no evaluation had been better than the start.
-    - what `inlay.model.attach.Attached.put` raises.
+    - what `inlay.model.adapter_set.AdapterSet.put` raises.
     """
     active, name = base.active, state.adapter.name
     base.put(state.adapter)

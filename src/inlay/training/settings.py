@@ -5,7 +5,7 @@ import math
 from typing import Any, Literal
 
 from inlay import fields
-from inlay.errors import ConfigError, explain, nearest
+from inlay.errors import ConfigError, explain
 from inlay.methods.contract import Method
 from inlay.training.schedule import warmup_steps
 
@@ -145,27 +145,6 @@ def learning_rate(model_config: Any) -> tuple[float, str]:
     if family is None:
         return UNKNOWN_FAMILY_RATE, f"no rule for {text.model_type}"
     return 5e-4 * (2000 / text.hidden_size) ** _RULE[family], f"rule for hidden {text.hidden_size:,}"
-
-
-def from_dict(values: dict[str, Any]) -> Settings:
-    """Settings by name, as from a file or keyword arguments.
-
-    **Raises:**
-
-    - `ConfigError`: a name is unknown, or a value is not of its type or out of its range.
-    """
-    known = [field.name for field in dataclasses.fields(Settings)]
-    unknown = [name for name in values if name not in known]
-    if unknown:
-        near = nearest(unknown[0], known)
-        raise ConfigError(
-            explain(
-                "no such setting",
-                found=", ".join(unknown),
-                do=f"{near}" if near else f"one of {', '.join(known)}",
-            )
-        )
-    return Settings(**fields.fitted(Settings, values))
 
 
 def require_above_zero(settings: Any, *names: str) -> None:

@@ -1,0 +1,102 @@
+"""Training from Python: one call, every setting under its own name."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from inlay import screen
+from inlay.base.base import Base
+from inlay.data.sources import Source
+from inlay.methods.contract import Method
+from inlay.training import watch
+from inlay.training.job import Report, prepare
+from inlay.training.settings import Settings
+from inlay.training.state import Progress
+
+
+def train(
+    base: Base,
+    source: Source,
+    *,
+    method: Method | str | None = None,
+    output: str | Path,
+    eval_data: Source | None = None,
+    from_adapter: str | Path | None = None,
+    progress: bool | None = None,
+    on_step: Callable[[Progress], object] | None = None,
+    max_steps: int | None = Settings.max_steps,
+    epochs: float = Settings.epochs,
+    batch_size: int | None = Settings.batch_size,
+    learning_rate: float | None = Settings.learning_rate,
+    max_length: int | None = Settings.max_length,
+    too_long: Literal["drop", "window"] | None = Settings.too_long,
+    train_on: Literal["completions", "all"] = Settings.train_on,
+    eval_fraction: float = Settings.eval_fraction,
+    eval_rows: int = Settings.eval_rows,
+    eval_every: int | None = Settings.eval_every,
+    weight_decay: float = Settings.weight_decay,
+    max_grad_norm: float = Settings.max_grad_norm,
+    micro_batch_tokens: int | None = Settings.micro_batch_tokens,
+    seed: int = Settings.seed,
+) -> Report:
+    """Train an adapter on rows, write it to a directory, and leave it attached and active.
+
+    **Arguments:**
+
+    - `base`: what `inlay.load` gave.
+    - `source`, `eval_data`: rows of the task that the base was loaded for: a path, a name on the hub, a list of dictionaries, a
+      `datasets.Dataset` or a `pandas.DataFrame`; see `inlay.data.sources.read`.
+    - `method`: how to adapt, as a method or by its name; lora, or that of `from_adapter`, unless given.
+    - `output`: the directory that will hold the adapter; it must not exist. Its last part is the adapter's name.
+    - `from_adapter`: an adapter of this base that the training goes on from.
+    - `progress`: show what is being done on stderr; where somebody watches it, a terminal or a notebook, unless given.
+    - `on_step`: called after every step, and its evaluation, with where the run stands. What it raises ends the run, and is
+      raised again once what was learned is written.
+    - all others: the fields of `inlay.Settings`, where each is described.
+
+    **Returns:** what the run did; losses in nats per supervised token, times in seconds, memory in bytes.
+
+    **Raises:**
+
+    - `ConfigError`: a setting is out of its range, or the method does not fit the model or the task.
+    - `DataError`, `FormatError`, `UnknownNameError`: the data is missing, malformed, or leaves nothing to train on.
+    - `TargetError`, `CompatibilityError`: the method finds no layers, or `from_adapter` is not of this base.
+    - `OutputError`: the output exists, or the disk is full; what was learned is kept elsewhere, and the message says where.
+    - `DivergedError`: the loss is not finite any more. `CapacityError`: there is not enough memory.
+    """
+    settings = Settings(
+        max_steps=max_steps,
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        max_length=max_length,
+        too_long=too_long,
+        train_on=train_on,
+        eval_fraction=eval_fraction,
+        eval_rows=eval_rows,
+        eval_every=eval_every,
+        weight_decay=weight_decay,
+        max_grad_norm=max_grad_norm,
+        micro_batch_tokens=micro_batch_tokens,
+        seed=seed,
+    )
+    shown = screen.is_watched() if progress is None else progress
+    with screen.bar("step", shown=shown, timed=False) as update:
+        job = prepare(
+            base,
+            source,
+            method=method,
+            output=output,
+            eval_data=eval_data,
+            from_adapter=from_adapter,
+            settings=settings,
+            doing=lambda what, done, total: update(done, total, what),
+        )
+        listeners = [watch.watch(update, base.spec.unit)] if shown else []
+        listeners += [] if on_step is None else [watch.each_step(on_step)]
+
+        def listen(where: Progress) -> None:
+            for listener in listeners:
+                listener(where)
+
+        return job.run(listen)
