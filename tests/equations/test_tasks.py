@@ -220,6 +220,16 @@ def test_columns_of_a_task_that_are_not_used_are_named(tmp_path):
         assert tasks.find("embedding").read(source).notes == ("1 column not used: negative",)
 
 
+@pytest.mark.parametrize(("task", "model"), [("seq2seq", "t5"), ("causal-lm", "llama")])
+def test_answers_that_are_not_trained_on_are_counted(tmp_path, task, model):
+    base = inlay.load(support.directory(tmp_path / "base", model), task=task, dtype="float32")
+    given = [{"prompt": f"{i}?", "completion": "a", "references": ["b", "a", "c"]} for i in range(3)]
+    given += [{"prompt": "x?", "references": ["a", "b"]}, {"prompt": "y?", "completion": "a"}]
+    for rows, counted in ((given, ("7 references not trained on: answers are scored by them",)), (given[-1:], ())):
+        found = base.spec.prepare(base.spec.read(rows).rows, base, 60, "completions", None)
+        assert found.notes == counted
+
+
 def test_numbers_are_labels_in_their_order(tmp_path):
     bases.jsonl(tmp_path / "rows.jsonl", [{"text": "a", "label": n} for n in (10, 9, 2)])
     task = tasks.find("sequence-classification")

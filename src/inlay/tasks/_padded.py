@@ -63,6 +63,8 @@ class Form:
     """The values of the task's keys in an object of a file; or what is wrong with it, in a few words."""
     sample: Callable[[KeyedRow, Loaded], Sample]
     """A row as tokens; `DataError` where it can't be one: the first line of the message says why."""
+    notes: Callable[[Sequence[KeyedRow]], Counter[str]] = lambda rows: Counter()
+    """What is not trained on just as the rows have it, each with how often."""
     has_two_texts: bool = False
     """The labels are the tokens of a text, and count as such."""
 
@@ -155,6 +157,7 @@ def _prepare(
         num_dropped=len(samples) - len(kept),
         num_windowed=0,
         advice=advice(lengths, max_length, base.max_length),
+        notes=tuple(f"{number:,} {note}" for note, number in form.notes(rows).items()),
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from inlay.data import forms
 from inlay.data.rows import Message, Row
 from inlay.errors import DataError, explain, few
-from inlay.tasks import _batch, _packed
+from inlay.tasks import _batch, _packed, _references
 from inlay.tasks._encode import check_tokenizer, text_of
 from inlay.tasks._lengths import advice, check_lengths, fit, unheard
 from inlay.tasks._packed import unpacked_because as unpacked_because
@@ -20,7 +20,6 @@ from inlay.text import mask
 from inlay.text.answers import Draft, begun
 from inlay.text.mask import Example
 
-REFERENCES = "references not trained on: answers are scored by them"
 """What is said of rows with other answers than their completion; it follows a number."""
 
 Value = TypeVar("Value")
@@ -73,6 +72,7 @@ def prepare(
     if problems:
         raise _untrainable(problems)
     check_lengths(lengths, max_length, too_long, positions, may_be_empty=may_be_empty, num_left=len(examples))
+    left_out = _references.counted((row.completion, row.references) for row in rows)
     too_many, is_windowed = sum(length > max_length for length in lengths), too_long == "window"
     return Prepared(
         examples=examples,
@@ -85,7 +85,7 @@ def prepare(
         num_windowed=too_many if is_windowed else 0,
         advice="" if is_windowed else advice(lengths, max_length, positions),
         ends=tuple(sorted(ends)),
-        notes=tuple(f"{number:,} {note}" for note, number in (notes + _references(rows)).items()),
+        notes=tuple(f"{number:,} {note}" for note, number in (notes + left_out).items()),
     )
 
 
@@ -147,11 +147,6 @@ def _untrainable(problems: dict[str, str]) -> DataError:
     hints = [*dict.fromkeys(hint for hint in problems.values() if hint)][:2]
     do = "; ".join(hints) or "mend or remove these rows"
     return DataError(explain("some rows can't be trained on", found=few([*problems]), do=do))
-
-
-def _references(rows: Sequence[Row]) -> Counter[str]:
-    """How many answers rows have beside those that they are trained on."""
-    return Counter({REFERENCES: sum(text != row.completion for row in rows for text in row.references)})
 
 
 def _messages(role: str, value: Any) -> list[Message]:

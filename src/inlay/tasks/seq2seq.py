@@ -14,6 +14,7 @@ from torch import Tensor
 
 from inlay.core.cross_entropy import IGNORE, cross_entropy_sum
 from inlay.data import files
+from inlay.tasks import _references
 from inlay.tasks._encode import answers, check_tokenizer, inputs, text_ids, text_of
 from inlay.tasks._encode import padded as filled
 from inlay.tasks._padded import Form, KeyedRow, Sample, padded
@@ -85,6 +86,7 @@ SPEC = padded(
         split_by="prompt",
         values=_values,
         sample=_sample,
+        notes=lambda rows: _references.counted((row.values["completion"], row.values["references"]) for row in rows),
         has_two_texts=True,
     ),
     unit="token",
