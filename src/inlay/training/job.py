@@ -83,8 +83,6 @@ class Job:
     train: Prepared
     held_out: Prepared | None
     source: str
-    digest: str
-    """Of the rows that it learns from."""
     evaluated: Sequence[Any]
     """The held-out rows that are evaluated."""
     goes_on: dict[str, Any] | None = None
@@ -178,7 +176,7 @@ class Job:
         state = self.state
         return {
             "method": state.about_method,
-            "data": {"source": self.source, "sha256": self.digest, "rows": len(self.train.examples)},
+            "data": {"source": self.source, "sha256": self.state.digests["rows"], "rows": len(self.train.examples)},
             **({"needs": {"task": str(brought)}} if (brought := tasks.TABLE.origin(self.base.spec.name)) else {}),
             **({} if self.goes_on is None else {"from": self.goes_on}),
             "training": {
@@ -229,23 +227,29 @@ def prepare(
     method, earlier = _method(base, method, from_adapter, output.resolve().name)
     rows = run_rows.read(base, source, eval_data, settings, getattr(method, "num_virtual_tokens", 0), doing)
     doing("measuring what the adapter starts from", 0, None)
-    train, held_out = rows.train.examples, rows.held_out.examples if rows.held_out else []
-    adapter = earlier or _new(base, output.resolve().name, method, train, settings)
-    with attached(base, adapter):  # what can't be attached is refused here
-        output_directory.check_space(output, 8 * adapter.num_weights + (1 << 20))
-        chosen = plan(settings, len(train), base.model.config, adapter.method)
+    evaluated = split.spread(rows.held_out.examples if rows.held_out else [], settings.eval_rows)
+    adapter = earlier or _new(base, output.resolve().name, method, rows.train.examples, settings)
+    state = _state(base, adapter, rows, settings, output, num_held_out=len(evaluated), goes_on=earlier is not None)
     goes_on = None if from_adapter is None else going_on.about(from_adapter)
-    evaluated = split.spread(held_out, settings.eval_rows)
-    state = TrainState.new(
-        adapter,
-        settings,
-        chosen,
-        num_held_out=len(evaluated),
-        goes_on=goes_on is not None,
-        digests={**base.fingerprint.as_dict(), "rows": rows.digest, "held out": rows.held_out_digest},
-    )
-    about = (name_of(source), rows.digest, evaluated, goes_on, rows.notes)
-    return Job(base, state, output, rows.train, rows.held_out, *about)
+    return Job(base, state, output, rows.train, rows.held_out, name_of(source), evaluated, goes_on, rows.notes)
+
+
+def _state(
+    base: Base,
+    adapter: Adapter,
+    rows: run_rows.RunRows,
+    settings: Settings,
+    output: Path,
+    *,
+    num_held_out: int,
+    goes_on: bool,
+) -> TrainState:
+    """The run that learns from these rows, with what was left open chosen; refused, where it can't be attached or written."""
+    with attached(base, adapter):
+        output_directory.check_space(output, 8 * adapter.num_weights + (1 << 20))
+        chosen = plan(settings, len(rows.train.examples), base.model.config, adapter.method)
+    digests = {**base.fingerprint.as_dict(), "rows": rows.digest, "held out": rows.held_out_digest}
+    return TrainState.new(adapter, settings, chosen, num_held_out=num_held_out, goes_on=goes_on, digests=digests)
 
 
 def _method(
