@@ -91,6 +91,10 @@ def test_the_same_seed_writes_the_same_bytes(home, tmp_path, capsys):
     torch.set_num_threads(1)
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         run_json(capsys, *train_arguments(home, tmp_path / name, "--seed", seed))
+    losses = [json.loads((tmp_path / name / "inlay.json").read_text())["training"]["losses"] for name in "abc"]
+    assert losses[0] == losses[1] != losses[2]
+    tensors = [load_file(tmp_path / name / TENSORS) for name in "ab"]
+    assert [key for key, tensor in tensors[0].items() if not torch.equal(tensor, tensors[1][key])] == []
     one, two, other = ((tmp_path / name / TENSORS).read_bytes() for name in "abc")
     assert one == two != other
 
