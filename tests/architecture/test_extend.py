@@ -63,6 +63,7 @@ COMMANDS = {
     "answer of theirs": ["generate", "base", "--adapter", "theirs", *ANSWER],
     "export back": ["export", "base", "theirs", "--format", "peft", "--output", "back"],
     "export another": ["export", "base", "mine", "--format", "plain_json", "--output", "not"],
+    "in ruins": [*TRAIN, "not", "--method", "zz_ruin"],
     "misspelt method": [*TRAIN, "not", "--method", "directoin"],
     "misspelt format": ["export", "base", "mine", "--format", "plian_json", "--output", "not"],
 }
@@ -87,9 +88,9 @@ def toys():
     return about, {file.removesuffix(".py").replace("/", "."): code for file, code in blocks.items()}, points
 
 
-def run(place, commands, site=None):
-    """name -> (status, standard output, standard error) of commands in a process, with the packages of `site`."""
-    path = os.pathsep.join([*([str(site)] if site else []), str(ROOT / "src")])
+def run(place, commands, *sites):
+    """name -> (status, standard output, standard error) of commands in a process, with the packages of `sites`."""
+    path = os.pathsep.join([*map(str, sites), str(ROOT / "src")])
     environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "COLUMNS": "300"}
     command, given = [sys.executable, "-c", PROCESS], json.dumps(list(commands.values()))
     done = subprocess.run(command, env=environment, input=given, capture_output=True, text=True, cwd=place)
@@ -117,9 +118,18 @@ def place(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def said(place, site):
+def ruin(tmp_path_factory):
+    """A directory in which another package is installed, of which nothing can be imported."""
+    ruin = tmp_path_factory.mktemp("ruin")
+    points = {group: {"zz_ruin": "ruin.zz_ruin"} for group in toys()[2]} | {"inlay.tasks": {"zz-ruin": "ruin.zz_ruin"}}
+    packages.write(ruin, "ruin", "9.9", {"ruin.zz_ruin": "raise RuntimeError('it lies in ruins')"}, points)
+    return ruin
+
+
+@pytest.fixture(scope="module")
+def said(place, site, ruin):
     """What the commands said."""
-    return run(place, COMMANDS, site)
+    return run(place, COMMANDS, site, ruin)
 
 
 def last(answer):
@@ -136,8 +146,15 @@ def test_the_page_has_one_of_each_kind():
 
 def test_the_commands_go_through(said):
     failed = {name: answer for name, answer in said.items() if answer[0]}
-    assert failed.keys() == {"export another", "misspelt method", "misspelt format"}, failed
-    assert [answer[0] for answer in failed.values()] == [1, 1, 1]
+    assert failed.keys() == {"export another", "misspelt method", "misspelt format", "in ruins"}, failed
+    assert {answer[0] for answer in failed.values()} == {1}
+
+
+def test_a_package_that_is_broken_disturbs_only_who_asks_for_it(said):
+    assert said["in ruins"][2].startswith(
+        "error: the adapter method zz_ruin can't be used as ruin brings it\n"
+        "  found: ruin==9.9, ruin.zz_ruin: RuntimeError: it lies in ruins\n"
+    )
 
 
 def test_a_method_is_trained_saved_inspected_and_merged(place, said):
@@ -240,11 +257,13 @@ def test_what_a_format_has_no_place_for_is_refused_by_its_own_words(place, said)
 
 def test_names_are_among_those_that_exist(said):
     assert "hint:  --method direction" in said["misspelt method"][2]
-    assert "'plian_json'; the formats are adapterhub, loralib, peft, plain_json\n" in said["misspelt format"][2]
+    assert (
+        "'plian_json'; the formats are adapterhub, loralib, peft, plain_json, zz_ruin\n" in said["misspelt format"][2]
+    )
 
 
-def test_without_the_package_what_is_missing_is_named(place, said):
-    found = run(place, WITHOUT)
+def test_without_the_package_what_is_missing_is_named(place, said, ruin):
+    found = run(place, WITHOUT, ruin)
     install = "  hint:  pip install inlay-toys==0.2, if you trust that package: it is the file that names it\n"
     where = {
         "method": ("adapter method", "mine/inlay.json: direction"),
