@@ -110,6 +110,8 @@ def test_an_epoch_sees_every_row_once_in_an_order_of_the_seed():
     assert sorted(numbers[:10]) == sorted(numbers[10:20]) == list(range(10))
     assert numbers[:10] != numbers[10:20]
     assert numbers == [i for step in schedule.order(10, 4, 5, seed=1) for i in step]
+    every = list(schedule.order(10, 4, 9, seed=1))
+    assert all(list(schedule.order(10, 4, 9, seed=1, start=start)) == every[start:] for start in range(10))
     assert numbers != [i for step in schedule.order(10, 4, 5, seed=2) for i in step]
 
 
