@@ -36,13 +36,14 @@ from inlay.errors import CompatibilityError, ConfigError, FormatError, explain, 
 from inlay.io import bitsandbytes, shortened
 from inlay.io.checkpoint import Checkpoint, open_checkpoint
 from inlay.io.fingerprint import check_unchanged, check_written
-from inlay.io.mapped import Mapped
+from inlay.io.mapped import Mapped, Pages
 from inlay.io.safetensors import TORCH_DTYPES
 from inlay.modules import streamed
 from inlay.modules.ahead import ReadAhead
 from inlay.modules.experts import experts_of
 from inlay.modules.frozen import QuantizedLinear, freeze_
 from inlay.modules.fused import fuse_
+from inlay.quant.contract import Matrix
 from inlay.tasks.contract import DEFAULT_TASK, TaskSpec
 from inlay.text import growth
 
@@ -308,10 +309,7 @@ def _fill_(model: nn.Module, chosen: _Choices, limit: int | None) -> None:
             explain("this checkpoint's quantised weights are not its model's", found=problems[:10], do="quantize again")
         )
     if device.type == "cpu":
-        pages = [[mapped.pages(entry) for entry in tensors.values()] for _, tensors in entries]
-        ahead = ReadAhead(pages, psutil.virtual_memory().available)
-        for number, matrix in enumerate(matrices):
-            matrix.before_use = functools.partial(ahead.use, number)
+        _read_ahead_(matrices, [[mapped.pages(entry) for entry in tensors.values()] for _, tensors in entries])
     elif matrices:
         others = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
         free = torch.cuda.mem_get_info(device)[0] + others if device.type == "cuda" else None
@@ -320,15 +318,21 @@ def _fill_(model: nn.Module, chosen: _Choices, limit: int | None) -> None:
         model.set_submodule(path, QuantizedLinear(matrix, placeholder.bias, placeholder.transposed))
 
 
+def _read_ahead_(matrices: Sequence[Matrix], pages: Sequence[Sequence[Pages]]) -> None:
+    """Let weights that are used say so, and the ones that come next be read."""
+    ahead = ReadAhead(pages, psutil.virtual_memory().available)
+    for number, matrix in enumerate(matrices):
+        matrix.before_use = functools.partial(ahead.use, number)
+
+
 def _tokenizer(checkpoint: Checkpoint) -> Any:
     from transformers import AutoTokenizer
 
     try:
         found = AutoTokenizer.from_pretrained(checkpoint.directory, local_files_only=True, trust_remote_code=False)
         growth.check(found, str(checkpoint.directory / "tokenizer.json"))
-        found.decode(
-            found("a text", add_special_tokens=False, verbose=False)["input_ids"]
-        )  # some fail at their first text
+        ids = found("a text", add_special_tokens=False, verbose=False)["input_ids"]
+        found.decode(ids)  # some fail at their first text
         return found
     except FormatError:
         raise

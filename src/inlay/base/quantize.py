@@ -16,7 +16,7 @@ import contextlib
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -107,35 +107,33 @@ def quantize(
     output.check_free(target)
     weights, kept = _weights(source, how, keep)
     shards = _shards(source, how, weights)
-    make = _Make(how, refine)
     before = identities(source)
     made_from = {"name": source.name, **fingerprint(source).as_dict()}
     how_made = {"scheme": scheme, "version": bitsandbytes.VERSION, "refined": refine, "source": made_from}
     how_made |= {"needs": str(brought)} if (brought := quant.TABLE.origin(scheme)) else {}
     plan = how_made | {"shards": [list(shard) for shard in shards]}
     total = sum(entry.stop - entry.start for entry in source.tensors.values())
-    errors: dict[str, float] = {}
     with _unfinished(target, plan) as partial:
         files = [partial / f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
         left = [_num_bytes(shard) for shard, file in zip(shards, files, strict=True) if not file.exists()]
         output.check_space(target, sum(left) + checkpoint.beside_bytes(source.directory))
-        done = 0
-        for shard, file in zip(shards, files, strict=True):
-            if not file.exists():
-                _write_shard(source, make, weights, shard, file, lambda more, done=done: progress(done + more, total))
-            errors |= json_files.read_json(file.with_suffix(ERRORS))
-            done += sum(source.tensors[name].stop - source.tensors[name].start for name in shard)
-            progress(done, total)
+        todo = dict(zip(files, shards, strict=True))
+        errors = _write_shards(source, _Make(how, refine), weights, todo, lambda done: progress(done, total))
         if identities(source) != before:
             found = str(source.directory)
             raise FormatError(explain("the base changed while it was quantised", found=found, do="run it again"))
         _finish(source, partial, shards, files, bitsandbytes.configuration(how, kept), how_made | {"errors": errors})
         output.sync(partial)
         output.put(partial, target)
+    return _report(target, how, weights, total, errors)
+
+
+def _report(
+    target: Path, scheme: Scheme, weights: Mapping[str, _Weight], total: int, errors: dict[str, float]
+) -> Report:
     count = sum(math.prod(weight.shape) for weight in weights.values())
-    bits = sum(
-        8 * how.num_bytes(weight.shape, safetensors.TORCH_DTYPES[weight.entry.dtype]) for weight in weights.values()
-    )
+    dtypes = safetensors.TORCH_DTYPES
+    bits = sum(8 * scheme.num_bytes(weight.shape, dtypes[weight.entry.dtype]) for weight in weights.values())
     num_bytes = sum(file.stat().st_size for file in target.glob("*.safetensors"))
     return Report(target, count, bits / count, total, num_bytes, errors)
 
@@ -238,6 +236,24 @@ def _has_plan(partial: Path, plan: dict[str, Any]) -> bool:
     with contextlib.suppress(FormatError, OSError):
         return json_files.read_json(partial / PLAN) == plan
     return False
+
+
+def _write_shards(
+    source: Checkpoint,
+    make: _Make,
+    weights: dict[str, _Weight],
+    shards: Mapping[Path, dict[str, _Layout]],
+    progress: Callable[[int], None],
+) -> dict[str, float]:
+    """Write the files that are not there yet; the errors of all layers."""
+    errors, done = dict[str, float](), 0
+    for file, shard in shards.items():
+        if not file.exists():
+            _write_shard(source, make, weights, shard, file, lambda more, done=done: progress(done + more))
+        errors |= json_files.read_json(file.with_suffix(ERRORS))
+        done += sum(source.tensors[name].stop - source.tensors[name].start for name in shard)
+        progress(done)
+    return errors
 
 
 def _write_shard(

@@ -44,15 +44,7 @@ def values(file: TextIO, path: Path, max_characters: int, *, one_per_line: bool)
     try:
         first = decode(line)
     except (ValueError, RecursionError):
-        try:
-            file.seek(0)
-            yield from _unfolded(list(_Window(file, path, max_characters).objects()))
-            return
-        except FormatError:
-            if not one_per_line:
-                raise
-        file.seek(0)
-        yield from _lines(_numbered(file, path, max_characters), path)
+        yield from _over_lines(file, path, max_characters, one_per_line)
         return
     second = next(lines, None)
     if second is None:
@@ -60,6 +52,20 @@ def values(file: TextIO, path: Path, max_characters: int, *, one_per_line: bool)
         return
     yield number, first
     yield from _lines(_chained(second, lines), path)
+
+
+def _over_lines(file: TextIO, path: Path, max_characters: int, one_per_line: bool) -> Iterator[tuple[int, Any]]:
+    """The rows of text whose first line is no JSON: objects over several lines."""
+    file.seek(0)
+    try:
+        found = list(_Window(file, path, max_characters).objects())
+    except FormatError:
+        if not one_per_line:
+            raise
+        file.seek(0)
+        yield from _lines(_numbered(file, path, max_characters), path)
+    else:
+        yield from _unfolded(found)
 
 
 def decode(text: str) -> Any:

@@ -73,27 +73,31 @@ def merge_quantized(
 
     **Raises:**
 
-    - `CompatibilityError`: too little survives; nothing is written.
-    - the errors of `inlay.export.merge.merge` and `inlay.base.quantize.quantize`.
+    - `CompatibilityError`: too little survives; nothing is written. And those of `merge` and `quantize`.
     """
     target, held = output_directory.place(output), base.get(adapter)
     check_mergeable(held)
     _check_measurable(base, scheme)
     output_directory.check_free(target)
     output_directory.check_space(target, 2 * num_bytes(base, adapter))
-    kept = [*keep, *_in_sixteen_bits(base)]
     with output_directory.new_directory(target) as partial:
-        _write_quantized(base, held, partial, target.name, scheme, keep=kept, progress=progress)
+        _write_quantized(
+            base, held, partial, target.name, scheme, keep=[*keep, *_in_sixteen_bits(base)], progress=progress
+        )
         base.check_unchanged()
         made = load(partial / "made", dtype=str(base.dtype).removeprefix("torch."), task=base.spec, labels=base.labels)
         made.checkpoint = dataclasses.replace(made.checkpoint, name=target.name, reference=str(target.absolute()))
         survival = _survival(base, held, made, scheme, texts)
         if survival.cosine < MIN_COSINE and not force:
             raise CompatibilityError(_too_little(survival, scheme))
-        for file in (partial / "made").iterdir():
-            file.rename(partial / file.name)
-        (partial / "made").rmdir()
+        _move_up(partial / "made")
     return survival
+
+
+def _move_up(folder: Path) -> None:
+    for file in folder.iterdir():
+        file.rename(folder.parent / file.name)
+    folder.rmdir()
 
 
 def _write_quantized(
