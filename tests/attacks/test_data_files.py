@@ -126,6 +126,19 @@ def test_a_file_is_read_as_what_it_is_whatever_its_name(tmp_path):
     refused(tmp_path / "rows.arrow", "not an Arrow file", error=FormatError)
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("open.csv", 'prompt,completion\na,"b\nc,d\ne,f\n'),  # the rest of the file would be one answer
+        ("inner.csv", 'prompt,completion\na,"b" c\n'),
+        ("open.tsv", 'prompt\tcompletion\na\t"b\nc\td\n'),
+    ],
+)
+def test_quotes_that_swallow_rows_are_refused(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    refused(tmp_path / name, "this is not CSV", name, error=FormatError)
+
+
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.csv"])
 @pytest.mark.parametrize("start", [b"", b'{"text": "', b'[{"text": "a"}, "', b'text\n"'])
 def test_a_file_that_was_grown_is_refused_at_the_longest_row(tmp_path, monkeypatch, name, start):

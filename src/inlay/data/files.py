@@ -109,7 +109,7 @@ def _read_csv(path: Path) -> Iterator[Numbered]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             lines = json_text.bounded_lines(file, path, MAX_ROW_CHARACTERS)
-            reader = csv.reader(lines, delimiter="\t" if path.suffix == ".tsv" else ",")
+            reader = csv.reader(lines, delimiter="\t" if path.suffix == ".tsv" else ",", strict=True)
             header = next(reader, [])
             _check_header(header, path)
             for row in reader:
@@ -125,7 +125,8 @@ def _read_csv(path: Path) -> Iterator[Numbered]:
                     )
                 yield reader.line_num, dict(zip(header, row, strict=True))
     except csv.Error as error:
-        raise FormatError(explain("this is not CSV", found=f"{path}: {error}")) from None
+        hint = 'a quote in a field is doubled, "so ""here"" it is", and one that opens a field closes it'
+        raise FormatError(explain("this is not CSV", found=f"{path}: {error}", do=hint)) from None
     finally:
         csv.field_size_limit(limit)
 
