@@ -136,6 +136,8 @@ def test_the_older_forms_of_calls_become_todays():
     call = {"name": "tide", "arguments": '{"harbour": "Brest"}'}
     answer = {"role": "function", "name": "tide", "content": "2.1 m"}
     value = {"messages": [ASKED, {"role": "assistant", "content": None, "function_call": call}, answer]}
+    for schema in (SCHEMA["function"], SCHEMA):  # the second is a column of that name in the form of today
+        assert row_of({**value, "functions": [schema]})[0].tools == [SCHEMA]
     row, _ = row_of({**value, "functions": [SCHEMA["function"]]})
     assert row.messages[1]["tool_calls"][0]["function"] == {"name": "tide", "arguments": {"harbour": "Brest"}}
     assert row.messages[2] == {"role": "tool", "name": "tide", "content": "2.1 m"}
@@ -196,6 +198,8 @@ def test_flags_of_a_completion_stand_behind_those_of_its_prompt():
         ({"messages": [ASKED, {"role": "assistant", "tool_calls": [{**CALL, "function": {"name": "tide", "arguments": "[1]"}}]}]}, "has arguments that are a list, not an object"),
         ({"messages": [ASKED, {"role": "assistant", "tool_calls": [{**CALL, "extra": 1}]}]}, "a call with an unknown key, extra"),
         ({"messages": [ASKED, {"role": "assistant", "tool_calls": [{"id": "c1"}]}]}, "not of a function with a name"),
+        ({"messages": [ASKED, {"role": "assistant", "tool_calls": [{**CALL, "name": "ebb"}]}]}, "a call with name beside its function"),
+        ({"messages": [ASKED, {"role": "assistant", "tool_calls": [{**CALL, "arguments": {"at": "Cork"}}]}]}, "a call with arguments beside"),
         ({"messages": [ASKED], "tools": "no JSON"}, "tools are not JSON"),
         ({"messages": [ASKED], "tools": [1]}, "tools is a list, not a list of schemas"),
         ({"messages": [{"role": "system", "content": "a"}], "system": "b"}, "two different system messages"),

@@ -63,7 +63,7 @@ def schemas(value: Any, key: str) -> list[dict[str, Any]] | None:
     if not isinstance(found, list | tuple) or not all(isinstance(schema, dict) and schema for schema in found):
         raise DataError(f"{key} is {what(found)}, not a list of schemas")
     if key == "functions":
-        return [{"type": "function", "function": schema} for schema in found]
+        return [schema if "function" in schema else {"type": "function", "function": schema} for schema in found]
     return list(found)
 
 
@@ -179,6 +179,8 @@ def _call(value: Any) -> dict[str, Any]:
     inner = outer.pop("function", None)
     if inner is None:
         inner = {key: outer.pop(key) for key in ("name", "arguments") if key in outer}
+    elif twice := [key for key in ("name", "arguments") if key in outer]:
+        raise DataError(f"has a call with {' and '.join(twice)} beside its function, which has its own")
     inner = {key: item for key, item in inner.items() if item is not None} if isinstance(inner, Mapping) else {}
     unknown = [str(key) for key in (*outer, *inner) if key not in ("id", "type", "index", "name", "arguments")]
     if unknown or not isinstance(inner.get("name"), str) or outer.get("type", "function") != "function":
