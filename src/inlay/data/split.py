@@ -36,12 +36,20 @@ def divided(
         held = read(eval_data, VALIDATION)
         notes += [f"held out: {note}" for note in held.notes]
         notes += [f"left alone: {found.held_out_name}, since other rows are held out"] * bool(found.held_out)
-        return Divided(found.rows, held.rows, tuple(notes))
+        return Divided(found.rows, held.rows, (*notes, *_seen(found.rows, held.rows)))
     if found.held_out and fraction:
-        return Divided(found.rows, found.held_out, (*notes, f"held out: {found.held_out_name}, as the data has it"))
+        notes += [f"held out: {found.held_out_name}, as the data has it", *_seen(found.rows, found.held_out)]
+        return Divided(found.rows, found.held_out, tuple(notes))
     if found.held_out:
         return Divided(found.rows, [], (*notes, f"left alone: {found.held_out_name}, since nothing is held out"))
     return Divided(*hold_out(found.rows, fraction), tuple(notes))
+
+
+def _seen(rows: Sequence[Kept], held_out: Sequence[Kept]) -> list[str]:
+    """What there is to say where rows that are held out are trained on too."""
+    known = {_number(row.content()) for row in rows}
+    count = sum(_number(row.content()) in known for row in held_out)
+    return [f"held out: {count:,} of {len(held_out):,} rows are trained on too: no measure of new ones"] * bool(count)
 
 
 def hold_out(rows: Sequence[AnyRow], fraction: float) -> tuple[list[AnyRow], list[AnyRow]]:
