@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import inlay
@@ -16,7 +17,7 @@ from inlay.base.attach import attach
 from inlay.base.load import load
 from inlay.core.cross_entropy import IGNORE
 from inlay.errors import CompatibilityError
-from inlay.formats.peft import CONFIG
+from inlay.formats.peft import CONFIG, TENSORS
 from inlay.tasks import _batch as batch
 from inlay.text.mask import Example
 from inlay.training import schedule
@@ -194,6 +195,52 @@ def test_what_we_do_not_do_is_refused_by_name(what, tmp_path):
         load(tmp_path / "base", dtype="float32").attach(tmp_path / "it")
     key = {"pissa": "init_lora_weights", "olora": "init_lora_weights", "alora": "alora_invocation_tokens"}
     assert key.get(what, what) in str(error.value)
+
+
+def _vera(folder, save_projection):
+    """What `peft` says of tokens with an adapter of VeRA that it wrote."""
+    bases.directory(folder / "base")
+    settings = dict(r=3, target_modules=["q_proj", "down_proj"], projection_prng_key=5)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # that their file has no projections
+        config = peft.VeraConfig(**settings, save_projection=save_projection)
+        theirs = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(folder / "base"), config).eval()
+        for parameter in theirs.parameters():
+            if parameter.requires_grad:
+                parameter.normal_()
+        theirs.save_pretrained(folder / "theirs")
+        return theirs(models.tokens(2, 9)).logits
+
+
+def test_projections_that_a_file_of_vera_lacks_are_drawn_as_peft_draws_them(tmp_path):
+    wanted = _vera(tmp_path, save_projection=False)
+    assert not [key for key in load_file(tmp_path / "theirs" / TENSORS) if key.endswith(("vera_A", "vera_B"))]
+    base = load(tmp_path / "base", dtype="float32")
+    base.attach(tmp_path / "theirs")
+    with torch.no_grad():
+        plain, ours = (base.logits(models.tokens(2, 9), [name] * 2) for name in (None, "theirs"))
+    assert _close(ours, wanted)
+    assert not _close(plain, wanted)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "says"),
+    [
+        ("vera_A", lambda A: A[:, :-1], "vera_A: shape"),  # narrower than the widest layer
+        ("vera_A", lambda A: torch.cat([A, A]), "vera_A: shape"),  # of another rank
+        ("vera_B", lambda B: B[0], "vera_B: shape"),
+    ],
+)
+def test_projections_of_another_shape_are_refused(tmp_path, name, change, says):
+    _vera(tmp_path, save_projection=True)
+    path = tmp_path / "theirs" / TENSORS
+    tensors = load_file(path)
+    key = f"base_model.{name}"
+    tensors[key] = change(tensors[key]).contiguous()
+    save_file(tensors, path)
+    with pytest.raises(CompatibilityError, match="does not fit") as refused:
+        load(tmp_path / "base", dtype="float32").attach(tmp_path / "theirs")
+    assert says in str(refused.value)
 
 
 def test_token_indices_by_the_name_of_their_module_are_read(tmp_path):

@@ -51,6 +51,8 @@ def fitted(
         for path, weight in file.base_weights.items()
         if path not in layout.maps or not _is_same(weight, layout.maps[path].stored)
     ]
+    if not problems:  # what all layers share is known where it is known which they are
+        file, problems = _with_shared(file, layout)
     if problems:
         ends = (layout.table, layout.head)
         resized = any(f"{end}.weight: shape" in problem for problem in problems for end in ends)
@@ -58,6 +60,29 @@ def fitted(
         hint = f"use the base it was trained on{what}: inlay inspect names it"
         raise CompatibilityError(explain(f"{name} does not fit {title}", found=few(problems), do=hint))
     return file
+
+
+def _with_shared(file: AdapterFile, layout: Layout) -> tuple[AdapterFile, list[str]]:
+    """(`file` with the tensors that all layers share, drawn again where it lacks them; how they don't fit these layers)."""
+    method = file.method
+    if not isinstance(method, LinearMethod) or not isinstance(method, hooks.Shares):
+        return file, []
+    paths = [path for path in layout.paths(method, strict=False) if path in file.params]
+    drawn = hooks.shared(method, [layout.maps[path].one for path in paths])
+    shared = {**drawn, **file.shared}
+    problems = [
+        f"{key}: shape {tuple(shared[key].shape)}, here {tuple(tensor.shape)}"
+        for key, tensor in drawn.items()
+        if shared[key].dim() != tensor.dim() or any(a < b for a, b in zip(shared[key].shape, tensor.shape, strict=True))
+    ]
+    for path in paths if not problems else ():
+        seen, wanted = (hooks.share(method, tensors, layout.maps[path].one) for tensors in (shared, drawn))
+        problems += [
+            f"{path}.{key}: shape {tuple(seen[key].shape)}, here {tuple(tensor.shape)}"
+            for key, tensor in wanted.items()
+            if seen[key].shape != tensor.shape
+        ]
+    return dataclasses.replace(file, shared=shared), problems
 
 
 def _without_unknown_heads(file: AdapterFile, layout: Layout, heads: Sequence[str]) -> AdapterFile:
