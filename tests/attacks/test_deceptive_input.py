@@ -91,11 +91,11 @@ def test_a_merge_that_leaves_the_range_of_the_files_dtype_is_refused(tmp_path):
     assert not (tmp_path / "merged").exists()
 
 
-def broken(directory, name, value):
+def broken(directory, name, value, at=3):
     """A base with one other number in a weight."""
     bases.directory(directory)
     tensors = load_file(directory / "model.safetensors")
-    tensors[name].view(-1)[3] = value
+    tensors[name].view(-1)[at] = value
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
     return directory
 
@@ -114,6 +114,29 @@ def test_a_base_with_nan_takes_no_adapter_and_makes_none(tmp_path, capsys, name)
         assert (status, out) == (1, "")
         assert f"a weight of this base is not a number\n  found: {directory / 'model.safetensors'}: {name}: NaN" in err
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "name", ["model.norm.weight", "model.layers.1.self_attn.q_proj.weight", "model.layers.0.self_attn.k_proj.weight"]
+)
+def test_a_base_with_nan_does_not_answer_alone(tmp_path, name, dtype):
+    """Attention takes a score that is NaN for one that is masked: the answer would be made of numbers."""
+    base = inlay.load(broken(tmp_path / "broken", name, torch.nan), dtype=dtype)
+    for _ in range(2):
+        with pytest.raises(FormatError, match=rf"not a number\n  found: .*: {name}: NaN"):
+            base.generate(["say 3"])
+
+
+def test_a_token_whose_embedding_is_nan_is_named_where_it_is_used(tmp_path):
+    base = inlay.load(bases.directory(tmp_path / "whole", "llama"))
+    token = base.tokenizer("z", add_special_tokens=False)["input_ids"][0]
+    name = "model.embed_tokens.weight"
+    width = base.model.config.hidden_size
+    base = inlay.load(broken(tmp_path / "broken", name, torch.nan, at=token * width))
+    assert base.generate(["say 3"], max_new_tokens=1)
+    with pytest.raises(FormatError, match=rf"not a number\n  found: .*: {name}: NaN"):
+        base.generate(["say z"])
 
 
 def test_a_base_that_is_not_finite_is_not_measured_merged_answered_or_trained(tmp_path, capsys, monkeypatch):

@@ -61,7 +61,7 @@ def test_a_padding_token_beyond_the_embeddings_is_not_used(longer_tokenizer):
 @pytest.mark.parametrize(("kind", "others"), [("roberta", 2), ("mpnet", 2), ("bert", 0), ("electra", 0)])
 def test_positions_that_are_not_for_tokens_are_not_counted(tmp_path, kind, others):
     architectures.directory(tmp_path / "base", CLASSES, kind)
-    base = inlay.load(tmp_path / "base", task="sequence-classification", labels=["a", "b"])
+    base = inlay.load(tmp_path / "base", task="sequence-classification")
     positions = base.model.config.max_position_embeddings - others
     assert base.max_length == positions
     ids = torch.full((1, positions), 5)

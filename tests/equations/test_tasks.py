@@ -469,3 +469,12 @@ def test_an_adapter_of_another_task_or_other_classes_is_refused(tmp_path):
         inlay.load(tmp_path / "llama").attach(tmp_path / "mine")
     with pytest.raises(CompatibilityError, match="other classes"):
         load(tmp_path, "llama", "sequence-classification", labels=("yes", "no")).attach(tmp_path / "mine")
+
+
+def test_labels_are_those_of_the_head_that_a_base_brings(tmp_path):
+    task = "sequence-classification"
+    own = load(tmp_path, "llama_seq", task, labels=()).labels
+    assert load(tmp_path, "llama_seq", task, labels=list(own)).labels == own
+    for others in (("no", "yes"), own[::-1], (*own, "more")):
+        with pytest.raises(ConfigError, match=rf"a head of its own, for other classes\n  found: labels=.*{others[0]}"):
+            load(tmp_path, "llama_seq", task, labels=others)

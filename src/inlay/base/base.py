@@ -17,7 +17,7 @@ from torch import Tensor
 from inlay.base import origin, pooling, predict
 from inlay.base.causality import check_causal
 from inlay.base.checks import check_method, num_tokens, watch_tokens_
-from inlay.base.heads import draw_, with_heads
+from inlay.base.heads import draw_, labels_of, with_heads
 from inlay.base.residual import residual
 from inlay.core.pooling import MEAN
 from inlay.errors import ConfigError, explain
@@ -75,8 +75,7 @@ class Base:
         self.dtype, self.is_mapped, self.scheme = dtype, is_mapped, scheme
         self.spec, self.task = spec, spec.name
         self.heads, self.fresh_heads = heads
-        config = model.config
-        self.labels = tuple(config.id2label[i] for i in range(config.num_labels)) if spec.heads else ()
+        self.labels = labels_of(model.config) if spec.heads else ()
         watch_tokens_(model, tokenizer, checkpoint.name)
         self.adapters = AdapterSet(
             model,
@@ -270,17 +269,25 @@ class Base:
         with self.using(rows):
             return self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
 
-    def check_causal(self) -> None:
-        """Refuse a base whose tokens see what comes after them.
+    def check_weights(self) -> None:
+        """Refuse a base with a weight that is NaN. Reads all of its files, unless that was done before.
 
         **Raises:**
 
-        - `CompatibilityError`: see `inlay.base.causality`.
+        - `FormatError`: there is one; the message names it.
         """
+        _ = self.fingerprint
+
+    def check_causal(self) -> None:
+        """Refuse a base whose tokens see what comes after them, or with a weight that is seen to be NaN.
+
+        **Raises:**
+
+        - `CompatibilityError`, `FormatError`: see `inlay.base.causality`.
+        """
+        special = {*self.tokenizer.all_special_ids, self.pad_token}
         with self.using(None):
-            check_causal(
-                self.model, self.dtype, {*self.tokenizer.all_special_ids, self.pad_token}, self.checkpoint.name
-            )
+            check_causal(self.model, self.dtype, special, self.checkpoint.name, self.check_weights)
 
     def generate(
         self,
@@ -313,6 +320,12 @@ class Base:
 
         **Returns:** the new text of each row, without special tokens, up to one of the tokens that end an answer of the row's
         adapter (`stop_ids`).
+
+        **Raises:**
+
+        - `ConfigError`: a setting is out of its range, the base is for another task, or a prompt leaves no room for an answer.
+        - `UnknownNameError`: a row names an adapter that is not attached.
+        - `FormatError`: a weight of the base is NaN, or no row's logits are numbers.
         """
         sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k, repetition_penalty=repetition_penalty)
         how: dict[str, Any] = {"max_new_tokens": max_new_tokens, "seed": seed, "streamer": streamer}

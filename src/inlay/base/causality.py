@@ -16,7 +16,7 @@ reads every weight from its file.
 """
 
 import weakref
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from inlay.errors import CompatibilityError, explain
 from inlay.model import targets
+from inlay.modules.trial import watching_for_nan
 
 NUM_KEPT, NUM_CHANGED = 5, 6
 """Tokens of a row; 5 is no multiple of the blocks in which some models attend."""
@@ -44,7 +45,9 @@ MOST_TOKENS = 1 << 10
 _moves: weakref.WeakKeyDictionary[nn.Module, float | None] = weakref.WeakKeyDictionary()
 
 
-def check_causal(model: Any, dtype: torch.dtype, special: Collection[int], name: str) -> None:
+def check_causal(
+    model: Any, dtype: torch.dtype, special: Collection[int], name: str, refuse_nan: Callable[[], object]
+) -> None:
     """Refuse to take for a causal language model what sees the tokens that it is asked for. A model is asked once.
 
     **Arguments:**
@@ -52,14 +55,19 @@ def check_causal(model: Any, dtype: torch.dtype, special: Collection[int], name:
     - `model`: without adapters, which computes in `dtype`.
     - `special`: tokens that it may treat in a way of their own, such as padding.
     - `name`: what it is called in a message.
+    - `refuse_nan`: called where the output of one of its layers is no number; it raises where a weight is the reason.
 
     **Raises:**
 
     - `CompatibilityError`: logits of earlier tokens move with a later one.
+    - what `refuse_nan` raises.
     """
     if model not in _moves:
-        with torch.no_grad():
-            _moves[model] = _movement(model, dtype, special)
+        with torch.no_grad(), watching_for_nan(model) as broken:
+            moved = _movement(model, dtype, special)
+        if broken:  # attention may take such a score for one that is masked, and the answer is made of numbers
+            refuse_nan()
+        _moves[model] = moved
     moved = _moves[model]
     if moved is None:
         return

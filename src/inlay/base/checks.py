@@ -96,14 +96,19 @@ def check_method(method: Method, spec: TaskSpec) -> None:
         )
 
 
-def check_labels(source: str, spec: TaskSpec, labels: Sequence[str], has_own_head: bool) -> None:
-    """Refuse names of classes for a task that has none, and none for a base at `source` that has no head of its own.
+def check_labels(source: str, spec: TaskSpec, labels: Sequence[str], own: Sequence[str] | None) -> None:
+    """Refuse names of classes for a task that has none, others than those of a head that the base at `source` brings, and none
+    where it brings no head.
+
+    **Arguments:**
+
+    - `own`: the names that go with the base's own head; None: it has no such head.
 
     **Raises:**
 
     - `ConfigError`: this is so.
     """
-    if spec.heads and not labels and not has_own_head:
+    if spec.heads and not labels and own is None:
         raise ConfigError(
             explain(
                 "this base has no head of its own, so that the names of the classes have to be said",
@@ -117,6 +122,14 @@ def check_labels(source: str, spec: TaskSpec, labels: Sequence[str], has_own_hea
                 f"{spec.name} has no classes",
                 found=f"labels={list(labels)}",
                 do=f'inlay.load(MODEL, task="{spec.name}")',
+            )
+        )
+    if labels and own is not None and tuple(labels) != tuple(own):
+        raise ConfigError(
+            explain(
+                "this base has a head of its own, for other classes",
+                found=f"labels={list(labels)}; those of {source} are {list(own)}",
+                do=f'inlay.load(MODEL, task="{spec.name}"): base.labels has the names',
             )
         )
 

@@ -35,6 +35,11 @@ def configuration(checkpoint: Checkpoint, labels: Sequence[str]) -> Any:
     return config
 
 
+def labels_of(config: Any) -> tuple[str, ...]:
+    """The names of the classes, by number, that a model's configuration has."""
+    return tuple(config.id2label[i] for i in range(config.num_labels))
+
+
 def heads_of(
     model: torch.nn.Module, missing: Iterable[str], spec: TaskSpec, is_own: bool
 ) -> tuple[list[str], list[str]]:

@@ -29,7 +29,7 @@ from inlay.base.checks import (
     chosen_device,
     keep_special_tokens_,
 )
-from inlay.base.heads import configuration, heads_of, is_head
+from inlay.base.heads import configuration, heads_of, is_head, labels_of
 from inlay.base.pooling import mode_of
 from inlay.core.product import DTYPES, native_bfloat16
 from inlay.errors import CompatibilityError, ConfigError, FormatError, explain, few, within_memory
@@ -82,7 +82,8 @@ def load(
     **Arguments:**
 
     - `task`: what for, by name: one of `inlay.tasks.names()`.
-    - `labels`: the names of the classes, where the task has classes; not needed where the checkpoint brings its own.
+    - `labels`: the names of the classes by number, where the task has classes; those that the checkpoint brings with a head of
+      its own unless given.
     - `dtype`: bfloat16, float16 or float32; 'stored' for the one that the files have; see `default_dtype` unless given.
     - `device`: where to compute, such as cpu or cuda; auto: on a CUDA device if there is one, else on the CPU.
     - `quantize`: a scheme, such as nf4: compute over the base quantised so, made once and kept; see `inlay.base.cache`.
@@ -96,7 +97,8 @@ def load(
     - `FormatError`: it is not a model, broken, or only pickled.
     - `CompatibilityError`: `transformers` has no such model of this architecture, no scheme here reads its weights, or
       its texts become vectors in a way that is not known here.
-    - `ConfigError`: there is no such dtype or device here; labels for a task without classes, or none where they are needed.
+    - `ConfigError`: there is no such dtype or device here; labels for a task without classes, others
+      than those of the checkpoint's own head, or none where they are needed.
     """
     spec = task if isinstance(task, TaskSpec) else tasks.find(task)
     device = chosen_device(device, device_memory)
@@ -104,7 +106,8 @@ def load(
     if spec.name == "embedding":
         mode_of(given)  # refused here if nobody knows it, not at the first vector
     is_own = tasks.has_own_head(given, spec)
-    check_labels(str(source if isinstance(source, str | Path) else source.name), spec, labels, is_own)
+    own = labels_of(configuration(given, ())) if is_own else None
+    check_labels(str(source if isinstance(source, str | Path) else source.name), spec, labels, own)
     chosen = _choices(_quantized(given, quantize, progress), dtype, device, spec, () if is_own else labels, is_own)
     return _made(chosen, None if quantize is None else given, device_memory)
 

@@ -43,8 +43,8 @@ def answers(
 
     **Raises:**
 
-    - `FormatError`: the logits of every row are not numbers. Where some are, the others are answered, a warning names the
-      rows that are not, and their answers end there.
+    - `FormatError`: the logits of every row are not numbers; the weight that is NaN is named, if one is. Where some rows have
+      such logits, the others are answered, a warning names the rows that are not, and their answers end there.
     """
     lengths = list(map(len, rows))
     is_one = len(set(lengths)) == 1 or base.router.takes_padding()
@@ -60,6 +60,8 @@ def answers(
             new = _generated(base.model, [rows[i] for i in group], pad, [stops[i] for i in group], watch, settings)
         said |= dict(zip(group, new, strict=True))
         broken += [list(group)[k] for k in sorted(watch.broken)]
+    if len(broken) == len(rows):
+        base.check_weights()
     if broken:
         _report(broken, names)
     return [said[i] for i in range(len(rows))]

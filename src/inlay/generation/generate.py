@@ -49,6 +49,8 @@ class Answering(Loaded, Protocol):
 
     def check_unchanged(self) -> None: ...
 
+    def check_weights(self) -> None: ...
+
 
 def generate(
     base: Answering,

@@ -153,6 +153,26 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
                     setattr(module, name, attributes.get(name))
 
 
+@contextlib.contextmanager
+def watching_for_nan(model: nn.Module) -> Iterator[list[str]]:
+    """Within the block, the paths of the modules whose output holds NaN, in the order of their calls."""
+    found: list[str] = []
+
+    def look(path: str, output: Any) -> None:
+        if isinstance(output, Tensor) and output.is_floating_point() and output.isnan().any():
+            found.append(path)
+
+    hooks = [
+        module.register_forward_hook(lambda module, given, output, path=path: look(path, output))
+        for path, module in model.named_modules()
+    ]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 def _kept(module: nn.Module) -> dict[str, int]:
     """The tensors that a module keeps beside its parameters and buffers, by name: which ones they are."""
     return {name: id(value) for name, value in vars(module).items() if isinstance(value, Tensor)}
