@@ -180,7 +180,7 @@ class Base:
 
         - `UnknownNameError`, `FormatError`: see `inlay.formats.read`.
         - `CompatibilityError`: it was trained on other weights or another tokenizer, or does not fit this model.
-        - `ConfigError`: the name is taken, or the method is not for this task.
+        - `ConfigError`: the name is taken by another adapter than this, or the method is not for this task.
         """
         if isinstance(source, Method):
             return self.create(source, name or "default", seed)
@@ -270,12 +270,7 @@ class Base:
             return self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
 
     def check_weights(self) -> None:
-        """Refuse a base with a weight that is NaN. Reads all of its files, unless that was done before.
-
-        **Raises:**
-
-        - `FormatError`: there is one; the message names it.
-        """
+        """Raise a `FormatError` that names a weight of the base that is NaN; reads all files, unless that was done before."""
         _ = self.fingerprint
 
     def check_causal(self) -> None:

@@ -1,5 +1,6 @@
 """An adapter in memory: a method, and its tensors for every module that it changes."""
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -114,6 +115,17 @@ class Adapter:
         """
         return changes.merged(self.at(path), weight, bias, start, expert)
 
+    def is_same(self, other: "Adapter") -> bool:
+        """Both do the same to the same modules: their methods agree on each, however they name these, and so does every bit."""
+        methods = all(_settings(self.method, path) == _settings(other.method, path) for path in self.params)
+        return (
+            type(self.method) is type(other.method)
+            and methods
+            and self.params.keys() == other.params.keys()
+            and all(_are_equal(tensors, other.params[path]) for path, tensors in self.params.items())
+            and _are_equal(self.shared, other.shared)
+        )
+
     def kept(self) -> tuple[Method, Mapping[str, Params]]:
         """(the method, its tensors by module) that are kept once training is over."""
         return hooks.finished(self.method), hooks.finish(self.method, self.params)
@@ -124,3 +136,14 @@ class Adapter:
         self.train_(False)
         self.method, kept = self.kept()
         self.params = kept
+
+
+def _settings(method: Method, path: str) -> dict[str, Any]:
+    """What a method does to the module at `path`, without the settings that say which modules it is for."""
+    which = ("target_modules", "exclude_modules", "modules_to_save", "layers_to_transform")
+    values = dataclasses.asdict(hooks.for_module(method, path))
+    return {name: value for name, value in values.items() if name not in which}
+
+
+def _are_equal(one: Params, other: Params) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[key].cpu(), other[key].cpu()) for key in one)

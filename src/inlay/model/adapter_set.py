@@ -160,12 +160,17 @@ class AdapterSet:
 
         - `UnknownNameError`, `FormatError`: see `inlay.formats.read`.
         - `CompatibilityError`: it does not fit this model.
-        - `ConfigError`: the name is taken.
+        - `ConfigError`: the name is taken, by another adapter than the one in that directory.
         """
         if isinstance(source, Method):
             return self.create(source, name or "default", seed)
-        self.check_free(name := name or Path(source).resolve().name)
-        return self._place_(self.read(source, name, check))
+        name = name or Path(source).resolve().name
+        if name not in self:
+            return self._place_(self.read(source, name, check))
+        if not (Path(source).is_dir() and self[name].is_same(self.read(source, name, check))):
+            self._check_free(name)
+        self.active = name
+        return self[name]
 
     def read(self, source: str | Path, name: str, check: Check = lambda *about: None) -> Adapter:
         """An adapter from disk or the hub, which fits this model, and not attached; see `attach`.
@@ -224,7 +229,7 @@ class AdapterSet:
         - `TargetError`: the method names modules that the model does not have, or finds nothing to change in it.
         - `ConfigError`: the name is taken, or the method does not fit a layer.
         """
-        self.check_free(name)
+        self._check_free(name)
         params, shared = self.layout.fresh(method, torch.Generator().manual_seed(seed), calibration)
         if left_out := self.layout.left_out(method):
             warnings.warn(f"{name} leaves out {'; '.join(targets.reasons(left_out))}", stacklevel=5)
@@ -238,7 +243,7 @@ class AdapterSet:
         - `ConfigError`: the name is taken.
         - `CompatibilityError`: its tensors are not those that its method has for this model; the message lists all.
         """
-        self.check_free(adapter.name)
+        self._check_free(adapter.name)
         if problems := self.layout.problems(adapter.method, adapter.params):
             raise CompatibilityError(
                 explain(f"adapter {adapter.name} does not fit this model", found=problems, do="use the base it names")
@@ -338,13 +343,7 @@ class AdapterSet:
             )
         return self._held[name]
 
-    def check_free(self, name: str) -> None:
-        """Refuse a name that an attached adapter has.
-
-        **Raises:**
-
-        - `ConfigError`: the name is taken.
-        """
+    def _check_free(self, name: str) -> None:
         if name in self._held:
             raise ConfigError(
                 explain(
