@@ -14,13 +14,21 @@ from torch import nn
 
 from inlay.errors import TargetError, explain, nearest
 from inlay.methods import hooks, name_of
-from inlay.methods.contract import TOKEN_ROWS, BlockMethod, Decoder, LinearMethod, Method, Own, Params, PromptMethod
-from inlay.model import targets
-from inlay.model.fresh import Calibration, check_source, fresh
+from inlay.methods.contract import (
+    TOKEN_ROWS,
+    BlockMethod,
+    Decoder,
+    LinearMethod,
+    Method,
+    Own,
+    Params,
+    PromptMethod,
+)
+from inlay.model import places, targets
+from inlay.model.fresh import Calibration
 from inlay.modules import trial
-from inlay.modules.experts import Experts, experts_of, stacked
+from inlay.modules.experts import Experts, experts_of
 from inlay.modules.frozen import QuantizedLinear
-from inlay.modules.linear import Linear
 from inlay.names import is_inside, is_regex, selects, split
 
 Shapes = dict[str, dict[str, tuple[int, ...]]]
@@ -140,19 +148,7 @@ class Layout:
 
         - `TargetError`: see there.
         """
-        shapes: Shapes = {}
-        if isinstance(method, LinearMethod):
-            paths = self.paths(method, strict, whole)
-            if strict:
-                self._check_experts(method, paths)
-            for path in paths:
-                one = hooks.for_module(method, path)
-                shapes[path] = _shapes(one, self.maps[path])
-        elif isinstance(method, BlockMethod):
-            places = self._block_places(method, whole)
-            shapes = {path: method.shapes(self.blocks[key]) for path, key in places.items()}
-        elif isinstance(method, PromptMethod):
-            shapes = {"": {"prompt_embeddings": (method.num_virtual_tokens, method.numbers(self._decoder(method)))}}
+        shapes: Shapes = {place.path: place.shapes() for place in self._places(method, strict, whole)}
         for own, parameter in self._trained(method, shapes, whole):
             shapes.setdefault(own.path, {})[own.name] = tuple(parameter.shape)
         for path, rows in self._token_rows(method).items():
@@ -168,26 +164,9 @@ class Layout:
 
         `calibration` gives what the initialiser needs beside the weights, by the path of each layer.
         """
-        params: dict[str, Params] = {}
-        shared: Params = {}
-        if isinstance(method, LinearMethod):
-            paths = self.paths(method)
-            self._check_experts(method, paths)
-            shared = hooks.shared(method, [self.maps[path].one for path in paths])
-            for path in paths:
-                one = hooks.for_module(method, path)
-                linear = self.maps[path]
-                if isinstance(linear, Experts):
-                    check_source(one, {path: linear})
-                    params[path] = stacked([fresh(one, e, path, generator, None) for e in linear.each])
-                else:
-                    params[path] = fresh(one, linear, path, generator, calibration)
-        elif isinstance(method, BlockMethod):
-            params = {
-                path: method.init(self.blocks[key], generator) for path, key in self._block_places(method).items()
-            }
-        elif isinstance(method, PromptMethod):
-            params = {"": method.init(self._decoder(method), generator)}
+        chosen = self._places(method)
+        shared = hooks.shared(method, [self.maps[place.path].one for place in chosen if place.path in self.maps])
+        params = {place.path: place.new(generator, calibration) for place in chosen}
         for own, parameter in self._trained(method, params):
             tensor = parameter.detach().to("cpu", torch.float32, copy=True)
             params.setdefault(own.path, {})[own.name] = tensor
@@ -196,6 +175,18 @@ class Layout:
         if not params:
             self._refuse_empty(method)
         return params, shared
+
+    def _places(self, method: Method, strict: bool = True, whole: bool = False) -> list[places.Place]:
+        """Where `method` adds something, whatever its kind; see `wanted`."""
+        if isinstance(method, LinearMethod):
+            paths = self.paths(method, strict, whole)
+            if strict:
+                self._check_experts(method, paths)
+            return [places.on_map(hooks.for_module(method, path), path, self.maps[path]) for path in paths]
+        if isinstance(method, BlockMethod):
+            chosen = self._block_places(method, whole).items()
+            return [places.on_block(method, path, self.blocks[key]) for path, key in chosen]
+        return [places.in_front(method, self._decoder(method))] if isinstance(method, PromptMethod) else []
 
     def problems(self, method: Method, params: Mapping[str, Params]) -> list[str]:
         """How these tensors differ from those that `method` has for this model; empty where they fit."""
@@ -250,9 +241,9 @@ class Layout:
 
     def _block_places(self, method: BlockMethod, whole: bool = False) -> dict[str, str]:
         """Where the method's tensors are: the path of the module that it changes -> its block in `blocks`."""
-        places = {key: block for key, block in self.blocks.items() if block.role in method.roles}
-        places = {key: block for key, block in places.items() if whole or key not in self.unused}
-        for block in places.values() if method.is_parallel else ():
+        found = {key: block for key, block in self.blocks.items() if block.role in method.roles}
+        found = {key: block for key, block in found.items() if whole or key not in self.unused}
+        for block in found.values() if method.is_parallel else ():
             first = next(linear for path, linear in self.maps.items() if path.startswith(f"{block.path}."))
             if first.in_features != block.width:
                 raise TargetError(
@@ -262,7 +253,7 @@ class Layout:
                         do="--placement houlsby",
                     )
                 )
-        return {(block.path if method.is_parallel else key): key for key, block in places.items()}
+        return {(block.path if method.is_parallel else key): key for key, block in found.items()}
 
     def module_of(self, path: str) -> str:
         """The path of the module that holds the map at `path`: its own, unless the map is a parameter of experts."""
@@ -369,11 +360,6 @@ class Layout:
                 do="--method lora",
             )
         )
-
-
-def _shapes(method: LinearMethod, linear: Linear) -> dict[str, tuple[int, ...]]:
-    experts = (len(linear.each),) if isinstance(linear, Experts) else ()
-    return {name: (*experts, *shape) for name, shape in method.shapes(linear.one).items()}
 
 
 def _tied(modules: Mapping[str, nn.Module]) -> dict[str, list[str]]:

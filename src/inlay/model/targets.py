@@ -18,7 +18,7 @@ from inlay import methods
 from inlay.errors import TargetError, explain, nearest
 from inlay.fields import shown
 from inlay.methods import hooks, name_of
-from inlay.methods.contract import Block, LinearMethod, Method, Own
+from inlay.methods.contract import Block, LinearMethod, Own
 from inlay.modules.experts import experts_of
 from inlay.modules.linear import Linear, as_linear
 from inlay.names import Names, fault, is_named, is_regex, matches, matches_end, split
@@ -138,7 +138,7 @@ def heads(model: nn.Module, paths: Iterable[str]) -> list[str]:
 
 
 def resolve(
-    method: Method,
+    method: LinearMethod,
     linears: dict[str, Linear],
     head: str | None,
     strict: bool = True,
@@ -158,8 +158,6 @@ def resolve(
     - `TargetError`: a name, pattern or layer number matches nothing, or nothing but unused maps, or nothing is left; the
       message lists all of them.
     """
-    if not isinstance(method, LinearMethod):
-        return []
     paths = [path for path, linear in linears.items() if linear.kind in method.kinds]
     plain = [path for path in paths if linears[path].kind in ("linear", "experts")]
     problems: Problems = {}
