@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+import inlay
 from inlay import methods
 from inlay.base.load import load
 from inlay.errors import InlayError
@@ -201,10 +202,11 @@ def _from_theirs(what, kind, folder):
 
 
 def _difference(held, name, ask, wanted):
+    module = held.model if isinstance(held, inlay.Base) else held.module
     with held.using(name):
-        ours = ask(held.module)
+        ours = ask(module)
     with held.using(None):
-        plain = ask(held.module)
+        plain = ask(module)
     largest = max(1.0, wanted.abs().max().item())
     return (ours - wanted).abs().max().item() / largest, (plain - wanted).abs().max().item() / largest
 
