@@ -264,7 +264,7 @@ def test_a_run_that_is_prepared_and_dropped_leaves_the_base_as_it_was(base, tmp_
     def stand():
         modules = {path: id(module) for path, module in base.model.named_modules()}
         tensors = {name: (t.data_ptr(), t.requires_grad) for name, t in base.model.named_parameters()}
-        return modules, tensors, dict(base.adapters), base.active, vars(base.model).get("forward")
+        return modules, tensors, list(base.adapters.values()), base.active, vars(base.model).get("forward")
 
     base.attach(inlay.Lora(r=2), "mine")
     before = stand()
