@@ -68,13 +68,16 @@ def test_positions_that_are_not_for_tokens_are_not_counted(tmp_path, kind, other
     assert base.model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.isfinite().all()
 
 
-def test_a_decoder_without_a_first_token_is_refused(tmp_path):
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_decoder_without_a_first_token_is_refused(tmp_path, is_there):
     architectures.directory(tmp_path / "base", "AutoModelForSeq2SeqLM", "t5")
     inlay.load(tmp_path / "base", task="seq2seq")
     for name in ("config.json", "generation_config.json"):
         path = tmp_path / "base" / name
-        config = json.loads(path.read_text("utf-8"))
-        path.write_text(json.dumps(config | {"decoder_start_token_id": None}), "utf-8")
+        config = json.loads(path.read_text("utf-8")) | {"decoder_start_token_id": None}
+        if not is_there:
+            del config["decoder_start_token_id"]
+        path.write_text(json.dumps(config), "utf-8")
     with pytest.raises(FormatError, match="which token its decoder starts with") as caught:
         inlay.load(tmp_path / "base", task="seq2seq")
     assert "decoder_start_token_id" in str(caught.value)

@@ -353,3 +353,20 @@ def test_the_same_rows_are_read_from_python_as_from_a_file(tmp_path):
     rows = [{"instruction": "q", "input": "i", "output": "a"}, {"instruction": "r", "input": "", "output": "b"}]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     assert [row.content() for row in read_rows(rows)] == [row.content() for row in read_rows(tmp_path / "rows.jsonl")]
+
+
+def _results(*ids):
+    return [{"role": "tool", "tool_call_id": each, "content": f"of {each}"} for each in ids]
+
+
+def test_results_stand_in_the_order_of_their_calls():
+    calls = {"role": "assistant", "tool_calls": [CALL | {"id": each} for each in ("a", "b", "c")]}
+    end = {"role": "assistant", "content": "High."}
+    row, _ = row_of({"messages": [ASKED, calls, *_results("c", "a", "b"), end]})
+    assert [message["content"] for message in row.messages[2:5]] == ["of a", "of b", "of c"]
+    row, _ = row_of({"messages": [ASKED, calls, *_results("b", "a"), end]})
+    assert [message["content"] for message in row.messages[2:4]] == ["of a", "of b"]
+    without = {"role": "tool", "content": "first"}
+    row, _ = row_of({"messages": [ASKED, calls, *_results("b"), without, end]})
+    assert [message["content"] for message in row.messages[2:4]] == ["of b", "first"]
+    assert "tool_call_id x, and no call before it" in refusal({"messages": [ASKED, calls, *_results("a", "x"), end]})

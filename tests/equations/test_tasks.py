@@ -478,3 +478,17 @@ def test_labels_are_those_of_the_head_that_a_base_brings(tmp_path):
     for others in (("no", "yes"), own[::-1], (*own, "more")):
         with pytest.raises(ConfigError, match=rf"a head of its own, for other classes\n  found: labels=.*{others[0]}"):
             load(tmp_path, "llama_seq", task, labels=others)
+
+
+@pytest.mark.parametrize(
+    ("how", "positives", "says"),
+    [({"batch_size": 1}, 2, "a step of one row has no other row's positive"), ({}, 1, "all 6 rows have one positive")],
+)
+def test_rows_that_have_no_negatives_teach_nothing(tmp_path, how, positives, says):
+    rows = [{"anchor": f"harbour {i}", "positive": f"tide {i % positives}"} for i in range(6)]
+    base = load(tmp_path, "bert", "embedding")
+    with pytest.raises(DataError, match="would learn nothing") as caught:
+        inlay.train(base, rows, output=tmp_path / "out", max_steps=1, eval_fraction=0, **how)
+    assert says in str(caught.value)
+    assert not (tmp_path / "out").exists()
+    assert not base.adapters

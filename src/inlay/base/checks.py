@@ -197,7 +197,7 @@ def check_start(model: Any, checkpoint: Checkpoint) -> None:
         return
     try:
         shifted(labels=torch.tensor([[1, 1]]))
-    except (ValueError, TypeError, RuntimeError) as error:
+    except (ValueError, TypeError, RuntimeError, AttributeError) as error:
         raise FormatError(
             explain(
                 "this model does not say which token its decoder starts with",

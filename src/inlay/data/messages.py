@@ -3,6 +3,7 @@
 A key that is not known is refused: it may be what the turn means. What is null is as if it were not there.
 """
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -45,9 +46,31 @@ def conversation(value: Any, key: str) -> tuple[list[Message], list[bool] | None
             raise DataError(f"message {i} {error}") from None
         messages.append(message)
         flags.append(flag)
+    _sort_results_(messages)
     if all(flag is None for flag in flags):
         return messages, None
     return messages, [flag is not False for flag in flags]
+
+
+def _sort_results_(messages: list[Message]) -> None:
+    """Bring the results of calls into the order of the calls: that is all by which most templates tell whose a result is.
+
+    **Raises:**
+
+    - `DataError`: a result is of no call.
+    """
+    known: list[Any] = []
+    for i, message in enumerate(messages):
+        calls = [call.get("id") for call in message.get("tool_calls", ())]
+        known += calls
+        said = message.get("tool_call_id")
+        if said is not None and known and None not in known and said not in known:
+            raise DataError(f"message {i} has the tool_call_id {cut(said)}, and no call before it has that id")
+        results = list(itertools.takewhile(lambda each: each["role"] == "tool", messages[i + 1 :])) if calls else []
+        ids = [result.get("tool_call_id") for result in results]
+        if ids and all(each in calls for each in ids) and None not in ids:
+            order = sorted(range(len(ids)), key=lambda n: calls.index(ids[n]))
+            messages[i + 1 : i + 1 + len(ids)] = [results[n] for n in order]
 
 
 def schemas(value: Any, key: str) -> list[dict[str, Any]] | None:

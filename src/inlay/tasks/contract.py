@@ -149,6 +149,8 @@ class TaskSpec:
     """Those of one training step."""
     loss_of: Callable[[Loaded, Sequence[Any]], Tensor]
     """(base, samples) -> their summed loss, in nats, under the adapters that are active."""
+    teaches_nothing: Callable[[Sequence[Any], int], str] = lambda samples, batch_size: ""
+    """(samples, how many a step takes) -> why steps would learn nothing, in a few words; empty where they learn."""
 
     scores: tuple[str, ...] = ()
     """What it is scored by: names of `inlay.evaluation.score.SCORES`; none where the loss says it all."""

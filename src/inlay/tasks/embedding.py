@@ -68,6 +68,12 @@ def _step_parts(base: Loaded, samples: Sequence[Sample], max_tokens: int | None)
     yield list(samples)
 
 
+def _teaches_nothing(samples: Sequence[Sample], batch_size: int) -> str:
+    if len({sample.labels for sample in samples}) == 1:
+        return f"all {len(samples)} rows have one positive, and none to tell it from"
+    return "a step of one row has no other row's positive to tell its own from" if batch_size == 1 else ""
+
+
 def _loss_of(base: Loaded, samples: Sequence[Sample]) -> Tensor:
     anchors = points(base, [sample.input_ids for sample in samples])
     positives = points(base, [sample.labels for sample in samples])
@@ -121,6 +127,7 @@ SPEC = padded(
     parts=_parts,
     step_parts=_step_parts,
     loss_of=_loss_of,
+    teaches_nothing=_teaches_nothing,
     scores=("recall@1", "recall@5"),
     answered=_answered,
     asked="text, or anchor",

@@ -18,7 +18,7 @@ from inlay import methods, tasks
 from inlay.base.base import Base
 from inlay.data import split
 from inlay.data.sources import Source, name_of
-from inlay.errors import within_memory
+from inlay.errors import DataError, explain, within_memory
 from inlay.evaluation import score
 from inlay.formats.peft import TENSORS
 from inlay.io import output as output_directory
@@ -248,6 +248,10 @@ def _state(
     with attached(base, adapter):
         output_directory.check_space(output, 8 * adapter.num_weights + (1 << 20))
         chosen = plan(settings, len(rows.train.examples), base.model.config, adapter.method)
+    if why := base.spec.teaches_nothing(rows.train.examples, chosen.batch_size):
+        raise DataError(
+            explain("an adapter would learn nothing from these rows", found=why, do="more rows, in larger steps")
+        )
     digests = {**base.fingerprint.as_dict(), "rows": rows.digest, "held out": rows.held_out_digest}
     return TrainState.new(adapter, settings, chosen, num_held_out=num_held_out, goes_on=goes_on, digests=digests)
 
