@@ -229,7 +229,7 @@ def test_the_gradient_that_is_measured_is_that_of_the_weight(base):
 @pytest.mark.parametrize("name", ["eva", "lora_ga"])
 def test_a_layer_that_no_row_goes_through_is_named(name, base):
     held, _, examples = base
-    held.module.model.layers[1].mlp.forward = lambda x: 0 * x
+    held.model.model.layers[1].mlp.forward = lambda x: 0 * x
     found = calibrate(held, Lora(r=2, initializer=name), examples, None, 0)
     assert found("model.layers.0.mlp.up_proj").any()
     with pytest.raises(TargetError, match=r"no row goes through(.|\n)*--exclude-modules up_proj"):
