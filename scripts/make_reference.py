@@ -65,11 +65,10 @@ def main() -> None:
 
 def pages() -> dict[str, list[str]]:
     """page -> the modules that it documents, but for those of the package's own names and of the commands."""
-    starts = ["inlay.initializers.contract", *(cls.__module__ for _, cls in initializers.TABLE.known())]
     return {
         **PAGES,
         **{f"method-{name}": [cls.__module__] for name, cls in methods.TABLE.known()},
-        "initializers": starts,
+        "initializers": [cls.__module__ for _, cls in initializers.TABLE.known()],
         **{f"scheme-{name}": [type(scheme).__module__] for name, scheme in quant.TABLE.known()},
     }
 

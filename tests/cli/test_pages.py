@@ -111,3 +111,8 @@ def test_a_layer_that_is_listed_wrongly_is_found():
     found = disorder(text.replace("odd", "low2"), [{"cli"}, {"high"}, {"low", "low2"}, {"gone"}])
     assert found == {"strange": set(), "missing": {"gone"}, "mixed": [["high", "low2"]], "falls": True}
     assert not disorder("```\ncli    x\nlow    x\nhigh    x\n```", [{"cli"}, {"high"}, {"low"}])["falls"]
+
+
+def test_every_module_has_one_page_of_the_reference():
+    modules = [module for named in script("make_reference").pages().values() for module in named]
+    assert sorted(modules) == sorted(set(modules))
