@@ -38,9 +38,8 @@ _WIDTHS = (
     "hidden_dim",
 )
 _MORE_LAYERS, _MORE_NUMBERS, _MORE_POSITIONS = 64, 2**22, 2**26
-_NOT_NEGATIVE = frozenset(
-    ["vocab_size", "hidden_size", "num_attention_heads", "num_hidden_layers", "intermediate_size"]
-)
+_NOT_NEGATIVE = ("vocab_size", "hidden_size", "num_attention_heads", "num_hidden_layers", "intermediate_size")
+_LEAST = dict.fromkeys(_NOT_NEGATIVE, 0) | {"max_position_embeddings": 1}
 
 
 def check(path: Path, config: Mapping[str, Any], tensors: Mapping[str, TensorEntry]) -> None:
@@ -65,8 +64,8 @@ def check(path: Path, config: Mapping[str, Any], tensors: Mapping[str, TensorEnt
 
 def _wrong(key: str, count: int, width: int, num_tensors: int, num_numbers: int) -> str:
     """What is wrong with a count, of files that hold so many tensors and numbers, or none; empty where nothing is."""
-    if count < 0 and key in _NOT_NEGATIVE:
-        return "below 0"
+    if count < (least := _LEAST.get(key, -math.inf)):
+        return f"below {least}"
     if _LAYERS.search(key) and num_tensors and count > min(MAX_LAYERS, num_tensors + _MORE_LAYERS):
         return f"the files hold {num_tensors:,} tensors"
     if count > (MAX_LAYERS if _LAYERS.search(key) else _most(key)):
