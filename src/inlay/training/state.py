@@ -180,7 +180,7 @@ class TrainState:
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor of the state, by name; they are its own, and the next step changes them."""
-        found = {f"{where}/{key}": tensor for where, some in self._fixed().items() for key, tensor in some.items()}
+        found = self._fixed()
         for key, tensor in self.trained.items():
             moments = self.optimizer.state.get(tensor, {})
             found |= {f"optimizer/{key}/{name}": value for name, value in moments.items()}
@@ -211,8 +211,7 @@ class TrainState:
         - `FormatError`: tensors are missing, or of other shapes.
         """
         self._check(tensors, values)
-        for where, some in self._fixed().items():
-            _copy_(some, {key: tensors[f"{where}/{key}"] for key in some})
+        _copy_(self._fixed(), tensors)
         self.generator.set_state(tensors["random"].cpu())
         self.method_state = {key: t.clone() for key, t in _within(tensors, "method/").items()}
         self._restore_optimizer_(tensors)
@@ -234,9 +233,10 @@ class TrainState:
         kept = {number: own for number, own in state.items() if own}
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": kept})
 
-    def _fixed(self) -> dict[str, dict[str, Tensor]]:
-        """The tensors that there are at every step, by where they stand and by name."""
-        return {"adapter": _named(self.adapter), "shared": self.adapter.shared, "best": self.best.tensors}
+    def _fixed(self) -> dict[str, Tensor]:
+        """The tensors that there are at every step, by what they are of and their own name."""
+        each = {"adapter": _named(self.adapter), "shared": self.adapter.shared, "best": self.best.tensors}
+        return {f"{where}/{key}": tensor for where, some in each.items() for key, tensor in some.items()}
 
     def _identity(self) -> dict[str, Any]:
         """What has to be the same for the one run to be the other."""
@@ -260,10 +260,8 @@ class TrainState:
             raise CompatibilityError(
                 explain(what, found=few(other), do="the settings, rows and base that it began with")
             )
-        wanted = {
-            f"{where}/{key}": tensor.shape for where, some in self._fixed().items() for key, tensor in some.items()
-        }
-        wanted["random"] = self.generator.get_state().shape
+        fixed = self._fixed() | {"random": self.generator.get_state()}
+        wanted = {key: tensor.shape for key, tensor in fixed.items()}
         lacking = [key for key, shape in wanted.items() if key not in tensors or tensors[key].shape != shape]
         if lacking:
             raise FormatError(explain("the state of a run lacks tensors, or has others", found=few(lacking)))
