@@ -1,5 +1,7 @@
 """In the manners of forty families: what is trained on is marked by hand; what a row says is conserved, whatever it says."""
 
+import contextlib
+import dataclasses
 import json
 import random
 import re
@@ -171,6 +173,34 @@ def test_a_beginning_is_what_it_is_as_a_conversation_of_its_own(family):
             assert whole.text(stop, True) == prompt
             num_compared += 1
     assert num_compared
+
+
+WRITES_NAMES = (
+    "{% for m in messages %}<|im_start|>{{ m.role + (' ' + m.name if m.name else '') + '\n' + m.content }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.mark.parametrize("family", [*ALL, "writes names"])
+def test_who_says_something_is_written_or_the_row_is_refused(family):
+    writes = family == "writes names"
+    tok = tokenizer(dataclasses.replace(ALL["chatml"], template=WRITES_NAMES) if writes else ALL[family])
+    for i, role in enumerate(("user", "assistant")):
+        messages = [dict(families.USER), dict(families.ANSWER), families.SOFT, families.SIX]
+        messages[i]["name"] = "Alix"
+        if writes and role == "user":
+            (row,) = mask.conversation(tok, messages, "x:1")
+            assert tok.decode(row.input_ids).count("<|im_start|>user Alix\nBoil an egg?") == 1
+            continue
+        # nothing gives generation the name of who is to answer, so a template that writes it is refused too
+        expected = (
+            "asks for this answer behind another text" if writes else f"the name of the {role}|roles must alternate"
+        )
+        with pytest.raises(DataError, match=expected) as caught:
+            mask.conversation(tok, messages, "x:1")
+        assert all(each in str(caught.value) for each in ("x:1", "hint:"))
+    with pytest.raises(DataError, match="the name of the user") if not writes else contextlib.nullcontext():
+        prompt_ids(tok, [{**families.USER, "name": "Alix"}])
 
 
 def in_one_go(template, variables):

@@ -58,9 +58,7 @@ def _growth(step: dict[str, Any]) -> float:
     kind = step.get("type")
     if kind == "Replace":
         pattern = step.get("pattern") or {}
-        length = (
-            len(pattern["String"]) if pattern.get("String") else 0
-        )  # an expression may match nothing, between characters
+        length = len(pattern.get("String") or "")  # an expression may match nothing, between characters
         made = len(step.get("content") or "")
         return max(1.0, made / length) if length else made + 1.0
     return {"ByteLevel": 2.0, "Precompiled": 4.0}.get(str(kind), 1.0)

@@ -23,8 +23,8 @@ Message = dict[str, Any]
 Span = tuple[int, int]
 """Characters start <= i < stop of a rendered text."""
 
-_STARTS, _STOPS, _NUM_MARKS = 0xF0000, 0x100000, 0xFFFE
-"""The first mark before and behind a piece: the two private planes of Unicode, a character for each piece."""
+_STARTS, _STOPS, NUM_MARKS = 0xF0000, 0x100000, 0xFFFE
+"""The first mark before and behind a piece, and of how many: the two private planes of Unicode, one character each."""
 
 MARK = re.compile("[\U000f0000-\U0010fffd]")
 _TAG = re.compile(
@@ -45,7 +45,7 @@ class Piece:
     """The number of its message, or `TOOLS`."""
     role: str
     kind: str
-    """content, reasoning, call or schema."""
+    """content, reasoning, name, call or schema."""
     text: str
     """Without white space around it."""
 
@@ -84,12 +84,7 @@ class Said:
     @property
     def can_mark(self) -> bool:
         """There are marks enough, and nobody else uses them."""
-        return len(self.pieces) <= _NUM_MARKS and not any(MARK.search(piece.text) for piece in self.pieces)
-
-    @property
-    def num_marks(self) -> int:
-        """How many marks its messages and tools have."""
-        return 2 * min(len(self.pieces), _NUM_MARKS)
+        return len(self.pieces) <= NUM_MARKS and not any(MARK.search(piece.text) for piece in self.pieces)
 
     def until(self, stop: int) -> "Said":
         """What the first `stop` messages say, and the tools."""
@@ -151,15 +146,20 @@ class Said:
             highest = max(highest, places[0][1])
         return found + [Fault(self.pieces[loose.piece], "changes") for loose in self._lost(text, spans)]
 
+    def extents(self, spans: Sequence[Sequence[Span]]) -> dict[int, Span]:
+        """From where to where a message's pieces stand, by its number."""
+        found: dict[int, Span] = {}
+        for piece, places in zip(self.pieces, spans, strict=True):
+            if places and piece.turn != TOOLS:
+                start, stop = found.get(piece.turn, places[0])
+                found[piece.turn] = min(start, places[0][0]), max(stop, places[0][1])
+        return found
+
     def _lost(self, text: str, spans: Sequence[Sequence[Span]]) -> Iterator[Loose]:
         """The loose values that stand nowhere between the messages before and behind their own."""
         if not self.loose:
             return
-        bounds: dict[int, Span] = {}
-        for piece, places in zip(self.pieces, spans, strict=True):
-            if places and piece.turn != TOOLS:
-                start, stop = bounds.get(piece.turn, (places[0][0], places[0][1]))
-                bounds[piece.turn] = min(start, places[0][0]), max(stop, places[0][1])
+        bounds = self.extents(spans)
         turns = sorted(bounds)
         for loose in self.loose:
             piece = self.pieces[loose.piece] if loose.piece < len(self.pieces) else None
@@ -179,13 +179,15 @@ class Said:
             return text
         k = len(self.pieces)
         self.pieces.append(Piece(turn, role, kind, core))
-        if k >= _NUM_MARKS:
+        if k >= NUM_MARKS:
             return text
         before, behind = text[: len(text) - len(text.lstrip())], text[len(text.rstrip()) :]
         return f"{before}{chr(_STARTS + k)}{core}{chr(_STOPS + k)}{behind}"
 
     def _message(self, i: int, message: Message) -> Message:
         role, made = str(message.get("role")), dict(message)
+        if isinstance(message.get("name"), str) and role != "tool":  # that of a result is known from its call
+            made["name"] = self._marked(message["name"], i, role, "name")
         for key in ("reasoning_content", "content"):
             if isinstance(message.get(key), str):
                 made[key] = self._content(message[key], i, role, "reasoning" if key != "content" else "content")
@@ -295,6 +297,7 @@ def _is_written(found: str, piece: Piece) -> bool:
 
 
 _HINTS = {
+    "name": "the name in content, rows without names, or a model whose template writes them",
     "schema": "a model whose template lists tools, or rows without them",
     "call": "a model whose template writes calls, or the call as text in content",
     "reasoning": "the thought in content, between <think> and </think>, or a model whose template writes it",
@@ -308,6 +311,7 @@ def refusal(fault: Fault, source: str, name: str) -> DataError:
     """The error for a piece that the template of the model `name` does not write as it should."""
     piece = fault.piece
     what = {
+        "name": f"the name of the {piece.role}",
         "schema": "what a tool is",
         "call": "the call of a tool",
         "reasoning": "a thought",

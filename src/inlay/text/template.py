@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 
 from inlay.errors import ConfigError, DataError, explain
 from inlay.text.bounded import Group, begun, ended
-from inlay.text.pieces import MARK, TOOLS, Fault, Message, Said, Span, refusal
+from inlay.text.pieces import MARK, NUM_MARKS, Fault, Message, Said, Span, refusal
 from inlay.text.prepared import Prepared
 from inlay.text.tokens import Added, added, encode_quoting, text_ids
 
@@ -169,12 +169,7 @@ class Rendered:
     @functools.cached_property
     def extents(self) -> dict[int, Span]:
         """From where to where a message's pieces stand, by its number."""
-        found: dict[int, Span] = {}
-        for piece, places in zip(self.said.pieces, self.spans, strict=True):
-            if places and piece.turn != TOOLS:
-                start, stop = found.get(piece.turn, places[0])
-                found[piece.turn] = min(start, places[0][0]), max(stop, places[0][1])
-        return found
+        return self.said.extents(self.spans)
 
     @functools.cached_property
     def faults(self) -> list[Fault]:
@@ -198,7 +193,7 @@ class Conversation:
         self._manners = _manners_of(tokenizer, source)
         self._given = (list(messages), tools), (self._said.messages, self._said.tools)
         marked = self._as_read(*self._given[True])
-        plain = marked.without(MARK, self._said.num_marks, self._given[False][0])
+        plain = marked.without(MARK, 2 * min(len(self._said.pieces), NUM_MARKS), self._given[False][0])
         self._prepared = plain or self._as_read(*self._given[False]), marked
         self._texts: dict[Asked, str | None] = {}
         self._under_way: list[tuple[Asked, ...]] = []
