@@ -56,6 +56,46 @@ def test_blocks_around_a_swap_take_the_new_adapter(held):
         assert torch.equal(held.module(input_ids=ids).logits, wanted)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("is_trained", [False, True])
+@pytest.mark.parametrize("rows", ["a", ["a", "b", None]])
+def test_tensors_that_are_changed_in_place_answer_at_once(dtype, is_trained, rows):
+    """What was made of an adapter's tensors for another dtype, or stacked, is made anew."""
+    held, ids = AdapterSet(models.model("llama").to(dtype)), models.tokens(3, 1)
+    for seed, name in enumerate("ab"):
+        models.randomize(held.attach(inlay.Lora(r=2, lora_alpha=30 + seed), name), seed=seed)
+    held["a"].train_(is_trained)
+    before = _logits(held, ids, rows)
+    with torch.no_grad():
+        for tensor in held["a"].tensors():
+            tensor.mul_(1.5)
+    now = _logits(held, ids, rows)
+    other = held.detach("a")
+    assert torch.equal(_logits(held, ids, None), _logits(held, ids, [None] * 3))
+    held.put(other)
+    assert torch.equal(now, _logits(held, ids, rows))
+    assert not torch.equal(now[0], before[0])
+    held["a"].train_(not is_trained)
+    assert torch.equal(now, _logits(held, ids, rows))
+    held["a"].params = {path: {key: 0 * t for key, t in params.items()} for path, params in held["a"].params.items()}
+    assert torch.equal(_logits(held, ids, rows)[0], _logits(held, ids, None)[0])
+
+
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.SGD])
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_step_of_an_optimizer_is_answered_with_at_once(held, kind, fused):
+    ids = models.tokens(2, 1)
+    learning = held["a"].train_()
+    optimizer = kind(learning, lr=0.1, fused=fused)
+    before = [_logits(held, ids, rows) for rows in ("a", ["a", "b"])]
+    for tensor in learning:
+        tensor.grad = torch.ones_like(tensor)
+    optimizer.step()
+    assert all(
+        not torch.equal(_logits(held, ids, rows)[0], b[0]) for rows, b in zip(("a", ["a", "b"]), before, strict=True)
+    )
+
+
 def test_a_swap_that_fails_changes_nothing(held):
     ids = models.tokens(1, 5)
     before, strange = _logits(held, ids, "a"), AdapterSet(models.model("llama", sizes={"hidden_size": 40}))

@@ -7,13 +7,14 @@ layers. With no batch, or no row that names an adapter, y is returned as the bas
 """
 
 from collections.abc import Iterable, Sequence
+from operator import is_
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from inlay.core.grouped import MAX_TOKENS, Stacks
-from inlay.core.routed import Factors, Segment, low_rank, routed, row_segments
+from inlay.core.grouped import MAX_TOKENS, Stack
+from inlay.core.routed import Segment, low_rank, routed, row_segments
 from inlay.errors import CompatibilityError, explain
 from inlay.methods import hooks
 from inlay.methods.contract import Params
@@ -21,6 +22,35 @@ from inlay.model.adapter import Adapter
 from inlay.model.batch import Batch, Router
 from inlay.model.changes import Block, Changes, Delta, ExpertLowRank, LowRank, Replace, own_dtype, replaced
 from inlay.modules.linear import Linear
+
+
+class _Bound:
+    """What some adapters change in one module, found when they come or have other tensors."""
+
+    def __init__(self, adapters: tuple[Adapter, ...], path: str):
+        self.adapters = adapters
+        self.all = [adapter.bound for adapter in adapters]
+        self.changes = [changes.get(path, ()) for changes in self.all]
+        """One entry per adapter."""
+        low: Any = [changes[0] if changes else None for changes in self.changes]
+        is_low_rank = all(tuple(map(type, changes)) in ((), (LowRank,)) for changes in self.changes)
+        self.low: list[LowRank | None] = low if is_low_rank else []
+        """The same, where no adapter changes more than one low-rank thing; else empty."""
+        tensors = [tensor for change in self.low if change for tensor in change.params.values()]
+        self._counted = [tensor for tensor in tensors if not tensor.is_inference()]
+        self._stacked: tuple[list[int], Stack] | None = None
+
+    def is_of(self, adapters: tuple[Adapter, ...]) -> bool:
+        """It is what these adapters change now."""
+        return self.adapters == adapters and all(map(is_, self.all, [adapter.bound for adapter in adapters]))
+
+    def stack(self, dtype: torch.dtype) -> Stack:
+        """The factors of all as one, kept until one of them is changed in place."""
+        versions = [tensor._version for tensor in self._counted]
+        known = self._stacked
+        if known is None or known[0] != versions or known[1].dtype != dtype:
+            known = self._stacked = versions, Stack([change and change.factors() for change in self.low], dtype)
+        return known[1]
 
 
 class Adapted(nn.Module):
@@ -33,11 +63,11 @@ class Adapted(nn.Module):
         self.linear = linear
         """The module as a linear map, where it is one."""
         self.router = router
-        self._stacks = Stacks()
+        self._bound: _Bound | None = None
 
     def forget(self) -> None:
         """Keep nothing of adapters that may be gone."""
-        self._stacks = Stacks()
+        self._bound = None
 
     def __getattr__(self, name: str) -> Any:
         """What the module itself would answer, for models that read weights and sizes from their modules.
@@ -60,15 +90,17 @@ class Adapted(nn.Module):
         batch = self.router.batch
         if batch is None:
             return self.base(*args, **kwargs)
-        path, linear = self.path, self.linear
-        bound = [adapter.bound.get(path, ()) for adapter in batch.adapters]
+        found, linear = self._bound, self.linear
+        if found is None or not found.is_of(batch.adapters):
+            found = self._bound = _Bound(batch.adapters, self.path)
+        bound = found.changes
         if not any(bound):
             return self.base(*args, **kwargs)
         if linear is None or kwargs or len(args) != 1:
             return self._called(batch, bound, args, kwargs)
-        (x,) = args
-        if linear.is_plain and not torch.is_grad_enabled():
-            y = self._decoded(batch, linear, x, bound)
+        x = args[0]
+        if found.low and linear.is_plain and not torch.is_grad_enabled():
+            y = self._decoded(batch, found, linear, x)
             if y is not None:
                 return y
         if batch.is_shared(x) and linear.kind == "embedding":
@@ -82,29 +114,21 @@ class Adapted(nn.Module):
         y = linear(x)
         return linear.shaped(self._changed(batch, linear, linear.tokens(x), linear.flat(y), bound, segments), y)
 
-    def _decoded(self, batch: Batch, linear: Linear, x: Tensor, bound: Sequence[Changes]) -> Tensor | None:
-        """The output without gradients, where all changes are low-rank and of all rows, or of few tokens; None otherwise.
+    def _decoded(self, batch: Batch, found: _Bound, linear: Linear, x: Tensor) -> Tensor | None:
+        """The output without gradients of low-rank changes of all rows, or of few tokens; None otherwise.
 
         It is what `_changed` gives, with less to find out: where a row has one token, finding out is most of the work.
         """
-        is_one = batch.num_rows is None
-        if not is_one and x.numel() > MAX_TOKENS * linear.in_features:
+        flat, dtype = x.reshape(-1, linear.in_features), linear.product_dtype(x)
+        if batch.num_rows is None:
+            assert found.low[0] is not None, "some adapter changes this map"
+            out = low_rank(flat, linear.matrix, linear.bias, found.low[0].factors(dtype), dtype)
+        elif len(flat) > MAX_TOKENS:
             return None
-        dtype, factors = linear.product_dtype(x), list[Factors | None]()
-        for changes in bound:
-            if len(changes) > 1 or (changes and type(changes[0]) is not LowRank):
-                return None
-            factors.append(changes[0].factors(dtype) if changes else None)  # type: ignore[union-attr]  # seen above
-        shape, flat = x.shape[:-1], x.reshape(-1, linear.in_features)
-        if is_one and factors[0] is not None:
-            out = low_rank(flat, linear.matrix, linear.bias, factors[0], dtype)
         else:
-            segments = batch.segments(self.path, shape)
-            found = self._stacks.routed(flat, linear.matrix, linear.bias, factors, segments, dtype=dtype)
-            if found is None:
-                return None
-            out = found
-        return out.view(*shape, linear.out_features)
+            segments = batch.segments(self.path, x.shape[:-1])
+            out = found.stack(dtype).routed(flat, linear.matrix, linear.bias, segments)
+        return out.view(*x.shape[:-1], linear.out_features)
 
     def _changed(
         self,
@@ -153,7 +177,9 @@ class Adapted(nn.Module):
             return self._called_packed(batch, bound, args, kwargs)
         num_rows = batch.num_rows
         if batch.is_shared(given):
-            args, kwargs = _rows_of(args, kwargs, lambda slot, value: _expanded(value, num_rows))
+            args, kwargs = _rows_of(
+                args, kwargs, lambda slot, v: v.expand(num_rows, *v.shape[1:]) if v.shape[:1] == (1,) else v
+            )
         elif batch.share(self.path, given.shape[0]) is None:
             raise batch.other_rows(self.path, given.shape)
         length, shared = max(given.shape[0], num_rows), batch.shared(self.path)
@@ -267,10 +293,6 @@ def _rows_of(args: tuple[Any, ...], kwargs: dict[str, Any], take: Any) -> tuple[
     slots = {**dict(enumerate(args)), **kwargs}
     slots = {slot: take(slot, value) if isinstance(value, Tensor) else value for slot, value in slots.items()}
     return tuple(slots[k] for k in range(len(args))), {name: slots[name] for name in kwargs}
-
-
-def _expanded(value: Tensor, num_rows: int) -> Tensor:
-    return value.expand(num_rows, *value.shape[1:]) if value.shape[:1] == (1,) else value
 
 
 def after_dropout(x: Tensor, batch: Batch, bound: Sequence[Changes], segments: Sequence[Segment]) -> Tensor:

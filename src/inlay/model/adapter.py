@@ -11,7 +11,7 @@ from inlay.errors import ConfigError, explain
 from inlay.methods import hooks, name_of
 from inlay.methods.contract import Method, Params, PromptMethod
 from inlay.model import changes
-from inlay.model.changes import Changes, LowRank
+from inlay.model.changes import Changes
 
 
 class Adapter:
@@ -93,10 +93,6 @@ class Adapter:
 
     def train_(self, trained: bool = True) -> list[Tensor]:
         """Make every tensor that is trained a leaf that collects gradients, or stop that; those tensors, for an optimiser."""
-        for bound in (self._bound or {}).values():
-            for change in bound:
-                if isinstance(change, LowRank):
-                    change.forget()
         self.trained = trained
         learning = [t for params in self.params.values() for name, t in params.items() if hooks.rate(self.method, name)]
         return [tensor.requires_grad_(trained) for tensor in learning]

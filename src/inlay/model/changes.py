@@ -137,22 +137,18 @@ class LowRank(Delta):
     def __init__(self, method: LowRankMethod, params: Params, linear: Linear):
         super().__init__(method, params, linear)
         self.low_rank = method
-        self._cast: dict[torch.dtype, Factors] = {}
+        self._cast: tuple[list[int], Factors] | None = None
 
-    def factors(self, dtype: torch.dtype) -> Factors:
-        """The factors, cast to `dtype` once and kept; while they are trained as they are, for the product to cast."""
-        known = self._cast.get(dtype)
-        if known is not None:
-            return known
-        found = self.low_rank.factors(self.params)
-        if any(tensor.requires_grad for tensor in self.params.values()):
-            return found
-        made = self._cast[dtype] = Factors(found.A.to(dtype), found.B.to(dtype), found.scaling)
-        return made
-
-    def forget(self) -> None:
-        """Take the tensors to be others from now on."""
-        self._cast.clear()
+    def factors(self, dtype: torch.dtype | None = None) -> Factors:
+        """The factors, cast to `dtype` once and kept until they are changed; while they are trained, as they are."""
+        if dtype is None or any(tensor.requires_grad for tensor in self.params.values()):
+            return self.low_rank.factors(self.params)
+        versions = [0 if tensor.is_inference() else tensor._version for tensor in self.params.values()]
+        known = self._cast
+        if known is None or known[0] != versions or known[1].A.dtype != dtype:
+            found = self.low_rank.factors(self.params)
+            known = self._cast = (versions, Factors(found.A.to(dtype), found.B.to(dtype), found.scaling))
+        return known[1]
 
 
 class ExpertLowRank:
