@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+import inlay
+from inlay import plugins
 from tests.support import bases, packages
 
 ROOT = Path(__file__).parents[2]
@@ -188,6 +190,16 @@ def test_help_lists_what_exists(said, name, flags):
     text = " ".join(said[name][1].replace("│", " ").split()).replace(", ", ",")
     for flag, toy in map(str.split, flags):
         assert any(toy in choices.split(",") for choices in re.findall(rf"{flag} \{{([\w,-]+)\}}", text)), flag
+
+
+def test_an_adapter_that_is_saved_by_hand_names_the_package_of_its_task(tmp_path, monkeypatch):
+    origin = plugins.Origin("toys", "0.2")
+    monkeypatch.setattr(plugins.Table, "origin", lambda table, name: origin if name == "embedding" else None)
+    base = inlay.load(bases.directory(tmp_path / "base"), task="embedding")
+    base.attach(inlay.Ia3(), "mine")
+    (tmp_path / "mine").mkdir()
+    base.save("mine", tmp_path / "mine", {})
+    assert json.loads((tmp_path / "mine" / "inlay.json").read_text())["needs"] == {"task": "toys==0.2"}
 
 
 def test_a_base_is_quantised_and_trained_on(place, said):

@@ -53,6 +53,10 @@ def test_every_command_documents_itself(capsys, command):
     assert f"  {command} " in out
 
 
+def test_no_format_is_offered_that_can_not_be_written(capsys):
+    assert "--format {adapterhub,peft} " in run(capsys, "export", "--help")[1]
+
+
 def test_training_learns_and_says_so(home, tmp_path, capsys):
     arguments = train_arguments(home, tmp_path / "a", "--max-steps", 60, "--learning-rate", 0.02)
     result = run_json(capsys, *arguments)

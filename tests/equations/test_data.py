@@ -48,6 +48,13 @@ def test_lines_are_counted_as_an_editor_counts_them(tmp_path):
     assert [row.source for row in rows] == ["rows.jsonl:1", "rows.jsonl:4", "rows.jsonl:5"]
 
 
+@pytest.mark.parametrize("first", ['{"text": "a"}\n', '{\n"text":\n"a"\n}\n'])
+@pytest.mark.parametrize("mark", ["\ufeff", "\ufeff \n", "\n\ufeff"])
+def test_files_that_were_joined_may_each_begin_with_a_mark(tmp_path, first, mark):
+    rows = read(tmp_path, first + mark + lines({"text": "b"}, {"text": "\ufeffc"}) + "\n\ufeff")
+    assert [row.text for row in rows] == ["a", "b", "\ufeffc"]
+
+
 def test_an_object_with_one_list_is_that_list(tmp_path):
     rows = read(tmp_path, json.dumps({"version": 1, "data": [{"text": "a"}, {"text": "b"}]}), "rows.json")
     assert [row.text for row in rows] == ["a", "b"]

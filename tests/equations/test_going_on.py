@@ -89,6 +89,14 @@ def test_another_method_is_refused(base, place, tmp_path, capsys):
     assert not (tmp_path / "second").exists()
 
 
+def test_an_adapter_of_another_task_is_refused_by_its_own_name(base, place, tmp_path):
+    train(base, place, tmp_path / "first", method="ia3")
+    record = json.loads((tmp_path / "first" / RECORD).read_text())
+    (tmp_path / "first" / RECORD).write_text(json.dumps(record | {"task": {"name": "embedding"}}))
+    with pytest.raises(CompatibilityError, match=r"^first was trained for another task\n"):
+        train(base, place, tmp_path / "second", from_adapter=tmp_path / "first")
+
+
 def test_another_base_is_refused(base, place, tmp_path):
     train(base, place, tmp_path / "first", method="ia3")
     with pytest.raises(CompatibilityError, match="trained on another base"):

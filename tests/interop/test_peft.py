@@ -180,6 +180,15 @@ UNSUPPORTED = {
 }
 
 
+def test_a_kind_of_adapter_that_is_not_known_is_told_those_that_are_once_each(tmp_path):
+    (tmp_path / CONFIG).write_text('{"peft_type": "BOFT"}')
+    with pytest.raises(CompatibilityError) as error:
+        formats.outline(tmp_path)
+    known = error.value.found[0].partition("known are ")[2].split(", ")
+    assert {"LORA", "IA3", "VERA"} <= set(known)
+    assert len(known) == len(set(known))
+
+
 @pytest.mark.parametrize("what", UNSUPPORTED)
 def test_what_we_do_not_do_is_refused_by_name(what, tmp_path):
     bases.directory(tmp_path / "base")
@@ -319,6 +328,34 @@ def test_any_plain_lora_agrees(r, alpha, modules, tmp_path_factory):
     ids = models.tokens(2, 6)
     with torch.no_grad():
         assert _close(base.logits(ids, "it"), theirs(input_ids=ids).logits)
+
+
+@pytest.mark.parametrize(
+    ("family", "names"), [("llama", ["norm"]), ("gpt2", ["_2"]), ("llama", ["layernorm", "lm_head"])]
+)
+def test_a_name_of_modules_to_save_is_the_end_of_any_other_as_in_peft(family, names, tmp_path):
+    directory, ids = bases.directory(tmp_path / "base", family), models.tokens(2, 11)
+    some = NAMES[family]["some"].split(",")
+    more = {"modules_to_save": names, "init_lora_weights": False, "fan_in_fan_out": family == "gpt2"}
+    config = peft.LoraConfig(r=3, target_modules=some, **more)
+    theirs = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32), config)
+    with torch.no_grad():
+        for name, parameter in theirs.named_parameters():
+            if "modules_to_save" in name:
+                parameter.mul_(1.5)
+    theirs.save_pretrained(tmp_path / "theirs")
+    base = load(directory, dtype="float32")
+    adapter = base.attach(tmp_path / "theirs")
+    assert any(set(params) <= {"weight", "bias"} for params in adapter.params.values())
+    with torch.no_grad():
+        assert _close(base.logits(ids, "theirs"), theirs.eval()(ids).logits)
+    (tmp_path / "ours").mkdir()
+    base.save("theirs", tmp_path / "ours", {})
+    again = peft.PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32), tmp_path / "ours"
+    )
+    with torch.no_grad():
+        assert _close(base.logits(ids, "theirs"), again.eval()(ids).logits)
 
 
 @pytest.mark.parametrize("family", ["llama", "llama_tied"])

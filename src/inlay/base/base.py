@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from inlay import tasks
 from inlay.base import origin, pooling, predict
 from inlay.base.causality import check_causal
 from inlay.base.checks import check_method, num_tokens, watch_tokens_
@@ -142,7 +143,12 @@ class Base:
         """What an adapter's record says of the task, where it is another than the usual one."""
         about: dict[str, Any] = {"name": self.task} | ({"labels": list(self.labels)} if self.labels else {})
         about |= {} if self.pooling == MEAN else {"pooling": self.pooling}
-        return {} if self.task == DEFAULT_TASK else {"task": about}
+        brought = tasks.TABLE.origin(self.task)
+        return (
+            {}
+            if self.task == DEFAULT_TASK
+            else {"task": about, **({"needs": {"task": str(brought)}} if brought else {})}
+        )
 
     @cached_property
     def pooling(self) -> str:

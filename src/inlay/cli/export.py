@@ -29,7 +29,7 @@ class Export(Common):
     output: Path
     """The directory for the adapter; it must not exist."""
 
-    format: Annotated[str, one_of(formats.names())]
+    format: Annotated[str, one_of(formats.written())]
     """In whose form: adapterhub is that of AdapterHub's `adapters`, peft that of PEFT and the rest."""
 
     def run(self) -> int:

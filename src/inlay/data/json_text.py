@@ -15,7 +15,8 @@ from inlay.errors import DataError, FormatError, explain, few
 _CHUNK = 1 << 20
 """Characters that are read at a time."""
 
-_SPACE = " \t\n\r"
+_SPACE = " \t\n\r\ufeff"
+"""What may stand around values: the white space of JSON, and the mark that files begin with, where several were joined."""
 
 
 def values(file: TextIO, path: Path, max_characters: int, *, one_per_line: bool) -> Iterator[tuple[int, Any]]:
@@ -107,8 +108,9 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_pairs)
 
 def _numbered(file: TextIO, path: Path, max_characters: int) -> Iterator[tuple[int, str]]:
     for number, line in enumerate(bounded_lines(file, path, max_characters), start=1):
-        if not line.isspace():
-            yield number, line.strip(_SPACE)
+        text = line.strip(_SPACE)
+        if text and not text.isspace():
+            yield number, text
 
 
 def _chained(first: tuple[int, str], rest: Iterator[tuple[int, str]]) -> Iterator[tuple[int, str]]:

@@ -34,6 +34,11 @@ def names() -> list[str]:
     return TABLE.names()
 
 
+def written() -> list[str]:
+    """The formats among them that an adapter can be written in; the others are only recognised."""
+    return sorted(name for name, form in TABLE.known() if form.tensors)
+
+
 def find(name: str) -> Format:
     """The format called `name`.
 

@@ -75,7 +75,7 @@ class Format(Contract, abstract=True):
     files: ClassVar[tuple[str, ...]]
     """The names of the files that it reads: what is fetched from the hub. The first one is always there."""
     tensors: ClassVar[str]
-    """The file that holds the tensors."""
+    """The file that holds the tensors; empty where no adapter can be written in this format."""
 
     @abc.abstractmethod
     def detect(self, directory: Path) -> bool:

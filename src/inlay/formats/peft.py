@@ -28,7 +28,7 @@ from inlay.formats.contract import AdapterFile, Format, Layer, ModelFacts
 from inlay.io import json_files, safetensors
 from inlay.methods import hooks
 from inlay.methods.contract import TOKEN_ROWS, LinearMethod, Method, Own, Params
-from inlay.names import joined, parents, selects
+from inlay.names import is_named, is_regex, joined, parents, selects, split
 
 CONFIG, TENSORS, CARD = "adapter_config.json", "adapter_model.safetensors", "README.md"
 
@@ -171,7 +171,9 @@ def _method(path: Path, config: Mapping[str, Any]) -> Method:
         if all(problems.values()):
             problems |= {cls: _unsupported(cls, config) for _, cls in some if _type_name(cls) == peft_type}
     if not problems:
-        known = ", ".join(_type_name(cls) for _, cls in methods.TABLE.known())
+        known = ", ".join(
+            dict.fromkeys(_type_name(cls) for _, cls in methods.TABLE.known())
+        )  # several methods may share one
         raise CompatibilityError(
             explain(
                 "this kind of adapter is not known here",
@@ -197,13 +199,24 @@ def _method(path: Path, config: Mapping[str, Any]) -> Method:
 
 
 def _with_brought(method: Method, tensors: Iterable[str]) -> Method:
-    """`method` with the embeddings that the file brings whole: PEFT adds them where the vocabulary has been resized."""
+    """`method` with the modules that the file brings whole, where its own `modules_to_save` does not mean them.
+
+    PEFT adds embeddings where the vocabulary has been resized, and takes a name for the end of any other: `norm` means
+    `input_layernorm` there. A name that has no other meaning in the file gives way to the paths.
+    """
+    unclaimed = [key for key in sorted(tensors) if key.startswith(_PREFIX) and _split(key, method) is None]
+    paths = {key: key.removeprefix(_PREFIX).rpartition(".")[0] for key in unclaimed}
+    saved = method.modules_to_save
+    names = split(saved) if saved and not is_regex(saved) else []
     ends = tuple(f".{name}.weight" for name in BROUGHT)
-    paths = sorted(key.removeprefix(_PREFIX).removesuffix(".weight") for key in tensors if key.endswith(ends))
-    brought = [path for path in paths if not _may_be_own(method, path, "weight")]
-    if not brought:
+    brought = [path for key, path in paths.items() if key.endswith(ends)]
+    longer = {part: name for path in paths.values() for part in parents(path) for name in names if part.endswith(name)}
+    if not brought and not longer:
         return method
-    return dataclasses.replace(method, modules_to_save=joined(method.modules_to_save, brought))
+    there = [part for key in tensors for part in parents(key.removeprefix(_PREFIX))]
+    left = [n for n in names if n not in longer.values() or any(is_named(n, part) for part in there)]
+    own = saved if len(left) == len(names) else tuple(left)
+    return dataclasses.replace(method, modules_to_save=joined(own, list(dict.fromkeys([*brought, *longer]))))
 
 
 def _unsupported(cls: type[Method], config: Mapping[str, Any]) -> list[str]:

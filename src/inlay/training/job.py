@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from inlay import methods, tasks
+from inlay import methods
 from inlay.base.base import Base
 from inlay.data import split
 from inlay.data.sources import Source, name_of
@@ -177,7 +177,6 @@ class Job:
         return {
             "method": state.about_method,
             "data": {"source": self.source, "sha256": self.state.digests["rows"], "rows": len(self.train.examples)},
-            **({"needs": {"task": str(brought)}} if (brought := tasks.TABLE.origin(self.base.spec.name)) else {}),
             **({} if self.goes_on is None else {"from": self.goes_on}),
             "training": {
                 **dataclasses.asdict(state.settings),
