@@ -93,7 +93,7 @@ def worker(directory: str, rows: str, tokens: str, repeats: str) -> None:
 
     base = inlay.load(directory)
     base.create(inlay.Lora(r=16), "a")
-    state = TrainState.new(base.get("a"), Settings(), Plan(1000, 1, 1e-4, "as asked", 1000))
+    state = TrainState.new(base.adapters["a"], Settings(), Plan(1000, 1, 1e-4, "as asked", 1000))
     generator = torch.Generator().manual_seed(0)
     most = min(int(tokens), base.max_length or int(tokens))
     ids = torch.randint(5, 200, (int(rows), most), generator=generator).tolist()

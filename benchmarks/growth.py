@@ -50,7 +50,7 @@ def worker(directory: str, rows: int, tokens: int) -> None:
     torch.set_num_threads(2)
     base = inlay.load(directory)
     base.attach(inlay.Lora(r=16), "it")
-    state = TrainState.new(base.get("it"), Settings(), Plan(1000, 1, 1e-4, "as asked", 1000))
+    state = TrainState.new(base.adapters["it"], Settings(), Plan(1000, 1, 1e-4, "as asked", 1000))
     generator = torch.Generator().manual_seed(0)
 
     def step(rows: int, tokens: int) -> None:

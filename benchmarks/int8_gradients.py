@@ -47,10 +47,10 @@ def gradients(model: str, dtype: str) -> tuple[float, list[Tensor]]:
     base = inlay.load(model, dtype=dtype)
     base.attach(inlay.Lora(r=8), "it")
     generator = torch.Generator().manual_seed(1)
-    for tensor in base.get("it").tensors():
+    for tensor in base.adapters["it"].tensors():
         if not tensor.any():
             tensor.normal_(0, 0.02, generator=generator)
-    tensors = base.get("it").train_()
+    tensors = base.adapters["it"].train_()
     ids = torch.randint(3, 500, (ROWS, LENGTH), generator=generator)
     with base.using("it"):
         loss = loss_of(base, [Example(tuple(row), (True,) * LENGTH, "row") for row in ids.tolist()])

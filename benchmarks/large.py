@@ -65,7 +65,7 @@ def worker(directory: str, tokens: int, started: float) -> None:
     watch = _Watch()
     base = inlay.load(directory)
     base.attach(inlay.Lora(r=16), "it")
-    state = TrainState.new(base.get("it"), Settings(), Plan(1000, 1, 1e-4, "as asked", 1000))
+    state = TrainState.new(base.adapters["it"], Settings(), Plan(1000, 1, 1e-4, "as asked", 1000))
     loaded = time.time() - started
     is_packed(base)  # a base is tried once, with two passes forward over eight tokens
     tried = time.time() - started - loaded

@@ -49,7 +49,7 @@ def _gradients(path: Path, example: Example, change_: Callable[[Base], None]) ->
     change_(base)
     base.attach(inlay.Lora(r=16), "it")
     generator = torch.Generator().manual_seed(1)
-    tensors = base.get("it").train_()
+    tensors = base.adapters["it"].train_()
     with torch.no_grad():
         for tensor in tensors:
             if not tensor.any():

@@ -37,7 +37,7 @@ def main(model: str, data: str, test: str) -> None:
         quantize(plain.checkpoint, Path(folder) / "base", keep=keep)
         base = inlay.load(Path(folder) / "base", dtype="float32")
         inlay.train(base, data, method=inlay.Lora(r=8), output=Path(folder) / "it", max_steps=100)
-        adapter = base.get("it")
+        adapter = base.adapters["it"]
         learned = {path: params["lora_B"].clone() for path, params in adapter.params.items()}
         for factor in FACTORS:
             for path, B in learned.items():

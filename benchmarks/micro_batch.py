@@ -34,7 +34,7 @@ def main(shape: str = "135m", *sizes: str) -> None:
         operations = floor.operations(base.num_weights, ROWS * LENGTH)
         plan = Plan(1000, ROWS, 1e-4, "as asked", 1000)
         states = {
-            n: TrainState.new(base.get("it"), Settings(micro_batch_tokens=n), plan)
+            n: TrainState.new(base.adapters["it"], Settings(micro_batch_tokens=n), plan)
             for n in map(int, sizes or (1024, 512, 256))
         }
         floors: dict[int, list[float]] = {n: [] for n in states}

@@ -140,7 +140,7 @@ def of_inlay(directory: str, dtype: str, method: str = "lora", device: str = "cp
 
     base = inlay.load(directory, dtype=dtype, device=device)
     base.attach(methods.find(method)(r=16), "it")
-    state = TrainState.new(base.get("it"), Settings(), Plan(1000, 1, 1e-4, "as asked", 1000))
+    state = TrainState.new(base.adapters["it"], Settings(), Plan(1000, 1, 1e-4, "as asked", 1000))
 
     def step(ids: torch.Tensor) -> None:
         step_(base, state, [Example(tuple(row), (True,) * len(row), "row") for row in ids.tolist()])

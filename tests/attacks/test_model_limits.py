@@ -154,5 +154,5 @@ def test_a_whole_module_and_none_share_a_batch_where_the_module_answers_with_sev
     for row, name in enumerate(["whole", None, "whole"]):
         alone = base.logits(ids[row : row + 1], name)
         assert (mixed[row : row + 1] - alone).abs().max() <= LOGITS * alone.abs().max()
-    router = base.get("whole").params["model.layers.0.mlp.router"]["weight"]
+    router = base.adapters["whole"].params["model.layers.0.mlp.router"]["weight"]
     assert (router - base.layout.modules["model.layers.0.mlp.router"].weight).abs().max() > 0.1

@@ -327,7 +327,7 @@ def test_rows_of_single_tokens_are_merged_and_a_tied_head_stays_tied(family, tmp
     base.save("a", tmp_path / "a", {})
     status, _, err = run(capsys, "merge", tmp_path / "base", tmp_path / "a", "--output", tmp_path / "m")
     assert status == 0, err
-    ids, rows = torch.tensor([[3, 5, 9, 3, 7]]), base.get("a").params[base.layout.table]["token_rows"]
+    ids, rows = torch.tensor([[3, 5, 9, 3, 7]]), base.adapters["a"].params[base.layout.table]["token_rows"]
     merged, before = (AutoModelForCausalLM.from_pretrained(tmp_path / name) for name in ("m", "base"))
     assert merged.config.tie_word_embeddings == before.config.tie_word_embeddings
     with torch.no_grad():

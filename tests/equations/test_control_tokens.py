@@ -140,7 +140,7 @@ def test_each_row_stops_at_what_its_own_adapter_ends_with(base):
         held.create(Lora(r=2), name).record = own
     assert held.stop_ids("chat") == [eos, end]
     assert held.stop_ids("text") == [eos]
-    held.get("text").record = record("text", "</s>", "<|no such token|>")
+    held.adapters["text"].record = record("text", "</s>", "<|no such token|>")
     assert held.stop_ids("text") == [eos]
     assert held.stop_ids("peft") == held.stop_ids(None) == [eos, end]  # what would end a turn of the template
     given = []

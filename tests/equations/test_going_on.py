@@ -50,7 +50,7 @@ def test_it_starts_where_the_adapter_ended(base, place, tmp_path, name):
     second = train(base, place, tmp_path / "second", from_adapter=tmp_path / "first")
     assert second.eval_loss_before == pytest.approx(first.eval_loss, rel=1e-5)
     assert second.eval_loss < second.eval_loss_before
-    went_on = base.get("second").params
+    went_on = base.adapters["second"].params
     assert {path: set(params) for path, params in went_on.items()} == {path: set(p) for path, p in ended.items()}
     changed = [not torch.equal(ended[path][key], t) for path, params in went_on.items() for key, t in params.items()]
     assert any(changed)
@@ -109,8 +109,10 @@ def test_no_step_that_is_better_keeps_the_start(base, place, tmp_path, monkeypat
     monkeypatch.setattr("inlay.training.loop.evaluate", lambda *given: next(losses))
     report = train(base, place, tmp_path / "second", from_adapter=tmp_path / "first")
     assert report.best_step == 0
-    kept = base.get("second").params
-    assert all(torch.equal(t, kept[path][key]) for path, p in base.get("first").params.items() for key, t in p.items())
+    kept = base.adapters["second"].params
+    assert all(
+        torch.equal(t, kept[path][key]) for path, p in base.adapters["first"].params.items() for key, t in p.items()
+    )
 
 
 def test_the_method_has_the_commands_default(base, place, tmp_path):

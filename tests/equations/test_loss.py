@@ -124,7 +124,7 @@ def test_an_adapted_head_is_asked_itself(tmp_path, family):
     base = _base(tmp_path / "base", family)
     method = inlay.Lora(r=3, lora_alpha=5, target_modules=(base.head, "c_attn" if family == "gpt2" else "q_proj"))
     models.randomize(base.attach(method, "it"), seed=4)
-    assert base.head in base.get("it").params
+    assert base.head in base.adapters["it"].params
     assert loss.unpacked_because(base) is None
     _assert_the_same(base, _rows())
 
@@ -254,7 +254,7 @@ def test_rows_of_several_adapters_are_packed_together(tmp_path, monkeypatch, kin
     rows, names = _rows(), ["a", None, "b", "b", "a"]
     passes = []
     monkeypatch.setattr(loss, "_hidden", lambda *given, real=loss._hidden: passes.append(given) or real(*given))
-    trained = {name: base.get(name).train_() for name in "ab"}
+    trained = {name: base.adapters[name].train_() for name in "ab"}
     expected, slopes = 0.0, []
     for name, row in zip(names, rows, strict=True):
         base.active = name

@@ -31,7 +31,7 @@ def held(path, std, family="llama", scheme="nf4"):
 
 
 def changed(base, path):
-    params = base.get("a").params[path]
+    params = base.adapters["a"].params[path]
     weight = base.linears[path].weight(torch.float32)
     return weight, weight + METHOD.scaling * params["lora_B"] @ params["lora_A"]
 
@@ -44,7 +44,7 @@ def test_a_quantised_base_becomes_plain(tmp_path, family, scheme):
     assert "quantization_config" not in json.loads((tmp_path / "merged" / "config.json").read_text())
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
-    for path in base.get("a").params:
+    for path in base.adapters["a"].params:
         _, merged = changed(base, path)
         stored = model.get_submodule(path).weight
         assert_close(stored.T if base.linears[path].transposed else stored, merged, torch.bfloat16, 1)

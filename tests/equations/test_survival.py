@@ -24,7 +24,7 @@ def held(folder, size, dtype=torch.bfloat16):
 def by_hand(base):
     """The part that is left, over all weights."""
     kept = whole = 0.0
-    for path, params in base.get("new").params.items():
+    for path, params in base.adapters["new"].params.items():
         weight = base.linears[path].weight(torch.float64)
         change = params["lora_B"].double() @ params["lora_A"].double()
         rounded = (weight + change).to(torch.bfloat16).double() - weight
@@ -35,7 +35,7 @@ def by_hand(base):
 @pytest.mark.parametrize("size", [1e-7, 5e-5, 1e-3, 0.1])
 def test_the_part_that_is_left_is_that_of_all_weights(tmp_path, size):
     base = held(tmp_path / "base", size)
-    assert abs(survival.surviving(base, base.get("new")) - by_hand(base)) < 0.05
+    assert abs(survival.surviving(base, base.adapters["new"]) - by_hand(base)) < 0.05
 
 
 def test_a_change_that_rounding_erases_is_not_merged(tmp_path):
@@ -48,10 +48,10 @@ def test_a_change_that_rounding_erases_is_not_merged(tmp_path):
 
 def test_a_change_that_is_partly_erased_is_said(tmp_path):
     base = held(tmp_path / "base", 5e-5)
-    part = survival.surviving(base, base.get("new"))
+    part = survival.surviving(base, base.adapters["new"])
     assert survival.LEAST < part < survival.WHOLE, "of the size that this test is about"
     with pytest.warns(UserWarning, match=rf"leaves {100 * part:.0f} % of what new changes"):
-        survival.check_survives(base, base.get("new"))
+        survival.check_survives(base, base.adapters["new"])
 
 
 @pytest.mark.parametrize(("size", "dtype"), [(0.1, torch.bfloat16), (1e-7, torch.float32)])
@@ -67,5 +67,5 @@ def test_an_adapter_that_changes_nothing_is_merged(tmp_path):
     bases.tokenizer().save_pretrained(tmp_path / "base")
     base = load(tmp_path / "base", dtype="float32")
     base.attach(inlay.Lora(r=2), "new")
-    assert survival.surviving(base, base.get("new")) is None
+    assert survival.surviving(base, base.adapters["new"]) is None
     inlay.merge(base, "new", output=tmp_path / "merged")

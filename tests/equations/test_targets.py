@@ -158,7 +158,7 @@ def test_patterns_give_some_modules_another_rank_and_alpha(llama):
         alpha_pattern={"up_proj": 11},
     )
     held = inlay.attach(llama, method)
-    adapter = held.get("default")
+    adapter = held["default"]
     wanted = {path: (3, 5) for path in PATHS}
     wanted |= dict.fromkeys(matching("up_proj"), (4, 11)) | dict.fromkeys(matching("down_proj"), (6, 5))
     wanted[PATHS[7 + 5]] = (2, 11)  # the first pattern that matches decides

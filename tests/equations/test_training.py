@@ -166,9 +166,9 @@ def test_an_adapter_that_never_gets_better_is_that_of_the_start(base, examples, 
 
 def test_dropout_acts_while_training_alone(base, examples):
     base.attach(inlay.Lora(r=3, lora_dropout=0.5), "a")
-    models.randomize(base.get("a"), seed=3)
+    models.randomize(base.adapters["a"], seed=3)
     assert evaluate(base, "a", examples, 10_000) == evaluate(base, "a", examples, 10_000)
-    base.get("a").train_()
+    base.adapters["a"].train_()
     ids = batch.collate(examples).input_ids
     base.active = "a"
     assert not torch.equal(base.model(input_ids=ids).logits, base.model(input_ids=ids).logits)

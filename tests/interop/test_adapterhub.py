@@ -251,7 +251,7 @@ def test_a_model_that_the_library_does_not_know_is_not_written(tmp_path):
 @pytest.mark.parametrize("size", range(1, 21))
 def test_every_size_comes_back(size, tmp_path):
     held = attach(models.model("llama"), inlay.Bottleneck(bottleneck_size=size), "it")
-    models.randomize(held.get("it"), seed=6)
+    models.randomize(held["it"], seed=6)
     held.save("it", tmp_path, {}, form="adapterhub")
     factor = json.loads((tmp_path / CONFIG).read_text())["config"]["reduction_factor"]
     assert int(20 // factor) == size

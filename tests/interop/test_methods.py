@@ -173,8 +173,7 @@ def _from_ours(what, kind, folder):
     case, (family, targets) = CASES[what], KINDS[kind]
     held, fresh, ask = _held(folder, family)
     names = {"target_modules": targets} if targets else {}
-    models.randomize(held.attach(methods.find(case.name)(**names, **case.ours), "ours"), seed=6)
-    held.get("ours").finish_()
+    models.randomize(held.attach(methods.find(case.name)(**names, **case.ours), "ours"), seed=6).finish_()
     (folder / "ours").mkdir()
     held.save("ours", folder / "ours", {})
     with _strictly(), torch.no_grad():

@@ -129,7 +129,7 @@ def test_what_a_file_leaves_out_is_what_peft_takes_for_it(name, tmp_path):
         "peft_type",
         "target_modules",
         *method.peft.writes,
-        *(("num_virtual_tokens",) if held.get("default").num_virtual else ()),
+        *(("num_virtual_tokens",) if held["default"].num_virtual else ()),
     }
     (tmp_path / CONFIG).write_text(json.dumps({key: value for key, value in written.items() if key in always}))
     ours, theirs = formats.read(tmp_path).method, peft.PeftConfig.from_pretrained(tmp_path)

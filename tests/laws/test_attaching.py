@@ -156,7 +156,7 @@ class Around(nn.Module):
 def test_a_module_remembers_what_it_made_with_the_tensors_of_an_adapter():
     held = attach(Around(), inlay.Lora(r=2, target_modules="linear", modules_to_save="layer"), "a")
     with torch.no_grad():
-        held.get("a").params["layer"]["weight"].fill_(3.0)
+        held["a"].params["layer"]["weight"].fill_(3.0)
         x = torch.randn(2, 4)
         held.module(x)
         layer = held.layout.modules["layer"]

@@ -195,13 +195,13 @@ def test_experts_that_are_trained_whole_stand_in_the_place_of_the_base_s(family)
     for i, row in enumerate(rows):
         torch.testing.assert_close(mixed[i : i + 1], logits(held, ids[i : i + 1], row), atol=1e-10, rtol=1e-10)
     plain = model(family, torch.float64)
-    for path, params in held.get("a").params.items():
-        for name in replaced(held.get("a").at(path)):
+    for path, params in held["a"].params.items():
+        for name in replaced(held["a"].at(path)):
             plain.get_parameter(f"{path}.{name}").data.copy_(params[name])
     other = AdapterSet(plain)
     adapter = other.create(inlay.Lora(r=2, lora_alpha=5, target_modules="q_proj"), "a")
     for path, params in adapter.params.items():
-        params.update(held.get("a").params[path])
+        params.update(held["a"].params[path])
     adapter.params = adapter.params
     torch.testing.assert_close(logits(held, ids, "a"), logits(other, ids, "a"), atol=1e-10, rtol=1e-10)
     held.active = "a"
@@ -244,7 +244,7 @@ def test_a_router_that_answers_with_a_choice_is_left_alone():
 
     net = torch.nn.Sequential(torch.nn.Linear(8, 8), TopRouter(8, 4))
     held, x = attach(net, inlay.Lora(r=2)), torch.randn(3, 8)
-    assert list(held.get("default").params) == ["0"]
+    assert list(held["default"].params) == ["0"]
     assert len(held.module(x)) == 2
 
 

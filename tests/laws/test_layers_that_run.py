@@ -49,7 +49,7 @@ def learned(held, name, steps=2):
                 if parameter.grad is not None:
                     parameter -= parameter.grad / (parameter.grad.norm() + 1e-30)
                 parameter.grad = None
-    params = held.get(name).params
+    params = held[name].params
     return {path for path in params if params[path]["lora_B"].abs().sum() > 0}, set(params)
 
 
@@ -68,16 +68,16 @@ def test_cross_attention_of_a_decoder_that_stands_alone_is_left_out():
     model = decoder_alone()
     with rest(CROSS, "calls it"):
         held = inlay.attach(model, inlay.Lora(r=2), "new")
-    assert not any("crossattention" in path for path in held.get("new").params)
+    assert not any("crossattention" in path for path in held["new"].params)
     with pytest.warns(UserWarning, match="leaves out"):
         held.attach(inlay.Lora(r=2, target_modules="query"), "some")
-    assert [path for path in held.get("some").params if "crossattention" in path] == []
+    assert [path for path in held["some"].params if "crossattention" in path] == []
     with pytest.raises(TargetError, match="would change nothing") as caught:
         held.attach(inlay.Lora(r=2, target_modules="crossattention.self.query"), "none")
     assert "never calls it" in str(caught.value)
     with pytest.warns(UserWarning, match="leaves out"):
         held.attach(methods.find("bottleneck")(bottleneck_size=2), "blocks")
-    assert not any("crossattention" in path for path in held.get("blocks").params)
+    assert not any("crossattention" in path for path in held["blocks"].params)
 
 
 def test_a_layer_whose_weight_is_read_is_refused_by_its_name():
@@ -90,12 +90,12 @@ def test_a_layer_whose_weight_is_read_is_refused_by_its_name():
 def test_a_weight_that_is_read_is_the_adapters_where_it_is_trained_whole():
     model, ids = causal("mamba"), architectures.tokens(2, 7)
     held = inlay.attach(model, methods.find("full")(), "whole")
-    models.randomize(held.get("whole"), seed=3, std=0.1)
+    models.randomize(held["whole"], seed=3, std=0.1)
     with torch.no_grad():
         ours = model(input_ids=ids).logits
     with pytest.raises(CompatibilityError, match="several adapters"), held.using(["whole", None]):
         pass
-    tensors = {f"{path}.{name}": t for path, own in held.get("whole").params.items() for name, t in own.items()}
+    tensors = {f"{path}.{name}": t for path, own in held["whole"].params.items() for name, t in own.items()}
     held.release()
     with torch.no_grad():
         theirs = torch.func.functional_call(model, tensors, (), {"input_ids": ids}).logits
@@ -169,7 +169,7 @@ def test_a_model_that_can_not_be_called_so_is_left_as_it_is(planted):
     held = inlay.attach(planted, inlay.Lora(r=2), "new")
     assert held.layout.unused == {}
     assert held.layout.order is None
-    assert "model.layers.1.mlp.uncalled" in held.get("new").params
+    assert "model.layers.1.mlp.uncalled" in held["new"].params
 
 
 def test_a_trial_leaves_no_trace(planted):
@@ -192,7 +192,7 @@ def test_rows_of_a_batch_are_those_alone(kind, method):
     """Where layers get the tokens of all rows one after the other; as many rows as tokens, so that no shape can tell."""
     model, ids = causal(kind), architectures.tokens(3, 3)
     held = inlay.attach(model, methods.find(method)(), "new")
-    models.randomize(held.get("new"), seed=3, std=0.1)
+    models.randomize(held["new"], seed=3, std=0.1)
 
     def said(rows, ids):
         with torch.no_grad(), held.using(rows):

@@ -88,7 +88,7 @@ def test_a_mixed_batch_is_its_rows_one_by_one(name, method, family):
 @everywhere
 def test_merged_equals_unmerged(name, method, family):
     held, ids = attached(family, method, dtype=torch.float64), models.tokens(2, 7)
-    adapter, unmerged = held.get("a"), logits(held, ids, "a")
+    adapter, unmerged = held["a"], logits(held, ids, "a")
     if method.unmergeable_because:
         return  # tests/attacks: merging it is refused
     merged = copy.deepcopy(held.detach("a") and held.module)
@@ -116,7 +116,7 @@ def test_merged_equals_unmerged(name, method, family):
 @once
 def test_merging_piece_by_piece_equals_merging_whole(name, method, family):
     held = attached(family, method, dtype=torch.float64)
-    adapter = held.get("a")
+    adapter = held["a"]
     for path in [path for path in adapter.params if path in held.maps and not method.unmergeable_because]:
         view = held.maps[path]
         weight = view.weight(torch.float64)
@@ -159,8 +159,8 @@ def test_the_order_of_attaching_does_not_matter(name, method, family):
 @everywhere
 def test_saved_and_loaded_it_is_the_same_to_the_bit(name, method, family, tmp_path):
     held, ids = attached(family, method), models.tokens(2, 7)
-    held.get("a").finish_()
-    adapter, wanted = held.get("a"), logits(held, ids, "a")
+    held["a"].finish_()
+    adapter, wanted = held["a"], logits(held, ids, "a")
     held.save("a", tmp_path, {})
     again = attach(models.model(family), tmp_path, "again")
     read = again.get("again")
@@ -205,7 +205,7 @@ def test_gradients_reach_the_adapter_and_nothing_else(name, method, family):
     loss = cross_entropy_sum(held.module(input_ids=ids).logits, ids)
     loss.backward()
     assert all(tensor.grad is not None and bool(tensor.grad.abs().sum() > 0) for tensor in tensors)
-    assert all(tensor.grad is None for tensor in held.get("b").tensors())
+    assert all(tensor.grad is None for tensor in held["b"].tensors())
     assert all(
         parameter.grad is None for parameter in held.module.parameters()
     )  # the base's alone: adapters are beside it
@@ -214,7 +214,7 @@ def test_gradients_reach_the_adapter_and_nothing_else(name, method, family):
 @once
 def test_gradients_agree_with_finite_differences(name, method, family):
     held = attached("gpt2", method, dtype=torch.float64)
-    adapter, ids = held.get("a"), models.tokens(2, 5)
+    adapter, ids = held["a"], models.tokens(2, 5)
     adapter.params = {path: {k: t.double() for k, t in p.items()} for path, p in adapter.params.items()}
     tensors = adapter.train_()
 
@@ -245,7 +245,7 @@ def test_gradients_agree_with_finite_differences(name, method, family):
 @linear
 def test_leading_dimensions_do_not_matter(name, method, family):
     held = attached(family, method, dtype=torch.float64)
-    path = next(iter(held.get("a").params))
+    path = next(iter(held["a"].params))
     module, view = held.module.get_submodule(path), held.maps[path]
     x = torch.randn(2, 3, 5, view.in_features, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     with torch.no_grad(), held.using("a"):

@@ -81,7 +81,7 @@ def test_the_cache_changes_nothing(held, name):
 @pytest.mark.parametrize("name", PROMPTS)
 def test_packed_rows_have_the_loss_and_gradients_of_padded_ones(held, name):
     held.active = name
-    tensors = held.get(name).train_()
+    tensors = held.adapters[name].train_()
     rows = [_row(5), _row(9), _row(3)]
     assert loss.is_packed(held)
     packed = loss.loss_of(held, rows)
@@ -102,7 +102,9 @@ def test_a_prompt_from_a_text_starts_as_its_embeddings(tmp_path):
     base = load(bases.directory(tmp_path / "base"), dtype="float32")
     base.attach(inlay.Prompt(num_virtual_tokens=5, prompt_tuning_init="TEXT", prompt_tuning_init_text="say"), "it")
     ids = base.tokenizer("saysa", add_special_tokens=False)["input_ids"]
-    assert torch.equal(base.get("it").params[""]["prompt_embeddings"], base.model.get_input_embeddings().weight[ids])
+    assert torch.equal(
+        base.adapters["it"].params[""]["prompt_embeddings"], base.model.get_input_embeddings().weight[ids]
+    )
 
 
 def test_a_prompt_whose_text_stands_in_the_row_instead_says_the_same(tmp_path):

@@ -63,7 +63,7 @@ def behind_a_cache(model, ids, virtual):
 def test_a_prefix_does_what_a_cache_of_it_does(kind):
     model, ids = causal(kind), architectures.tokens(2, 9)
     held = inlay.attach(model, Prefix(num_virtual_tokens=COUNT), "new")
-    virtual = models.randomize(held.get("new"), seed=3, std=1.0).params[""]["prompt_embeddings"]
+    virtual = models.randomize(held["new"], seed=3, std=1.0).params[""]["prompt_embeddings"]
     with torch.no_grad():
         ours, plain = model(input_ids=ids).logits, held.detach("new") and model(input_ids=ids).logits
     theirs = behind_a_cache(model, ids, virtual)
@@ -95,7 +95,7 @@ def test_virtual_tokens_with_the_embeddings_of_tokens_are_these_tokens(kind, met
         theirs = model(input_ids=torch.cat([before.expand(2, -1), ids], 1), use_cache=False).logits[:, COUNT:]
         embeddings = model.get_input_embeddings()(before)[0]
     held = inlay.attach(model, method(num_virtual_tokens=COUNT), "new")
-    held.get("new").params = {"": {"prompt_embeddings": embeddings}}
+    held["new"].params = {"": {"prompt_embeddings": embeddings}}
     with torch.no_grad():
         assert apart(model(input_ids=ids, use_cache=False).logits, theirs) <= LOGITS
 

@@ -9,7 +9,7 @@ import functools
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -39,6 +39,9 @@ from inlay.modules.frozen import QuantizedLinear
 from inlay.tasks.contract import DEFAULT_TASK, TaskSpec
 from inlay.text import stops
 
+if TYPE_CHECKING:  # importing it takes seconds
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 
 class Base:
     """A frozen language model, its tokenizer, and the adapters on it.
@@ -58,9 +61,12 @@ class Base:
     - `labels`: the names of the classes, by number; empty where the task has none.
     """
 
+    model: "PreTrainedModel"
+    tokenizer: "PreTrainedTokenizerBase"
+
     def __init__(
         self,
-        model: Any,
+        model: Any,  # by their names the tests could not check them
         tokenizer: Any,
         checkpoint: Checkpoint,
         dtype: torch.dtype,
@@ -204,15 +210,6 @@ class Base:
         origin.check(name, file, self, force)
         check_method(file.method, self.spec)
 
-    def get(self, name: str) -> Adapter:
-        """The attached adapter of that name.
-
-        **Raises:**
-
-        - `UnknownNameError`: no adapter of that name is attached.
-        """
-        return self.adapters[name]
-
     def create(
         self, method: Method, name: str = "default", seed: int = 0, calibration: Calibration | None = None
     ) -> Adapter:
@@ -254,18 +251,16 @@ class Base:
         return adapter
 
     def _calibration(self, method: Method) -> Calibration | None:
-        how = hooks.starts(method)
-        if how is None or how.source != "residual":
+        start = hooks.starts(method)
+        if start is None or start.source != "residual":
             return None
         if self.original is None:
-            raise ConfigError(
-                explain(
-                    f"{method.describe()} has nothing to start from: what this base lost when it was quantised is not known",
-                    found=f"{self.checkpoint.name}: "
-                    + ("not quantised" if self.scheme is None else "quantised, and its original is not known"),
-                    do="the model that it was made from, with --quantize nf4",
-                )
+            wrong = (
+                f"{method.describe()} has nothing to start from: what this base lost when it was quantised is not known"
             )
+            how = "not quantised" if self.scheme is None else "quantised, and its original is not known"
+            do = "the model that it was made from, with --quantize nf4"
+            raise ConfigError(explain(wrong, found=f"{self.checkpoint.name}: {how}", do=do))
         original, prefix = self.original, getattr(self.model, "base_model_prefix", "")
         return lambda path: residual(self.maps[path], original, path, prefix)
 
@@ -309,8 +304,8 @@ class Base:
 
         **Arguments:**
 
-        - `prompts`: texts, or conversations as lists of messages; either is rendered with the chat template, exactly as
-          training renders it. A text for an adapter that was trained on texts is taken as it is.
+        - `prompts`: texts, or conversations as lists of messages; either is rendered as training renders it. A text for an
+          adapter that was trained on texts is taken as it is.
         - `adapters`: a name for all rows, or one name or None per row; None: the plain base.
         - `max_new_tokens`: longest answer; `DEFAULT_NEW_TOKENS`, or what the positions leave, unless given.
         - `temperature`: 0 takes the likeliest token; above, tokens are drawn with `seed`.
@@ -319,8 +314,7 @@ class Base:
         - `raw`: True takes texts as they are, False renders them, whatever the adapters were trained on.
         - `system`: what the system says before each prompt.
 
-        **Returns:** the new text of each row, without special tokens, up to one of the tokens that end an answer of the row's
-        adapter (`stop_ids`).
+        **Returns:** the new text of each row, without special tokens, up to one of its adapter's `stop_ids`.
 
         **Raises:**
 
@@ -329,8 +323,8 @@ class Base:
         - `FormatError`: a weight of the base is NaN, or no row's logits are numbers.
         """
         sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k, repetition_penalty=repetition_penalty)
-        how: dict[str, Any] = {"max_new_tokens": max_new_tokens, "seed": seed, "streamer": streamer}
-        return generate(self, prompts, adapters, sampling=sampling, raw=raw, system=system, **how)
+        limits: dict[str, Any] = {"max_new_tokens": max_new_tokens, "seed": seed, "streamer": streamer}
+        return generate(self, prompts, adapters, sampling=sampling, raw=raw, system=system, **limits)
 
     def predict(
         self,
@@ -369,7 +363,7 @@ class Base:
 
         Without a record of them, as for the plain base, those that would end a turn of the chat template.
         """
-        record = {} if adapter is None else self.get(adapter).record
+        record = {} if adapter is None else self.adapters[adapter].record
         return list(dict.fromkeys([*self.end_tokens, *stops.stop_ids(self.tokenizer, record)]))
 
     def asks_raw(
@@ -383,13 +377,13 @@ class Base:
         if raw is not None:
             return raw
         is_text = isinstance(prompt, str) and not system
-        return is_text and adapter is not None and stops.is_raw(self.get(adapter).record)
+        return is_text and adapter is not None and stops.is_raw(self.adapters[adapter].record)
 
     @property
     def pad_token(self) -> int:
         """The token that rows are filled up with: the model's, the tokenizer's, or one that ends an answer."""
-        config, count = self.model.config.get_text_config(), num_tokens(self.model)
-        choices = (getattr(config, "pad_token_id", None), self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
+        config, names, count = self.model.config.get_text_config(), self.tokenizer, num_tokens(self.model)
+        choices: Any = (getattr(config, "pad_token_id", None), names.pad_token_id, names.eos_token_id, 0)
         return next(number for number in choices if number is not None and 0 <= number < count)
 
     @cached_property

@@ -155,7 +155,7 @@ class Compare(OnBase):
 
     def _forgotten(self, base: Base, adapter: str) -> float:
         rows = read_rows(str(self.other))
-        length = longest_row(base, None, base.get(adapter).num_virtual)
+        length = longest_row(base, None, base.adapters[adapter].num_virtual)
         prepared = prepare(rows, base.tokenizer, length, "all", "drop")
         examples = spread(prepared.examples, FORGETTING_ROWS)
         return evaluate(base, adapter, examples) - evaluate(base, None, examples)

@@ -67,7 +67,7 @@ class Eval(OnBase):
         base = self.load(chosen)
         adapter = base.attach(self.adapter, force=self.force).name if self.adapter else None
         data = chosen.data if chosen.data and chosen.data.is_whole else task.read(self.data, TEST)
-        length = longest_row(base, self.max_length, base.get(adapter).num_virtual if adapter else 0)
+        length = longest_row(base, self.max_length, base.adapters[adapter].num_virtual if adapter else 0)
         prepared = task.prepare(data.rows, base, length, self.train_on, "drop")
         examples = spread(prepared.examples, self.rows or len(prepared.examples))
         self._announce(base, prepared, examples, data.notes)

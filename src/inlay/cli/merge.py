@@ -81,7 +81,7 @@ class Merge(Common):
             found = merge(base, name, self.output, texts=texts, progress=update)
         say(
             "merged",
-            f"{len(base.get(name).params)} layers changed · {size(total)}",
+            f"{len(base.adapters[name].params)} layers changed · {size(total)}",
         )
         rows = f"{found.num_rows} {'rows' if self.check_data else 'sentences of our own'}"
         same = found.same_next_token
@@ -137,7 +137,7 @@ def _texts(base: Base, source: str, most: int) -> list[str]:
     rows = rows[:: max(1, len(rows) // most)][:most]
     train_on = "all" if base.spec.continues else "completions"
     prepared = task.prepare(rows, base, 1 << 30, train_on, "drop")
-    return [base.tokenizer.decode(example.input_ids, skip_special_tokens=True) for example in prepared.examples]
+    return base.tokenizer.batch_decode([row.input_ids for row in prepared.examples], skip_special_tokens=True)
 
 
 Command = Merge

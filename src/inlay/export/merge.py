@@ -57,7 +57,7 @@ def merge(
     - `CompatibilityError`: an adapted weight is not in the checkpoint under its own name, or the merged model does not do
       what base and adapter do, because its dtype is too coarse for the change.
     """
-    merged = base.get(adapter)
+    merged = base.adapters[adapter]
     check_mergeable(merged)
     check_survives(base, merged)
     target = output_directory.place(output)
@@ -71,7 +71,7 @@ def merge(
 
 def num_bytes(base: Base, adapter: str) -> int:
     """What the merged checkpoint's tensors take."""
-    return sum(t.num_bytes for t in planned(base, base.get(adapter)).values())
+    return sum(t.num_bytes for t in planned(base, base.adapters[adapter]).values())
 
 
 def write(base: Base, adapter: Adapter, directory: Path, progress: Callable[[int, int], None]) -> None:

@@ -75,7 +75,7 @@ def merge_quantized(
 
     - `CompatibilityError`: too little survives; nothing is written. And those of `merge` and `quantize`.
     """
-    target, held = output_directory.place(output), base.get(adapter)
+    target, held = output_directory.place(output), base.adapters[adapter]
     check_mergeable(held)
     _check_measurable(base, scheme)
     output_directory.check_free(target)

@@ -75,7 +75,7 @@ def generate(
         prompt_ids(base.tokenizer, prompt, raw=base.asks_raw(prompt, name, raw, system), system=system)
         for prompt, name in zip(prompts, names, strict=True)
     ]
-    entries = [None if name is None else base.get(name) for name in names]
+    entries = [None if name is None else base.adapters[name] for name in names]
     rows = [virtual_ids(entry) + row for entry, row in zip(entries, rows, strict=True)]
     most = _new_tokens(base, max(map(len, rows)), max_new_tokens)
     generator = torch.Generator(targets.device_of(base.model)).manual_seed(seed)

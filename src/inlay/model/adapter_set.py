@@ -104,7 +104,22 @@ class AdapterSet:
         return name in self._held
 
     def __getitem__(self, name: str) -> Adapter:
-        return self.get(name)
+        """The attached adapter of that name.
+
+        **Raises:**
+
+        - `UnknownNameError`: no adapter of that name is attached.
+        """
+        if name not in self._held:
+            near = nearest(name, self._held)
+            raise UnknownNameError(
+                explain(
+                    "no adapter of that name is attached",
+                    found=f"{name!r}; attached are {', '.join(self._held) or 'none'}",
+                    do=f"{near!r}" if near else f"base.attach({name!r}) first, or --adapter {name}",
+                )
+            )
+        return self._held[name]
 
     def values(self) -> ValuesView[Adapter]:
         """The adapters that are attached, in the order of attaching."""
@@ -203,7 +218,7 @@ class AdapterSet:
         - `UnknownNameError`: no such adapter is attached, or there is no such format.
         - `CompatibilityError`: the format has no place for it as it is; every reason is named.
         """
-        adapter = self.get(name)
+        adapter = self[name]
         method, params = adapter.kept()
         about = {"base": {"name": self.title}, **(record or {})}
         file = AdapterFile(
@@ -281,7 +296,7 @@ class AdapterSet:
 
     def detach(self, name: str) -> Adapter:
         """Take an adapter out, and return it; layers that no other adapter needs become the base's own again."""
-        adapter = self.get(name)
+        adapter = self[name]
         del self._held[name], self._alone[name]
         self.router.set_(self._renewed(self.router.current))
         self.router.default = self._renewed(self.router.default)
@@ -302,7 +317,7 @@ class AdapterSet:
 
         Whether it was active or not, the new one is too; its name becomes `name`.
         """
-        before, active, default = self.get(name), self.router.current, self.router.default
+        before, active, default = self[name], self.router.current, self.router.default
         order, own_name = list(self._held), adapter.name
         self.detach(name)
         adapter.name = name
@@ -325,24 +340,6 @@ class AdapterSet:
         for parameter in self._trained_before:
             parameter.requires_grad_(True)
 
-    def get(self, name: str) -> Adapter:
-        """The attached adapter of that name.
-
-        **Raises:**
-
-        - `UnknownNameError`: no adapter of that name is attached.
-        """
-        if name not in self._held:
-            near = nearest(name, self._held)
-            raise UnknownNameError(
-                explain(
-                    "no adapter of that name is attached",
-                    found=f"{name!r}; attached are {', '.join(self._held) or 'none'}",
-                    do=f"{near!r}" if near else f"base.attach({name!r}) first, or --adapter {name}",
-                )
-            )
-        return self._held[name]
-
     def _check_free(self, name: str) -> None:
         if name in self._held:
             raise ConfigError(
@@ -357,7 +354,7 @@ class AdapterSet:
         """The tensors of the active adapter, set to collect gradients: what an optimiser takes."""
         if not isinstance(self.active, str):
             raise ConfigError(explain("there is not one active adapter to train", found=f"active: {self.active!r}"))
-        return self.get(self.active).train_()
+        return self[self.active].train_()
 
     def _renewed(self, current: Current) -> Current:
         """The same rows with the adapters that are attached now; the plain base, where one of them no longer is."""
@@ -372,9 +369,9 @@ class AdapterSet:
         if rows is None:
             return PLAIN
         if isinstance(rows, str):
-            batch = Batch(self.get(rows), brings=brings, generator=generator)
+            batch = Batch(self[rows], brings=brings, generator=generator)
             return Current(rows, batch) if brings or generator else self._alone[rows]
-        every = [None if row is None else self.get(row) for row in rows]
+        every = [None if row is None else self[row] for row in rows]
         batch = Batch(every, brings=brings, generator=generator)
         changed = [path for adapter in batch.adapters for path in self._changed_by(adapter)]
         if changed:

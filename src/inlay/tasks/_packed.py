@@ -49,7 +49,7 @@ def loss_of(base: Loaded, examples: Sequence[Example]) -> Tensor:
         logits = base.model(input_ids=made.input_ids.to(device), use_cache=False).logits
         return cross_entropy_sum(logits, made.labels.to(device))
     rows = [base.active] * len(examples) if isinstance(base.active, str | None) else base.active
-    packed = batch.pack(examples, [virtual_ids(None if row is None else base.get(row)) for row in rows])
+    packed = batch.pack(examples, [virtual_ids(None if row is None else base.adapters[row]) for row in rows])
     (places,) = torch.where(packed.labels != batch.IGNORE)
     hidden = _hidden(base, packed)
     return _head_loss(base, hidden[places.to(hidden.device)], packed.labels[places].to(hidden.device))

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from inlay.data.sources import Data
-from inlay.model.adapter import Adapter
+from inlay.model.adapter_set import AdapterSet
 from inlay.model.batch import Rows
 
 DEFAULT_TASK = "causal-lm"
@@ -41,6 +41,7 @@ class Loaded(Protocol):
 
     model: Any
     tokenizer: Any
+    adapters: AdapterSet
     dtype: torch.dtype
     labels: tuple[str, ...]
     head: str | None
@@ -60,8 +61,6 @@ class Loaded(Protocol):
     def end_tokens(self) -> list[int]: ...
 
     def using(self, rows: Rows) -> contextlib.AbstractContextManager[None]: ...
-
-    def get(self, name: str) -> Adapter: ...
 
     def check_causal(self) -> None: ...
 

@@ -10,6 +10,7 @@ from inlay.evaluation.loss import evaluate
 from inlay.methods import hooks
 from inlay.model.batch import Rows
 from inlay.training import schedule
+from inlay.training.attaching import attached
 from inlay.training.state import Progress, TrainState
 from inlay.training.step import check_finite, diverged, is_finite, step_
 from inlay.training.stop import Stop
@@ -45,14 +46,8 @@ def run(
     - `DivergedError`: the loss is not finite any more, and no evaluation had been better than the start.
     - what `inlay.model.adapter_set.AdapterSet.put` raises.
     """
-    active, name = base.active, state.adapter.name
-    base.put(state.adapter)
-    try:
+    with attached(base, state.adapter, stays=True):
         _Run(base, state, held_out, listener, stop or Stop()).learn(examples)
-    except BaseException:
-        base.detach(name)
-        base.active = active
-        raise
     return state.progress
 
 
