@@ -8,7 +8,7 @@ import torch
 from inlay.errors import CompatibilityError, ConfigError, FormatError, explain, few
 from inlay.fields import MISFIT, fit, shown
 from inlay.io.checkpoint import Checkpoint
-from inlay.methods.contract import Method, PromptMethod
+from inlay.methods.contract import Method
 from inlay.tasks.contract import TaskSpec
 
 AUTO = "auto"
@@ -86,7 +86,7 @@ def check_method(method: Method, spec: TaskSpec) -> None:
 
     - `ConfigError`: the method puts virtual tokens in front of the rows.
     """
-    if isinstance(method, PromptMethod) and not spec.continues:
+    if method.lengthens_rows and not spec.continues:
         raise ConfigError(
             explain(
                 "this task has no place for virtual tokens",

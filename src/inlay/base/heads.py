@@ -4,7 +4,6 @@ A head is what stands between the body of a model and the answers of a task: `sc
 made for the task does not hold it; it then starts fresh, is trained whole and kept with the adapter.
 """
 
-import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -13,8 +12,8 @@ from torch import Tensor
 
 from inlay.io.checkpoint import Checkpoint
 from inlay.io.configuration import read as read_configuration
-from inlay.methods.contract import LinearMethod, Method, Params
-from inlay.names import is_inside, joined
+from inlay.methods.contract import Method, Params, with_names
+from inlay.names import is_inside
 from inlay.tasks.contract import TaskSpec
 
 INITIALIZER_RANGE = 0.02
@@ -67,11 +66,8 @@ def with_heads(method: Method, heads: list[str], maps: Iterable[str]) -> Method:
     """`method` such that it trains these modules whole and adds nothing to the maps inside them."""
     if not heads:
         return method
-    changes: dict[str, Any] = {"modules_to_save": joined(method.modules_to_save, heads)}
-    if isinstance(method, LinearMethod):
-        inside = [path for path in maps if is_inside(path, heads)]
-        changes["exclude_modules"] = joined(method.exclude_modules, inside)
-    return dataclasses.replace(method, **changes)
+    inside = [path for path in maps if is_inside(path, heads)]
+    return with_names(method, modules_to_save=heads, exclude_modules=inside)
 
 
 @torch.no_grad()

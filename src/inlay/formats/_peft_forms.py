@@ -9,8 +9,8 @@ from torch import Tensor
 
 from inlay.errors import CompatibilityError, explain
 from inlay.formats.contract import AdapterFile, Layer
-from inlay.methods.contract import LinearMethod
-from inlay.names import is_named, joined
+from inlay.methods.contract import with_names
+from inlay.names import is_named
 
 INNER = ".base_layer"
 """What PEFT calls the module that a wrapper of its own holds."""
@@ -72,7 +72,7 @@ def unnested(file: AdapterFile, layers: Mapping[str, Layer]) -> AdapterFile:
                 do="the base it was trained on, or train it again without them: routers are left alone here",
             )
         )
-    if not every or not isinstance(file.method, LinearMethod):
+    if not every:
         return file
     params = dict(file.params)
     for path, place in nested(chosen).items():
@@ -80,11 +80,8 @@ def unnested(file: AdapterFile, layers: Mapping[str, Layer]) -> AdapterFile:
             params[path] = {
                 name: unflattened(name, tensor, layers[path].shape[0]) for name, tensor in params.pop(place).items()
             }
-    method = dataclasses.replace(
-        file.method,
-        target_modules=joined(file.method.target_modules, chosen),
-        exclude_modules=joined(file.method.exclude_modules, [path for path in every if path not in chosen]),
-    )
+    others = [path for path in every if path not in chosen]
+    method = with_names(file.method, target_modules=chosen, exclude_modules=others)
     return dataclasses.replace(file, method=method, params=params)
 
 

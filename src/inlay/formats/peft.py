@@ -27,7 +27,7 @@ from inlay.formats._peft_forms import INNER, flat, flattened, kernel, nested, on
 from inlay.formats.contract import AdapterFile, Format, Layer, ModelFacts
 from inlay.io import json_files, safetensors
 from inlay.methods import hooks
-from inlay.methods.contract import TOKEN_ROWS, LinearMethod, Method, Own, Params
+from inlay.methods.contract import TOKEN_ROWS, Method, Own, Params
 from inlay.names import is_named, is_regex, joined, parents, selects, split
 
 CONFIG, TENSORS, CARD = "adapter_config.json", "adapter_model.safetensors", "README.md"
@@ -82,7 +82,7 @@ class Peft(Format):
         tensors = (safetensors.outlines if outline else safetensors.read_tensors)(directory / TENSORS)
         method = _with_brought(method, tensors)
         params, shared, base_weights = _params(directory / TENSORS, tensors, method)
-        if isinstance(method, LinearMethod) and config.get("target_modules") is None:  # as in files of old versions
+        if _has(method, "target_modules") and config.get("target_modules") is None:  # as in files of old versions
             method = dataclasses.replace(method, target_modules=tuple(params))
         about = fields.fitted(_AboutTheBase, config)  # checked with the method
         return AdapterFile(
@@ -196,6 +196,10 @@ def _method(path: Path, config: Mapping[str, Any]) -> Method:
     with json_files.about(path):
         fields.fitted(_AboutTheBase, config)
         return chosen(**fields.fitted(chosen, {**chosen.peft.defaults, **values}))
+
+
+def _has(method: Method, field: str) -> bool:
+    return any(own.name == field for own in dataclasses.fields(method))
 
 
 def _with_brought(method: Method, tensors: Iterable[str]) -> Method:

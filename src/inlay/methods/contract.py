@@ -28,7 +28,7 @@ A method never learns what the base is made of: it sees the members of `LinearBa
 import abc
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Float, Shaped
@@ -38,7 +38,7 @@ from inlay import fields
 from inlay.core import lowrank
 from inlay.core.routed import Factors
 from inlay.errors import CompatibilityError, ConfigError, explain
-from inlay.names import Names
+from inlay.names import Names, joined
 from inlay.plugins import Contract
 
 Params = dict[str, Tensor]
@@ -49,6 +49,8 @@ TOKEN_ROWS = "token_rows"
 
 Layers = tuple[int, ...]
 """Layer numbers, from 0; on the command line as `0-5,11`."""
+
+Answer = TypeVar("Answer")
 
 
 @runtime_checkable  # the tests check it where they check shapes
@@ -168,6 +170,9 @@ class Method(Contract, abstract=True):
     changes_at_start: ClassVar[bool] = False
     """Fresh tensors already change what the model says."""
 
+    lengthens_rows: ClassVar[bool] = False
+    """It puts virtual tokens in front of the rows."""
+
     def __post_init__(self) -> None:
         fields.settle_(self)
 
@@ -180,6 +185,9 @@ class Method(Contract, abstract=True):
     def learning_rate_scale(self) -> float:
         """What the default learning rate of the base is multiplied by, so that the change moves as fast as with LoRA's
         defaults; benchmarks/method_rates.py measures it."""
+
+
+Kind = TypeVar("Kind", bound=Method)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -307,6 +315,7 @@ class PromptMethod(Method, abstract=True):
     is_prefix: ClassVar[bool] = False
     """The virtual tokens are keys and values for every layer, K V K V ... from layer 0 on; otherwise, embeddings."""
     changes_at_start: ClassVar[bool] = True
+    lengthens_rows: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -327,6 +336,32 @@ class PromptMethod(Method, abstract=True):
 
     def describe(self) -> str:
         return f"{self.num_virtual_tokens} virtual tokens"
+
+
+def by_kind(
+    method: Method,
+    *,
+    maps: Callable[[LinearMethod], Answer],
+    blocks: Callable[[BlockMethod], Answer],
+    front: Callable[[PromptMethod], Answer],
+    none: Answer,
+) -> Answer:
+    """What one of these functions says of `method`, by what that changes: linear maps, blocks, or the front of the rows.
+
+    `none`: the answer for a method that adds nothing. Nobody else asks which kind a method is.
+    """
+    if isinstance(method, LinearMethod):
+        return maps(method)
+    if isinstance(method, BlockMethod):
+        return blocks(method)
+    return front(method) if isinstance(method, PromptMethod) else none
+
+
+def with_names(method: Kind, **more: Sequence[str]) -> Kind:
+    """`method` with more names in fields such as `modules_to_save`; a field that it does not have is passed over."""
+    have = {field.name for field in dataclasses.fields(method)}
+    changes: dict[str, Any] = {key: joined(getattr(method, key), names) for key, names in more.items() if key in have}
+    return dataclasses.replace(method, **changes)
 
 
 def require(condition: bool, wrong: str, found: str, do: str) -> None:

@@ -13,16 +13,14 @@ StepHooks     a step of training is more than the gradient of its tensors
 
 import abc
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from inlay.initializers import Source
-from inlay.methods.contract import LinearBase, LinearMethod, Method, Own, Params
-
-Kind = TypeVar("Kind", bound=Method)
+from inlay.methods.contract import Kind, LinearBase, LinearMethod, Method, Own, Params
 
 
 class TrainsOwn(abc.ABC):
@@ -136,7 +134,7 @@ def rate(method: Method, tensor: str) -> float:
     return method.rate(tensor) if isinstance(method, Rates) else 1.0
 
 
-class Shares(abc.ABC):
+class Shares(LinearMethod, abstract=True):
     """Frozen tensors that all adapted modules share; they are saved once."""
 
     @abc.abstractmethod

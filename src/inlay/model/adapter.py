@@ -9,7 +9,7 @@ from torch import Tensor
 
 from inlay.errors import ConfigError, explain
 from inlay.methods import hooks, name_of
-from inlay.methods.contract import Method, Params, PromptMethod
+from inlay.methods.contract import Method, Params, PromptMethod, by_kind
 from inlay.model import changes
 from inlay.model.changes import Changes
 
@@ -80,12 +80,13 @@ class Adapter:
     @property
     def num_virtual(self) -> int:
         """How many virtual tokens it puts in front of a row."""
-        return self.prompt.num_virtual_tokens if self.prompt else 0
+        prompt = self.prompt if self.method.lengthens_rows else None  # asked for in every forward
+        return prompt.num_virtual_tokens if prompt else 0
 
     @property
     def prompt(self) -> PromptMethod | None:
         """Its method, where that puts virtual tokens in front of a row."""
-        return self.method if isinstance(self.method, PromptMethod) else None
+        return by_kind(self.method, maps=lambda _: None, blocks=lambda _: None, front=lambda method: method, none=None)
 
     def tensors(self) -> Iterator[Tensor]:
         """All tensors of its own, module by module."""

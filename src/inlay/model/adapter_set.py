@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from inlay import formats
 from inlay.errors import CompatibilityError, ConfigError, TargetError, UnknownNameError, explain, nearest
 from inlay.formats.contract import AdapterFile, ModelFacts
-from inlay.methods.contract import Method, PromptMethod
+from inlay.methods.contract import Method
 from inlay.model import prompts, targets
 from inlay.model.adapted import Adapted
 from inlay.model.adapted_experts import AdaptedExperts
@@ -278,9 +278,9 @@ class AdapterSet:
         self._held[adapter.name] = adapter
         self._alone[adapter.name] = Current(adapter.name, Batch(adapter))
         self.active = adapter.name
-        if isinstance(adapter.method, PromptMethod):
+        if adapter.prompt:
             try:
-                self._trials.check(adapter.method)
+                self._trials.check(adapter.prompt)
             except CompatibilityError:
                 self.detach(adapter.name)
                 raise

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from inlay.methods import hooks
-from inlay.methods.contract import TOKEN_ROWS, BlockMethod, LinearMethod, LowRankMethod, Method, Params
+from inlay.methods.contract import TOKEN_ROWS, LinearMethod, LowRankMethod, Method, Params, by_kind
 from inlay.model.adapter import Adapter
 from inlay.model.changes import Block, Change, Changes, Delta, ExpertLowRank, LowRank, Replace, TokenRows
 from inlay.model.layout import Layout
 from inlay.modules.experts import Experts
+from inlay.modules.linear import Linear
 from inlay.names import selects
 
 
@@ -59,11 +60,17 @@ def _aliases(adapter: Adapter, layout: Layout, path: str, own: Mapping[str, Tens
 
 def _added(method: Method, path: str, params: Params, shared: Params, layout: Layout) -> Change | None:
     """What the method adds at `path`; None for a prompt, whose tokens stand in the rows."""
-    if isinstance(method, BlockMethod):
-        return Block(method, params)
-    if not isinstance(method, LinearMethod):
-        return None
-    linear = layout.maps[path]
+    return by_kind(
+        method,
+        maps=lambda method: _added_to(method, layout.maps[path], params, shared),
+        blocks=lambda method: Block(method, params),
+        front=lambda _: None,
+        none=None,
+    )
+
+
+def _added_to(method: LinearMethod, linear: Linear, params: Params, shared: Params) -> Change:
+    """What the method adds to this map."""
     if isinstance(linear, Experts):
         assert isinstance(method, LowRankMethod), "what adapts experts has factors: see inlay.methods.contract"
         return ExpertLowRank(method, {**hooks.share(method, shared, linear.one), **params}, linear)

@@ -11,10 +11,11 @@ from inlay import formats
 from inlay.errors import CompatibilityError, explain, few
 from inlay.formats.contract import AdapterFile, Layer, ModelFacts
 from inlay.methods import hooks
-from inlay.methods.contract import LinearMethod
+from inlay.methods.contract import LinearMethod, by_kind
 from inlay.model import targets
 from inlay.model.layout import Layout
 from inlay.modules import trial
+from inlay.modules.linear import Linear
 from inlay.names import is_regex, split
 
 
@@ -65,7 +66,7 @@ def fitted(
 def _with_shared(file: AdapterFile, layout: Layout) -> tuple[AdapterFile, list[str]]:
     """(`file` with the tensors that all layers share, drawn again where it lacks them; how they don't fit these layers)."""
     method = file.method
-    if not isinstance(method, LinearMethod) or not isinstance(method, hooks.Shares):
+    if not isinstance(method, hooks.Shares):
         return file, []
     paths = [path for path in layout.paths(method, strict=False) if path in file.params]
     drawn = hooks.shared(method, [layout.maps[path].one for path in paths])
@@ -130,9 +131,17 @@ def check_heard(name: str, file: AdapterFile, layout: Layout) -> None:
 
 def _changes(file: AdapterFile, path: str, layout: Layout) -> bool:
     """The weight at `path` would be another one with the adapter's change."""
-    method, linear = hooks.for_module(file.method, path), layout.maps[path]
-    if not isinstance(method, LinearMethod):
-        return False
+    return by_kind(
+        hooks.for_module(file.method, path),
+        maps=lambda method: _moves(method, file, path, layout.maps[path]),
+        blocks=lambda _: False,
+        front=lambda _: False,
+        none=False,
+    )
+
+
+def _moves(method: LinearMethod, file: AdapterFile, path: str, linear: Linear) -> bool:
+    """What the method adds to this map is not nothing."""
     added = set(file.params[path]) & set(method.shapes(linear.one))
     params = {**hooks.share(method, file.shared, linear.one), **{key: file.params[path][key] for key in added}}
     weight = linear.weight(torch.float32).cpu()

@@ -23,6 +23,7 @@ from inlay.methods.contract import (
     Own,
     Params,
     PromptMethod,
+    by_kind,
 )
 from inlay.model import places, targets
 from inlay.model.fresh import Calibration
@@ -178,15 +179,19 @@ class Layout:
 
     def _places(self, method: Method, strict: bool = True, whole: bool = False) -> list[places.Place]:
         """Where `method` adds something, whatever its kind; see `wanted`."""
-        if isinstance(method, LinearMethod):
-            paths = self.paths(method, strict, whole)
-            if strict:
-                self._check_experts(method, paths)
-            return [places.on_map(hooks.for_module(method, path), path, self.maps[path]) for path in paths]
-        if isinstance(method, BlockMethod):
-            chosen = self._block_places(method, whole).items()
-            return [places.on_block(method, path, self.blocks[key]) for path, key in chosen]
-        return [places.in_front(method, self._decoder(method))] if isinstance(method, PromptMethod) else []
+        return by_kind(
+            method,
+            maps=lambda method: self._on_maps(method, strict, whole),
+            blocks=lambda method: self._on_blocks(method, whole),
+            front=lambda method: [places.in_front(method, self._decoder(method))],
+            none=[],
+        )
+
+    def _on_maps(self, method: LinearMethod, strict: bool, whole: bool) -> list[places.Place]:
+        paths = self.paths(method, strict, whole)
+        if strict:
+            self._check_experts(method, paths)
+        return [places.on_map(hooks.for_module(method, path), path, self.maps[path]) for path in paths]
 
     def problems(self, method: Method, params: Mapping[str, Params]) -> list[str]:
         """How these tensors differ from those that `method` has for this model; empty where they fit."""
@@ -239,8 +244,7 @@ class Layout:
             )
         return found
 
-    def _block_places(self, method: BlockMethod, whole: bool = False) -> dict[str, str]:
-        """Where the method's tensors are: the path of the module that it changes -> its block in `blocks`."""
+    def _on_blocks(self, method: BlockMethod, whole: bool) -> list[places.Place]:
         found = {key: block for key, block in self.blocks.items() if block.role in method.roles}
         found = {key: block for key, block in found.items() if whole or key not in self.unused}
         for block in found.values() if method.is_parallel else ():
@@ -253,7 +257,8 @@ class Layout:
                         do="--placement houlsby",
                     )
                 )
-        return {(block.path if method.is_parallel else key): key for key, block in found.items()}
+        paths = {key: block.path if method.is_parallel else key for key, block in found.items()}
+        return [places.on_block(method, paths[key], block) for key, block in found.items()]
 
     def module_of(self, path: str) -> str:
         """The path of the module that holds the map at `path`: its own, unless the map is a parameter of experts."""
