@@ -41,7 +41,7 @@ from inlay.io.safetensors import TORCH_DTYPES
 from inlay.modules import streamed
 from inlay.modules.ahead import ReadAhead
 from inlay.modules.experts import experts_of
-from inlay.modules.frozen import QuantizedLinear, freeze_
+from inlay.modules.frozen import freeze_
 from inlay.modules.fused import fuse_
 from inlay.quant.contract import Matrix
 from inlay.tasks.contract import DEFAULT_TASK, TaskSpec
@@ -318,7 +318,7 @@ def _fill_(model: nn.Module, chosen: _Choices, limit: int | None) -> None:
         free = torch.cuda.mem_get_info(device)[0] + others if device.type == "cuda" else None
         matrices = streamed.place(matrices, others, limit or free, device)
     for (path, placeholder), matrix in zip(placeholders.items(), matrices, strict=True):
-        model.set_submodule(path, QuantizedLinear(matrix, placeholder.bias, placeholder.transposed))
+        model.set_submodule(path, placeholder.filled(matrix))
 
 
 def _read_ahead_(matrices: Sequence[Matrix], pages: Sequence[Sequence[Pages]]) -> None:

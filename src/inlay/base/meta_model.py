@@ -9,13 +9,13 @@ from collections.abc import Collection
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from inlay import tasks
 from inlay.errors import CompatibilityError, explain
 from inlay.io import configuration
 from inlay.io.checkpoint import Checkpoint
-from inlay.modules.frozen import is_transposed
+from inlay.modules.frozen import Placeholder, is_linear_layer
 
 NAME = "inlay"
 """What the quantiser is called among those of `transformers`."""
@@ -39,17 +39,6 @@ _TABLES = {
     "AutoModel": "MODEL_MAPPING_NAMES",
 }
 """Where `transformers` lists the architectures that each of these classes makes, by type of model."""
-
-
-class Placeholder(nn.Module):
-    """Replaces a linear layer whose weight is read from the quantised file."""
-
-    def __init__(self, shape: tuple[int, int], bias: Tensor | None, transposed: bool):
-        super().__init__()
-        self.shape = shape
-        self.bias = bias
-        self.transposed = transposed
-        self.weight = torch.empty(0, device="meta")  # some models fill it with first values, before what is loaded
 
 
 def meta(checkpoint: Checkpoint, auto_class: str = "AutoModelForCausalLM") -> nn.Module:
@@ -181,10 +170,5 @@ def _put_placeholders_(model: nn.Module, paths: Collection[str]) -> None:
     """Replace every linear layer at `paths` by a placeholder."""
     prefix = getattr(model, "base_model_prefix", "")
     for path, module in list(model.named_modules()):
-        if checkpoint_path(path, prefix, paths) is None:
-            continue
-        if isinstance(module, nn.Linear) or is_transposed(module):
-            transposed = is_transposed(module)
-            rows, columns = module.get_parameter("weight").shape
-            shape = (columns, rows) if transposed else (rows, columns)
-            model.set_submodule(path, Placeholder(shape, module._parameters["bias"], transposed))
+        if checkpoint_path(path, prefix, paths) is not None and is_linear_layer(module):
+            model.set_submodule(path, Placeholder(module))

@@ -30,6 +30,7 @@ from inlay.io import bitsandbytes, checkpoint, json_files, output, records, safe
 from inlay.io.checkpoint import Checkpoint
 from inlay.io.fingerprint import digest_of, fingerprint, identities
 from inlay.model import targets
+from inlay.modules.linear import Linear
 from inlay.quant.contract import Packed, Scheme
 
 SHARD_BYTES = 256 << 20
@@ -75,7 +76,8 @@ class _Weight(NamedTuple):
     """Its module, as the checkpoint's names have it."""
     entry: safetensors.TensorEntry
     shape: tuple[int, int]
-    transposed: bool
+    linear: Linear
+    """The map itself, without its weight."""
 
 
 def quantize(
@@ -163,7 +165,7 @@ def _weights(source: Checkpoint, scheme: Scheme, keep: Sequence[str]) -> tuple[d
         elif (problem := scheme.problem(shape)) is not None:
             problems.append(f"{path}: {problem}")
         else:
-            weights[name] = _Weight(name.removesuffix(".weight"), source.tensors[name], shape, linear.transposed)
+            weights[name] = _Weight(name.removesuffix(".weight"), source.tensors[name], shape, linear)
     _refuse(source, missing, problems)
     if not weights:
         raise ConfigError(explain("nothing is left to quantise", found=f"kept are {', '.join(kept)}", do="keep fewer"))
@@ -275,7 +277,7 @@ def _write_shard(
                     writer.put_bytes(name, start, data)
             else:
                 stored = safetensors.read_tensor(entry)
-                packed, errors[weight.path] = _quantized(make, weight.path, stored.T if weight.transposed else stored)
+                packed, errors[weight.path] = _quantized(make, weight.path, weight.linear.as_map(stored))
                 for key, tensor in packed.items():
                     writer.put(bitsandbytes.tensor_name(weight.path, key), tensor)
             done += entry.stop - entry.start

@@ -31,4 +31,4 @@ def residual(linear: Linear, original: Checkpoint, path: str, prefix: str) -> Fl
             )
         )
     weight = Mapped().tensor(original.tensors[name]).float()
-    return (weight.T if linear.transposed else weight) - linear.weight(torch.float32).cpu()
+    return linear.as_map(weight) - linear.weight(torch.float32).cpu()

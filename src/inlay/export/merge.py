@@ -29,6 +29,7 @@ from inlay.methods import name_of
 from inlay.model.adapter import Adapter
 from inlay.model.changes import adds, replaced
 from inlay.modules.experts import Experts, Part
+from inlay.modules.linear import Linear
 
 _TILE_BYTES = 16 << 20
 _ROUNDED_PART = {True: 0.02, False: 0.5}
@@ -194,7 +195,7 @@ def _merged_fresh(base: Base, adapter: Adapter, path: str, name: str) -> Tensor:
     linear = base.maps[path]
     bias = None if linear.bias is None else linear.bias.float()
     weight, bias = adapter.merged(path, linear.weight(torch.float32), bias)
-    changed = bias if name == "bias" else weight.T if linear.transposed else weight
+    changed = bias if name == "bias" else linear.as_stored(weight)
     assert changed is not None, "a method takes no bias away"
     return changed.detach().cpu()
 
@@ -212,22 +213,24 @@ def _merged_vector(base: Base, adapter: Adapter, path: str, name: str) -> Tensor
 
 def _merged_tiles(base: Base, adapter: Adapter, tensor: Planned, path: str) -> Iterator[tuple[int, Tensor]]:
     """The merged weight of one module, a tile of rows at a time, each with the number of bytes before it."""
-    linear, transposed = base.maps[path], base.maps[path].transposed
+    linear = base.maps[path]
     if isinstance(linear, Experts):
         assert tensor.entry is not None, "experts are not quantised"
         for place, new in _merged_parts(adapter, path, linear, tensor.entry, tensor.part):
             yield place, _finite(new, path, tensor.dtype)
         return
-    rows, columns = tensor.shape
-    step = rows if transposed else max(1, _TILE_BYTES // (columns * tensor.dtype.itemsize))
+    rows, row_bytes = tensor.shape[0], tensor.num_bytes // tensor.shape[0]
+    step = max(1, _TILE_BYTES // row_bytes) if _is_by_outputs(linear) else rows
     for start in range(0, rows, step):
-        stop = min(start + step, rows)
-        tile = _tile(base, tensor, path, start, stop)
-        new = tile.T if transposed else tile  # (out of the tile, in)
+        new = _tile(base, tensor, path, start, min(start + step, rows))
         if adapter.at(path):
-            new, _ = adapter.merged(path, new, None, 0 if transposed else start)
-        new = _finite(new, path, tensor.dtype)
-        yield start * columns * tensor.dtype.itemsize, new.T if transposed else new
+            new, _ = adapter.merged(path, new, None, start)
+        yield start * row_bytes, linear.as_stored(_finite(new, path, tensor.dtype))
+
+
+def _is_by_outputs(linear: Linear) -> bool:
+    """Rows of the weight as it is stored are rows of the equation's; otherwise all of it is merged at once."""
+    return next(iter(linear.sizes)) == "out"
 
 
 def _merged_parts(
@@ -241,8 +244,8 @@ def _merged_parts(
     for e in range(entry.shape[0]):
         start = entry.start + e * size
         stored = read_tensor(entry._replace(shape=entry.shape[1:], start=start, stop=start + size))
-        W, _ = adapter.merged(path, stored.T if experts.transposed else stored, None, expert=e)
-        yield e * size, W.T if experts.transposed else W
+        W, _ = adapter.merged(path, experts.as_map(stored), None, expert=e)
+        yield e * size, experts.as_stored(W)
 
 
 def _finite(new: Tensor, path: str, dtype: torch.dtype) -> Tensor:
@@ -260,21 +263,20 @@ def _finite(new: Tensor, path: str, dtype: torch.dtype) -> Tensor:
 
 
 def _tile(base: Base, tensor: Planned, path: str, start: int, stop: int) -> Tensor:
-    """Rows start <= i < stop of a weight, as it is stored; of a quantised one in float32."""
-    columns = tensor.shape[1]
+    """The weight, as the equation has it, of what is stored in the rows start <= i < stop; of a quantised one in float32."""
+    linear = base.maps[path]
     if tensor.entry is None:
         matrix = matrix_of(base, path)
-        if base.maps[path].transposed:
-            return matrix.dequantize(torch.float32).T
-        tile = torch.empty(stop - start, columns, device=matrix.device)
+        if not _is_by_outputs(linear):
+            return matrix.dequantize(torch.float32)
+        tile = torch.empty(stop - start, tensor.shape[1], device=matrix.device)
         matrix.read(start, tile)
         return tile.cpu()
-    row_bytes = columns * tensor.dtype.itemsize
-    at = tensor.entry.start
+    at, row_bytes = tensor.entry.start, tensor.num_bytes // tensor.shape[0]
     part = tensor.entry._replace(
-        shape=(stop - start, columns), start=at + start * row_bytes, stop=at + stop * row_bytes
+        shape=(stop - start, *tensor.shape[1:]), start=at + start * row_bytes, stop=at + stop * row_bytes
     )
-    return read_tensor(part)
+    return linear.as_map(read_tensor(part))
 
 
 def _write_record(base: Base, adapter: Adapter, directory: Path) -> None:

@@ -58,9 +58,8 @@ def planned(base: Base, adapter: Adapter) -> dict[str, Planned]:
     for path, linear in base.linears.items():
         name = meta_model.checkpoint_path(path, prefix, packed)
         if name is not None:
-            matrix = matrix_of(base, path)
-            shape = matrix.shape[::-1] if linear.transposed else matrix.shape
-            made[f"{name}.weight"] = Planned(packed[name][1][""].file.name, matrix.dtype, shape, path, None)
+            file, shape = packed[name][1][""].file.name, tuple(linear.sizes.values())
+            made[f"{name}.weight"] = Planned(file, matrix_of(base, path).dtype, shape, path, None)
             if adapter.at(path):
                 names[f"{name}.bias"] = path
     changed, problems = _changed_names(base, adapter, prefix, packed, plain)

@@ -78,7 +78,8 @@ def unnested(file: AdapterFile, layers: Mapping[str, Layer]) -> AdapterFile:
     for path, place in nested(chosen).items():
         if place in file.params:
             params[path] = {
-                name: unflattened(name, tensor, layers[path].shape[0]) for name, tensor in params.pop(place).items()
+                name: unflattened(name, tensor, layers[path].sizes["experts"])
+                for name, tensor in params.pop(place).items()
             }
     others = [path for path in every if path not in chosen]
     method = with_names(file.method, target_modules=chosen, exclude_modules=others)

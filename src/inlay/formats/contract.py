@@ -27,10 +27,9 @@ class Layer(NamedTuple):
 
     kind: str = "other"
     """linear, embedding, conv2d or experts; other where no method adds anything, as to norms and blocks."""
-    shape: tuple[int, ...] = ()
-    """Of its weight: (out, in); as the module has it of a convolution, and of experts, which stand in front."""
-    transposed: bool = False
-    """The module stores its weight as (in, out)."""
+    sizes: Mapping[str, int] = {}
+    """The dimensions of its weight by name, in the order in which the module stores them: out and in, or in and out; height and
+    width at the end of a convolution's; experts in front."""
 
 
 class ModelFacts(NamedTuple):

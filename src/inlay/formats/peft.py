@@ -111,7 +111,8 @@ class Peft(Format):
                 path, module = experts[path], {name: flattened(name, tensor) for name, tensor in module.items()}
             elif layer.kind == "conv2d" and path in adapted:
                 kinds = file.method.peft.kernels
-                module = {name: kernel(tensor, kinds.get(name), layer.shape) for name, tensor in module.items()}
+                shape = tuple(layer.sizes.values())
+                module = {name: kernel(tensor, kinds.get(name), shape) for name, tensor in module.items()}
             tensors |= _keys(file.method, path, module, layer.kind == "embedding" and path in adapted)
         stored = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
         (directory / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True), "utf-8")
@@ -148,7 +149,7 @@ def _config(file: AdapterFile, experts: Mapping[str, str], adapted: list[str]) -
             short, selections[field] = adapted, some
     known = {*method.peft.accepts, *method.peft.ignores} | {field.name for field in dataclasses.fields(method)}
     optional = {
-        "fan_in_fan_out": bool(adapted) and all(layers[path].transposed for path in adapted),
+        "fan_in_fan_out": bool(adapted) and all(next(iter(layers[path].sizes)) == "in" for path in adapted),
         "target_modules": list(short),
         "target_parameters": list(experts) or None,
         **({"lora_dropout": 0} if experts else {}),  # PEFT has none beside parameters; only training reads it

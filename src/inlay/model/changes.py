@@ -49,9 +49,8 @@ class Replace:
     def merge(self, weight: Tensor, bias: Tensor | None, start: int) -> tuple[Tensor, Tensor | None]:
         rows = slice(start, start + len(weight))
         if "weight" in self.tensors:
-            transposed = self.linear is not None and self.linear.transposed
-            whole = self.tensors["weight"].T if transposed else self.tensors["weight"].flatten(1)
-            weight = whole[rows].to(weight.dtype)
+            assert self.linear is not None, "what is no linear map has no weight to merge"
+            weight = self.linear.as_map(self.tensors["weight"])[rows].to(weight.dtype)
         if bias is not None and "bias" in self.tensors:
             bias = self.tensors["bias"][rows].to(bias.dtype)
         return weight, bias
@@ -109,12 +108,7 @@ class TokenRows:
 
     def merge(self, weight: Tensor, bias: Tensor | None, start: int) -> tuple[Tensor, Tensor | None]:
         wide = weight.to(torch.promote_types(weight.dtype, torch.float32), copy=True)
-        change = self.rows - self.before
-        if self.linear.transposed:
-            wide[:, self.ids] += change.T[start : start + len(weight)]
-        else:
-            here = (self.ids >= start) & (self.ids < start + len(weight))
-            wide[self.ids[here] - start] += change[here]
+        self.linear.merge_rows_(wide, self.ids, self.rows - self.before, start)
         return wide.to(weight.dtype), bias
 
 

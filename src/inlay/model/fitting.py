@@ -21,15 +21,8 @@ from inlay.names import is_regex, split
 
 def layers(layout: Layout) -> dict[str, Layer]:
     """What every module of the model is, and every parameter of its fused experts, by path."""
-    as_stored = ("conv2d", "experts")
-    return dict.fromkeys(layout.modules, Layer()) | {
-        path: Layer(
-            linear.kind,
-            tuple(linear.stored.shape) if linear.kind in as_stored else (linear.out_features, linear.in_features),
-            linear.transposed,
-        )
-        for path, linear in layout.maps.items()
-    }
+    maps = {path: Layer(linear.kind, linear.sizes) for path, linear in layout.maps.items()}
+    return dict.fromkeys(layout.modules, Layer()) | maps
 
 
 def fitted(

@@ -66,8 +66,16 @@ class Experts(Dense):
         self.transposed, self.is_plain = _flag(module, "is_transposed"), False
 
     @property
+    def sizes(self) -> dict[str, int]:
+        return {"experts": len(self.stored), **self.one.sizes}
+
+    @property
     def one(self) -> Linear:
-        return self.each[0]
+        return self._one
+
+    @cached_property
+    def _one(self) -> Expert:
+        return Expert(self.module, self.name, 0)
 
     @property
     def stored(self) -> Tensor:

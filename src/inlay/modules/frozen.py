@@ -2,6 +2,7 @@
 
     FrozenLinear       y = W x + b, products in the dtype that the processor is fast in (`inlay.core.product`)
     QuantizedLinear    the same over a quantised weight, of which a tile of rows at a time is made
+    Placeholder        what stands for that one until the weight is there
     FrozenEmbedding    rows of the table, widened as they are read
 
 `freeze_` replaces a model's own linear layers and embeddings by them, so that a bfloat16 checkpoint that is computed
@@ -65,6 +66,22 @@ class QuantizedLinear(nn.Module):
         return _linear(x, self.matrix, self.bias)
 
 
+class Placeholder(nn.Module):
+    """Replaces a linear layer whose weight is read from the quantised file; `shape` is that of W, (out, in)."""
+
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        self.transposed = is_transposed(module)
+        rows, columns = module.get_parameter("weight").shape
+        self.shape = (columns, rows) if self.transposed else (rows, columns)
+        self.bias = module._parameters["bias"]
+        self.weight = torch.empty(0, device="meta")  # some models fill it with first values, before what is loaded
+
+    def filled(self, matrix: Matrix) -> QuantizedLinear:
+        """The layer with its weight."""
+        return QuantizedLinear(matrix, self.bias, self.transposed)
+
+
 class FrozenEmbedding(nn.Module):
     """Replaces an `nn.Embedding`: its rows are read from the mapped file."""
 
@@ -83,6 +100,11 @@ def _linear(
     """W x + b, with a gradient for x alone."""
     y = routed(x.reshape(-1, x.shape[-1]), matrix, bias, (), (), dtype=product_dtype(x))
     return y.view(*x.shape[:-1], y.shape[-1])
+
+
+def is_linear_layer(module: nn.Module) -> bool:
+    """A layer as models of `transformers` have them: an `nn.Linear`, or one of its subclasses, or a `Conv1D`."""
+    return isinstance(module, nn.Linear) or is_transposed(module)
 
 
 def is_transposed(module: nn.Module) -> bool:

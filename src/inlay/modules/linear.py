@@ -85,6 +85,19 @@ class Linear(abc.ABC):
 
     @property
     @abc.abstractmethod
+    def sizes(self) -> dict[str, int]:
+        """The dimensions of the weight by name, in the order in which the module stores them: out, in, ..."""
+
+    @abc.abstractmethod
+    def as_map(self, stored: Tensor) -> Float[Tensor, "out in"]:
+        """A tensor that is stored as the module stores its weight, or rows of one, as the equation has it: a view."""
+
+    @abc.abstractmethod
+    def as_stored(self, weight: Float[Tensor, "out in"]) -> Tensor:
+        """A weight as the equation has it, or rows of one, as the module stores it: a view."""
+
+    @property
+    @abc.abstractmethod
     def matrix(self) -> Float[Tensor, "out in"] | Matrix:
         """The weight as the equation has it, as it is stored: a view, or a quantised matrix."""
 
@@ -101,6 +114,12 @@ class Linear(abc.ABC):
         self, y: Float[Tensor, "tokens out"], x: Tensor, ids: Int[Tensor, " n"], change: Float[Tensor, "n width"]
     ) -> None:
         """Let the vectors of these tokens, which a head multiplies with and an embedding answers, be others by `change`."""
+
+    @abc.abstractmethod
+    def merge_rows_(
+        self, weight: Float[Tensor, "rows in"], ids: Int[Tensor, " n"], change: Float[Tensor, "n width"], start: int
+    ) -> None:
+        """The same in the weight, of which there are rows from `start` on."""
 
     @abc.abstractmethod
     def batch_shape(self, x: Tensor) -> tuple[int, ...]:
@@ -123,6 +142,17 @@ class Dense(Linear):
     """Any other linear map."""
 
     @property
+    def sizes(self) -> dict[str, int]:
+        out_first = {"out": self.out_features, "in": self.in_features}
+        return dict(reversed(out_first.items())) if self.transposed else out_first
+
+    def as_map(self, stored: Tensor) -> Float[Tensor, "out in"]:
+        return stored.T if self.transposed else stored
+
+    def as_stored(self, weight: Float[Tensor, "out in"]) -> Tensor:
+        return weight.T if self.transposed else weight
+
+    @property
     def matrix(self) -> Float[Tensor, "out in"] | Matrix:
         if isinstance(self.module, QuantizedLinear):
             return self.module.matrix
@@ -135,13 +165,16 @@ class Dense(Linear):
         return y if self.bias is None else y - self.bias
 
     def replaced(self, x: Shaped[Tensor, "tokens *in"], own: Params) -> Float[Tensor, "tokens out"]:
-        weight = own["weight"].T if self.transposed else own["weight"]
-        return _multiplied(x, weight, own.get("bias", self.bias), self.product_dtype(x))
+        return _multiplied(x, self.as_map(own["weight"]), own.get("bias", self.bias), self.product_dtype(x))
 
     def add_rows_(
         self, y: Float[Tensor, "tokens out"], x: Tensor, ids: Int[Tensor, " n"], change: Float[Tensor, "n width"]
     ) -> None:
         y.index_add_(1, ids, (x @ change.to(x.dtype).T).to(y.dtype))
+
+    def merge_rows_(self, weight: Tensor, ids: Tensor, change: Tensor, start: int) -> None:
+        here = (ids >= start) & (ids < start + len(weight))
+        weight[ids[here] - start] += change[here]
 
     def batch_shape(self, x: Tensor) -> tuple[int, ...]:
         return tuple(x.shape[:-1])
@@ -166,6 +199,16 @@ class Embedding(Linear):
         self.is_plain = False
 
     @property
+    def sizes(self) -> dict[str, int]:
+        return {"in": self.in_features, "out": self.out_features}
+
+    def as_map(self, stored: Tensor) -> Float[Tensor, "out in"]:
+        return stored.T
+
+    def as_stored(self, weight: Float[Tensor, "out in"]) -> Tensor:
+        return weight.T
+
+    @property
     def matrix(self) -> Float[Tensor, "out in"]:
         return self.stored.T
 
@@ -178,6 +221,9 @@ class Embedding(Linear):
     def add_rows_(self, y: Tensor, x: Tensor, ids: Tensor, change: Tensor) -> None:
         is_one = x[:, None] == ids
         y[is_one.any(1)] += change[is_one.nonzero()[:, 1]].to(y.dtype)
+
+    def merge_rows_(self, weight: Tensor, ids: Tensor, change: Tensor, start: int) -> None:
+        weight[:, ids] += change.T[start : start + len(weight)]
 
     def batch_shape(self, x: Tensor) -> tuple[int, ...]:
         return tuple(x.shape)
@@ -204,6 +250,16 @@ class Convolution(Linear):
         self.in_features, self.out_features = math.prod(module.weight.shape[1:]), module.weight.shape[0]
 
     @property
+    def sizes(self) -> dict[str, int]:
+        return dict(zip(("out", "in", "height", "width"), self.stored.shape, strict=True))
+
+    def as_map(self, stored: Tensor) -> Float[Tensor, "out in"]:
+        return stored.flatten(1)
+
+    def as_stored(self, weight: Float[Tensor, "out in"]) -> Tensor:
+        return weight.view(-1, *self.stored.shape[1:])
+
+    @property
     def matrix(self) -> Float[Tensor, "out in"]:
         return self.stored.flatten(1)
 
@@ -211,9 +267,12 @@ class Convolution(Linear):
         return x @ self.matrix.to(x.dtype).T
 
     def replaced(self, x: Shaped[Tensor, "tokens *in"], own: Params) -> Float[Tensor, "tokens out"]:
-        return _multiplied(x, own["weight"].flatten(1), own.get("bias", self.bias), self.product_dtype(x))
+        return _multiplied(x, self.as_map(own["weight"]), own.get("bias", self.bias), self.product_dtype(x))
 
     def add_rows_(self, y: Tensor, x: Tensor, ids: Tensor, change: Tensor) -> None:
+        assert not len(ids), "no token has a vector in a convolution"
+
+    def merge_rows_(self, weight: Tensor, ids: Tensor, change: Tensor, start: int) -> None:
         assert not len(ids), "no token has a vector in a convolution"
 
     def batch_shape(self, x: Tensor) -> tuple[int, ...]:
