@@ -99,7 +99,7 @@ def test_merged_equals_unmerged(name, method, family):
         with torch.no_grad():
             if isinstance(view, Experts):
                 for number, one in enumerate(view.each):
-                    W, _ = adapter.merged(path, one.weight(torch.float64), None, expert=number)
+                    W, _ = adapter.merged(path, one.weight(torch.float64), None, number=number)
                     getattr(module, view.name)[number].copy_(W.T if view.transposed else W)
                 continue
             if view is None:

@@ -110,7 +110,7 @@ MUTANTS = {
 
     # who takes which adapter
     "a row takes its neighbour's adapter": ("row_segments", changed(adapters=lambda g: turned(g.adapters)), f"{ROUTED} own_adapter"),
-    "a row takes its neighbour's adapter in experts": ("AdaptedExperts._segments", changed(neighbours), "tests/laws/test_experts.py -k rows_take"),
+    "a row takes its neighbour's adapter in experts": ("AdaptedParameters._segments", changed(neighbours), "tests/laws/test_experts.py -k rows_take"),
     "the change of a token's row has the other sign": ("modules:Embedding.add_rows_", changed(change=lambda g: -g.change), "tests/interop/test_methods.py -k tokens"),
     "a row stops at its neighbour's end": ("RowStops.__init__", changed(stops=lambda g: turned(g.stops)), f"{CONTROL} each_row"),
 

@@ -7,8 +7,8 @@ is asked.
 
     logits[: t] of (kept, changed one way) = logits[: t] of (kept, changed another way),   t tokens are kept
 
-Both rows are asked in one call. Where they differ, by the place in the batch or by the experts of a mixture, which are handed
-other groups of tokens, calls of one shape decide: the movement of the first row with its own later tokens is measured against
+Both rows are asked in one call. Where they differ, by the place in the batch, or because a mixture sends other groups of
+tokens through its parts, calls of one shape decide: the movement of the first row with its own later tokens is measured against
 the one that comes of changing the second row, of which the first sees nothing.
 
 It is asked where it is first of use, before training, evaluation and answers, not on loading: of a large model the first pass

@@ -40,9 +40,9 @@ from inlay.io.mapped import Mapped, Pages
 from inlay.io.safetensors import TORCH_DTYPES
 from inlay.modules import streamed
 from inlay.modules.ahead import ReadAhead
-from inlay.modules.experts import experts_of
 from inlay.modules.frozen import freeze_
 from inlay.modules.fused import fuse_
+from inlay.modules.maps import maps_of
 from inlay.quant.contract import Matrix
 from inlay.tasks.contract import DEFAULT_TASK, TaskSpec
 from inlay.text import growth
@@ -183,14 +183,14 @@ def _mapped(chosen: _Choices) -> tuple[nn.Module, list[str], bool]:
     if chosen.device == "cpu" and len(stored) == 1 and (dtype in stored or dtype == torch.float32):
         model, missing = _model(chosen, next(iter(stored)))
         if all(buffer.dtype == dtype for buffer in model.buffers() if buffer.dtype in stored):
-            return model, missing, _experts_are_mapped(model, checkpoint, dtype)
+            return model, missing, _parameters_are_mapped(model, checkpoint, dtype)
     return *_model(chosen, dtype), False
 
 
-def _experts_are_mapped(model: nn.Module, checkpoint: Checkpoint, dtype: torch.dtype) -> bool:
-    """Fused experts, where there are any, are the file's own pages: the file has them fused, in the dtype of the products."""
+def _parameters_are_mapped(model: nn.Module, checkpoint: Checkpoint, dtype: torch.dtype) -> bool:
+    """Parameters that hold several maps are the file's own pages: the file has them so, in the dtype of the products."""
     prefix = getattr(model, "base_model_prefix", "")
-    paths = [f"{path}.{e.name}" for path, module in model.named_modules() for e in experts_of(module)]
+    paths = [path for path, linear in maps_of(model).items() if linear.count is not None]
     names = [meta_model.checkpoint_path(path, prefix, checkpoint.tensors) for path in paths]
     return all(name is not None and TORCH_DTYPES[checkpoint.tensors[name].dtype] == dtype for name in names)
 

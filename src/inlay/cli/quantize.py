@@ -52,7 +52,7 @@ class Quantize(Common):
         say(
             "quantised",
             f"{len(report.errors)} layers, {count(report.num_quantized)} weights of {report.bits:.3f} bits "
-            f"({100 * part:.0f} % of all{'' if part > 0.5 else '; embeddings, heads and fused experts stay as they are'})",
+            f"({100 * part:.0f} % of all{'' if part > 0.5 else '; all but the linear layers of the body stay as they are'})",
         )
         say(
             "error",

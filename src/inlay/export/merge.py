@@ -28,8 +28,7 @@ from inlay.io.safetensors import TensorEntry, Writer, chunks, read_tensor
 from inlay.methods import name_of
 from inlay.model.adapter import Adapter
 from inlay.model.changes import adds, replaced
-from inlay.modules.experts import Experts, Part
-from inlay.modules.linear import Linear
+from inlay.modules.linear import Linear, Part
 
 _TILE_BYTES = 16 << 20
 _ROUNDED_PART = {True: 0.02, False: 0.5}
@@ -214,8 +213,8 @@ def _merged_vector(base: Base, adapter: Adapter, path: str, name: str) -> Tensor
 def _merged_tiles(base: Base, adapter: Adapter, tensor: Planned, path: str) -> Iterator[tuple[int, Tensor]]:
     """The merged weight of one module, a tile of rows at a time, each with the number of bytes before it."""
     linear = base.maps[path]
-    if isinstance(linear, Experts):
-        assert tensor.entry is not None, "experts are not quantised"
+    if linear.count is not None:
+        assert tensor.entry is not None, "a parameter that holds several maps is not quantised"
         for place, new in _merged_parts(adapter, path, linear, tensor.entry, tensor.part):
             yield place, _finite(new, path, tensor.dtype)
         return
@@ -234,18 +233,18 @@ def _is_by_outputs(linear: Linear) -> bool:
 
 
 def _merged_parts(
-    adapter: Adapter, path: str, experts: Experts, entry: TensorEntry, part: Part | None
+    adapter: Adapter, path: str, linear: Linear, entry: TensorEntry, part: Part | None
 ) -> Iterator[tuple[int, Tensor]]:
-    """The merged weights that a tensor of the checkpoint holds, expert by expert, each with the number of bytes before it."""
+    """The merged weights that a tensor of the checkpoint holds, map by map, each with the number of bytes before it."""
     if part is not None:
-        yield 0, adapter.merged(path, read_tensor(entry), None, part.start, expert=part.number)[0]
+        yield 0, adapter.merged(path, read_tensor(entry), None, part.start, part.number)[0]
         return
     size = (entry.stop - entry.start) // entry.shape[0]
-    for e in range(entry.shape[0]):
-        start = entry.start + e * size
+    for number in range(entry.shape[0]):
+        start = entry.start + number * size
         stored = read_tensor(entry._replace(shape=entry.shape[1:], start=start, stop=start + size))
-        W, _ = adapter.merged(path, experts.as_map(stored), None, expert=e)
-        yield e * size, experts.as_stored(W)
+        W, _ = adapter.merged(path, linear.as_map(stored), None, number=number)
+        yield number * size, linear.as_stored(W)
 
 
 def _finite(new: Tensor, path: str, dtype: torch.dtype) -> Tensor:

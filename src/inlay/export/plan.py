@@ -17,7 +17,7 @@ from inlay.io import bitsandbytes
 from inlay.io.safetensors import TORCH_DTYPES, TensorEntry
 from inlay.model.adapter import Adapter
 from inlay.model.changes import TokenRows, adds, replaced
-from inlay.modules.experts import Experts, Part, parts_of
+from inlay.modules.linear import Linear, Part
 from inlay.names import is_inside
 from inlay.quant.contract import Matrix
 
@@ -36,13 +36,17 @@ class Planned(NamedTuple):
     entry: TensorEntry | None
     """Where the base has it; None: quantised, or fresh."""
     part: Part | None = None
-    """What it holds of fused experts, where it does not hold all."""
+    """What it holds of the path's weight, where it does not hold all."""
     is_fresh: bool = False
     """It is of a head that the base does not have."""
 
     @property
     def num_bytes(self) -> int:
         return math.prod(self.shape) * self.dtype.itemsize
+
+
+_From = tuple[str, Part | None]
+"""The path of what a tensor holds, and which part of that."""
 
 
 def planned(base: Base, adapter: Adapter) -> dict[str, Planned]:
@@ -54,28 +58,27 @@ def planned(base: Base, adapter: Adapter) -> dict[str, Planned]:
     """
     packed = bitsandbytes.quantized_weights(base.checkpoint)
     plain = bitsandbytes.plain_tensors(base.checkpoint, packed)
-    prefix, made, names = getattr(base.model, "base_model_prefix", ""), dict[str, Planned](), dict[str, str]()
+    prefix, made, names = getattr(base.model, "base_model_prefix", ""), dict[str, Planned](), dict[str, _From]()
     for path, linear in base.linears.items():
         name = meta_model.checkpoint_path(path, prefix, packed)
         if name is not None:
             file, shape = packed[name][1][""].file.name, tuple(linear.sizes.values())
             made[f"{name}.weight"] = Planned(file, matrix_of(base, path).dtype, shape, path, None)
             if adapter.at(path):
-                names[f"{name}.bias"] = path
+                names[f"{name}.bias"] = (path, None)
     changed, problems = _changed_names(base, adapter, prefix, packed, plain)
-    parts, more = _expert_parts(base, adapter, prefix, plain)
-    if problems or more:
+    if problems:
         raise CompatibilityError(
             explain(
                 "this adapter can't be merged into the files of this base",
-                found=few([*problems, *more]),
+                found=few(problems),
                 do="keep the adapter apart: --adapter works with every command",
             )
         )
-    names |= changed | {name: path for name, (path, _) in parts.items()}
+    names |= changed
     for name, entry in plain.items():
-        dtype, (_, part) = TORCH_DTYPES[entry.dtype], parts.get(name, ("", None))
-        made[name] = Planned(entry.file.name, dtype, entry.shape, names.get(name), entry, part)
+        path, part = names.get(name, (None, None))
+        made[name] = Planned(entry.file.name, TORCH_DTYPES[entry.dtype], entry.shape, path, entry, part)
     made |= _fresh_tensors(base, prefix, made)
     if ties.unties(base, adapter):
         source = made[next(name for name, path in ties.table_names(base, prefix, plain).items() if name in made)]
@@ -86,34 +89,25 @@ def planned(base: Base, adapter: Adapter) -> dict[str, Planned]:
 
 def _changed_names(
     base: Base, adapter: Adapter, prefix: str, packed: Collection[str], plain: Mapping[str, TensorEntry]
-) -> tuple[dict[str, str], list[str]]:
-    """The plain tensors that the adapter changes, by their name in the checkpoint: each one's path; and what is in the way."""
-    names, problems = dict[str, str](), list[str]()
+) -> tuple[dict[str, _From], list[str]]:
+    """The plain tensors that the adapter changes, by their name in the checkpoint, and what is in the way."""
+    names, problems = dict[str, _From](), list[str]()
     for path, tensor in _changed(base, adapter):
         if is_inside(path, base.fresh_heads) or meta_model.checkpoint_path(path, prefix, packed) is not None:
             continue
-        name = meta_model.checkpoint_path(f"{path}.{tensor}", prefix, plain)
-        if name is None and ties.is_alias(adapter, path):
+        known = lambda name: meta_model.checkpoint_path(name, prefix, plain)  # noqa: E731
+        is_weight = path in base.maps and tensor == "weight"
+        own = f"{path}.{tensor}"
+        parts = base.maps[path].stored_as(path, known) if is_weight else {known(own): None}
+        found = {name: part for name, part in parts.items() if name is not None}
+        if not found and ties.is_alias(adapter, path):
             continue  # it is written where the checkpoint has it, under the name of the module that it is shared with
-        problem = _problem(base, path, tensor, None if name is None else plain[name])
+        problem = _problem(base, path, tensor, {plain[name]: part for name, part in found.items()})
         if problem:
-            problems.append(f"{path}.{tensor}{problem}")
-        elif name is not None:
-            names[name] = path
+            problems.append(problem)
+        else:
+            names |= {name: (path, part) for name, part in found.items()}
     return names, problems
-
-
-def _expert_parts(
-    base: Base, adapter: Adapter, prefix: str, plain: Mapping[str, TensorEntry]
-) -> tuple[dict[str, tuple[str, Part | None]], list[str]]:
-    """The tensors of experts that the adapter changes, by name: each one's path and part; and those of a form not known."""
-    parts, problems = dict[str, tuple[str, Part | None]](), list[str]()
-    for path, experts in base.maps.items():
-        if isinstance(experts, Experts) and adapter.at(path):
-            found = parts_of(path, experts, lambda name: meta_model.checkpoint_path(name, prefix, plain))
-            parts |= {name: (path, part) for name, part in found.items()}
-            problems += [] if found else [f"{path}: the checkpoint has its experts in a form that is not known here"]
-    return parts, problems
 
 
 def _fresh_tensors(base: Base, prefix: str, made: dict[str, Planned]) -> dict[str, Planned]:
@@ -132,11 +126,9 @@ def _changed(base: Base, adapter: Adapter) -> list[tuple[str, str]]:
     """The tensors of the model that the adapter changes, as (module path, name)."""
     found = []
     for path, changes in adapter.bound.items():
-        if isinstance(base.maps.get(path), Experts):
-            continue
         names = set(replaced(changes)) | ({"weight", "bias"} if adds(changes) else set())
         names |= {"weight"} if any(isinstance(change, TokenRows) for change in changes) else set()
-        own = base.layout.modules[path]._parameters
+        own = base.layout.modules[base.layout.module_of(path)]._parameters
         found += [(path, name) for name in names if own.get(name) is not None or name == "weight"]
     return found
 
@@ -148,13 +140,18 @@ def matrix_of(base: Base, path: str) -> Matrix:
     return matrix
 
 
-def _problem(base: Base, path: str, tensor: str, entry: TensorEntry | None) -> str:
+def _problem(base: Base, path: str, tensor: str, entries: Mapping[TensorEntry, Part | None]) -> str:
     """Why a tensor of an adapted module can't be merged where the checkpoint has it; empty where it can."""
-    stored = tuple(getattr(base.layout.modules[path], tensor).shape)
-    if entry is None and path == base.head and ties.table_of(base) is not None and tensor == "weight":
+    linear, name = base.maps.get(path), f"{path}.{tensor}"
+    if not entries and path == base.head and ties.table_of(base) is not None and tensor == "weight":
         return ""  # it is written apart from the embeddings
-    if entry is None:
-        return ": the checkpoint has no tensor of that name"
-    if entry.shape != stored or entry.dtype not in _MERGEABLE:
-        return f": {entry.dtype} of shape {entry.shape} in the checkpoint, here {stored}"
+    if not entries:
+        return f"{name}: {linear.not_found if linear else Linear.not_found}"
+    if linear is not None and tensor == "weight":
+        stored = tuple(linear.sizes.values())
+    else:
+        stored = tuple(getattr(base.layout.modules[path], tensor).shape)
+    for entry, part in entries.items():
+        if (part is None and entry.shape != stored) or entry.dtype not in _MERGEABLE:
+            return f"{name}: {entry.dtype} of shape {entry.shape} in the checkpoint, here {stored}"
     return ""

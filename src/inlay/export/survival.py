@@ -3,8 +3,8 @@
     part = <round(W + D) - W, D> / <D, D>        over some rows of every adapted weight W and its change D
 
 A weight of bfloat16 stays what it is where its change is less than half of the distance to its neighbour, 2^-9 of it: a tiny
-change may be lost wholly, and the logits can hardly tell, since there is little to compare. Not done: experts beyond the
-first, and quantised weights, whose rounding is of another kind.
+change may be lost wholly, and the logits can hardly tell, since there is little to compare. Not done: of a parameter that holds
+several maps, those beyond the first; and quantised weights, whose rounding is of another kind.
 """
 
 import warnings
@@ -57,12 +57,11 @@ def surviving(base: Base, adapter: Adapter) -> float | None:
     for path, linear in base.maps.items() if dtype in NARROW else ():
         if not adapter.at(path) or isinstance(linear.module, QuantizedLinear):
             continue
-        expert = 0 if linear.kind == "experts" else None
         matrix = linear.one.matrix
         assert isinstance(matrix, torch.Tensor), "a weight that is not quantised is a tensor"
         for start in range(0, len(matrix), max(1, len(matrix) // ROWS)):
             old = matrix[start : start + 1].to(torch.float32).cpu()
-            new, _ = adapter.merged(path, old, None, start, expert)
+            new, _ = adapter.merged(path, old, None, start)
             change = new.double() - old
             kept += ((new.to(dtype).double() - old.to(dtype)) * change).sum().item()
             whole += change.square().sum().item()

@@ -55,7 +55,7 @@ FEATURES = (
     Feature("biases", lambda c, t: c.get("bias", "none") != "none" or bool(c.get("lora_bias")), (VLLM, LLAMA_CPP)),
     Feature("whole modules", lambda c, t: bool(c.get("modules_to_save")), (VLLM, LLAMA_CPP)),
     Feature("single tokens", lambda c, t: bool(c.get("trainable_token_indices")), (VLLM, LLAMA_CPP)),
-    Feature("fused experts", lambda c, t: bool(c.get("target_parameters")), (VLLM, LLAMA_CPP)),
+    Feature("single parameters", lambda c, t: bool(c.get("target_parameters")), (VLLM, LLAMA_CPP)),
     Feature("tensors beside LoRA's", lambda c, t: not all(map(_is_lora, t)), (VLLM, LLAMA_CPP)),
     Feature("convolutions", lambda c, t: any(len(shape) > 2 for shape in t.values()), (VLLM, LLAMA_CPP)),
     Feature("embeddings", lambda c, t: any(".lora_embedding_" in name for name in t), (LLAMA_CPP,)),

@@ -3,13 +3,13 @@
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from inlay.errors import CompatibilityError, explain
 from inlay.formats.contract import AdapterFile, Layer
-from inlay.methods.contract import with_names
+from inlay.methods.contract import Params, with_names
 from inlay.names import is_named
 
 INNER = ".base_layer"
@@ -32,12 +32,33 @@ def kernel(tensor: Tensor, kind: str | None, shape: Sequence[int]) -> Tensor:
     return tensor.view(1, -1, 1, 1) if kind == "channel" else tensor
 
 
-def flattened(name: str, tensor: Tensor) -> Tensor:
-    """A tensor of fused experts as PEFT has it: A has the experts one after the other, B has them within each rank."""
-    return tensor.permute(1, 2, 0).flatten(1) if name == "lora_B" else tensor.flatten(0, 1)
+class Targets(NamedTuple):
+    """What an adapter adds tensors to, as PEFT tells it apart."""
+
+    modules: list[str]
+    parameters: dict[str, str]
+    """Those of fused experts, by path, and what PEFT calls the place of each; see `_nested`."""
+    every: list[str]
+    """All modules of the model."""
 
 
-def unflattened(name: str, tensor: Tensor, count: int) -> Tensor:
+def targets_of(file: AdapterFile, adapted: Iterable[str]) -> Targets:
+    """What these of the file's paths are, to which it adds tensors."""
+    kinds = {path: layer.kind for path, layer in file.model.layers.items() if path}
+    parameters = _nested([path for path in adapted if kinds.get(path) == "experts"])
+    modules = [path for path in adapted if kinds.get(path, "other") not in ("experts", "other")]
+    return Targets(modules, parameters, [path for path, kind in kinds.items() if kind != "experts"])
+
+
+def flattened(module: Params) -> Params:
+    """The tensors of fused experts as PEFT has them: A has the experts one after the other, B has them within each rank."""
+    return {
+        name: tensor.permute(1, 2, 0).flatten(1) if name == "lora_B" else tensor.flatten(0, 1)
+        for name, tensor in module.items()
+    }
+
+
+def _unflattened(name: str, tensor: Tensor, count: int) -> Tensor:
     """A tensor of PEFT's, (experts r, in) or (out, r experts), with the experts in front; as it is where it does not fit."""
     if tensor.dim() != 2 or tensor.shape[name == "lora_B"] % count:
         return tensor
@@ -46,7 +67,7 @@ def unflattened(name: str, tensor: Tensor, count: int) -> Tensor:
     return tensor.unflatten(0, (count, -1))
 
 
-def nested(paths: Sequence[str]) -> dict[str, str]:
+def _nested(paths: Sequence[str]) -> dict[str, str]:
     """What PEFT calls the place of each of these parameters, in the order of their definition, beside its tensors.
 
     It wraps a module once for each parameter, the first one innermost, and names the wrappers alone.
@@ -60,7 +81,7 @@ def nested(paths: Sequence[str]) -> dict[str, str]:
 
 
 def unnested(file: AdapterFile, layers: Mapping[str, Layer]) -> AdapterFile:
-    """An adapter's file with the tensors of experts where this model has the parameters; see `nested`."""
+    """An adapter's file with the tensors of experts where this model has the parameters; see `_nested`."""
     every = [path for path, layer in layers.items() if layer.kind == "experts"]
     chosen = [path for path in every if any(is_named(name, path) for name in file.parameters)]
     unexpected = [name for name in file.parameters if not any(is_named(name, path) for path in every)]
@@ -75,10 +96,10 @@ def unnested(file: AdapterFile, layers: Mapping[str, Layer]) -> AdapterFile:
     if not every:
         return file
     params = dict(file.params)
-    for path, place in nested(chosen).items():
+    for path, place in _nested(chosen).items():
         if place in file.params:
             params[path] = {
-                name: unflattened(name, tensor, layers[path].sizes["experts"])
+                name: _unflattened(name, tensor, layers[path].sizes["experts"])
                 for name, tensor in params.pop(place).items()
             }
     others = [path for path in every if path not in chosen]

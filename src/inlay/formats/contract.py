@@ -23,13 +23,13 @@ from inlay.plugins import Contract
 
 
 class Layer(NamedTuple):
-    """What a module of a model is, or a parameter of fused experts."""
+    """What a module of a model is, or a parameter that holds several maps."""
 
     kind: str = "other"
-    """linear, embedding, conv2d or experts; other where no method adds anything, as to norms and blocks."""
+    """One of `inlay.methods.contract.KINDS`; other where no method adds anything, as to norms and blocks."""
     sizes: Mapping[str, int] = {}
-    """The dimensions of its weight by name, in the order in which the module stores them: out and in, or in and out; height and
-    width at the end of a convolution's; experts in front."""
+    """The dimensions of its weight by name, in the order in which the module stores them: out and in, or in and out; at the end
+    height and width of a convolution's; in front, under the name of the kind, how many maps a parameter holds."""
 
 
 class ModelFacts(NamedTuple):
@@ -43,7 +43,7 @@ class ModelFacts(NamedTuple):
     """The kind of model, as its configuration calls it."""
     class_name: str = ""
     layers: Mapping[str, Layer] = {}
-    """Every module and every parameter of fused experts, by path."""
+    """Every module, and every parameter that holds several maps, by path."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,7 @@ class AdapterFile:
     base_weights: Params = dataclasses.field(default_factory=dict)
     """Weights of the base that the file holds beside the adapter, by module path: PEFT adds those of adapted embeddings."""
     parameters: Names = ()
-    """The parameters of fused experts that it changes, by name; their tensors are where the file has them."""
+    """The parameters, of several maps each, that it changes, by name; their tensors are where the file has them."""
     name: str = "default"
     """What the adapter is called, where a format has a place for that."""
     record: dict[str, Any] = dataclasses.field(default_factory=dict)

@@ -23,7 +23,18 @@ from inlay import fields, methods
 from inlay.errors import CompatibilityError, FormatError, explain, few
 from inlay.formats import _engines
 from inlay.formats._card import card
-from inlay.formats._peft_forms import INNER, flat, flattened, kernel, nested, one_table, short_names, unnested, whole
+from inlay.formats._peft_forms import (
+    INNER,
+    Targets,
+    flat,
+    flattened,
+    kernel,
+    one_table,
+    short_names,
+    targets_of,
+    unnested,
+    whole,
+)
 from inlay.formats.contract import AdapterFile, Format, Layer, ModelFacts
 from inlay.io import json_files, safetensors
 from inlay.methods import hooks
@@ -102,18 +113,19 @@ class Peft(Format):
         return [f"{path}: what this layer is is not known" for path in file.params if path and path not in layers]
 
     def write(self, directory: Path, file: AdapterFile) -> None:
-        experts, adapted = _adapted(file)
-        config = _config(file, experts, adapted)
+        targets = targets_of(file, [path for path in file.params if not set(file.params[path]) <= {TOKEN_ROWS, *OWN}])
+        config = _config(file, targets)
         tensors = {f"{_SHARED_PREFIX}{name}": tensor for name, tensor in file.shared.items()}
         for path, module in file.params.items():
             layer = file.model.layers.get(path, Layer())
-            if path in experts:
-                path, module = experts[path], {name: flattened(name, tensor) for name, tensor in module.items()}
-            elif layer.kind == "conv2d" and path in adapted:
+            is_target = path in targets.modules
+            if path in targets.parameters:
+                path, module = targets.parameters[path], flattened(module)
+            elif layer.kind == "conv2d" and is_target:
                 kinds = file.method.peft.kernels
                 shape = tuple(layer.sizes.values())
                 module = {name: kernel(tensor, kinds.get(name), shape) for name, tensor in module.items()}
-            tensors |= _keys(file.method, path, module, layer.kind == "embedding" and path in adapted)
+            tensors |= _keys(file.method, path, module, layer.kind == "embedding" and is_target)
         stored = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
         (directory / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True), "utf-8")
         (directory / TENSORS).write_bytes(save(stored, metadata={"format": "pt"}))
@@ -127,20 +139,12 @@ class Peft(Format):
         return {engine: reasons.get(engine, []) for engine in _engines.ENGINES}
 
 
-def _adapted(file: AdapterFile) -> tuple[dict[str, str], list[str]]:
-    """Where the tensors of the adapted parameters of experts are, by path; and the other maps to which tensors are added."""
-    maps = [path for path in file.params if path and file.model.layers[path].kind != "other"]
-    adapted = [path for path in maps if not set(file.params[path]) <= {TOKEN_ROWS, *OWN}]
-    experts = nested([path for path in adapted if file.model.layers[path].kind == "experts"])
-    return experts, [path for path in adapted if path not in experts]
-
-
-def _config(file: AdapterFile, experts: Mapping[str, str], adapted: list[str]) -> dict[str, Any]:
-    """The content of adapter_config.json; for `experts` and `adapted` see `_adapted`."""
-    method, layers = file.method, file.model.layers
-    modules = [path for path, layer in layers.items() if path and layer.kind != "experts"]
+def _config(file: AdapterFile, targets: Targets) -> dict[str, Any]:
+    """The content of adapter_config.json."""
+    method, layers, adapted, parameters = file.method, file.model.layers, targets.modules, list(targets.parameters)
+    modules = targets.every
     saved = [path for path in modules if selects(method.modules_to_save, path)]
-    short = short_names(adapted or [path for path in file.params if path and path not in experts], modules)
+    short = short_names(adapted or [path for path in file.params if path and path not in parameters], modules)
     selections = {}
     for field in method.peft.selections:
         some = [path for path in adapted if selects(getattr(method, field), path)]
@@ -151,8 +155,8 @@ def _config(file: AdapterFile, experts: Mapping[str, str], adapted: list[str]) -
     optional = {
         "fan_in_fan_out": bool(adapted) and all(next(iter(layers[path].sizes)) == "in" for path in adapted),
         "target_modules": list(short),
-        "target_parameters": list(experts) or None,
-        **({"lora_dropout": 0} if experts else {}),  # PEFT has none beside parameters; only training reads it
+        "target_parameters": parameters or None,
+        **({"lora_dropout": 0} if parameters else {}),  # PEFT has none beside parameters; only training reads it
         **selections,
     }
     return {

@@ -30,7 +30,7 @@ INDEX = "model.safetensors.index.json"
 """The file that says which of several weight files holds which tensor."""
 
 MAX_INDEX_BYTES = json_files.MAX_TOKENIZER_BYTES
-"""Largest index that is read: a line for each tensor, of which mixtures of experts have many."""
+"""Largest index that is read: a line for each tensor, of which some models have many thousands."""
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".h5", ".msgpack")
 """Ends of the names of files that hold weights."""

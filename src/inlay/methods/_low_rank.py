@@ -73,7 +73,7 @@ class LowRank(LinearMethod, TrainsOwn, TrainsTokens, ByModule, DropsInputs, abst
             "megatron_core",  # read only with megatron_config
             "qalora_group_size",  # read only with use_qalora
             "runtime_config",  # where to compute, not what
-            "target_parameters",  # of fused experts; resolved where the model is known
+            "target_parameters",  # which parameters; resolved where the model is known
         ),
     )
 

@@ -50,6 +50,9 @@ TOKEN_ROWS = "token_rows"
 Layers = tuple[int, ...]
 """Layer numbers, from 0; on the command line as `0-5,11`."""
 
+KINDS = ("linear", "embedding", "conv2d", "experts")
+"""What maps there are: linear layers, tables whose rows are read, convolutions, parameters that hold a map for each expert."""
+
 Answer = TypeVar("Answer")
 
 
@@ -204,7 +207,7 @@ class LinearMethod(Method, abstract=True):
     """Adapt only these layers of the stack, such as 0-5,11; none given: all of them."""
 
     kinds: ClassVar[tuple[str, ...]] = ("linear",)
-    """What it can adapt, of linear, embedding, conv2d and experts; for experts it is a `LowRankMethod`."""
+    """What it can adapt, of `KINDS`; for experts it is a `LowRankMethod`."""
 
     def __init_subclass__(cls, **how: Any):
         super().__init_subclass__(**how)

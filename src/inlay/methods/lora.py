@@ -26,7 +26,7 @@ from torch import Tensor
 from inlay import initializers
 from inlay.core.routed import Factors
 from inlay.methods._low_rank import LowRank
-from inlay.methods.contract import LinearBase, LowRankMethod, Params, PeftForm, require
+from inlay.methods.contract import KINDS, LinearBase, LowRankMethod, Params, PeftForm, require
 from inlay.methods.hooks import Finishes, Rates, Starts
 
 
@@ -43,7 +43,7 @@ class Lora(LowRank, LowRankMethod, Starts, Rates, Finishes):
     initializer: str = initializers.UNIFORM
     """Where A and B start: uniform and zero, or as an initialiser finds them."""
 
-    kinds: ClassVar[tuple[str, ...]] = ("linear", "embedding", "conv2d", "experts")
+    kinds: ClassVar[tuple[str, ...]] = KINDS
     peft: ClassVar[PeftForm] = dataclasses.replace(LowRank.peft, omits=("loraplus_lr_ratio", "freeze_a", "initializer"))
 
     def __post_init__(self) -> None:

@@ -20,7 +20,7 @@ from inlay.methods import hooks
 from inlay.methods.contract import Params
 from inlay.model.adapter import Adapter
 from inlay.model.batch import Batch, Router
-from inlay.model.changes import Block, Changes, Delta, ExpertLowRank, LowRank, Replace, own_dtype, replaced
+from inlay.model.changes import Block, Changes, Delta, LowRank, Replace, own_dtype, replaced
 from inlay.modules.linear import Linear
 
 
@@ -164,7 +164,6 @@ class Adapted(nn.Module):
         for s, changes in others:
             rows = slice(s.start, s.stop)
             for change in changes:
-                assert not isinstance(change, ExpertLowRank), "a map is no parameter of experts"
                 change.apply_(out[rows], x[rows], dropped[rows], y[rows])
         return out
 
@@ -310,7 +309,7 @@ def after_dropout(x: Tensor, batch: Batch, bound: Sequence[Changes], segments: S
 
 def _rate(adapter: Adapter, changes: Changes) -> float:
     """The part of its inputs that the adapter's change does not see: the method's while it is trained."""
-    found = (hooks.input_dropout(c.method) for c in changes if isinstance(c, Delta | ExpertLowRank))
+    found = (hooks.input_dropout(c.method) for c in changes if isinstance(c, Delta))
     return next(found, 0.0) if adapter.trained else 0.0
 
 

@@ -104,13 +104,13 @@ class Adapter:
 
     @torch.no_grad()
     def merged(
-        self, path: str, weight: Tensor, bias: Tensor | None, start: int = 0, expert: int | None = None
+        self, path: str, weight: Tensor, bias: Tensor | None, start: int = 0, number: int = 0
     ) -> tuple[Tensor, Tensor | None]:
         """Rows of the weight (out, in) of the map at `path`, from `start` on, and the bias with them, with its change in both.
 
-        `expert`: the weight is that of one expert, whose tensors the adapter has beside those of the others.
+        `number`: which map the weight is of, where a parameter holds several.
         """
-        return changes.merged(self.at(path), weight, bias, start, expert)
+        return changes.merged(self.at(path), weight, bias, start, number)
 
     def is_same(self, other: "Adapter") -> bool:
         """Both do the same to the same modules: their methods agree on each, however they name these, and so does every bit."""

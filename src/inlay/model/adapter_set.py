@@ -20,7 +20,7 @@ from inlay.formats.contract import AdapterFile, ModelFacts
 from inlay.methods.contract import Method
 from inlay.model import prompts, targets
 from inlay.model.adapted import Adapted
-from inlay.model.adapted_experts import AdaptedExperts
+from inlay.model.adapted_parameters import AdaptedParameters
 from inlay.model.adapter import Adapter
 from inlay.model.batch import PLAIN, Batch, Current, Router, Rows
 from inlay.model.binding import bind_
@@ -29,7 +29,6 @@ from inlay.model.fresh import Calibration
 from inlay.model.layout import Layout
 from inlay.model.prompt_trial import PromptTrials
 from inlay.model.prompts import PromptedEmbedding
-from inlay.modules.experts import experts_of
 
 Check = Callable[[str, AdapterFile], None]
 """What is asked of an adapter, by its name and its outline, before it is read."""
@@ -289,8 +288,8 @@ class AdapterSet:
     def _wrapper(self, path: str) -> Adapted:
         """What stands in the place of the module at `path` while an adapter changes it."""
         module = self.layout.modules[path]
-        if experts := {f"{path}.{e.name}": e for e in experts_of(module)}:
-            return AdaptedExperts(path, module, experts, self.router)
+        if maps := self.layout.parameters.get(path):
+            return AdaptedParameters(path, module, maps, self.router)
         wrapper = PromptedEmbedding if path == self.table else Adapted
         return wrapper(path, module, self.maps.get(path), self.router)
 

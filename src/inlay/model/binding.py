@@ -1,7 +1,7 @@
 """What an adapter does to each module of a model, resolved once, when it is attached.
 
-Tied weights, rows of single tokens, experts and how a module stores its weight are decided here and nowhere else: layers and
-merging see changes (`inlay.model.changes`).
+Which modules a tied weight, or rows of single tokens, are others in is decided here and nowhere else: layers and merging see
+changes (`inlay.model.changes`).
 """
 
 from collections.abc import Mapping
@@ -12,9 +12,8 @@ from torch import Tensor
 from inlay.methods import hooks
 from inlay.methods.contract import TOKEN_ROWS, LinearMethod, LowRankMethod, Method, Params, by_kind
 from inlay.model.adapter import Adapter
-from inlay.model.changes import Block, Change, Changes, Delta, ExpertLowRank, LowRank, Replace, TokenRows
+from inlay.model.changes import Block, Change, Changes, Delta, LowRank, Replace, TokenRows
 from inlay.model.layout import Layout
-from inlay.modules.experts import Experts
 from inlay.modules.linear import Linear
 from inlay.names import selects
 
@@ -71,10 +70,7 @@ def _added(method: Method, path: str, params: Params, shared: Params, layout: La
 
 def _added_to(method: LinearMethod, linear: Linear, params: Params, shared: Params) -> Change:
     """What the method adds to this map."""
-    if isinstance(linear, Experts):
-        assert isinstance(method, LowRankMethod), "what adapts experts has factors: see inlay.methods.contract"
-        return ExpertLowRank(method, {**hooks.share(method, shared, linear.one), **params}, linear)
-    params = {**hooks.share(method, shared, linear), **params}
+    params = {**hooks.share(method, shared, linear.one), **params}
     if isinstance(method, LowRankMethod) and linear.is_plain:
         return LowRank(method, params, linear)
     return Delta(method, params, linear)

@@ -4,13 +4,13 @@
     TokenRows      the vectors of single tokens are others, in an embedding and in a head tied to it
     LowRank        + scaling B A x
     Delta          + what any other linear method adds
-    ExpertLowRank  LowRank for each expert of a parameter
     Block          + what a network makes of a block's input or output
 
 Each is bound to the module when the adapter is attached (`inlay.model.binding`), in this order: what replaces comes first, then
 what adds, then rows of single tokens. `apply_(out, x, dropped, y)` changes the rows `out` of one adapter in place: `x` are
 their inputs, `dropped` those after dropout, `y` what the base makes of them; all have one row per token. `merge(weight, bias,
-start)` gives rows of the weight (out, in) from `start` on, and the bias, with the change in them; nothing given is changed.
+start, number)` gives rows of the weight (out, in) from `start` on, and the bias, with the change in them, of the map of this
+number where a parameter holds several; nothing given is changed.
 """
 
 import copy
@@ -24,7 +24,6 @@ from torch import Tensor, nn
 from inlay.core.routed import Factors
 from inlay.errors import CompatibilityError, explain
 from inlay.methods.contract import BlockMethod, LinearMethod, LowRankMethod, Params
-from inlay.modules.experts import Experts
 from inlay.modules.frozen import FrozenEmbedding
 from inlay.modules.linear import Linear
 
@@ -46,7 +45,7 @@ class Replace:
             assert self.linear.bias is not None, "a bias that is replaced is one that the module has"
             out += (self.tensors["bias"] - self.linear.bias).to(out.dtype)
 
-    def merge(self, weight: Tensor, bias: Tensor | None, start: int) -> tuple[Tensor, Tensor | None]:
+    def merge(self, weight: Tensor, bias: Tensor | None, start: int, number: int) -> tuple[Tensor, Tensor | None]:
         rows = slice(start, start + len(weight))
         if "weight" in self.tensors:
             assert self.linear is not None, "what is no linear map has no weight to merge"
@@ -106,7 +105,7 @@ class TokenRows:
     def apply_(self, out: Tensor, x: Tensor, dropped: Tensor, y: Tensor) -> None:
         self.linear.add_rows_(out, x, self.ids, self.rows - self.before)
 
-    def merge(self, weight: Tensor, bias: Tensor | None, start: int) -> tuple[Tensor, Tensor | None]:
+    def merge(self, weight: Tensor, bias: Tensor | None, start: int, number: int) -> tuple[Tensor, Tensor | None]:
         wide = weight.to(torch.promote_types(weight.dtype, torch.float32), copy=True)
         self.linear.merge_rows_(wide, self.ids, self.rows - self.before, start)
         return wide.to(weight.dtype), bias
@@ -121,12 +120,15 @@ class Delta:
     def apply_(self, out: Tensor, x: Tensor, dropped: Tensor, y: Tensor) -> None:
         out += self.method.delta(self.params, dropped, y, self.linear)
 
-    def merge(self, weight: Tensor, bias: Tensor | None, start: int) -> tuple[Tensor, Tensor | None]:
-        return self.method.merge(self.params, weight, bias, start)
+    def merge(self, weight: Tensor, bias: Tensor | None, start: int, number: int) -> tuple[Tensor, Tensor | None]:
+        return self.method.merge(self.linear.parts(self.params)[number], weight, bias, start)
 
 
 class LowRank(Delta):
-    """A change with factors, of a map that is linear and no more: it takes one product with the map's own."""
+    """A change with factors, of what is linear and no more: it takes one product with the map's own.
+
+    Of a parameter that holds several maps each has its own factors, made where tokens go to it.
+    """
 
     def __init__(self, method: LowRankMethod, params: Params, linear: Linear):
         super().__init__(method, params, linear)
@@ -145,25 +147,6 @@ class LowRank(Delta):
         return known[1]
 
 
-class ExpertLowRank:
-    """A low-rank change for each expert of a parameter; its tensors have the experts in front."""
-
-    def __init__(self, method: LowRankMethod, params: Params, linear: Experts):
-        self.method, self.params, self.linear = method, params, linear
-
-    def merge(self, weight: Tensor, bias: Tensor | None, start: int, expert: int) -> tuple[Tensor, Tensor | None]:
-        return self.method.merge({name: tensor[expert] for name, tensor in self.params.items()}, weight, bias, start)
-
-    def each(self) -> list[Params]:
-        """The tensors of every expert."""
-        unbound = {name: tensor.unbind() for name, tensor in self.params.items()}
-        return [dict(zip(unbound, tensors, strict=True)) for tensors in zip(*unbound.values(), strict=True)]
-
-    def factors(self, params: Params) -> Factors:
-        """The factors of one expert, from its tensors as `each` gives them."""
-        return self.method.factors(params)
-
-
 class Block:
     """What a network adds to a block's output."""
 
@@ -178,23 +161,20 @@ class Block:
         return y + self.method.transform(self.params, args[0] if self.method.is_parallel else y)
 
 
-Change = Replace | TokenRows | LowRank | Delta | ExpertLowRank | Block
+Change = Replace | TokenRows | LowRank | Delta | Block
 Changes = tuple[Change, ...]
 
 
 def merged(
-    changes: Changes, weight: Tensor, bias: Tensor | None, start: int = 0, expert: int | None = None
+    changes: Changes, weight: Tensor, bias: Tensor | None, start: int = 0, number: int = 0
 ) -> tuple[Tensor, Tensor | None]:
     """Rows of a weight (out, in) from `start` on, and the bias with them, with the changes in both.
 
-    `expert`: the weight is that of one expert.
+    `number`: which map the weight is of, where a parameter holds several.
     """
     for change in changes:
-        if isinstance(change, ExpertLowRank):
-            assert expert is not None, "a change of experts is merged expert by expert"
-            weight, bias = change.merge(weight, bias, start, expert)
-        elif not isinstance(change, Block):
-            weight, bias = change.merge(weight, bias, start)
+        if not isinstance(change, Block):
+            weight, bias = change.merge(weight, bias, start, number)
     return weight, bias
 
 

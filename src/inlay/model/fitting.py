@@ -20,7 +20,7 @@ from inlay.names import is_regex, split
 
 
 def layers(layout: Layout) -> dict[str, Layer]:
-    """What every module of the model is, and every parameter of its fused experts, by path."""
+    """What every module of the model is, and every parameter that holds several maps, by path."""
     maps = {path: Layer(linear.kind, linear.sizes) for path, linear in layout.maps.items()}
     return dict.fromkeys(layout.modules, Layer()) | maps
 

@@ -28,8 +28,9 @@ from inlay.methods.contract import (
 from inlay.model import places, targets
 from inlay.model.fresh import Calibration
 from inlay.modules import trial
-from inlay.modules.experts import Experts, experts_of
 from inlay.modules.frozen import QuantizedLinear
+from inlay.modules.linear import ParameterMaps
+from inlay.modules.maps import check_known, maps_of
 from inlay.names import is_inside, is_regex, selects, split
 
 Shapes = dict[str, dict[str, tuple[int, ...]]]
@@ -42,7 +43,8 @@ class Layout:
     **Attributes:**
 
     - `modules`: every module, by path.
-    - `maps`: those of them that are linear maps, embeddings or convolutions, and the parameters of fused experts.
+    - `maps`: those of them that are linear maps, embeddings or convolutions, and parameters that hold several maps.
+    - `parameters`: these parameters, by path, by the path of the module that they are of.
     - `head`: the path of the output head, where the model has one.
     - `blocks`: the blocks of the layers, by the path of each one's output projection.
     - `table`: the path of the input embedding, where it has one.
@@ -61,7 +63,11 @@ class Layout:
         plainly: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
     ):
         self.modules = dict(module.named_modules())
-        self.maps = targets.maps_of(module)
+        self.maps = maps_of(module)
+        self.parameters: dict[str, dict[str, ParameterMaps]] = {}
+        for path, linear in self.maps.items():
+            if isinstance(linear, ParameterMaps):
+                self.parameters.setdefault(linear.holder(path), {})[path] = linear
         self.head = targets.output_head(module)
         self.blocks = targets.blocks(module, self.maps)
         self.tied = _tied(self.modules)
@@ -104,7 +110,7 @@ class Layout:
         return read | {
             path: "it holds tensors for the parts inside it"
             for path, module in self.modules.items()
-            if not experts_of(module) and any(len(list(child.parameters())) for child in module.children())
+            if path not in self.parameters and any(len(list(child.parameters())) for child in module.children())
         }
 
     @cached_property
@@ -190,7 +196,7 @@ class Layout:
     def _on_maps(self, method: LinearMethod, strict: bool, whole: bool) -> list[places.Place]:
         paths = self.paths(method, strict, whole)
         if strict:
-            self._check_experts(method, paths)
+            self._check_parameters(method, paths)
         return [places.on_map(hooks.for_module(method, path), path, self.maps[path]) for path in paths]
 
     def problems(self, method: Method, params: Mapping[str, Params]) -> list[str]:
@@ -261,8 +267,8 @@ class Layout:
         return [places.on_block(method, paths[key], block) for key, block in found.items()]
 
     def module_of(self, path: str) -> str:
-        """The path of the module that holds the map at `path`: its own, unless the map is a parameter of experts."""
-        return path.rpartition(".")[0] if isinstance(self.maps.get(path), Experts) else path
+        """The path of the module that holds the map at `path`: its own, unless a parameter of it holds several."""
+        return self.maps[path].holder(path) if path in self.maps else path
 
     def saved(self, method: Method) -> list[str]:
         """The modules that are trained whole, by `modules_to_save`; those inside them are trained with them.
@@ -317,22 +323,15 @@ class Layout:
         """The weight of the module at `path` is trained whole."""
         return is_inside(path, self.saved(method)) or hooks.trains(method, Own(path, "weight", "embedding", False))
 
-    def _check_experts(self, method: LinearMethod, paths: Collection[str]) -> None:
-        """Refuse to leave experts out in silence, and to train their parameters whole and by factors at once."""
-        unknown = targets.unknown_experts(self.modules) if method.target_modules == "all-linear" else []
-        if unknown:
-            last = dict.fromkeys(path.rpartition(".")[2] for path in paths)
-            raise TargetError(
-                explain(
-                    "this model has experts of a form that is not known here: most of its linear layers would be left out",
-                    found=unknown[:3],
-                    do=f"--target-modules {','.join(last)}",
-                )
-            )
+    def _check_parameters(self, method: LinearMethod, paths: Collection[str]) -> None:
+        """Refuse to leave maps of no known form out in silence, and to train parameters whole and by factors at once."""
+        if method.target_modules == "all-linear":
+            check_known(self.modules, paths)
         both = [path for path in paths if self.module_of(path) != path and self._is_whole(method, self.module_of(path))]
         if both:
-            what = "experts are asked to be trained both whole and by factors"
-            raise TargetError(explain(what, found=both[:3], do="--exclude-modules gate_up_proj,up_proj,down_proj"))
+            what = "parameters are asked to be trained both whole and by factors"
+            names = ",".join(dict.fromkeys(self.maps[path].name for path in both))
+            raise TargetError(explain(what, found=both[:3], do=f"--exclude-modules {names}"))
 
     def _token_rows(self, method: Method) -> Params:
         """The base's rows for the tokens whose embeddings are trained, by the path of the embedding."""

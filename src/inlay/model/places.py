@@ -7,7 +7,6 @@ import torch
 
 from inlay.methods.contract import Block, BlockMethod, Decoder, LinearMethod, Params, PromptMethod
 from inlay.model.fresh import Calibration, check_source, fresh
-from inlay.modules.experts import Experts, stacked
 from inlay.modules.linear import Linear
 
 
@@ -22,16 +21,13 @@ class Place(NamedTuple):
 
 
 def on_map(method: LinearMethod, path: str, linear: Linear) -> Place:
-    """A linear map, or the experts that a parameter holds."""
-    if not isinstance(linear, Experts):
-        return Place(path, lambda: method.shapes(linear), lambda g, found: fresh(method, linear, path, g, found))
-    each = linear.each
+    """A linear map, or those that a parameter holds."""
 
     def new(generator: torch.Generator, calibration: Calibration | None) -> Params:
         check_source(method, {path: linear})
-        return stacked([fresh(method, e, path, generator, None) for e in each])
+        return linear.joined([fresh(method, one, path, generator, calibration) for one in linear.each])
 
-    return Place(path, lambda: {name: (len(each), *shape) for name, shape in method.shapes(each[0]).items()}, new)
+    return Place(path, lambda: {key: (*linear.front, *shape) for key, shape in method.shapes(linear.one).items()}, new)
 
 
 def on_block(method: BlockMethod, path: str, block: Block) -> Place:

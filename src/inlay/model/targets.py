@@ -19,28 +19,16 @@ from inlay.errors import TargetError, explain, nearest
 from inlay.fields import shown
 from inlay.methods import hooks, name_of
 from inlay.methods.contract import Block, LinearMethod, Own
-from inlay.modules.experts import experts_of
-from inlay.modules.linear import Linear, as_linear
+from inlay.modules.linear import Linear
+from inlay.modules.maps import maps_of
 from inlay.names import Names, fault, is_named, is_regex, matches, matches_end, split
 
 Problems = dict[str, list[str]]
 """What matches nothing, by the field that asked for it."""
 
 
-def maps_of(model: nn.Module) -> dict[str, Linear]:
-    """Every map of `model` that a method can know, by path, in the model's own order: linear, embedding, conv2d, experts.
-
-    The path of experts is that of a parameter.
-    """
-    found: dict[str, Linear] = {}
-    for path, module in model.named_modules():
-        linear = as_linear(module)
-        found |= {path: linear} if linear is not None else {f"{path}.{e.name}": e for e in experts_of(module)}
-    return found
-
-
 def linear_modules(model: nn.Module) -> dict[str, Linear]:
-    """The linear layers among them."""
+    """The linear layers that are modules of `model`, by path, in its own order."""
     return {path: linear for path, linear in maps_of(model).items() if linear.kind == "linear"}
 
 
@@ -66,19 +54,6 @@ def blocks(model: nn.Module, linears: dict[str, Linear]) -> dict[str, Block]:
                     place, "attention" if _attends(module) else "mlp", linears[wide[-1]].out_features
                 )
     return found
-
-
-def unknown_experts(modules: Mapping[str, nn.Module]) -> list[str]:
-    """Parameters of modules of experts, by what `transformers` calls such classes, that are of no known form."""
-    strange = {
-        p: m for p, m in modules.items() if "Expert" in type(m).__name__ and not experts_of(m) and as_linear(m) is None
-    }
-    return [
-        f"{path}.{name}"
-        for path, m in strange.items()
-        for name, t in m._parameters.items()
-        if t is not None and t.dim() > 1
-    ]
 
 
 def own_tensors(
@@ -148,7 +123,7 @@ def resolve(
 
     **Arguments:**
 
-    - `linears`: the model's linear maps, as `maps_of` gives them.
+    - `linears`: the model's maps, as `inlay.modules.maps.maps_of` gives them.
     - `head`: the path that 'all-linear' leaves out.
     - `strict`: refuse what matches nothing; without it such names are passed over, as the exchange format allows.
     - `unused`: maps that are left out because a change of them would have no effect, and why; see `inlay.modules.trial`.
@@ -159,7 +134,7 @@ def resolve(
       message lists all of them.
     """
     paths = [path for path, linear in linears.items() if linear.kind in method.kinds]
-    plain = [path for path in paths if linears[path].kind in ("linear", "experts")]
+    plain = [path for path in paths if linears[path].is_layer]
     problems: Problems = {}
     without_head = [path for path in plain if path != head]
     wanted = {path for path in without_head if linears[path].one.out_features > 1}  # one output: a gate
@@ -172,7 +147,7 @@ def resolve(
         _check_kinds(method, linears)
         _refuse(problems, method, plain)
     if strict:
-        _check_experts(method, linears, without_head)
+        _check_all(method, linears, without_head)
         _check_used(method, chosen, unused, [path for path in without_head if path not in unused])
     return [path for path in chosen if path not in unused]
 
@@ -195,22 +170,18 @@ def _in_layers(method: LinearMethod, chosen: list[str], paths: Sequence[str], pr
     return [path for path in chosen if layer_number(path) in wanted]
 
 
-def _check_experts(method: LinearMethod, linears: Mapping[str, Linear], plain: list[str]) -> None:
-    """Refuse all linear layers of a mixture of experts where most of them, the experts, can't be adapted."""
-    fused = [path for path, linear in linears.items() if linear.kind == "experts" and linear.kind not in method.kinds]
-    if fused and method.target_modules == "all-linear":
-        _refuse_experts(method, fused, plain)
-
-
-def _refuse_experts(method: LinearMethod, fused: list[str], plain: list[str]) -> None:
-    """All linear layers of a mixture of experts are asked for, and most of them could not be adapted."""
-    raise TargetError(
-        explain(
-            f"{name_of(method)} can't adapt the experts of this model, which are most of its linear layers",
-            found=f"{summary(fused)}; it could adapt {summary(plain)}",
-            do=f"--method lora, or --target-modules {','.join(dict.fromkeys(p.rpartition('.')[2] for p in plain))}",
+def _check_all(method: LinearMethod, linears: Mapping[str, Linear], plain: list[str]) -> None:
+    """Refuse all linear layers where most of them, those that parameters hold, can't be adapted."""
+    left = {path: linear.kind for path, linear in linears.items() if linear.count and linear.kind not in method.kinds}
+    if left and method.target_modules == "all-linear":
+        kinds = " and ".join(dict.fromkeys(left.values()))
+        raise TargetError(
+            explain(
+                f"{name_of(method)} can't adapt the {kinds} of this model, which are most of its linear layers",
+                found=f"{summary(left)}; it could adapt {summary(plain)}",
+                do=f"--method lora, or --target-modules {','.join(dict.fromkeys(p.rpartition('.')[2] for p in plain))}",
+            )
         )
-    )
 
 
 def _check_used(method: LinearMethod, chosen: list[str], unused: Mapping[str, str], others: list[str]) -> None:

@@ -117,7 +117,7 @@ def freeze_(model: nn.Module, dtype: torch.dtype) -> None:
     """Replace the linear layers and embeddings of `model` by frozen ones; it then computes in `dtype`.
 
     Subclasses compute in ways of their own, so they stay, and are converted with the rest: norms, buffers, small things. What
-    `transformers` keeps in float32 beside 16 bits stays so: gates of experts, decays of states.
+    `transformers` keeps in float32 beside 16 bits stays so: gates that route, decays of states.
     """
     kept = (dtype, torch.float32)
     for module in list(model.modules()):

@@ -9,9 +9,9 @@ Methods are written once, for W (out, in) and one row of inputs per token.
 
 import abc
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -23,18 +23,43 @@ from inlay.methods.contract import Params
 from inlay.modules.frozen import FrozenEmbedding, FrozenLinear, QuantizedLinear, is_transposed
 from inlay.quant.contract import Matrix
 
+Product = Callable[[str, int, Tensor, Tensor], Tensor]
+"""(parameter, number of a map in it, inputs, number of each one's token) -> what that map makes of them."""
+
+Known = Callable[[str], str | None]
+"""The name under which a checkpoint has a tensor of the model; None where it has none."""
+
+
+class Part(NamedTuple):
+    """The rows of one map's weight from `start` on."""
+
+    number: int
+    """Which map it is, of those that a parameter holds."""
+    start: int
+
 
 class Linear(abc.ABC):
-    """The `LinearBase` of a module: see `inlay.methods.contract`."""
+    """The `LinearBase` of a module: see `inlay.methods.contract`.
+
+    A parameter may hold several, `count` of them, one after the other: an adapter's tensors then have them in front.
+    """
 
     kind: ClassVar[str] = "linear"
+    is_layer: ClassVar[bool] = True
+    """It is one of all linear layers."""
+    not_found: ClassVar[str] = "the checkpoint has no tensor of that name"
+    """What is wrong where a checkpoint does not have the weight."""
+    name: str = ""
+    """The parameter that holds several; empty where the module is the map."""
+    count: int | None = None
+    """How many that holds."""
 
     def __init__(self, module: nn.Module, transposed: bool = False):
         self.module = module
         self.transposed = transposed
-        """The module stores its weight as (in, out)."""
+        """Its weight is stored as (in, out)."""
         self.is_plain = type(module) in (nn.Linear, FrozenLinear, QuantizedLinear) or is_transposed(module)
-        """Being called, the module computes W x + b and nothing else."""
+        """The module computes W x + b with it, and nothing else."""
         if isinstance(module, QuantizedLinear):
             self.in_features, self.out_features = module.in_features, module.out_features
         else:
@@ -42,9 +67,42 @@ class Linear(abc.ABC):
             self.in_features, self.out_features = shape if transposed else (shape[1], shape[0])
 
     @property
+    def each(self) -> Sequence["Linear"]:
+        """The map, or those that a parameter holds."""
+        return (self,)
+
+    @property
     def one(self) -> "Linear":
-        """The map, or one of those that a parameter holds: what tensors of an adapter are shaped by."""
-        return self
+        """The first of them: what tensors of an adapter are shaped by."""
+        return self.each[0]
+
+    @property
+    def front(self) -> tuple[int, ...]:
+        """The dimensions that an adapter's tensors have in front."""
+        return () if self.count is None else (self.count,)
+
+    def parts(self, params: Params) -> Sequence[Params]:
+        """The tensors of each map, from those that an adapter has of all."""
+        if self.count is None:
+            return (params,)
+        unbound = {name: tensor.unbind() for name, tensor in params.items()}
+        return [dict(zip(unbound, tensors, strict=True)) for tensors in zip(*unbound.values(), strict=True)]
+
+    def joined(self, each: Sequence[Params]) -> Params:
+        """The tensors that an adapter has of all maps, from those of each."""
+        if self.count is None:
+            return each[0]
+        return {name: torch.stack([params[name] for params in each]) for name in each[0]}
+
+    def holder(self, path: str) -> str:
+        """The path of the module that holds the map at `path`."""
+        return path[: -len(self.name) - 1] if self.name else path
+
+    def stored_as(self, path: str, known: Known) -> dict[str, Part | None]:
+        """Where a checkpoint has the weight of the map at `path`, by tensor name: all of it (None), or a part; empty where it
+        does not have it."""
+        name = known(f"{path}.weight")
+        return {} if name is None else {name: None}
 
     @property
     def stored(self) -> Tensor:
@@ -189,10 +247,19 @@ class Dense(Linear):
         return flat.view(like.shape)
 
 
+class ParameterMaps(Dense, abc.ABC):
+    """The maps that a parameter holds, of a module that computes with them in its own way."""
+
+    @abc.abstractmethod
+    def computed(self, product: Product, *args: Any, **kwargs: Any) -> Tensor:
+        """The output of the module for these arguments, with `product` in the place of its own."""
+
+
 class Embedding(Linear):
     """A table whose rows are read."""
 
     kind = "embedding"
+    is_layer = False
 
     def __init__(self, module: nn.Module):
         super().__init__(module, transposed=True)
@@ -242,6 +309,7 @@ class Convolution(Linear):
     """A convolution over images, (rows, channels, height, width), in one group."""
 
     kind = "conv2d"
+    is_layer = False
 
     def __init__(self, module: nn.Conv2d):
         self.module: nn.Conv2d = module
@@ -312,7 +380,7 @@ def as_linear(module: nn.Module) -> Linear | None:
     if isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear):
         return None  # torch's MultiheadAttention reads its weight and never calls it: a change would be passed by
     if isinstance(module, nn.Linear) and "Router" in type(module).__name__:
-        return None  # it is a linear map in what it holds; what it answers is the choice of experts
+        return None  # it is a linear map in what it holds; what it answers is where tokens go
     if isinstance(module, nn.Linear):
         return Dense(module)
     if isinstance(module, FrozenLinear | QuantizedLinear):

@@ -75,7 +75,7 @@ def unused(modules: Mapping[str, nn.Module], paths: Iterable[str]) -> dict[str, 
 
     `modules` are all of the model, by path.
 
-    Experts that no token of a trial went to don't count: a part of a list is left alone if another part was called.
+    A part of a list that no token of a trial went to does not count where another part was called.
     """
     model = modules[""]
     if not can_be_tried(model):

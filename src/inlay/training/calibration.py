@@ -70,7 +70,7 @@ def calibrate(
 
     **Raises:**
 
-    - `TargetError`: the method adapts an embedding, whose inputs are no vectors, or fused experts.
+    - `TargetError`: the method adapts an embedding, whose inputs are no vectors, or a parameter that holds several maps.
     """
     how = hooks.starts(method)
     if how is None or how.source not in ("inputs", "gradient"):
