@@ -50,7 +50,7 @@ class Factors:
     scaling: float
 
     @functools.cached_property
-    def transposed(self) -> tuple[Float[Tensor, "in r"], Float[Tensor, "r out"]]:
+    def views(self) -> tuple[Float[Tensor, "in r"], Float[Tensor, "r out"]]:
         """A^T and B^T, as products take them: to make the views costs half as much as a product of a few tokens."""
         return self.A.T, self.B.T
 
@@ -117,7 +117,7 @@ def low_rank(
     if factors.A.dtype != dtype:
         factors = Factors(factors.A.to(dtype), factors.B.to(dtype), factors.scaling)
     out = linear(wide, weight, bias)
-    A, B = factors.transposed
+    A, B = factors.views
     out.addmm_(wide @ A, B, alpha=factors.scaling)
     return out if x.dtype == dtype else out.to(x.dtype)
 
@@ -170,8 +170,8 @@ class _Routed(torch.autograd.Function):
                 if ctx.needs_input_grad[_PAIRS + 2 * k]:
                     _accumulate(grads, 2 * k, grad_hidden.T @ x[rows], pairs[2 * k].dtype)
                 if ctx.needs_input_grad[_PAIRS + 2 * k + 1]:
-                    transposed = h.T @ g[rows]  # half the time of g^T h
-                    _accumulate(grads, 2 * k + 1, transposed.mul_(scaling).T, pairs[2 * k + 1].dtype)
+                    sums = h.T @ g[rows]  # half the time of g^T h
+                    _accumulate(grads, 2 * k + 1, sums.mul_(scaling).T, pairs[2 * k + 1].dtype)
                 if into is not None:
                     into[rows].addmm_(grad_hidden, A[k])
         given = grad_outputs[0].dtype
