@@ -32,7 +32,7 @@ class Stack:
         known = [f for f in factors if f is not None]
         self.dtype, self.scaling = dtype, known[0].scaling or 1.0
         self.A = torch.cat([f.A for f in known]).to(dtype).T
-        self.B = torch.cat([_scaled(f, self.scaling) for f in known], 1).to(dtype).T
+        self.B = torch.cat([_scaled(f, self.scaling, dtype) for f in known], 1).to(dtype).T
         self._ranks = [0 if f is None else len(f.A) for f in factors]
         self._masked: tuple[tuple[Segment, ...], Tensor] = ((), torch.empty(0))
 
@@ -61,8 +61,9 @@ class Stack:
         return known[1]
 
 
-def _scaled(factors: Factors, scaling: float) -> Tensor:
-    """B, so that its product with `scaling` is that with the factors' own."""
+def _scaled(factors: Factors, scaling: float, dtype: torch.dtype) -> Tensor:
+    """B, so that its product with `scaling` is that with the factors' own; of `dtype` where that is a wide one."""
     if factors.scaling == scaling:
         return factors.B
-    return factors.B.to(torch.promote_types(factors.B.dtype, torch.float32)) * (factors.scaling / scaling)
+    wide = torch.promote_types(torch.promote_types(factors.B.dtype, torch.float32), dtype)
+    return factors.B.to(wide) * (factors.scaling / scaling)
