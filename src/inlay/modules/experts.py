@@ -63,6 +63,10 @@ class Experts(ParameterMaps):
     def stored(self) -> Tensor:
         return self.module.get_parameter(self.name)
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        return {self.kind: len(self.stored), **self.one.sizes}
+
     @cached_property
     def _each(self) -> Sequence[Expert]:
         return [Expert(self.module, self.name, number) for number in range(len(self.stored))]
