@@ -233,8 +233,8 @@ def test_experts_of_a_form_that_is_not_known_are_not_left_out_in_silence():
 def test_a_gate_of_one_output_is_not_among_all_linear_layers():
     """Qwen2-MoE's shared expert has one, on which no rank above 1 fits."""
     net = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Linear(8, 1))
-    assert list(attach(net, inlay.Lora(r=4)).get("default").params) == ["0"]
-    assert list(attach(net, inlay.Lora(r=1, target_modules="1")).get("default").params) == ["1"]
+    assert list(attach(net, inlay.Lora(r=4))["default"].params) == ["0"]
+    assert list(attach(net, inlay.Lora(r=1, target_modules="1"))["default"].params) == ["1"]
 
 
 def test_a_router_that_answers_with_a_choice_is_left_alone():

@@ -163,7 +163,7 @@ def test_saved_and_loaded_it_is_the_same_to_the_bit(name, method, family, tmp_pa
     adapter, wanted = held["a"], logits(held, ids, "a")
     held.save("a", tmp_path, {})
     again = attach(models.model(family), tmp_path, "again")
-    read = again.get("again")
+    read = again["again"]
     assert set(read.params) == set(adapter.params)
     for path, params in adapter.params.items():
         assert set(read.params[path]) == set(params)
