@@ -1,5 +1,7 @@
 """Fused experts: what the laws of methods don't ask of them, on models that store them in every way."""
 
+import dataclasses
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, GptOssConfig
@@ -9,9 +11,11 @@ from inlay.base.attach import attach
 from inlay.base.load import load
 from inlay.core.cross_entropy import cross_entropy_sum
 from inlay.errors import CompatibilityError, TargetError
+from inlay.export.plan import planned
 from inlay.io.safetensors import read_header
 from inlay.model.adapter_set import AdapterSet
 from inlay.model.changes import replaced
+from inlay.modules.maps import maps_of
 from tests.support import bases, models
 
 GPT_OSS = GptOssConfig(
@@ -56,6 +60,22 @@ with_methods = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 def logits(held, ids, rows):
     with torch.no_grad(), held.using(rows):
         return held.module(input_ids=ids).logits
+
+
+@everywhere
+def test_a_parameter_that_holds_several_maps_gives_each(family):
+    plain = model(family)
+    found = {path: linear for path, linear in maps_of(plain).items() if linear.count}
+    assert found
+    for path, linear in found.items():
+        stored = plain.get_parameter(path)
+        assert tuple(linear.sizes.values()) == tuple(stored.shape)
+        assert len(linear.each) == linear.count == len(stored)
+        for one, tensor in zip(linear.each, stored, strict=True):
+            assert torch.equal(one.as_stored(one.weight(torch.float32)), tensor)
+        assert plain.get_submodule(linear.holder(path)) is linear.module
+        params = {"A": torch.randn(linear.count, 2, 3)}
+        assert torch.equal(linear.joined(linear.parts(params))["A"], params["A"])
 
 
 @everywhere
@@ -158,6 +178,19 @@ def test_merged_it_is_a_checkpoint_that_says_the_same(family, method, tmp_path):
         torch.testing.assert_close(merged(input_ids=ids).logits, base.logits(ids, "a"), atol=1e-4, rtol=1e-4)
     before, after = (set(read_header(tmp_path / d / "model.safetensors").tensors) for d in ("base", "merged"))
     assert before == after
+
+
+@pytest.mark.parametrize("family", ["mixtral", "gpt_oss"])
+def test_experts_in_a_dtype_that_nothing_can_be_rounded_to_are_not_merged(family, tmp_path):
+    model(family).save_pretrained(tmp_path)
+    bases.tokenizer().save_pretrained(tmp_path)
+    base = load(tmp_path, dtype="float32")
+    adapter, tensors = base.attach(LORA, "a"), base.checkpoint.tensors
+    assert planned(base, adapter)
+    narrow = {n: e._replace(dtype="F8_E4M3") if "experts" in n else e for n, e in tensors.items()}
+    base.checkpoint = dataclasses.replace(base.checkpoint, tensors=narrow)
+    with pytest.raises(CompatibilityError, match=r"experts\.\w+_proj: F8_E4M3 of shape"):
+        planned(base, adapter)
 
 
 @pytest.mark.parametrize(

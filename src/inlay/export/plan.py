@@ -142,7 +142,8 @@ def matrix_of(base: Base, path: str) -> Matrix:
 
 def _problem(base: Base, path: str, tensor: str, entries: Mapping[TensorEntry, Part | None]) -> str:
     """Why a tensor of an adapted module can't be merged where the checkpoint has it; empty where it can."""
-    linear, name = base.maps.get(path), f"{path}.{tensor}"
+    linear = base.maps.get(path)
+    name = path if linear is not None and linear.name else f"{path}.{tensor}"  # a parameter is the tensor itself
     if not entries and path == base.head and ties.table_of(base) is not None and tensor == "weight":
         return ""  # it is written apart from the embeddings
     if not entries:
