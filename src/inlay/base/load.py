@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import importlib.util
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -97,28 +97,30 @@ def load(
     - `FormatError`: it is not a model, broken, or only pickled.
     - `CompatibilityError`: `transformers` has no such model of this architecture, no scheme here reads its weights, or
       its texts become vectors in a way that is not known here.
-    - `ConfigError`: there is no such dtype or device here; labels for a task without classes, others
-      than those of the checkpoint's own head, or none where they are needed.
+    - `ConfigError`: there is no such dtype or device here; labels for a task without classes, others than those of the
+      checkpoint's own head, or none where they are needed.
     """
     spec = task if isinstance(task, TaskSpec) else tasks.find(task)
     device = chosen_device(device, device_memory)
     given = source if isinstance(source, Checkpoint) else open_checkpoint(source)
-    if spec.name == "embedding":
-        mode_of(given)  # refused here if nobody knows it, not at the first vector
-    is_own = tasks.has_own_head(given, spec)
-    own = labels_of(configuration(given, ())) if is_own else None
-    check_labels(str(source if isinstance(source, str | Path) else source.name), spec, labels, own)
+    is_own = _brings_head(given, spec, labels, given.name if source is given else str(source))
     chosen = _choices(_quantized(given, quantize, progress), dtype, device, spec, () if is_own else labels, is_own)
     return _made(chosen, None if quantize is None else given, device_memory)
+
+
+def _brings_head(checkpoint: Checkpoint, spec: TaskSpec, labels: Sequence[str], title: str) -> bool:
+    """Whether the checkpoint brings a head of the task; what can't be is refused, as `load` says."""
+    if spec.pools:
+        mode_of(checkpoint)  # refused here if nobody knows it, not at the first vector
+    is_own = tasks.has_own_head(checkpoint, spec)
+    check_labels(title, spec, labels, labels_of(configuration(checkpoint, ())) if is_own else None)
+    return is_own
 
 
 def _choices(
     checkpoint: Checkpoint, dtype: str | None, device: str, spec: TaskSpec, labels: Sequence[str], is_own: bool
 ) -> _Choices:
-    """What is loaded, with the dtype of a name.
-
-    **Raises:** those of `load`.
-    """
+    """What is loaded, with the dtype of a name; raises as `load` does."""
     shortened.guard(checkpoint.files)
     packed = bitsandbytes.quantized_weights(checkpoint)
     if packed:
@@ -300,17 +302,8 @@ def _fill_(model: nn.Module, chosen: _Choices, limit: int | None) -> None:
     names = {path: meta_model.checkpoint_path(path, prefix, packed) or "" for path in placeholders}
     entries = [packed[names[path]] for path in placeholders]
     matrices = [quant.find(scheme).open(mapped.tensors(tensors)) for scheme, tensors in entries]
-    problems = [
-        f"{path}: shape {matrix.shape}, the model has {placeholder.shape}"
-        for (path, placeholder), matrix in zip(placeholders.items(), matrices, strict=True)
-        if matrix.shape != placeholder.shape
-    ]
-    unexpected = set(packed) - set(names.values()) if chosen.spec.continues else ()  # classifiers have no decoder
-    problems += [f"{name}: this model has no linear map of that name" for name in sorted(unexpected)]
-    if problems:
-        raise FormatError(
-            explain("this checkpoint's quantised weights are not its model's", found=problems[:10], do="quantize again")
-        )
+    unexpected = set(packed) - set(names.values()) if chosen.spec.continues else set()  # classifiers have no decoder
+    _check_fit(placeholders, matrices, unexpected)
     if device.type == "cpu":
         _read_ahead_(matrices, [[mapped.pages(entry) for entry in tensors.values()] for _, tensors in entries])
     elif matrices:
@@ -319,6 +312,21 @@ def _fill_(model: nn.Module, chosen: _Choices, limit: int | None) -> None:
         matrices = streamed.place(matrices, others, limit or free, device)
     for (path, placeholder), matrix in zip(placeholders.items(), matrices, strict=True):
         model.set_submodule(path, placeholder.filled(matrix))
+
+
+def _check_fit(
+    placeholders: Mapping[str, meta_model.Placeholder], matrices: Sequence[Matrix], unexpected: Set[str]
+) -> None:
+    """Refuse quantised weights of other shapes than the model's layers, and those that it has no layer for."""
+    problems = [
+        f"{path}: shape {matrix.shape}, the model has {placeholder.shape}"
+        for (path, placeholder), matrix in zip(placeholders.items(), matrices, strict=True)
+        if matrix.shape != placeholder.shape
+    ]
+    problems += [f"{name}: this model has no linear map of that name" for name in sorted(unexpected)]
+    if problems:
+        wrong = "this checkpoint's quantised weights are not its model's"
+        raise FormatError(explain(wrong, found=problems[:10], do="quantize again"))
 
 
 def _read_ahead_(matrices: Sequence[Matrix], pages: Sequence[Sequence[Pages]]) -> None:

@@ -89,13 +89,13 @@ def quantize(
     refine: bool = False,
     progress: Progress = lambda done, total: None,
 ) -> Report:
-    """Write `source` with its linear maps quantised, or go on where a run that was killed has stopped.
+    """Write `source` with its linear maps quantised, or go on where a run that was killed stopped.
 
     **Arguments:**
 
     - `scheme`: one of `inlay.quant.names()`.
     - `keep`: linear maps to leave as they are, by the end of their path, beside the heads.
-    - `refine`: come nearer to the weights, with more work; see `Scheme.refine`.
+    - `refine`: see `Scheme.refine`.
     - `progress`: called with the bytes of the source that are done and in all.
 
     **Raises:**
@@ -108,26 +108,32 @@ def quantize(
     target, how = output.place(directory), quant.find(scheme)
     output.check_free(target)
     weights, kept = _weights(source, how, keep)
-    shards = _shards(source, how, weights)
-    before = identities(source)
-    made_from = {"name": source.name, **fingerprint(source).as_dict()}
-    how_made = {"scheme": scheme, "version": bitsandbytes.VERSION, "refined": refine, "source": made_from}
-    how_made |= {"needs": str(brought)} if (brought := quant.TABLE.origin(scheme)) else {}
-    plan = how_made | {"shards": [list(shard) for shard in shards]}
+    shards, before = _shards(source, how, weights), identities(source)
+    about = _about(source, scheme, refine)
     total = sum(entry.stop - entry.start for entry in source.tensors.values())
-    with _unfinished(target, plan) as partial:
-        files = [partial / f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
-        left = [_num_bytes(shard) for shard, file in zip(shards, files, strict=True) if not file.exists()]
-        output.check_space(target, sum(left) + checkpoint.beside_bytes(source.directory))
-        todo = dict(zip(files, shards, strict=True))
-        errors = _write_shards(source, _Make(how, refine), weights, todo, lambda done: progress(done, total))
-        if identities(source) != before:
-            found = str(source.directory)
-            raise FormatError(explain("the base changed while it was quantised", found=found, do="run it again"))
-        _finish(source, partial, shards, files, bitsandbytes.configuration(how, kept), how_made | {"errors": errors})
-        output.sync(partial)
+    with _unfinished(target, about | {"shards": [list(shard) for shard in shards]}) as partial:
+        files = {partial / f"model-{i:05}-of-{len(shards):05}.safetensors": shard for i, shard in enumerate(shards, 1)}
+        left = sum(_num_bytes(shard) for file, shard in files.items() if not file.exists())
+        output.check_space(target, left + checkpoint.beside_bytes(source.directory))
+        errors = _write_shards(source, _Make(how, refine), weights, files, lambda done: progress(done, total))
+        _check_same(source, before)
+        _finish(source, partial, files, bitsandbytes.configuration(how, kept), about | {"errors": errors})
         output.put(partial, target)
     return _report(target, how, weights, total, errors)
+
+
+def _check_same(source: Checkpoint, before: Any) -> None:
+    """Refuse a source whose files are not those of before any more."""
+    if identities(source) != before:
+        found = str(source.directory)
+        raise FormatError(explain("the base changed while it was quantised", found=found, do="run it again"))
+
+
+def _about(source: Checkpoint, scheme: str, refine: bool) -> dict[str, Any]:
+    """What the record says of how the weights were made."""
+    made_from = {"name": source.name, **fingerprint(source).as_dict()}
+    about = {"scheme": scheme, "version": bitsandbytes.VERSION, "refined": refine, "source": made_from}
+    return about | ({"needs": str(brought)} if (brought := quant.TABLE.origin(scheme)) else {})
 
 
 def _report(
@@ -318,19 +324,13 @@ def _quantized(make: _Make, path: str, weight: Tensor) -> tuple[Packed, float]:
 def _finish(
     source: Checkpoint,
     partial: Path,
-    shards: list[dict[str, _Layout]],
-    files: list[Path],
+    files: Mapping[Path, dict[str, _Layout]],
     config: dict[str, Any],
     made: dict[str, Any],
 ) -> None:
-    """Write what stands beside the weights, and remove what only unfinished work needs."""
-    index = {
-        name: file.name
-        for shard, file in zip(shards, files, strict=True)
-        for layout in shard.values()
-        for name in layout
-    }
-    content = {"metadata": {"total_size": sum(map(_num_bytes, shards))}, "weight_map": index}
+    """Write what stands beside the weights, remove what only unfinished work needs, and bring all of it to the disk."""
+    index = {name: file.name for file, shard in files.items() for layout in shard.values() for name in layout}
+    content = {"metadata": {"total_size": sum(map(_num_bytes, files.values()))}, "weight_map": index}
     checkpoint.copy_rest(source.directory, partial)
     for name, value in {
         checkpoint.INDEX: content,
@@ -340,3 +340,4 @@ def _finish(
     records.write(partial, {"quantized": made | {"weights": digest_of(checkpoint.open_checkpoint(partial))}})
     for file in (partial / PLAN, *partial.glob(f"*{ERRORS}")):
         file.unlink()
+    output.sync(partial)

@@ -4,12 +4,13 @@ Fields of nested dataclasses (a run's settings, a method's configuration) become
 `inlay.methods.lora.Lora.r` is `--r`. A YAML file given with `--config` fills the same fields under the same names.
 """
 
+import contextlib
 import dataclasses
 import importlib
 import os
 import re
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin, get_type_hints
 
@@ -170,70 +171,80 @@ def _names(cls: Any) -> list[str]:
     return names
 
 
-def _types() -> tyro.constructors.ConstructorRegistry:
-    """How the methods' own types are written on the command line."""
-    from inlay import initializers
-    from inlay.methods.contract import Layers, Method, Names
+class _Types:
+    """How types of ours are written on the command line."""
 
-    registry = tyro.constructors.ConstructorRegistry()
-    asked: list[Any] = []
-    """The type whose own rule is looked for."""
+    def __init__(self) -> None:
+        self._asked: list[Any] = []
+        """The types whose own rule is looked for."""
 
-    def known(kind: Any, info: tyro.constructors.PrimitiveTypeInfo) -> Any:
-        asked.append(kind)
+    @contextlib.contextmanager
+    def _asking(self, kind: Any) -> Iterator[None]:
+        self._asked.append(kind)
         try:
-            made = tyro.constructors.PrimitiveTypeInfo.make(kind, set(info.markers))
-            return tyro.constructors.ConstructorRegistry.get_primitive_spec(made)
+            yield
         finally:
-            asked.pop()
+            self._asked.pop()
 
-    @registry.struct_rule
-    def with_choices(info: tyro.constructors.StructTypeInfo) -> Any:
+    def struct(self, info: tyro.constructors.StructTypeInfo) -> Any:
         """A method whose help lists the initialisers that exist."""
-        if info.type in asked or not (isinstance(info.type, type) and issubclass(info.type, Method)):
+        from inlay import initializers
+        from inlay.methods.contract import Method
+
+        if info.type in self._asked or not (isinstance(info.type, type) and issubclass(info.type, Method)):
             return None
-        asked.append(info.type)
-        try:
+        with self._asking(info.type):
             found: Any = tyro.constructors.ConstructorRegistry.get_struct_spec(info)
-        finally:
-            asked.pop()
         chosen = Annotated[str, one_of([initializers.UNIFORM, *initializers.names()])]
         listed = [f if f.name != "initializer" else dataclasses.replace(f, type=chosen) for f in found.fields]
         return dataclasses.replace(found, fields=tuple(listed))
 
-    @registry.primitive_rule
-    def rule(info: tyro.constructors.PrimitiveTypeInfo) -> Any:
-        if info.type is Path:
-            return _spec("PATH", lambda text: Path(os.path.expanduser(text)), str)
-        if info.type == Names:
-            return _spec(
-                "NAMES", str, lambda value: value if isinstance(value, str) and value else ",".join(value) or "none"
-            )
-        if info.type in (Layers, Layers | None):
-            return _spec(
-                "LAYERS", layers, lambda value: "all" if value is None else ",".join(map(str, value)) or "none"
-            )
-        if info.type not in asked and (info.type is str or get_origin(info.type) is Mapping):
-            return _or(known(info.type, info), "none", lambda value: not value)
+    def primitive(self, info: tyro.constructors.PrimitiveTypeInfo) -> Any:
+        """Paths, names, numbers of layers; and values that need not be given."""
+        from inlay.methods.contract import Layers, Names
+
+        own: dict[Any, Any] = {
+            Path: _spec("PATH", lambda text: Path(os.path.expanduser(text)), str),
+            Names: _spec("NAMES", str, lambda value: value if isinstance(value, str) and value else _commas(value)),
+            Layers: (numbers := _spec("LAYERS", layers, lambda value: "all" if value is None else _commas(value))),
+            Layers | None: numbers,
+        }
+        if found := next((spec for kind, spec in own.items() if info.type == kind), None):
+            return found
+        if info.type not in self._asked and (info.type is str or get_origin(info.type) is Mapping):
+            return self._optional(info.type, info, "none", lambda value: not value)
         kinds = get_args(info.type) if get_origin(info.type) in (Union, types.UnionType) else ()
         if len(kinds) == 2 and type(None) in kinds:
             kind = next(kind for kind in kinds if kind is not type(None))
-            return _or(known(kind, info), "unset", lambda value: value is None)
+            return self._optional(kind, info, "unset", lambda value: value is None)
         return None
 
+    def _optional(
+        self, kind: Any, info: tyro.constructors.PrimitiveTypeInfo, word: str, is_absent: Callable[[Any], bool]
+    ) -> Any:
+        """A value that need not be given, written as one of `kind`; help calls its absence `word`. What then happens is in the
+        words beside the flag."""
+        with self._asking(kind):
+            made = tyro.constructors.PrimitiveTypeInfo.make(kind, set(info.markers))
+            spec: Any = tyro.constructors.ConstructorRegistry.get_primitive_spec(made)
+        if not isinstance(spec, tyro.constructors.PrimitiveConstructorSpec):  # it has no form on the command line
+            return None
+        return dataclasses.replace(
+            spec,
+            is_instance=lambda value: is_absent(value) or spec.is_instance(value),
+            str_from_instance=lambda value: [word] if is_absent(value) else spec.str_from_instance(value),
+        )
+
+
+def _types() -> tyro.constructors.ConstructorRegistry:
+    registry, ours = tyro.constructors.ConstructorRegistry(), _Types()
+    registry.struct_rule(ours.struct)
+    registry.primitive_rule(ours.primitive)
     return registry
 
 
-def _or(spec: Any, word: str, is_absent: Callable[[Any], bool]) -> Any:
-    """A value that need not be given, written as one that is; help calls its absence `word`. What then happens is in the words
-    beside the flag."""
-    if not isinstance(spec, tyro.constructors.PrimitiveConstructorSpec):  # it has no form on the command line
-        return None
-    return dataclasses.replace(
-        spec,
-        is_instance=lambda value: is_absent(value) or spec.is_instance(value),
-        str_from_instance=lambda value: [word] if is_absent(value) else spec.str_from_instance(value),
-    )
+def _commas(values: Sequence[Any]) -> str:
+    return ",".join(map(str, values)) or "none"
 
 
 def _spec(metavar: str, read: Any, write: Any) -> tyro.constructors.PrimitiveConstructorSpec[Any]:

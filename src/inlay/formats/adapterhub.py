@@ -18,7 +18,7 @@ import dataclasses
 import json
 import math
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -105,6 +105,14 @@ _PLACEMENTS = {(True, True, False): "houlsby", (False, True, False): "pfeiffer",
 """(mh_adapter, output_adapter, is_parallel) -> placement."""
 
 _ABOUT_THE_FILE = {"config", "hidden_size", "model_class", "model_name", "model_type", "name", "version"}
+_TOP: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "model_type": (lambda value: str(value) in FAMILIES, f"; known are {', '.join(FAMILIES)}"),
+    "hidden_size": (lambda value: type(value) is int and value > 0, ""),
+    "name": (lambda value: value is None or isinstance(value, str), ""),
+    "model_name": (lambda value: value is None or isinstance(value, str), ""),
+    "version": (lambda value: str(value).startswith("adapters."), ", not of the library `adapters`"),
+}
+"""Fields about the file -> (the values that are read, what is said of others)."""
 _CHOSEN = {
     "mh_adapter",
     "output_adapter",
@@ -254,17 +262,16 @@ class AdapterHub(Format):
 
 def _unsupported(config: Mapping[str, Any], inner: Mapping[str, Any]) -> list[str]:
     """What the configuration asks for and Inlay's bottleneck adapters don't do."""
-    family = FAMILIES.get(str(config.get("model_type")))
     problems = [f"{key}={json.dumps(value)}" for key, value in config.items() if key not in _ABOUT_THE_FILE]
-    if family is None:
-        problems.append(f"model_type={json.dumps(config.get('model_type'))}; known are {', '.join(FAMILIES)}")
-    if type(config.get("hidden_size")) is not int or config["hidden_size"] < 1:
-        problems.append(f"hidden_size={json.dumps(config.get('hidden_size'))}")
     problems += [
-        f"{key}={json.dumps(config[key])}" for key in ("name", "model_name") if not _is_text(config.get(key, ""))
+        f"{key}={json.dumps(config.get(key))}{more}" for key, (fits, more) in _TOP.items() if not fits(config.get(key))
     ]
-    if not str(config.get("version")).startswith("adapters."):
-        problems.append(f"version={json.dumps(config.get('version'))}, not of the library `adapters`")
+    wrong = dict.fromkeys(_wrong(FAMILIES.get(str(config.get("model_type"))), inner))
+    return problems + [f"config.{key}={json.dumps(inner.get(key, _MISSING.get(key)))}" for key in wrong]
+
+
+def _wrong(family: Family | None, inner: Mapping[str, Any]) -> list[str]:
+    """The fields of BnConfig whose values make another adapter of it than one of ours."""
     wrong = [key for key, value in inner.items() if key not in _INERT and value not in _ALLOWED.get(key, (value,))]
     wrong += [key for key in inner if key not in {*_INERT, *_ALLOWED, *_CHOSEN}]
     if not isinstance(inner.get("non_linearity"), str) or inner["non_linearity"].lower() not in _FUNCTIONS:
@@ -277,7 +284,7 @@ def _unsupported(config: Mapping[str, Any], inner: Mapping[str, Any]) -> list[st
         crosses = family.cross and placement == "houlsby"
         wrong += ["cross_adapter"] * (inner.get("cross_adapter", False) is not crosses)
         wrong += ["is_parallel"] * (placement == "parallel" and not family.parallel)
-    return problems + [f"config.{key}={json.dumps(inner.get(key, _MISSING.get(key)))}" for key in dict.fromkeys(wrong)]
+    return wrong
 
 
 def _params(
@@ -350,10 +357,6 @@ def _places(inner: Mapping[str, Any]) -> tuple[Any, ...]:
     keys = ("mh_adapter", "output_adapter", "is_parallel")
     values = [inner.get(key, _MISSING.get(key)) for key in keys]
     return tuple(value if isinstance(value, bool) else None for value in values)
-
-
-def _is_text(value: Any) -> bool:
-    return value is None or isinstance(value, str)
 
 
 def _common(dot: str, names: Collection[str]) -> str:

@@ -215,17 +215,21 @@ def _with_brought(method: Method, tensors: Iterable[str]) -> Method:
     """
     unclaimed = [key for key in sorted(tensors) if key.startswith(_PREFIX) and _split(key, method) is None]
     paths = {key: key.removeprefix(_PREFIX).rpartition(".")[0] for key in unclaimed}
-    saved = method.modules_to_save
-    names = split(saved) if saved and not is_regex(saved) else []
     ends = tuple(f".{name}.weight" for name in BROUGHT)
     brought = [path for key, path in paths.items() if key.endswith(ends)]
-    longer = {part: name for path in paths.values() for part in parents(path) for name in names if part.endswith(name)}
+    saved, longer = method.modules_to_save, list[str]()
+    if saved and not is_regex(saved):
+        longer = [part for path in paths.values() for part in parents(path) if part.endswith(tuple(split(saved)))]
+        there = {part for key in tensors for part in parents(key.removeprefix(_PREFIX))}
+        saved = tuple(name for name in split(saved) if not _is_end_alone(name, longer, there))
     if not brought and not longer:
         return method
-    there = [part for key in tensors for part in parents(key.removeprefix(_PREFIX))]
-    left = [n for n in names if n not in longer.values() or any(is_named(n, part) for part in there)]
-    own = saved if len(left) == len(names) else tuple(left)
-    return dataclasses.replace(method, modules_to_save=joined(own, list(dict.fromkeys([*brought, *longer]))))
+    return dataclasses.replace(method, modules_to_save=joined(saved, list(dict.fromkeys([*brought, *longer]))))
+
+
+def _is_end_alone(name: str, longer: Iterable[str], there: Iterable[str]) -> bool:
+    """`name` is the end of a name in `longer`, and no module of its own among those that are there."""
+    return any(part.endswith(name) for part in longer) and not any(is_named(name, part) for part in there)
 
 
 def _unsupported(cls: type[Method], config: Mapping[str, Any]) -> list[str]:

@@ -46,25 +46,27 @@ def answers(
     - `FormatError`: the logits of every row are not numbers; the weight that is NaN is named, if one is. Where some rows have
       such logits, the others are answered, a warning names the rows that are not, and their answers end there.
     """
-    lengths = list(map(len, rows))
-    is_one = len(set(lengths)) == 1 or base.router.takes_padding()
-    groups = (
-        [range(len(rows))] if is_one else [[i for i, n in enumerate(lengths) if n == m] for m in sorted(set(lengths))]
-    )
     said: dict[int, list[int]] = {}
     broken: list[int] = []
-    for group in groups:
+    for group in _groups([*map(len, rows)], base):
         watch = _Watch([stops[i][0] if stops[i] else pad for i in group])
         some = [names[i] for i in group]
         with torch.no_grad(), base.using(some[0] if len(set(some)) == 1 else some, brings=True):
             new = _generated(base.model, [rows[i] for i in group], pad, [stops[i] for i in group], watch, settings)
         said |= dict(zip(group, new, strict=True))
-        broken += [list(group)[k] for k in sorted(watch.broken)]
+        broken += [group[k] for k in sorted(watch.broken)]
     if len(broken) == len(rows):
         base.check_weights()
     if broken:
         _report(broken, names)
     return [said[i] for i in range(len(rows))]
+
+
+def _groups(lengths: Sequence[int], base: Any) -> list[list[int]]:
+    """The numbers of the rows that are answered together: all of them, or those of one length."""
+    if len(set(lengths)) == 1 or base.router.takes_padding():
+        return [[*range(len(lengths))]]
+    return [[i for i, n in enumerate(lengths) if n == length] for length in sorted(set(lengths))]
 
 
 def _generated(

@@ -57,6 +57,7 @@ class AdapterSet:
         heads: Sequence[str] = (),
         tokenize: Callable[[str], Sequence[int]] | None = None,
     ):
+        _check(module)
         self.module = module
         self.title = title or type(module).__name__
         self.reference, self.task_type, self.heads = reference, task_type, tuple(heads)
@@ -77,16 +78,6 @@ class AdapterSet:
         """The modules that stand under a wrapper, by path: the wrapper, and the adapters that need it."""
         self._trials = PromptTrials(module, self.router, self.layout)
         self._places = targets.places(module)
-        if isinstance(module, nn.Linear):
-            raise TargetError(
-                explain(
-                    "a linear layer can't be adapted from within itself",
-                    found=f"{module}, which stands in no other module",
-                    do="torch.nn.Sequential(layer)",
-                )
-            )
-        if any(isinstance(part, nn.TransformerEncoderLayer) for part in module.modules()):
-            torch.backends.mha.set_fastpath_enabled(False)  # it reads the layers' weights and passes their adapters by
         self._trained_before = [parameter for parameter in module.parameters() if parameter.requires_grad]
         module.requires_grad_(False)
 
@@ -386,6 +377,20 @@ class AdapterSet:
         """Put a module wherever the model holds the one that it calls `path`: some hold one module under several names."""
         for parent, name in self._places[id(self.layout.modules[path])]:
             parent._modules[name] = module
+
+
+def _check(module: nn.Module) -> None:
+    """Refuse a module that can't hold adapters, and keep torch from passing them by."""
+    if isinstance(module, nn.Linear):
+        raise TargetError(
+            explain(
+                "a linear layer can't be adapted from within itself",
+                found=f"{module}, which stands in no other module",
+                do="torch.nn.Sequential(layer)",
+            )
+        )
+    if any(isinstance(part, nn.TransformerEncoderLayer) for part in module.modules()):
+        torch.backends.mha.set_fastpath_enabled(False)  # it reads the layers' weights
 
 
 def _names(rows: Rows) -> set[str]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 from inlay.errors import DataError, explain
 from inlay.text.mask import Example
@@ -33,7 +34,7 @@ def fit(example: Example, max_length: int, too_long: str) -> list[Example]:
     return windows
 
 
-def check_lengths(
+def left_out(
     lengths: Sequence[int],
     max_length: int,
     too_long: str | None,
@@ -42,15 +43,31 @@ def check_lengths(
     may_be_empty: bool,
     num_left: int,
     can_window: bool = True,
-) -> None:
-    """Refuse rows of which none is left, or less than half although nobody said that longer ones may be left out.
+) -> dict[str, Any]:
+    """How many rows are left out or cut, and what would keep them: fields of `Prepared`.
 
     **Raises:**
 
-    - `DataError`: this is so.
+    - `DataError`: none is left, or less than half although nobody said that longer ones may be left out.
     """
-    if may_be_empty:
-        return
+    num_long, is_windowed = sum(length > max_length for length in lengths), too_long == "window"
+    if not may_be_empty:
+        _check(lengths, max_length, too_long, positions, num_left, can_window)
+    return {
+        "num_dropped": 0 if is_windowed else num_long,
+        "num_windowed": num_long if is_windowed else 0,
+        "advice": "" if is_windowed else advice(lengths, max_length, positions),
+    }
+
+
+def _check(
+    lengths: Sequence[int],
+    max_length: int,
+    too_long: str | None,
+    positions: int | None,
+    num_left: int,
+    can_window: bool,
+) -> None:
     num_long = sum(length > max_length for length in lengths)
     found = f"{len(lengths):,} rows, the longest of {max(lengths):,} tokens; max_length={max_length:,}"
     window = ", or --too-long window" if can_window else ""

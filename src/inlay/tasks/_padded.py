@@ -15,7 +15,7 @@ from inlay.data.sources import TRAIN, Data, Source, read
 from inlay.errors import ConfigError, DataError, explain, few
 from inlay.tasks import _memory
 from inlay.tasks._encode import groups
-from inlay.tasks._lengths import advice, check_lengths, unheard
+from inlay.tasks._lengths import left_out, unheard
 from inlay.tasks.contract import Loaded, Prepared, TaskSpec
 
 
@@ -133,6 +133,24 @@ def _prepare(
     _check_settings(form, train_on, too_long)
     if base.max_length is not None:  # where positions are learned, some are not for tokens
         max_length = min(max_length, base.tokenizer.model_max_length)
+    samples = _samples(form, rows, base, progress)
+    kept = [sample for sample in samples if form.length(sample) <= max_length]
+    lengths = [*map(form.length, samples)]
+    how = {"may_be_empty": may_be_empty, "num_left": len(kept), "can_window": False}
+    longer = left_out(lengths, max_length, too_long, base.max_length, **how)
+    return Prepared(
+        examples=kept,
+        form=form.keys,
+        max_length=max_length,
+        num_rows=len(rows),
+        num_tokens=form.num_tokens(kept),
+        num_trained=num_targets(kept),
+        **longer,
+        notes=tuple(f"{number:,} {note}" for note, number in form.notes(rows).items()),
+    )
+
+
+def _samples(form: Form, rows: Sequence[KeyedRow], base: Loaded, progress: Callable[[int, int], None]) -> list[Sample]:
     samples, problems = [], []
     for i, row in enumerate(rows):
         progress(i, len(rows))
@@ -143,22 +161,7 @@ def _prepare(
     if problems:
         found = few(problems)
         raise DataError(explain("some rows can't be trained on", found=found, do="mend or remove these rows"))
-    kept = [sample for sample in samples if form.length(sample) <= max_length]
-    lengths = [*map(form.length, samples)]
-    how = {"may_be_empty": may_be_empty, "num_left": len(kept), "can_window": False}
-    check_lengths(lengths, max_length, too_long, base.max_length, **how)
-    return Prepared(
-        examples=kept,
-        form=form.keys,
-        max_length=max_length,
-        num_rows=len(rows),
-        num_tokens=form.num_tokens(kept),
-        num_trained=num_targets(kept),
-        num_dropped=len(samples) - len(kept),
-        num_windowed=0,
-        advice=advice(lengths, max_length, base.max_length),
-        notes=tuple(f"{number:,} {note}" for note, number in form.notes(rows).items()),
-    )
+    return samples
 
 
 def _check_settings(form: Form, train_on: str, too_long: str | None) -> None:

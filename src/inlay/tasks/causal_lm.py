@@ -13,14 +13,12 @@ from inlay.data.rows import Message, Row
 from inlay.errors import DataError, explain, few
 from inlay.tasks import _batch, _packed, _references
 from inlay.tasks._encode import check_tokenizer, text_of
-from inlay.tasks._lengths import advice, check_lengths, fit, unheard
+from inlay.tasks._lengths import fit, left_out, unheard
 from inlay.tasks._packed import unpacked_because as unpacked_because
 from inlay.tasks.contract import Given, Item, Loaded, Prediction, Prepared, TaskSpec
 from inlay.text import mask
 from inlay.text.answers import Draft, begun
 from inlay.text.mask import Example
-
-"""What is said of rows with other answers than their completion; it follows a number."""
 
 Value = TypeVar("Value")
 
@@ -58,45 +56,40 @@ def prepare(
     - `DataError`: a row has nothing to train on, nothing is left, or less than half where that was not asked for.
     """
     check_tokenizer(tokenizer)
-    problems: dict[str, str] = {}
     examples: list[Example] = []
-    lengths = array.array("l")
-    ends: set[int] = set()
-    notes: Counter[str] = Counter()
-    for example in _examples(rows, tokenizer, train_on, problems, progress):
+    lengths, ends, notes = array.array("l"), set[int](), Counter[str]()
+    for example in _examples(rows, tokenizer, train_on, progress):
+        lengths.append(len(example.input_ids))
         ends.update(example.ends)
         notes.update(example.notes)
-        if not problems:
-            lengths.append(len(example.input_ids))
-            examples += fit(example, max_length, too_long or "drop")
-    if problems:
-        raise _untrainable(problems)
-    check_lengths(lengths, max_length, too_long, positions, may_be_empty=may_be_empty, num_left=len(examples))
-    left_out = _references.counted((row.completion, row.references) for row in rows)
-    too_many, is_windowed = sum(length > max_length for length in lengths), too_long == "window"
-    return Prepared(
-        examples=examples,
-        form=rows[0].form,
-        max_length=max_length,
-        num_rows=len(rows),
-        num_tokens=sum(len(example.input_ids) for example in examples),
-        num_trained=sum(example.num_trained for example in examples),
-        num_dropped=0 if is_windowed else too_many,
-        num_windowed=too_many if is_windowed else 0,
-        advice="" if is_windowed else advice(lengths, max_length, positions),
-        ends=tuple(sorted(ends)),
-        notes=tuple(f"{number:,} {note}" for note, number in (notes + left_out).items()),
-    )
+        examples += fit(example, max_length, too_long or "drop")
+    longer = left_out(lengths, max_length, too_long, positions, may_be_empty=may_be_empty, num_left=len(examples))
+    return Prepared(**_about(rows, examples, notes), **longer, max_length=max_length, ends=tuple(sorted(ends)))
+
+
+def _about(rows: Sequence[Row], examples: list[Example], notes: Counter[str]) -> dict[str, Any]:
+    """What is said of rows and the examples that were made of them."""
+    notes = notes + _references.counted((row.completion, row.references) for row in rows)
+    return {
+        "examples": examples,
+        "form": rows[0].form,
+        "num_rows": len(rows),
+        "num_tokens": _batch.num_tokens(examples),
+        "num_trained": _batch.num_targets(examples),
+        "notes": tuple(f"{number:,} {note}" for note, number in notes.items()),
+    }
 
 
 def _examples(
-    rows: Sequence[Row],
-    tokenizer: Any,
-    train_on: str,
-    problems: dict[str, str],
-    progress: Callable[[int, int], None],
+    rows: Sequence[Row], tokenizer: Any, train_on: str, progress: Callable[[int, int], None]
 ) -> Iterator[Example]:
-    """The rows as tokens; entries in `problems` for those that can't be trained on, each with what to do."""
+    """The rows as tokens.
+
+    **Raises:**
+
+    - `DataError`, at the end: rows can't be trained on; it names them, each with what to do.
+    """
+    problems: dict[str, str] = {}
     for first in range(0, len(rows), _CHUNK_ROWS):
         progress(first, len(rows))
         part = rows[first : first + _CHUNK_ROWS]
@@ -109,6 +102,8 @@ def _examples(
             else:
                 problems[f"{example.source}: no token of it would be trained on"] = ""
     progress(len(rows), len(rows))
+    if problems:
+        raise _untrainable(problems)
 
 
 def _begun(row: Row, tokenizer: Any, train_on: str) -> Callable[[], Sequence[Draft | Example]]:

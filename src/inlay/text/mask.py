@@ -86,19 +86,29 @@ def encoded(tokenizer: Any, rows: Sequence[Draft]) -> list[Example]:
     examples = []
     for row, (ids, offsets), starts in zip(rows, whole, tails, strict=True):
         num_quoted = len(quoted(ids, offsets, row.contents, known))
-        trained: bytearray | None = None if num_quoted else bytearray(len(ids))
-        for (start, i, at), (_, stop) in zip(starts, row.spans, strict=True):
-            if trained is None:
-                break
-            first = _meets(ids, i, alone[row.text[at:start]]) or _meets(ids, 0, encode(tokenizer, row.text[:start]))
-            if not first:
-                trained = None
-                break
-            end = bisect.bisect_left(offsets, (stop, 0))
-            trained[first:end] = b"\1" * (end - first)
+        prompts = [(start, i, alone[row.text[at:start]]) for start, i, at in starts]
+        trained = None if num_quoted else _trained(tokenizer, row, ids, offsets, prompts)
         made = _piecewise(tokenizer, row, known) if trained is None else (ids, trained)
         examples.append(_example(tokenizer, row, *made, num_quoted))
     return examples
+
+
+def _trained(
+    tokenizer: Any, row: Draft, ids: list[int], offsets: list[Span], prompts: Sequence[tuple[int, int, list[int]]]
+) -> bytearray | None:
+    """Which tokens of a whole text are trained on; None where a prompt has other tokens alone.
+
+    `prompts`: for each answer (the character that it starts at, the token that the end of its prompt begins with, the tokens of
+    that end alone).
+    """
+    trained = bytearray(len(ids))
+    for (start, i, prompt), (_, stop) in zip(prompts, row.spans, strict=True):
+        first = _meets(ids, i, prompt) or _meets(ids, 0, encode(tokenizer, row.text[:start]))
+        if not first:
+            return None
+        end = bisect.bisect_left(offsets, (stop, 0))
+        trained[first:end] = b"\1" * (end - first)
+    return trained
 
 
 def document(tokenizer: Any, text: str, source: str) -> Example:

@@ -238,25 +238,27 @@ class Said:
         """A schema: names and descriptions are marked, parameters' names must be there; the rest is for templates to read."""
         if isinstance(value, str):
             return self._marked(value, TOOLS, "tools", "schema") if key in ("name", "description") else value
-        if isinstance(value, Mapping):
-            number = len(self.pieces)
-            if "name" in value and isinstance(value.get("parameters"), Mapping):
-                properties = value["parameters"].get("properties")
-                names = [(str(name),) for name in properties] if isinstance(properties, Mapping) else []
-                made = {name: self._schema(item, name) for name, item in value.items()}
-                self._must_have(names if len(self.pieces) > number else [], number)
-                return made
-            if key == "properties":  # its keys are names of parameters, which may be "name" or "description"
-                return {name: self._schema(item, "") for name, item in value.items()}
-            if isinstance(value.get("enum"), list | tuple) and number:
-                self._must_have([(str(item), json.dumps(item)) for item in value["enum"]], number - 1)
-            return {name: self._schema(item, name) for name, item in value.items()}
         if isinstance(value, list | tuple):
             return [self._schema(item, "") for item in value]
-        return value
+        if not isinstance(value, Mapping):
+            return value
+        number, is_function = len(self.pieces), "name" in value and isinstance(value.get("parameters"), Mapping)
+        is_named = key == "properties" and not is_function  # its keys are parameters, maybe "name" or "description"
+        if not is_function and not is_named and isinstance(value.get("enum"), list | tuple) and number:
+            self._must_have([(str(item), json.dumps(item)) for item in value["enum"]], number - 1)
+        made = {name: self._schema(item, "" if is_named else name) for name, item in value.items()}
+        if is_function and len(self.pieces) > number:
+            self._must_have([(name,) for name in _parameters(value)], number)
+        return made
 
     def _must_have(self, forms: Sequence[tuple[str, ...]], number: int) -> None:
         self.loose += [Loose(number, form) for form in forms]
+
+
+def _parameters(function: Mapping[str, Any]) -> list[str]:
+    """The names of the parameters of a function's schema."""
+    properties = function["parameters"].get("properties")
+    return [str(name) for name in properties] if isinstance(properties, Mapping) else []
 
 
 def written(text: str) -> list[str]:

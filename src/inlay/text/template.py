@@ -298,16 +298,7 @@ def prompt_ids(
     - `DataError`: the prompt is not text, or the template refuses it, leaves a part of it out, or makes no token of it.
     """
     if raw:
-        if not isinstance(prompt, str) or system or tools:
-            raise ConfigError(
-                explain(
-                    "a raw prompt can't have messages, a system text or tools",
-                    found=f"{str(prompt)[:80]!r}" + (f", system {system[:40]!r}" if system else ""),
-                    do="one text, or the chat template",
-                )
-            )
-        _check_text(prompt)
-        return text_ids(tokenizer, prompt) or _no_tokens(prompt)
+        return _raw_ids(tokenizer, prompt, system, tools)
     messages: list[Message] = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
     if system:
         messages = [{"role": "system", "content": system}, *messages]
@@ -320,6 +311,19 @@ def prompt_ids(
         if fault.piece.role != "assistant":  # what it said before is rewritten by many, in training too
             raise refusal(fault, "the prompt", tokenizer.name_or_path)
     return encode_quoting(tokenizer, made.text, made.contents, added_tokens(tokenizer)) or _no_tokens(prompt)
+
+
+def _raw_ids(tokenizer: Any, prompt: str | Sequence[Message], system: str | None, tools: Any) -> list[int]:
+    if not isinstance(prompt, str) or system or tools:
+        raise ConfigError(
+            explain(
+                "a raw prompt can't have messages, a system text or tools",
+                found=f"{str(prompt)[:80]!r}" + (f", system {system[:40]!r}" if system else ""),
+                do="one text, or the chat template",
+            )
+        )
+    _check_text(prompt)
+    return text_ids(tokenizer, prompt) or _no_tokens(prompt)
 
 
 def _check_text(text: Any) -> None:

@@ -1,8 +1,9 @@
 """Training from Python: one call, every setting under its own name."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from inlay import screen
 from inlay.base.base import Base
@@ -64,34 +65,13 @@ def train(
     - `OutputError`: the output exists, or the disk is full; what was learned is kept elsewhere, and the message says where.
     - `DivergedError`: the loss is not finite any more. `CapacityError`: there is not enough memory.
     """
-    settings = Settings(
-        max_steps=max_steps,
-        epochs=epochs,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        max_length=max_length,
-        too_long=too_long,
-        train_on=train_on,
-        eval_fraction=eval_fraction,
-        eval_rows=eval_rows,
-        eval_every=eval_every,
-        weight_decay=weight_decay,
-        max_grad_norm=max_grad_norm,
-        micro_batch_tokens=micro_batch_tokens,
-        seed=seed,
-    )
+    given = locals()
+    settings = Settings(**{field.name: given[field.name] for field in dataclasses.fields(Settings)})
+    how: dict[str, Any] = {"method": method, "output": output, "eval_data": eval_data, "from_adapter": from_adapter}
     shown = screen.is_watched() if progress is None else progress
     with screen.bar("step", shown=shown, timed=False) as update:
-        job = prepare(
-            base,
-            source,
-            method=method,
-            output=output,
-            eval_data=eval_data,
-            from_adapter=from_adapter,
-            settings=settings,
-            doing=lambda what, done, total: update(done, total, what),
-        )
+        doing = lambda what, done, total: update(done, total, what)  # noqa: E731
+        job = prepare(base, source, **how, settings=settings, doing=doing)
         listeners = [watch.watch(update, base.spec.unit)] if shown else []
         listeners += [] if on_step is None else [watch.each_step(on_step)]
 
