@@ -11,7 +11,7 @@ from inlay.tasks._lengths import fit
 from inlay.text import mask
 from inlay.text.answers import FORGOTTEN, SPLIT, THOUGHT, drafts
 from inlay.text.mask import Example
-from inlay.text.template import prompt_ids, render, rendering
+from inlay.text.template import Conversation, prompt_ids, render
 from tests.support import bases, templates
 from tests.support.paths import DATA
 
@@ -324,4 +324,4 @@ def test_a_character_that_marks_pieces_is_kept_where_a_row_has_it_itself():
     turns = [{**turn, "name": f"{turn['role']} \U000f0000\U00100001"} for turn in TURNS]
     text = "".join(f"{turn['name']}: {turn['content']}\n" for turn in turns)
     assert render(tok, turns) == text
-    assert rendering(tok, turns).text == text
+    assert Conversation(tok, turns, "x:1").rendered(len(turns)).text == text

@@ -11,7 +11,7 @@ import pytest
 
 from inlay.errors import DataError, FormatError
 from inlay.text import bounded, mask, stops
-from inlay.text.template import Conversation, prompt_ids, render, rendering
+from inlay.text.template import Conversation, prompt_ids, render
 from tests.templates import families, others, thinkers
 from tests.templates.families import CONVERSATIONS, tokenizer
 
@@ -162,7 +162,7 @@ def test_a_beginning_is_what_it_is_as_a_conversation_of_its_own(family):
         whole = Conversation(tok, messages, "x:1", tools)
         for stop in range(1, len(messages) + 1):
             try:
-                expected = rendering(tok, messages[:stop], "x:1", tools=tools)
+                expected = Conversation(tok, messages[:stop], "x:1", tools).rendered(stop)
                 prompt = render(tok, messages[:stop], "x:1", add_generation_prompt=True, tools=tools)
             except DataError as error:
                 with pytest.raises(DataError, match=re.escape(str(error))):

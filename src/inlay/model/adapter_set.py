@@ -332,13 +332,8 @@ class AdapterSet:
 
     def _check_free(self, name: str) -> None:
         if name in self._held:
-            raise ConfigError(
-                explain(
-                    "an adapter of that name is attached already",
-                    found=f"{name!r}",
-                    do=f"another name=, or detach({name!r}) first, or swap({name!r}, ...)",
-                )
-            )
+            do = f"another name=, or detach({name!r}) first, or swap({name!r}, ...)"
+            raise ConfigError(explain("an adapter of that name is attached already", found=f"{name!r}", do=do))
 
     def parameters(self) -> list[Tensor]:
         """The tensors of the active adapter, set to collect gradients: what an optimiser takes."""
@@ -382,13 +377,8 @@ class AdapterSet:
 def _check(module: nn.Module) -> None:
     """Refuse a module that can't hold adapters, and keep torch from passing them by."""
     if isinstance(module, nn.Linear):
-        raise TargetError(
-            explain(
-                "a linear layer can't be adapted from within itself",
-                found=f"{module}, which stands in no other module",
-                do="torch.nn.Sequential(layer)",
-            )
-        )
+        found, do = f"{module}, which stands in no other module", "torch.nn.Sequential(layer)"
+        raise TargetError(explain("a linear layer can't be adapted from within itself", found=found, do=do))
     if any(isinstance(part, nn.TransformerEncoderLayer) for part in module.modules()):
         torch.backends.mha.set_fastpath_enabled(False)  # it reads the layers' weights
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from inlay.errors import DataError, explain
 from inlay.text.pieces import Message, Span, opened_thought, refusal
-from inlay.text.template import PROBE, Asked, Conversation, Rendered, added_tokens, opening, rendering
+from inlay.text.template import PROBE, Asked, Conversation, Rendered, added_tokens, opening
 
 SPLIT = "rows split into one for each answer: the template writes earlier turns in another way"
 THOUGHT = "answers got an empty thought: the template's generation prompt opens one"
@@ -293,7 +293,7 @@ class _Row:
             follows = {**follows, "tool_call_id": message["tool_calls"][0]["id"]}
         probe = [PROBE[0], message if has_calls else PROBE[1], follows]
         try:
-            made = rendering(self.tokenizer, probe, tools=self.tools)
+            made = Conversation(self.tokenizer, probe, "the prompt", self.tools).rendered(len(probe))
         except DataError:
             glue = None
         else:

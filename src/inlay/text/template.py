@@ -263,18 +263,6 @@ class Conversation:
         return text
 
 
-def rendering(
-    tokenizer: Any,
-    messages: Sequence[Message],
-    source: str = "the prompt",
-    *,
-    add_generation_prompt: bool = False,
-    tools: Sequence[Mapping[str, Any]] | None = None,
-) -> Rendered:
-    """The conversation as text, as `render` gives it, with the places of its pieces; raises as that does."""
-    return Conversation(tokenizer, messages, source, tools).rendered(len(messages), add_generation_prompt)
-
-
 def prompt_ids(
     tokenizer: Any,
     prompt: str | Sequence[Message],
@@ -304,7 +292,7 @@ def prompt_ids(
         messages = [{"role": "system", "content": system}, *messages]
     for message in messages:
         _check_text(message.get("content"))
-    made = rendering(tokenizer, messages, add_generation_prompt=True, tools=tools)
+    made = Conversation(tokenizer, messages, "the prompt", tools).rendered(len(messages), True)
     if not made.text:
         _no_tokens(prompt)
     for fault in made.faults:
@@ -315,13 +303,9 @@ def prompt_ids(
 
 def _raw_ids(tokenizer: Any, prompt: str | Sequence[Message], system: str | None, tools: Any) -> list[int]:
     if not isinstance(prompt, str) or system or tools:
-        raise ConfigError(
-            explain(
-                "a raw prompt can't have messages, a system text or tools",
-                found=f"{str(prompt)[:80]!r}" + (f", system {system[:40]!r}" if system else ""),
-                do="one text, or the chat template",
-            )
-        )
+        wrong = "a raw prompt can't have messages, a system text or tools"
+        found = f"{str(prompt)[:80]!r}" + (f", system {system[:40]!r}" if system else "")
+        raise ConfigError(explain(wrong, found=found, do="one text, or the chat template"))
     _check_text(prompt)
     return text_ids(tokenizer, prompt) or _no_tokens(prompt)
 
@@ -333,10 +317,6 @@ def _check_text(text: Any) -> None:
 
 
 def _no_tokens(prompt: Any) -> NoReturn:
-    raise DataError(
-        explain(
-            "the chat template of this model makes no text of the prompt",
-            found=f"{str(prompt)[:80]!r}",
-            do="a prompt that is not empty, or a template that is right in the model's chat_template.jinja",
-        )
-    )
+    wrong = "the chat template of this model makes no text of the prompt"
+    do = "a prompt that is not empty, or a template that is right in the model's chat_template.jinja"
+    raise DataError(explain(wrong, found=f"{str(prompt)[:80]!r}", do=do))
