@@ -69,7 +69,7 @@ def _assert_the_same(base, rows, rel=1e-5):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_packed_rows_have_the_loss_and_the_gradients_of_padded_ones(tmp_path, monkeypatch, name):
     monkeypatch.setattr(recompute, "MIN_ELEMENTS", 1)
-    monkeypatch.setattr(memory, "RECALL_BYTES", 0)  # whatever can be made again is
+    monkeypatch.setattr(memory, "RECOMPUTE_BYTES", 0)  # whatever can be made again is
     family, changes = FAMILIES[name]
     base = _base(tmp_path / "base", family, **changes)
     models.randomize(base.attach(inlay.Lora(r=3, lora_alpha=5), "it"), seed=4)
@@ -104,7 +104,7 @@ def test_rows_of_any_lengths_and_masks_have_the_loss_and_the_gradients_of_padded
         rows.append(Example(row.input_ids, (*trained[:-1], True), "row"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(recompute, "MIN_ELEMENTS", least)
-        patch.setattr(memory, "RECALL_BYTES", 0)
+        patch.setattr(memory, "RECOMPUTE_BYTES", 0)
         _assert_the_same(llama, rows, rel=1e-6)
 
 
@@ -114,7 +114,7 @@ def test_what_can_be_made_again_is_kept_where_there_is_little_of_it(llama, monke
     monkeypatch.setattr(recompute, "_pack", lambda tensor: packed.append(tensor.shape) or real(tensor))
     size = memory.activation_bytes(llama, sum(batch.pack(_rows()).lengths))
     for least, asked in ((size + 1, False), (size, True)):
-        monkeypatch.setattr(memory, "RECALL_BYTES", least)
+        monkeypatch.setattr(memory, "RECOMPUTE_BYTES", least)
         loss.loss_of(llama, _rows())
         assert bool(packed) == asked
 

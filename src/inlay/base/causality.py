@@ -7,7 +7,7 @@ is asked.
 
     logits[: t] of (kept, changed one way) = logits[: t] of (kept, changed another way),   t tokens are kept
 
-Both rows are asked in one call. Where they differ, by the place in the batch, or because a mixture sends other groups of
+Both rows are asked in one call. Where they differ, by the position in the batch, or because a mixture sends other groups of
 tokens through its parts, calls of one shape decide: the movement of the first row with its own later tokens is measured against
 the one that comes of changing the second row, of which the first sees nothing.
 
@@ -118,6 +118,6 @@ def _rows(vocabulary: Any, special: Collection[int]) -> tuple[list[int], list[in
         return None
     length = NUM_KEPT + NUM_CHANGED
     step, shift = max(1, len(known) // (2 * length)), NUM_CHANGED if len(known) > 2 * length else 1
-    places = [list(range(NUM_KEPT)) + [NUM_KEPT + i + by for i in range(NUM_CHANGED)] for by in (0, shift)]
-    one, other = ([known[step * place % len(known)] for place in row] for row in places)
+    positions = [list(range(NUM_KEPT)) + [NUM_KEPT + i + by for i in range(NUM_CHANGED)] for by in (0, shift)]
+    one, other = ([known[step * position % len(known)] for position in row] for row in positions)
     return one, other

@@ -256,9 +256,9 @@ def _incomplete(
 
 
 def _check_used(model: nn.Module, unused: list[str], packed: bitsandbytes.Quantized, checkpoint: Checkpoint) -> None:
-    """Refuse weights of the file that the model would have a place for if its configuration were another: more layers, biases.
+    """Refuse weights of the file that the model would hold if its configuration were another: more layers, biases.
 
-    Heads of other tasks, and parts of models that see or hear, have no place in it; what a model can make itself is no weight.
+    Heads of other tasks, and parts of models that see or hear, are not among them; what a model can make itself is no weight.
     """
     modules = {path for path, _ in model.named_modules()}
     prefix, taken = getattr(model, "base_model_prefix", ""), tuple(f"{path}." for path in packed)
@@ -266,7 +266,9 @@ def _check_used(model: nn.Module, unused: list[str], packed: bitsandbytes.Quanti
     for key in unused:
         if key.startswith(taken) or not key.endswith((".weight", ".bias")):
             continue
-        names = [name for name in (key, key.removeprefix(f"{prefix}."), f"{prefix}.{key}") if _has_place(name, modules)]
+        names = [
+            name for name in (key, key.removeprefix(f"{prefix}."), f"{prefix}.{key}") if _would_hold(name, modules)
+        ]
         entry = checkpoint.tensors.get(key)
         if names and (entry is None or entry.dtype not in ("BOOL", "U8")):  # masks of old checkpoints are called bias
             problems.append(f"{key} is not used")
@@ -281,7 +283,7 @@ def _check_used(model: nn.Module, unused: list[str], packed: bitsandbytes.Quanti
         )
 
 
-def _has_place(name: str, modules: set[str]) -> bool:
+def _would_hold(name: str, modules: set[str]) -> bool:
     """A tensor of this name belongs to one of the modules, or to a layer beside theirs with another number."""
     path = name.rpartition(".")[0]
     if path in modules:

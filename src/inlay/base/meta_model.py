@@ -147,7 +147,7 @@ def _quantizer() -> Any:
             self.paths = paths
 
     @register_quantizer(NAME)
-    class Skeleton(quantizer_class):
+    class MetaQuantizer(quantizer_class):
         def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
             _put_placeholders_(model, self.quantization_config.paths)
             return model

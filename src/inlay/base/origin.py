@@ -171,7 +171,7 @@ def _check_name(name: str, named: str | None, base: Known, force: bool) -> None:
 
 
 def _is_named(named: str, base: Known) -> bool:
-    """The base at hand goes by this name, or lies in this place."""
+    """The base at hand goes by this name, or is at this path."""
     reference = base.checkpoint.reference
     theirs, ours = hub_name(named), hub_name(reference)
     if theirs and ours:

@@ -13,7 +13,7 @@ from inlay.modules.linear import Linear
 
 
 def residual(linear: Linear, original: Checkpoint, path: str, prefix: str) -> Float[Tensor, "out in"]:
-    """W - Q in float32: the weight at `path` as `original` has it, without what the quantised map has in its place.
+    """W - Q in float32: the weight at `path` as `original` has it, less the quantised weight.
 
     `prefix`: what the model calls the part that a checkpoint may leave out of its names.
 

@@ -3,7 +3,7 @@
     out[t] = sum over s of P[t, s] v[s],   P[t] = softmax over s of scaling q[t] . k[s],   s <= t in the document of t
 
 Documents lie one after the other in one row. Neighbours of like length are computed together as a batch, padded with zeros
-at their ends to the longest among them: no token sees what comes after it, so that needs no mask, and a padded place hands
+at their ends to the longest among them: no token sees what comes after it, so that needs no mask, and a padded position hands
 back no gradient because nobody reads its result. Nothing is computed between two documents, and a batch of documents of one
 length is a view of the row.
 
@@ -68,15 +68,15 @@ def _padded(qkv: Sequence[Tensor], lengths: tuple[int, ...], scaling: float) -> 
     longest = max(lengths)
     if min(lengths) == longest:
         return _even(qkv, longest, scaling)
-    places = _places(lengths, qkv[0].device)
+    positions = _positions(lengths, qkv[0].device)
     size = len(lengths) * longest
     rows = [x.transpose(0, 1) for x in qkv]  # (t, heads, dim): whole tokens are moved, as projections lay them
-    padded = [x.new_zeros(size, *x.shape[1:]).index_copy_(0, places, x).transpose(0, 1) for x in rows]
-    return _even(padded, longest, scaling).index_select(0, places)
+    padded = [x.new_zeros(size, *x.shape[1:]).index_copy_(0, positions, x).transpose(0, 1) for x in rows]
+    return _even(padded, longest, scaling).index_select(0, positions)
 
 
 @functools.lru_cache(maxsize=64)
-def _places(lengths: tuple[int, ...], device: torch.device) -> Tensor:
+def _positions(lengths: tuple[int, ...], device: torch.device) -> Tensor:
     """Where each token lies among the padded documents."""
     longest = max(lengths)
     return torch.tensor([row * longest + i for row, n in enumerate(lengths) for i in range(n)], device=device)

@@ -47,7 +47,7 @@ def balanced(
 
 
 def project(x: Shaped[Tensor, "tokens *in"], A: Float[Tensor, "r in"]) -> Float[Tensor, "tokens r"]:
-    """A x for every token; whole numbers x are one-hot inputs, given as the places of their ones."""
+    """A x for every token; whole numbers x are one-hot inputs, given as the indices of their ones."""
     return x @ A.to(x.dtype).T if x.is_floating_point() else A.T[x]
 
 

@@ -116,7 +116,7 @@ def write(directory: Path, file: AdapterFile, form: str = "peft") -> None:
     **Raises:**
 
     - `UnknownNameError`: there is no such format.
-    - `CompatibilityError`: the format has no place for it as it is; every reason is named.
+    - `CompatibilityError`: the format can not hold it as it is; every reason is named.
     """
     chosen = find(form)
     problems = chosen.problems(file)

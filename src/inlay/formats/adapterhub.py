@@ -3,14 +3,14 @@
     adapter_config.json    name, model_type, hidden_size, version and, under config, the fields of its BnConfig
     adapter.safetensors    <module path>.adapters.<name>.adapter_down.0.weight, .bias, adapter_up.weight, .bias
 
-The library can put an adapter anywhere around the norms and sums of a layer. Inlay's reads what a block says, before the layer
-adds it to the stream; three of the library's compute the same, on the models of `FAMILIES`:
+The library can put an adapter anywhere around the norms and sums of a layer. Inlay's reads the block's output, before the layer
+adds it to the residual stream; three of the library's compute the same, on the models of `FAMILIES`:
 
     houlsby     DoubleSeqBnConfig(); on T5 with cross_adapter=True
     pfeiffer    BnConfig(mh_adapter=False, output_adapter=True, reduction_factor=16, non_linearity="relu")
     parallel    ParBnConfig(), on DistilBERT alone: elsewhere the two networks do not read the same
 
-Its SeqBnConfig() is none of them: its network reads the norm of what the block and the stream say together
+Its SeqBnConfig() is none of them: its network reads the norm of the sum of block and residual stream
 (original_ln_before). Read strictly, as `inlay.formats.peft` has it: whatever would make another adapter of it refuses the file.
 """
 
@@ -34,13 +34,13 @@ from inlay.methods.contract import Block, Params
 
 CONFIG, TENSORS = "adapter_config.json", "adapter.safetensors"
 BESIDE = ("head_config.json", "adapter_interface.json")
-"""Files that change what the adapter is: a prediction head of its own, places in a model that the library does not know."""
+"""Files that change what the adapter is: a prediction head of its own, sites in a model that the library does not know."""
 VERSION = "adapters.1.3.0"
 """The library whose form is written, and with which `tests/interop/adapterhub_golden.py` compares."""
 
 
-class Place(NamedTuple):
-    """Where an adapter of a layer is: by the library's module, and by the map that speaks for the block here."""
+class Site(NamedTuple):
+    """Where a layer holds an adapter: the module in the library, and here the output projection of the block."""
 
     theirs: str
     ours: str
@@ -48,37 +48,37 @@ class Place(NamedTuple):
 
 
 class Family(NamedTuple):
-    """How the library names the places of a kind of model."""
+    """How the library names the sites of a kind of model."""
 
     prefix: str
     """What holds the model's body, in classes with a head."""
-    stacks: Mapping[str, tuple[Place, ...]]
-    """The places of a layer, by the list that holds the layers."""
+    stacks: Mapping[str, tuple[Site, ...]]
+    """The sites of a layer, by the list that holds the layers."""
     cross: bool = False
     """There is a cross-attention, which the library adapts only if told."""
     parallel: bool = False
-    """A network beside the MLP reads the same in both: the MLP is one module, and takes the stream itself."""
+    """A network beside the MLP reads the same in both: the MLP is one module, and takes the residual stream itself."""
 
 
-def _beside(attention: str, mlp: str) -> tuple[Place, ...]:
-    """The places of a layer that holds its adapters itself."""
-    return Place("attention_adapters", attention, "attention"), Place("output_adapters", mlp, "mlp")
+def _beside(attention: str, mlp: str) -> tuple[Site, ...]:
+    """The sites of a layer that holds its adapters itself."""
+    return Site("attention_adapters", attention, "attention"), Site("output_adapters", mlp, "mlp")
 
 
 _BERT = {
     "encoder.layer": (
-        Place("attention.output", "attention.output.dense", "attention"),
-        Place("output", "output.dense", "mlp"),
+        Site("attention.output", "attention.output.dense", "attention"),
+        Site("output", "output.dense", "mlp"),
     )
 }
 _LLAMA = {"layers": _beside("self_attn.o_proj", "mlp.down_proj")}
-_T5_SELF = Place("layer.0", "layer.0.SelfAttention.o", "attention")
+_T5_SELF = Site("layer.0", "layer.0.SelfAttention.o", "attention")
 _T5 = {
-    "encoder.block": (_T5_SELF, Place("layer.1", "layer.1.DenseReluDense.wo", "mlp")),
+    "encoder.block": (_T5_SELF, Site("layer.1", "layer.1.DenseReluDense.wo", "mlp")),
     "decoder.block": (
         _T5_SELF,
-        Place("layer.1", "layer.1.EncDecAttention.o", "attention"),
-        Place("layer.2", "layer.2.DenseReluDense.wo", "mlp"),
+        Site("layer.1", "layer.1.EncDecAttention.o", "attention"),
+        Site("layer.2", "layer.2.DenseReluDense.wo", "mlp"),
     ),
 }
 FAMILIES = {
@@ -184,7 +184,7 @@ class AdapterHub(Format):
             raise CompatibilityError(explain(wrong, found=[f"{path}: {problem}" for problem in problems], do=_DO))
         with json_files.about(path):
             method = Bottleneck(
-                placement=_PLACEMENTS[_places(inner)],  # type: ignore[arg-type]  # one of its three
+                placement=_PLACEMENTS[_flags(inner)],  # type: ignore[arg-type]  # one of its three
                 reduction_factor=inner["reduction_factor"],
                 non_linearity=_FUNCTIONS[inner["non_linearity"].lower()],  # type: ignore[arg-type]
                 scaling=inner.get("scaling", 1.0),
@@ -277,7 +277,7 @@ def _wrong(family: Family | None, inner: Mapping[str, Any]) -> list[str]:
     if not isinstance(inner.get("non_linearity"), str) or inner["non_linearity"].lower() not in _FUNCTIONS:
         wrong.append("non_linearity")
     wrong += [key for key in ("reduction_factor", "scaling") if type(inner.get(key, 1.0)) not in (int, float)]
-    placement = _PLACEMENTS.get(_places(inner))
+    placement = _PLACEMENTS.get(_flags(inner))
     if placement is None:
         wrong += ["mh_adapter", "output_adapter", "is_parallel"]
     if family is not None and placement is not None:
@@ -296,10 +296,10 @@ def _params(
     left = {key.removeprefix(dot): tensor for key, tensor in tensors.items()}
     params: dict[str, Params] = {}
     problems: list[str] = []
-    for ours, place in _table(family, method, list(left)).items():
-        shapes = method.shapes(Block(ours, place.role, config["hidden_size"]))
+    for ours, site in _table(family, method, list(left)).items():
+        shapes = method.shapes(Block(ours, site.role, config["hidden_size"]))
         for theirs, name in _NAMES.items():
-            key = f"{place.theirs}.adapters.{config['name']}.{theirs}"
+            key = f"{site.theirs}.adapters.{config['name']}.{theirs}"
             tensor = left.pop(key, None)
             if tensor is None:
                 problems.append(f"{dot}{key}: missing")
@@ -321,16 +321,16 @@ def _params(
     return params
 
 
-def _table(family: Family, method: Bottleneck, found: Sequence[str]) -> dict[str, Place]:
-    """Every place of the method, by our path in the model's body; as many layers as the names `found` there tell of."""
+def _table(family: Family, method: Bottleneck, found: Sequence[str]) -> dict[str, Site]:
+    """Every site of the method, by our path in the model's body; as many layers as the names `found` there tell of."""
     table = {}
-    for stack, places in family.stacks.items():
+    for stack, sites in family.stacks.items():
         numbers = [int(match[1]) for name in found if (match := re.match(rf"{re.escape(stack)}\.(\d{{1,6}})\.", name))]
         for n in range(min(max(numbers, default=0) + 1, len(found) + 1)):
-            for place in places:
-                if place.role in method.roles:
-                    ours = place.ours.rpartition(".")[0] if method.is_parallel else place.ours
-                    table[f"{stack}.{n}.{ours}"] = place._replace(theirs=f"{stack}.{n}.{place.theirs}")
+            for site in sites:
+                if site.role in method.roles:
+                    ours = site.ours.rpartition(".")[0] if method.is_parallel else site.ours
+                    table[f"{stack}.{n}.{ours}"] = site._replace(theirs=f"{stack}.{n}.{site.theirs}")
     return table
 
 
@@ -352,7 +352,7 @@ def _config(method: Bottleneck, family: Family, width: int, size: int) -> dict[s
     }
 
 
-def _places(inner: Mapping[str, Any]) -> tuple[Any, ...]:
+def _flags(inner: Mapping[str, Any]) -> tuple[Any, ...]:
     """What the configuration says of mh_adapter, output_adapter and is_parallel."""
     keys = ("mh_adapter", "output_adapter", "is_parallel")
     values = [inner.get(key, _MISSING.get(key)) for key in keys]

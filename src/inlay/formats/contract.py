@@ -61,7 +61,7 @@ class AdapterFile:
     parameters: Names = ()
     """The parameters, of several maps each, that it changes, by name; their tensors are where the file has them."""
     name: str = "default"
-    """What the adapter is called, where a format has a place for that."""
+    """What the adapter is called, where a format keeps that."""
     record: dict[str, Any] = dataclasses.field(default_factory=dict)
     """The content of `inlay.json`; empty where there is none."""
     form: str = "peft"

@@ -6,7 +6,7 @@
     inlay.json                   what the format has no place for: the base's fingerprint, how the adapter was trained
 
 Read strictly: `peft` drops tensors and keys that it does not know, and the adapter is then silently another one. Here a key
-that would change the meaning, a tensor without a place or a value that is not finite refuses the file, with everything
+that would change the meaning, a tensor of no module or a value that is not finite refuses the file, with everything
 that is wrong in one message.
 """
 

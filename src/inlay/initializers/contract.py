@@ -23,7 +23,7 @@ Source = Literal["weight", "residual", "inputs", "gradient"]
 """The matrix that factors are found in.
 
     weight      W (out, in)
-    residual    W - Q (out, in), where the base holds Q in the place of W
+    residual    W - Q (out, in), where the base holds Q instead of W
     inputs      M (k, in), whose M^T M is that of the inputs x of some rows, but for their smallest singular values
     gradient    d loss / d W (out, in) of some rows, but for its smallest singular values
 """

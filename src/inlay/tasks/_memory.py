@@ -16,9 +16,9 @@ FEWEST_TOKENS, MOST_TOKENS = 512, 2048
 ACTIVATION_BYTES = 384 << 20
 """What their activations may take between these bounds."""
 
-RECALL_BYTES = ACTIVATION_BYTES
-"""From here on, where a model is wide or a row is long, activations that are cheap to make again are not kept: it costs 3 % of
-a step."""
+RECOMPUTE_BYTES = ACTIVATION_BYTES
+"""From here on, where a model is wide or a row is long, cheap activations are recomputed in the backward pass: it costs 3 %
+of a step."""
 
 
 def activation_bytes(base: Loaded, num_tokens: int) -> int:

@@ -50,9 +50,9 @@ def loss_of(base: Loaded, examples: Sequence[Example]) -> Tensor:
         return cross_entropy_sum(logits, made.labels.to(device))
     rows = [base.active] * len(examples) if isinstance(base.active, str | None) else base.active
     packed = batch.pack(examples, [virtual_ids(None if row is None else base.adapters[row]) for row in rows])
-    (places,) = torch.where(packed.labels != batch.IGNORE)
+    (positions,) = torch.where(packed.labels != batch.IGNORE)
     hidden = _hidden(base, packed)
-    return _head_loss(base, hidden[places.to(hidden.device)], packed.labels[places].to(hidden.device))
+    return _head_loss(base, hidden[positions.to(hidden.device)], packed.labels[positions].to(hidden.device))
 
 
 def parts(base: Loaded, examples: Sequence[Example], max_tokens: int | None) -> Iterator[list[Example]]:
@@ -76,7 +76,7 @@ def unpacked_because(base: Loaded) -> str | None:
 def _hidden(base: Loaded, packed: batch.Packed) -> Tensor:
     """The last hidden states (t, width) of documents in one row."""
     body, device = base.model.base_model, targets.device_of(base.model)
-    is_large = memory.activation_bytes(base, len(packed.input_ids)) >= memory.RECALL_BYTES
+    is_large = memory.activation_bytes(base, len(packed.input_ids)) >= memory.RECOMPUTE_BYTES
     current = base.router.batch or Batch([None] * len(packed.lengths))
     with (
         base.router.passing(current.like(packed.lengths)),

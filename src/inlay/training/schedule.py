@@ -32,10 +32,10 @@ def order(num_rows: int, batch_size: int, num_steps: int, seed: int, start: int 
     passes."""
     generator = torch.Generator().manual_seed(seed)
     waiting: list[int] = []
-    place = 0
+    used = 0
     for step in range(num_steps):
-        while len(waiting) - place < batch_size:
-            waiting, place = waiting[place:] + torch.randperm(num_rows, generator=generator).tolist(), 0
+        while len(waiting) - used < batch_size:
+            waiting, used = waiting[used:] + torch.randperm(num_rows, generator=generator).tolist(), 0
         if step >= start:
-            yield waiting[place : place + batch_size]
-        place += batch_size
+            yield waiting[used : used + batch_size]
+        used += batch_size
