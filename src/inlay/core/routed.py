@@ -99,9 +99,12 @@ def routed(
 
     A new tensor (tokens, out) in the dtype of x.
     """
+    dtype = dtype or x.dtype
+    if not torch.is_grad_enabled():  # to enter autograd costs as much as a product of a few tokens
+        return _product(x, dropped, weight, bias, segments, factors, dtype=dtype)[0]
     pairs = [tensor for f in factors for tensor in (f.A, f.B)]
     scalings = tuple(f.scaling for f in factors)
-    result: Tensor = _Routed.apply(x, dropped, weight, bias, tuple(segments), scalings, dtype or x.dtype, *pairs)  # type: ignore[assignment]  # torch types apply as Any
+    result: Tensor = _Routed.apply(x, dropped, weight, bias, tuple(segments), scalings, dtype, *pairs)  # type: ignore[assignment]  # torch types apply as Any
     return result
 
 
@@ -122,6 +125,27 @@ def low_rank(
     return out if x.dtype == dtype else out.to(x.dtype)
 
 
+def _product(
+    x: Tensor,
+    dropped: Tensor | None,
+    weight: Tensor | Rows,
+    bias: Tensor | None,
+    segments: Sequence[Segment],
+    factors: Sequence[Factors],
+    *,
+    dtype: torch.dtype,
+) -> tuple[Tensor, list[Tensor]]:
+    """(the output in the dtype of x, A x of every segment)."""
+    wide = x.to(dtype)
+    wide_dropped = wide if dropped is None else dropped.to(dtype)
+    out = linear(wide, weight, bias)
+    A, B = _cast([f.A for f in factors], dtype), _cast([f.B for f in factors], dtype)
+    hidden = [wide_dropped[s.start : s.stop] @ A[s.adapter].T for s in segments]  # (segment tokens, r)
+    for s, h in zip(segments, hidden, strict=True):
+        out[s.start : s.stop].addmm_(h, B[s.adapter].T, alpha=factors[s.adapter].scaling)
+    return out.to(x.dtype), hidden
+
+
 class _Routed(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -135,18 +159,13 @@ class _Routed(torch.autograd.Function):
         dtype: torch.dtype,
         *pairs: Tensor,
     ) -> Tensor:
-        wide = x.to(dtype)
-        wide_dropped = wide if dropped is None else dropped.to(dtype)
-        out = linear(wide, weight, bias)
-        A, B = _cast(pairs[0::2], dtype), _cast(pairs[1::2], dtype)
-        hidden = [wide_dropped[s.start : s.stop] @ A[s.adapter].T for s in segments]  # (segment tokens, r)
-        for s, h in zip(segments, hidden, strict=True):
-            out[s.start : s.stop].addmm_(h, B[s.adapter].T, alpha=scalings[s.adapter])
+        factors = [Factors(*given) for given in zip(pairs[0::2], pairs[1::2], scalings, strict=True)]
+        out, hidden = _product(x, dropped, weight, bias, segments, factors, dtype=dtype)
         ctx.segments, ctx.scalings, ctx.dtype, ctx.has_dropped = segments, scalings, dtype, dropped is not None
         kept = (x if dropped is None else dropped,) if segments else ()
         ctx.weight = weight  # frozen: neither an output, nor changed before the backward pass
         ctx.save_for_backward(*pairs, *hidden, *kept)
-        return out.to(x.dtype)
+        return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
