@@ -1,1 +1,1 @@
-"""Answers to prompts: how tokens are drawn, when an answer ends, and which rows share a batch."""
+"""Answers to prompts: how tokens are drawn, when an answer ends, and an engine for many requests at a time."""

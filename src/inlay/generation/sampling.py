@@ -9,7 +9,7 @@ negative ones. Sources: nucleus sampling, Holtzman et al. 2020, section 3.1; the
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_type_hints
 
 import torch
@@ -44,6 +44,18 @@ class Sampling:
     repetition_penalty: float = 1.0
     """Above 1, tokens that are in the text already become less likely."""
 
+    min_p: float = 0.0
+    """Only tokens that are at least this part as likely as the likeliest."""
+
+    presence_penalty: float = 0.0
+    """Taken from the logits of tokens that are in the answer already."""
+
+    frequency_penalty: float = 0.0
+    """Taken from them as often as they are in it."""
+
+    logit_bias: Mapping[int, float] = dataclasses.field(default_factory=dict)
+    """Added to the logits of single tokens."""
+
     def problems(self) -> list[tuple[str, str]]:
         """(what is out of its range, a flag that is in it), for each setting that is."""
         found: list[tuple[str, str]] = []
@@ -56,6 +68,49 @@ class Sampling:
         if not 0 < self.repetition_penalty < math.inf:
             found.append((f"repetition_penalty={self.repetition_penalty}, not above 0", "--repetition-penalty 1.1"))
         return found
+
+    def choose(
+        self,
+        logits: Float[Tensor, " vocab"],
+        prompt: Sequence[int],
+        answer: Sequence[int],
+        generator: torch.Generator,
+    ) -> int:
+        """The next token, from a row of logits in float32.
+
+        **Arguments:**
+
+        - `prompt`, `answer`: the tokens before it, as the penalties count them.
+        - `generator`: what is drawn from, where something is; on the CPU.
+        """
+        logits = self._penalized(logits, prompt, answer)
+        if not self.temperature:
+            return int(logits.argmax())
+        logits = logits / self.temperature
+        if self.top_k:
+            logits = logits.masked_fill(logits < logits.topk(min(self.top_k, len(logits))).values[-1], -torch.inf)
+        if self.top_p < 1:
+            p, order = logits.softmax(-1).sort(descending=True)
+            logits = logits.index_fill(0, order[p.cumsum(0) - p >= self.top_p], -torch.inf)
+        p = logits.softmax(-1)
+        if self.min_p:
+            p = p.masked_fill(p < self.min_p * p.max(), 0.0)
+        return int(torch.multinomial(p.cpu(), 1, generator=generator))
+
+    def _penalized(self, logits: Tensor, prompt: Sequence[int], answer: Sequence[int]) -> Tensor:
+        """Logits with what is added to those of single tokens, and taken from those of tokens that are in the text."""
+        if self.logit_bias:
+            ids = torch.tensor(list(self.logit_bias), device=logits.device)
+            logits = logits.index_add(0, ids, torch.tensor(list(self.logit_bias.values())).to(logits))
+        if self.repetition_penalty != 1:
+            seen = torch.tensor(sorted({token for token in (*prompt, *answer) if token >= 0}), device=logits.device)
+            some = logits[seen]
+            penalized = torch.where(some < 0, some * self.repetition_penalty, some / self.repetition_penalty)
+            logits = logits.index_copy(0, seen, penalized)
+        if answer and (self.presence_penalty or self.frequency_penalty):
+            counts = torch.bincount(torch.tensor(answer), minlength=len(logits)).to(logits)
+            logits = logits - self.presence_penalty * (counts > 0) - self.frequency_penalty * counts
+        return logits
 
     def check(self) -> None:
         """Refuse settings that leave some tokens out of a draw where none is drawn.

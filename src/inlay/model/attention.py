@@ -76,6 +76,8 @@ def _attention(
         for virtual in batch.virtual:
             key = _substituted(key, virtual, module.layer_idx, 0, first)
             value = _substituted(value, virtual, module.layer_idx, 1, first)
+    if batch is not None and batch.kept is not None:
+        return batch.kept.attended(module, query, key, value, {"sliding_window": None, **settings}), None
     is_square = key.shape[2] == query.shape[2] and query.shape[-1] == value.shape[-1]
     is_packed = batch is not None and batch.lengths is not None and is_square and _is_plain(module, settings)
     if batch is not None and is_packed and batch.is_of_rows(attention_mask):

@@ -11,7 +11,7 @@ import contextlib
 import contextvars
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -35,6 +35,13 @@ class Virtual(NamedTuple):
     numbers: Tensor
 
 
+@runtime_checkable  # the tests check it where they check shapes
+class Kept(Protocol):
+    """Keys and values of earlier tokens, which a pass adds to; see `inlay.generation.pages`."""
+
+    def attended(self, module: Any, query: Tensor, key: Tensor, value: Tensor, settings: dict[str, Any]) -> Tensor: ...
+
+
 class Batch:
     """Who takes which adapter: one adapter for every row, or one entry per row (None: the plain base).
 
@@ -43,6 +50,7 @@ class Batch:
     - `lengths`: the tokens of each row where they are packed; None: they are padded to one length.
     - `brings`: the rows have their virtual tokens in front, or a cache has them.
     - `generator`: what dropout draws from; torch's own unless given.
+    - `kept`: what the tokens of packed rows look at beside each other.
     """
 
     def __init__(
@@ -52,6 +60,7 @@ class Batch:
         *,
         brings: bool = False,
         generator: torch.Generator | None = None,
+        kept: Kept | None = None,
     ):
         self.num_rows = None if isinstance(rows, Adapter) else len(rows)
         """How many rows name an adapter; None: one adapter for every row, however many."""
@@ -62,7 +71,7 @@ class Batch:
         self.entries = tuple(None if entry is None else numbers[entry] for entry in entries)
         """The number of each row's adapter among them."""
         self.lengths = None if lengths is None else tuple(lengths)
-        self.brings, self.generator = brings, generator
+        self.brings, self.generator, self.kept = brings, generator, kept
         self.virtual: list[Virtual] = []
         """The virtual tokens of this pass that have keys and values of their own, once the embedding has seen them."""
         self._segments: dict[tuple[int, ...], tuple[Segment, ...]] = {}

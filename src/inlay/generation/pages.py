@@ -1,0 +1,151 @@
+"""Keys and values in blocks, and attention over them: for every layer two tensors (blocks, heads, SIZE, dim).
+
+    out[t] = softmax_s(scaling q[t] . k[s]) v[s],    s <= t, of the same sequence, within the layer's window
+
+A step's tokens, of all its sequences one after the other, write their keys and values first and then look at all of their
+sequence. `attend` is the plain way; it makes a copy of what each sequence looks at.
+"""
+
+import dataclasses
+from collections.abc import Sequence as Many
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from inlay.errors import CompatibilityError, explain
+from inlay.generation.blocks import SIZE
+
+USUAL = {"scaling", "dropout", "sliding_window", "position_ids", "use_cache", "cache_position", "softcap"}
+"""What a layer may ask of attention; anything else is refused, since it may mean anything."""
+
+
+class Pages:
+    """The keys and values of all layers, made as the layers come.
+
+    **Arguments:**
+
+    - `count`: how many blocks there are.
+    """
+
+    def __init__(self, count: int):
+        self.count = count
+        self._layers: dict[int, tuple[Tensor, Tensor]] = {}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all layers that have come."""
+        return sum(tensor.nbytes for pair in self._layers.values() for tensor in pair)
+
+    def layer(self, number: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of a layer, for such as these (1, heads, t, dim)."""
+        if number not in self._layers:
+            made = [x.new_zeros(self.count, x.shape[1], SIZE, x.shape[3]) for x in (key, value)]
+            self._layers[number] = (made[0], made[1])
+        return self._layers[number]
+
+
+@dataclasses.dataclass(frozen=True)
+class Span:
+    """The tokens of one sequence in a step."""
+
+    start: int
+    """Where they begin among the step's tokens."""
+    first: int
+    """How many tokens of the sequence are before them."""
+    count: int
+    blocks: tuple[int, ...]
+
+
+class Kept:
+    """The places of a step's tokens, for the attention of its layers."""
+
+    def __init__(self, pages: Pages, spans: Many[Span], device: torch.device):
+        self._pages, self._spans = pages, spans
+        places = [
+            (span.blocks[t // SIZE], t % SIZE) for span in spans for t in range(span.first, span.first + span.count)
+        ]
+        self._blocks, self._offsets = torch.tensor(places, device=device).T
+        single = [span for span in spans if span.count == 1]
+        self._several = [span for span in spans if span.count > 1]
+        self._rows = torch.tensor([span.start for span in single], device=device)
+        most = max((len(span.blocks) for span in single), default=0)
+        tables = [[*span.blocks, *[0] * (most - len(span.blocks))] for span in single]
+        self._tables = torch.tensor(tables, device=device)
+        self._lengths = torch.tensor([span.first + 1 for span in single], device=device)
+        self._masks: dict[int | None, Bool[Tensor, "rows 1 1 s"]] = {}
+
+    def attended(
+        self,
+        module: nn.Module,
+        query: Float[Tensor, "1 heads t dim"],
+        key: Float[Tensor, "1 kv_heads t dim"],
+        value: Float[Tensor, "1 kv_heads t dim"],
+        settings: dict[str, Any],
+    ) -> Float[Tensor, "1 t heads dim"]:
+        """The attention of a layer, as it calls for it.
+
+        **Raises:**
+
+        - `CompatibilityError`: the layer asks for something that this does not compute.
+        """
+        others = {
+            name for name, given in settings.items() if name not in USUAL and given is not None and given is not False
+        }
+        if others or settings.get("dropout") or not getattr(module, "is_causal", True):
+            found = ", ".join(sorted(others)) or "attention that is not causal"
+            raise CompatibilityError(
+                explain("the attention of this model is not one that answers in a batch", found=found)
+            )
+        keys, values = self._pages.layer(module.layer_idx, key, value)  # type: ignore[arg-type]  # a number, in all of them
+        keys[self._blocks, :, self._offsets] = key[0].transpose(0, 1)
+        values[self._blocks, :, self._offsets] = value[0].transpose(0, 1)
+        scaling = settings.get("scaling") or query.shape[-1] ** -0.5
+        window, cap = settings.get("sliding_window"), settings.get("softcap")
+        out = query.new_empty(query.shape[2], query.shape[1], value.shape[3])
+        if len(self._rows):
+            k, v = (x[self._tables].transpose(1, 2).flatten(2, 3) for x in (keys, values))
+            made = attend(query[0][:, self._rows].transpose(0, 1)[:, :, None], k, v, self._mask(window), scaling, cap)
+            out[self._rows] = made[:, :, 0]
+        for span in self._several:
+            table, last = list(span.blocks), span.first + span.count
+            k, v = (x[table].transpose(0, 1).flatten(1, 2)[None, :, :last] for x in (keys, values))
+            q = query[:, :, span.start : span.start + span.count]
+            made = attend(q, k, v, _mask(span, last, window, q.device), scaling, cap)
+            out[span.start : span.start + span.count] = made[0].transpose(0, 1)
+        return out[None]
+
+    def _mask(self, window: int | None) -> Tensor:
+        """What the sequences of one token look at."""
+        if window not in self._masks:
+            places = torch.arange(self._tables.shape[1] * SIZE, device=self._tables.device)
+            seen = places < self._lengths[:, None]
+            if window is not None:
+                seen &= places >= self._lengths[:, None] - window
+            self._masks[window] = seen[:, None, None]
+        return self._masks[window]
+
+
+def _mask(span: Span, last: int, window: int | None, device: torch.device) -> Bool[Tensor, "t s"]:
+    """What the tokens of a span look at."""
+    places = torch.arange(last, device=device)
+    own = torch.arange(span.first, last, device=device)[:, None]
+    seen = places <= own
+    return seen if window is None else seen & (places > own - window)
+
+
+def attend(
+    q: Float[Tensor, "rows heads t dim"],
+    k: Float[Tensor, "rows kv_heads s dim"],
+    v: Float[Tensor, "rows kv_heads s dim"],
+    mask: Bool[Tensor, "..."],
+    scaling: float,
+    cap: float | None = None,
+) -> Float[Tensor, "rows heads t dim"]:
+    """The equation at the top of this file; with `cap` c, c tanh(x / c) of each product x, as Gemma 2 has it."""
+    if cap is None:
+        return nn.functional.scaled_dot_product_attention(q, k, v, mask, scale=scaling, enable_gqa=True)
+    k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
+    scores = torch.tanh(q @ k.transpose(2, 3) * (scaling / cap)) * cap
+    return scores.masked_fill(~mask, -torch.inf).float().softmax(-1).to(q.dtype) @ v

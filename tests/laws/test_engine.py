@@ -1,0 +1,247 @@
+"""Many requests at a time are answered as each alone: to the token, under every method, however blocks and parts fall."""
+
+import random
+
+import pytest
+import torch
+
+import inlay
+from inlay.errors import CompatibilityError, ConfigError
+from inlay.generation.blocks import SIZE, Blocks
+from inlay.generation.engine import Engine
+from inlay.generation.sampling import Sampling
+from inlay.generation.scheduler import Scheduler
+from inlay.generation.sequence import Request, Sequence
+from inlay.model.adapter_set import AdapterSet
+from tests.support import models
+from tests.support.cases import every_variant, fits
+
+NEW = 12
+LENGTHS = (3, 9, 20, 5, 17, 1)
+WIDE = Sampling(temperature=1.5)
+
+
+def _held(family, method=None):
+    held = AdapterSet(models.model(family))
+    for seed, name in enumerate("ab"):
+        models.randomize(held.attach(method or inlay.Lora(r=2 + seed, lora_alpha=4), name, seed=seed), seed=seed)
+    held.active = None
+    return held
+
+
+def _prompts(lengths=LENGTHS):
+    rng = random.Random(5)
+    return [tuple(rng.randrange(3, models.VOCABULARY) for _ in range(length)) for length in lengths]
+
+
+def _requests(held, **settings):
+    names = [None, "a", "b", "a", None, "b"]
+    return [
+        Request(tokens=row, adapter=name and held[name], max_new_tokens=NEW, **settings)
+        for row, name in zip(_prompts(), names, strict=True)
+    ]
+
+
+def _engine(held, cache_tokens=512, **limits):
+    return Engine(held.module, held.router, cache_tokens=cache_tokens, **limits)
+
+
+def _alone(held, request):
+    """What `transformers` answers to it."""
+    ids = torch.tensor([request.tokens])
+    front = [[-1 - k for k in range(request.adapter.num_virtual if request.adapter else 0)]]
+    ids = torch.cat([torch.tensor(front, dtype=torch.int64).reshape(1, -1), ids], 1)
+    with torch.no_grad(), held.using(request.adapter and request.adapter.name, brings=True):
+        out = held.module.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=request.max_new_tokens,
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=0,
+        )
+    return out[0, ids.shape[1] :].tolist()
+
+
+def _by_number(sequences):
+    return [sequence for _, sequence in sorted((sequence.number, sequence) for sequence in sequences)]
+
+
+TIGHT = {"cache_tokens": 4 * SIZE, "max_tokens": 11, "max_rows": 4}
+
+
+@pytest.mark.parametrize(
+    ("family", "limits"), [*((family, TIGHT) for family in models.CONFIGS), ("llama", {}), ("llama", {"max_tokens": 7})]
+)
+def test_greedy_answers_are_those_of_generate(family, limits):
+    held = _held(family)
+    engine, requests = _engine(held, **limits), _requests(held)
+    sequences = _by_number(engine.run(requests))
+    assert [sequence.answer for sequence in sequences] == [_alone(held, request) for request in requests]
+    assert [sequence.ending for sequence in sequences] == ["length"] * len(requests)
+    assert engine.blocks.problems([]) == []
+    assert engine.blocks.num_free == engine.blocks.count
+    assert ("cache_tokens" in limits) == any(sequence.num_preempted for sequence in sequences)
+
+
+@pytest.mark.parametrize(("name", "method"), [(n, m) for n, m in every_variant() if fits(m, "llama")])
+def test_every_method_answers_as_it_does_alone_and_says_how_likely_that_was(name, method):
+    held = _held("llama", method)
+    engine, requests = _engine(held, max_tokens=9), _requests(held, num_logprobs=2, prompt_logprobs=0)
+    for sequence, request in zip(_by_number(engine.run(requests)), requests, strict=True):
+        assert sequence.answer == _alone(held, request)
+        tokens = [*request.tokens, *sequence.answer]
+        with torch.no_grad(), held.using(request.adapter and request.adapter.name):
+            logits = held.module(input_ids=torch.tensor([tokens])).logits[0]  # the pass that trains
+        wanted = logits.log_softmax(-1)[torch.arange(len(tokens) - 1), torch.tensor(tokens[1:])]
+        said = [*sequence.prompt_logprobs, *sequence.logprobs]
+        assert [one.token for one in said] == tokens[1:]
+        assert torch.allclose(torch.tensor([one.value for one in said]), wanted, rtol=0, atol=1e-5)
+        likeliest = logits.log_softmax(-1).topk(2)
+        assert [list(one.top) for one in sequence.logprobs] == likeliest.indices[-NEW - 1 : -1].tolist()
+
+
+def test_keys_are_shared_by_who_begins_alike_under_one_adapter_and_by_nobody_else():
+    held = _held("llama")
+    engine, (row,) = _engine(held), _prompts([3 * SIZE + 2])
+
+    def shared(name, tokens=row):
+        request = Request(tokens=tokens, adapter=name and held[name], max_new_tokens=1)
+        engine.scheduler.add(sequence := Sequence(request, next(engine._numbers)))
+        engine.step()
+        assert sequence.answer == _alone(held, request)
+        return seen.pop()
+
+    seen, inner = [], engine.blocks.share
+
+    def share(sequence, owner):
+        inner(sequence, owner)
+        seen.append(sequence.num_computed)
+
+    engine.blocks.share = share
+    assert [shared("a"), shared("a"), shared("b"), shared(None), shared("b"), shared(None)] == [0, 48, 0, 0, 48, 48]
+    assert shared("a", row[: 2 * SIZE]) == SIZE  # a token at least is computed
+    assert shared("a", (*row[:SIZE], 5, *row[SIZE + 1 :])) == SIZE
+    with torch.no_grad():
+        next(held["a"].tensors()).mul_(2)
+    assert [shared("a"), shared("a"), shared("b")] == [0, 48, 48]
+    held.put(held.detach("b"))
+    assert shared("b") == 48
+    assert engine.blocks.problems([]) == []
+
+
+def test_a_seeded_answer_is_the_same_whatever_is_beside_it():
+    held = _held("llama")
+    requests = [
+        Request(tokens=r.tokens, adapter=r.adapter, max_new_tokens=NEW, sampling=WIDE, seed=i)
+        for i, r in enumerate(_requests(held))
+    ]
+    together = [sequence.answer for sequence in _by_number(_engine(held, max_tokens=8).run(requests))]
+    alone = [next(_engine(held).run([request])).answer for request in requests]
+    assert together == alone
+    assert together != [_alone(held, request) for request in requests]
+    again = [next(_engine(held).run([Request(**{**vars(r), "seed": r.seed + 1})])).answer for r in requests]
+    assert all(one != other for one, other in zip(alone, again, strict=True))
+
+
+def test_an_answer_ends_with_what_ends_it_and_when_nobody_waits():
+    held = _held("llama")
+    (request, *_) = _requests(held)
+    answer = _alone(held, request)
+    stop = next(token for token in answer[3:] if token not in answer[:3])
+    engine = _engine(held)
+    (sequence,) = engine.run([Request(tokens=request.tokens, max_new_tokens=NEW, stops=frozenset({stop}))])
+    assert (sequence.answer, sequence.ending) == (answer[: answer.index(stop) + 1], "stop")
+    left, kept = engine.add(request), engine.add(request)
+    engine.step()
+    engine.abort(left)
+    while not kept.ending:
+        engine.step()
+    assert (left.ending, kept.answer) == ("aborted", answer)
+    assert len(left.answer) == 1
+    assert engine.blocks.num_free == engine.blocks.count
+
+
+def test_logits_that_are_no_numbers_end_the_answers_of_their_own_adapter():
+    held = _held("llama")
+    engine, requests = _engine(held), _requests(held)
+    expected = [_alone(held, request) for request in requests]
+    with torch.no_grad():
+        next(held["a"].tensors()).fill_(torch.nan)
+    for request, answer, sequence in zip(requests, expected, _by_number(engine.run(requests)), strict=True):
+        is_broken = request.adapter is held["a"]
+        assert (sequence.answer, sequence.ending) == (([], "error") if is_broken else (answer, "length"))
+
+
+def test_what_has_no_room_is_refused():
+    held = _held("llama")
+    engine = _engine(held, cache_tokens=4 * SIZE)
+    with pytest.raises(ConfigError, match="has no room"):
+        engine.add(Request(tokens=(5,) * SIZE, max_new_tokens=3 * SIZE + 2))
+    assert engine.add(Request(tokens=(5,) * SIZE, max_new_tokens=3 * SIZE + 1))
+    with pytest.raises(ConfigError, match="has no room"):
+        engine.add(Request(tokens=()))
+
+
+def test_a_model_whose_attention_is_another_is_refused():
+    held = _held("llama")
+    for layer in held.module.model.layers:
+        layer.self_attn.is_causal = False
+    with pytest.raises(CompatibilityError, match="not one that answers in a batch"):
+        _engine(held)
+    held = _held("llama")
+    held.module.model.layers[0].register_forward_hook(lambda module, given, out: out + out.mean(1, keepdim=True))
+    with pytest.raises(CompatibilityError, match="answers otherwise"):
+        _engine(held)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_every_sequence_ends_and_blocks_balance_whatever_comes_and_goes(seed):
+    rng = random.Random(seed)
+    blocks = Blocks([9, 24, 30, 12][seed])
+    scheduler = Scheduler(blocks, _owner, max_rows=6, max_tokens=[2, 40, 5, 9][seed])
+    alive, num_steps, num_ended, num_preempted, num_shared, begun = {}, 2500, 0, 0, 0, set()
+    common = [[rng.choice([1, 2]) for _ in range(5 * SIZE)] for _ in range(3)]
+    held = [[None] * SIZE for _ in range(blocks.count)]  # what a cache would hold: all that decides a key
+    for number in range(num_steps * 10):
+        if number < num_steps and rng.random() < 0.15:
+            prompt = (*rng.choice(common)[: rng.randrange(5 * SIZE)], rng.choice([1, 2]))
+            one = Sequence(Request(tokens=prompt, max_new_tokens=rng.randrange(1, 3 * SIZE)), number)
+            alive[number] = one
+            scheduler.add(one)
+        if alive and rng.random() < 0.01:
+            one = alive.pop(rng.choice(list(alive)))
+            one.ending = "aborted"
+            scheduler.remove(one)
+        chosen = scheduler.step()
+        assert sum(count for _, count in chosen) <= scheduler.max_tokens
+        assert len(scheduler.running) <= scheduler.max_rows
+        assert len({one.number for one, _ in chosen}) == len(chosen)
+        if alive:  # whoever came first gets on
+            assert min(alive) in [one.number for one, _ in chosen]
+        for one, count in chosen:
+            assert 0 < count <= one.num_missing
+            for t in range(one.num_computed):
+                assert held[one.blocks[t // SIZE]][t % SIZE] == (_owner(one), one.tokens[: t + 1])
+            num_shared += one.number not in begun and one.num_computed > 0
+            begun.add(one.number)
+            for t in range(one.num_computed, one.num_computed + count):
+                held[one.blocks[t // SIZE]][t % SIZE] = (_owner(one), one.tokens[: t + 1])
+            scheduler.computed(one, count)
+            if not one.num_missing:
+                one.append(rng.choice([3, 4]))
+            if one.ending:
+                scheduler.remove(one)
+                num_ended, num_preempted = num_ended + 1, num_preempted + one.num_preempted
+                del alive[one.number]
+        assert blocks.problems(list(alive.values())) == []
+        if not alive and number >= num_steps:
+            break
+    assert not alive
+    assert min(num_ended, num_shared) > 50
+    assert num_preempted > 0 or blocks.count == 30
+    assert blocks.num_free == blocks.count
+
+
+def _owner(sequence):
+    return str(sequence.number % 2).encode()
