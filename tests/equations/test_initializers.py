@@ -123,7 +123,7 @@ def test_what_is_kept_is_a_plain_lora_of_twice_the_rank(settings, tmp_path):
             (tmp_path / step).mkdir()
             held.save("a", tmp_path / step, {})
             again = attach(models.model("llama"), tmp_path / step)
-            read = again.get(step)
+            read = again[step]
             assert (read.method.r, read.method.source) == (6, None)
             torch.testing.assert_close(again.module(input_ids=ids).logits, wanted)
             adapter.finish_()
@@ -248,7 +248,7 @@ def test_a_run_starts_from_it_and_leaves_a_plain_lora(name, tmp_path):
     again.attach(tmp_path / "out")
     ids = models.tokens(2, 7)
     torch.testing.assert_close(again.logits(ids, "out"), held.logits(ids, "out"))
-    assert again.get("out").record["method"]["initializer"] == name
+    assert again.adapters["out"].record["method"]["initializer"] == name
 
 
 def test_loftq_is_nearer_to_the_weights_than_their_four_bits(tmp_path):
