@@ -5,8 +5,11 @@ import os
 import jaxtyping
 import pytest
 
+from tests.support import annotations as lazy
+
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+lazy.check_lazily()
 
 
 def pytest_addoption(parser):
