@@ -1,6 +1,7 @@
 """Every test has a cache directory of its own, and no network; some check every annotation of the package."""
 
 import os
+import sys
 
 import jaxtyping
 import pytest
@@ -34,3 +35,18 @@ def annotations(request):
 @pytest.fixture(autouse=True, scope="session")
 def cache(tmp_path_factory):
     os.environ["INLAY_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture
+def drawn():
+    """Asked for where the picture of a run is looked at."""
+
+
+@pytest.fixture(autouse=True)
+def pictures(request, monkeypatch):
+    """The curve of a run's losses takes longer to draw than the run of a test: it is drawn in commands in processes of their
+    own, and in tests that ask for `drawn`."""
+    if "inlay.training.keep" in sys.modules and "drawn" not in request.fixturenames:
+        from inlay.training import curve
+
+        monkeypatch.setattr(curve, "draw", lambda progress: b"\x89PNG: left out by tests/conftest.py")

@@ -64,7 +64,7 @@ def test_every_extra_has_its_way():
     assert {way.split()[0] for way in WAYS} == set(extras.EXTRAS)
 
 
-def test_a_run_without_them_leaves_the_picture_out_and_says_so(without, place, capsys):
+def test_a_run_without_them_leaves_the_picture_out_and_says_so(without, place, capsys, drawn):
     with pytest.warns(UserWarning, match=r'matplotlib is not installed \(pip install "inlay\[train\]"\); nothing else'):
         status, _, err = run(capsys, *train(place))
     assert status == 0, err

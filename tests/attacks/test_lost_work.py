@@ -63,13 +63,13 @@ def test_a_picture_that_fails_is_a_note(place, capsys, monkeypatch, error):
     assert record(place)["training"]["steps"] == 3
 
 
-def test_a_picture_obeys_no_settings_of_the_users(monkeypatch):
+def test_a_picture_obeys_no_settings_of_the_users(monkeypatch, drawn):
     import matplotlib
 
     monkeypatch.setenv("MPLBACKEND", "nonsense")
     with matplotlib.rc_context({"text.usetex": True, "figure.figsize": (1, 1)}):
         png = curve.draw(Progress(2, losses=[2.0, 1.0], eval_losses=[(0, 2.0), (2, 1.5)]))
-    assert png.startswith(b"\x89PNG")
+    assert png.startswith(b"\x89PNG\r\n")
     assert os.environ["MPLBACKEND"] == "nonsense"
 
 

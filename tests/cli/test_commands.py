@@ -57,7 +57,7 @@ def test_no_format_is_offered_that_can_not_be_written(capsys):
     assert "--format {adapterhub,peft} " in run(capsys, "export", "--help")[1]
 
 
-def test_training_learns_and_says_so(home, tmp_path, capsys):
+def test_training_learns_and_says_so(home, tmp_path, capsys, drawn):
     arguments = train_arguments(home, tmp_path / "a", "--max-steps", 60, "--learning-rate", 0.02)
     result = run_json(capsys, *arguments)
     assert set(result) >= KEYS
@@ -66,7 +66,7 @@ def test_training_learns_and_says_so(home, tmp_path, capsys):
     assert result["tokens_per_second"] > 0
     files = {path.name for path in (tmp_path / "a").iterdir()}
     assert files == {CONFIG, TENSORS, "README.md", "inlay.json", "curve.png"}
-    assert (tmp_path / "a" / "curve.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "a" / "curve.png").read_bytes().startswith(b"\x89PNG\r\n")
     assert result["adapter_bytes"] == (tmp_path / "a" / TENSORS).stat().st_size
 
 

@@ -113,6 +113,7 @@ def test_what_can_be_made_again_is_kept_where_there_is_little_of_it(llama, monke
     real = recompute._pack
     monkeypatch.setattr(recompute, "_pack", lambda tensor: packed.append(tensor.shape) or real(tensor))
     size = memory.activation_bytes(llama, sum(batch.pack(_rows()).lengths))
+    llama.parameters()  # that gradients are asked for
     for least, asked in ((size + 1, False), (size, True)):
         monkeypatch.setattr(memory, "RECOMPUTE_BYTES", least)
         loss.loss_of(llama, _rows())

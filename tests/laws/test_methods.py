@@ -25,11 +25,21 @@ CASES = [
     for family in (models.CONFIGS if name == "lora" else FEW)
     if fits(method, family)
 ]
+ON_ALL = ("lora", "lora_biases", "lora_tokens", "bitfit", "full", "prefix")
+"""Methods of what families differ in: biases, tied tables, everything, keys and values. They are tried on each by default."""
 DEPTH = 3 * 7 * 28  # layers x maps per layer x the longest sum: what a logit's rounding passes through
 
 
 def _over(some):
-    return pytest.mark.parametrize(("name", "method", "family"), some, ids=[f"{n}-{family}" for n, _, family in some])
+    """Of the families of `FEW`, a method that is not in `ON_ALL` is tried on gpt2 and on one of the others by default, the next
+    method on the next one; the rest of the product is slow."""
+    names, rows = list(dict.fromkeys(name for name, *_ in CASES)), []
+    for name, method, family in some:
+        others = [f for n, _, f in some if n == name and f != "gpt2"]
+        is_default = name in ON_ALL or family == "gpt2" or family == others[names.index(name) % len(others)]
+        marks = [] if is_default else [pytest.mark.slow]
+        rows.append(pytest.param(name, method, family, marks=marks, id=f"{name}-{family}"))
+    return pytest.mark.parametrize(("name", "method", "family"), rows)
 
 
 everywhere = _over(CASES)

@@ -8,6 +8,7 @@ checked. What is checked, and how, is the same.
 import functools
 from types import FunctionType
 
+import beartype  # noqa: F401  # here, because the first check may be written anywhere
 import jaxtyping
 from jaxtyping import _decorator
 
@@ -24,6 +25,8 @@ def jaxtyped(function=_decorator._sentinel, *, typechecker=_decorator._sentinel)
         )  # a class or a property, of whose functions it comes back with each
     if function.__globals__ is globals():
         return function  # inherited: it is checked already
+    if function.__name__ == "__del__":  # which may run while the check of another one is written
+        return _eager(function, typechecker=typechecker)
     checked = None
 
     @functools.wraps(function)
