@@ -56,14 +56,18 @@ class _Bound:
 class Adapted(nn.Module):
     """Replaces a module: it holds the module, and applies what the adapters of the batch change."""
 
+    path: str
+    linear: Linear | None
+    """The module as a linear map, where it is one."""
+    router: Router
+    _bound: _Bound | None
+
     def __init__(self, path: str, module: nn.Module, linear: Linear | None, router: Router):
         super().__init__()
-        self.path = path
-        self.base = module
-        self.linear = linear
-        """The module as a linear map, where it is one."""
-        self.router = router
-        self._bound: _Bound | None = None
+        self._modules["base"] = module
+        vars(self).update(
+            path=path, linear=linear, router=router, _bound=None
+        )  # hundreds of these; `setattr` is slow here
 
     def forget(self) -> None:
         """Keep nothing of adapters that may be gone."""

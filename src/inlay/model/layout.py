@@ -5,6 +5,7 @@ known, and counted, in milliseconds.
 """
 
 import contextlib
+import copy
 import math
 from collections.abc import Callable, Collection, Mapping
 from functools import cached_property
@@ -73,6 +74,8 @@ class Layout:
         self.tied = _tied(self.modules)
         self.table = targets.input_embedding(self.modules)
         self._find_decoder, self._plainly = decoder, plainly
+        self._fitting: tuple[Method, Shapes] | None = None
+        """The method that was last compared with a model, and what it has for this one."""
 
     @cached_property
     def unused(self) -> dict[str, str]:
@@ -202,7 +205,13 @@ class Layout:
     def problems(self, method: Method, params: Mapping[str, Params]) -> list[str]:
         """How these tensors differ from those that `method` has for this model; empty where they fit."""
         finished, given = hooks.finished(method), hooks.finish(method, params)
-        needed = self.wanted(finished, strict=False)
+        if self._fitting is None or self._fitting[0] != finished:  # most adapters of a model are of one method
+            self._fitting = copy.deepcopy(finished), self.wanted(finished, strict=False)
+        needed = self._fitting[1]
+        if needed == {
+            path: {key: tuple(tensor.shape) for key, tensor in tensors.items()} for path, tensors in given.items()
+        }:
+            return []
         wanted = self.wanted(finished, strict=False, whole=True) if self.unused else needed
         problems = [
             f"{path}: this model has no layer of that name that {name_of(method)} could change"
