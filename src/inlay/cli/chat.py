@@ -15,7 +15,7 @@ from inlay.cli._screen import say
 from inlay.cli.generate import attach_all, check_raw
 from inlay.errors import ConfigError, InlayError, explain
 from inlay.generation.generate import check_sampling
-from inlay.generation.sampling import Sampling, recommended
+from inlay.generation.sampling import GENERATED_BY, Sampling, recommended
 
 HELP = "/use NAME, /use none, /system TEXT, /new, or Ctrl-D to end; Ctrl-C ends an answer"
 """What can be typed beside messages."""
@@ -89,7 +89,7 @@ class Chat(OnBase):
 
     def _given(self, start: Sampling) -> Sampling:
         """`start` with what the flags say."""
-        given = {field.name: getattr(self, field.name) for field in dataclasses.fields(Sampling)}
+        given = {name: getattr(self, name) for name in GENERATED_BY}
         return dataclasses.replace(start, **{name: value for name, value in given.items() if value is not None})
 
 
@@ -156,7 +156,7 @@ class _Talk:
                     max_new_tokens=self.max_new_tokens,
                     seed=self.num_answers,
                     streamer=streamer,
-                    **dataclasses.asdict(self.sampling),
+                    **{name: getattr(self.sampling, name) for name in GENERATED_BY},
                 )[0]
         except KeyboardInterrupt:
             if not ctrl_c:  # a request to end the program

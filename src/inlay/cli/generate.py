@@ -9,7 +9,7 @@ from inlay.cli import _screen, _tasks
 from inlay.cli._command import OnBase, repeated
 from inlay.errors import ConfigError, FormatError, UnknownNameError, explain
 from inlay.generation.generate import check_sampling
-from inlay.generation.sampling import Sampling
+from inlay.generation.sampling import GENERATED_BY, Sampling
 
 BATCH = 32
 """As many prompts are answered at a time."""
@@ -62,7 +62,7 @@ class Generate(OnBase):
 
     @property
     def _sampling(self) -> Sampling:
-        return Sampling(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Sampling)})
+        return Sampling(**{name: getattr(self, name) for name in GENERATED_BY})
 
     def run(self) -> int:
         """Print the answers: alone where there is one, labelled where there are several."""
@@ -94,7 +94,7 @@ class Generate(OnBase):
             seed=self.seed,
             raw=self.raw or None,
             system=self.system,
-            **dataclasses.asdict(self._sampling),
+            **{name: getattr(self, name) for name in GENERATED_BY},
         )
 
 

@@ -28,6 +28,10 @@ SETTINGS = "generation_config.json"
 """The file in which a checkpoint recommends how to draw from it."""
 
 
+GENERATED_BY = ("temperature", "top_p", "top_k", "repetition_penalty")
+"""The settings that `Base.generate` takes, and commands have as flags; the others are the engine's."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampling:
     """How tokens are drawn."""
