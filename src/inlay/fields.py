@@ -62,13 +62,9 @@ def fitted(cls: Any, values: Mapping[str, Any]) -> dict[str, Any]:
     fits = {name: fit(value, declared.get(name, Any)) for name, value in values.items()}
     wrong = [name for name, value in fits.items() if value is MISFIT]
     if wrong:
-        raise ConfigError(
-            explain(
-                "some settings have values of another kind",
-                found=[f"{name}={shown(values[name])}, not {words(declared[name])}" for name in wrong],
-                do=" ".join(_flag(name, values[name], declared[name]) for name in wrong),
-            )
-        )
+        found = [f"{name}={shown(values[name])}, not {words(declared[name])}" for name in wrong]
+        do = " ".join(_flag(name, values[name], declared[name]) for name in wrong)
+        raise ConfigError(explain("some settings have values of another kind", found=found, do=do))
     return fits
 
 

@@ -198,14 +198,10 @@ def check_start(model: Any, checkpoint: Checkpoint) -> None:
     try:
         shifted(labels=torch.tensor([[1, 1]]))
     except (ValueError, TypeError, RuntimeError, AttributeError) as error:
-        raise FormatError(
-            explain(
-                "this model does not say which token its decoder starts with",
-                found=f"{checkpoint.directory / 'config.json'}: decoder_start_token_id is "
-                f"{getattr(model.config, 'decoder_start_token_id', None)} ({next(iter(str(error).splitlines()), '')})",
-                do='set "decoder_start_token_id" there: 0, its padding, for T5; 2 for BART',
-            )
-        ) from None
+        wrong, key = "this model does not say which token its decoder starts with", "decoder_start_token_id"
+        said = f"{key} is {getattr(model.config, key, None)} ({next(iter(str(error).splitlines()), '')})"
+        do = f'set "{key}" there: 0, its padding, for T5; 2 for BART'
+        raise FormatError(explain(wrong, found=f"{checkpoint.directory / 'config.json'}: {said}", do=do)) from None
 
 
 def check_layers(model: torch.nn.Module, unexpected: Iterable[str], checkpoint: Checkpoint) -> None:

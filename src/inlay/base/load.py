@@ -352,13 +352,9 @@ def _tokenizer(checkpoint: Checkpoint) -> Any:
     except BaseException as error:  # likewise; and a panic of the library in Rust is no Exception
         if isinstance(error, KeyboardInterrupt | SystemExit):
             raise
-        raise FormatError(
-            explain(
-                "this model has no tokenizer that transformers can read",
-                found=f"{checkpoint.directory}: {str(error).splitlines()[0] if str(error) else type(error).__name__}",
-                do=_tokenizer_hint(checkpoint),
-            )
-        ) from None
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        wrong, found = "this model has no tokenizer that transformers can read", f"{checkpoint.directory}: {reason}"
+        raise FormatError(explain(wrong, found=found, do=_tokenizer_hint(checkpoint))) from None
 
 
 def _tokenizer_hint(checkpoint: Checkpoint) -> str:

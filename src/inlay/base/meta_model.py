@@ -83,21 +83,13 @@ def unknown_architecture(
     reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     if (other := other_class(checkpoint, auto_class, f"{auto_class} makes none of it")) is not None:
         return other
+    wrong = "transformers makes no causal language model of this directory"
+    do = "a causal language model that transformers knows; pip install --upgrade transformers for a new one"
     if auto_class != "AutoModelForCausalLM":
-        return CompatibilityError(
-            explain(
-                f"transformers makes no model of this directory with {auto_class}",
-                found=f"{checkpoint.directory}: model_type {checkpoint.config.get('model_type')!r}, {reason}",
-                do="another base, or another --task",
-            )
-        )
-    return CompatibilityError(
-        explain(
-            "transformers makes no causal language model of this directory",
-            found=f"{checkpoint.directory}: model_type {checkpoint.config.get('model_type')!r}, {reason}",
-            do="a causal language model that transformers knows; pip install --upgrade transformers for a new one",
-        )
-    )
+        wrong = f"transformers makes no model of this directory with {auto_class}"
+        do = "another base, or another --task"
+    found = f"{checkpoint.directory}: model_type {checkpoint.config.get('model_type')!r}, {reason}"
+    return CompatibilityError(explain(wrong, found=found, do=do))
 
 
 def other_class(checkpoint: Checkpoint, auto_class: str, found: str) -> CompatibilityError | None:

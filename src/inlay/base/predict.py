@@ -20,6 +20,7 @@ from typing import Protocol, runtime_checkable
 import torch
 
 from inlay.errors import ConfigError, DataError, explain, few
+from inlay.generation.generate import names_of
 from inlay.io.checkpoint import Checkpoint
 from inlay.model.batch import Rows
 from inlay.tasks import groups
@@ -86,12 +87,7 @@ def predict(
 
     - `ConfigError`: see `check`; or rows and adapters are not as many.
     """
-    by_row = [adapters] * len(items) if isinstance(adapters, str | None) else list(adapters)
-    if len(by_row) != len(items):
-        found = f"{len(items)} rows, {len(by_row)} adapters"
-        raise ConfigError(
-            explain("rows and names of their adapters differ in number", found=found, do="one name for all rows")
-        )
+    by_row = names_of(items, adapters)
     check(base, by_row)
     if max_new_tokens is not None and not base.spec.generates:
         found = f"max_new_tokens={max_new_tokens} with task {base.spec.name}"

@@ -331,11 +331,9 @@ def _finish(
     """Write what stands beside the weights, remove what only unfinished work needs, and bring all of it to the disk."""
     index = {name: file.name for file, shard in files.items() for layout in shard.values() for name in layout}
     content = {"metadata": {"total_size": sum(map(_num_bytes, files.values()))}, "weight_map": index}
+    own = json_files.read_json(source.directory / "config.json") | {"quantization_config": config}
     checkpoint.copy_rest(source.directory, partial)
-    for name, value in {
-        checkpoint.INDEX: content,
-        "config.json": json_files.read_json(source.directory / "config.json") | {"quantization_config": config},
-    }.items():
+    for name, value in ((checkpoint.INDEX, content), ("config.json", own)):
         output.write_file(partial / name, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
     records.write(partial, {"quantized": made | {"weights": digest_of(checkpoint.open_checkpoint(partial))}})
     for file in (partial / PLAN, *partial.glob(f"*{ERRORS}")):

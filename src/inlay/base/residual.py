@@ -23,12 +23,8 @@ def residual(linear: Linear, original: Checkpoint, path: str, prefix: str) -> Fl
     """
     name = meta_model.checkpoint_path(f"{path}.weight", prefix, original.tensors)
     if name is None or not isinstance(linear.module, QuantizedLinear):
-        raise TargetError(
-            explain(
-                "LoftQ has nothing to start from: this layer is not quantised",
-                found=f"{path}: " + ("not quantised" if name else f"{original.name} has no tensor of that name"),
-                do="--target-modules all-linear, or --initializer uniform",
-            )
-        )
+        wrong = "LoftQ has nothing to start from: this layer is not quantised"
+        found = f"{path}: " + ("not quantised" if name else f"{original.name} has no tensor of that name")
+        raise TargetError(explain(wrong, found=found, do="--target-modules all-linear, or --initializer uniform"))
     weight = Mapped().tensor(original.tensors[name]).float()
     return linear.as_map(weight) - linear.weight(torch.float32).cpu()

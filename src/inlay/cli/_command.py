@@ -126,14 +126,9 @@ def from_mapping(cls: Any, values: dict[str, Any]) -> Any:
     result = _filled(cls, left)
     if left:
         unknown = next(iter(left))
+        wrong, found = "the configuration has a name that is no setting", ", ".join(few(list(left)))
         near = _peers.ours(unknown) or nearest(unknown, _names(cls))
-        raise ConfigError(
-            explain(
-                "the configuration has a name that is no setting",
-                found=", ".join(few(list(left))),
-                do=near or "see --help",
-            )
-        )
+        raise ConfigError(explain(wrong, found=found, do=near or "see --help"))
     return result
 
 

@@ -51,21 +51,20 @@ def choose_alone(model: str, task: str | None, adapter: str | None) -> Chosen:
     """
     checkpoint = open_checkpoint(model)
     if adapter is not None:
-        spec, labels = tasks.for_adapter(checkpoint, adapter)
-        if task not in (None, spec.name):
-            says = f"--task {task}, but {adapter} was trained for {spec.name}"
-            raise ConfigError(explain("this adapter is for another task", found=says, do="leave --task out"))
-        return Chosen(checkpoint, spec, labels)
+        return _chosen_by(adapter, checkpoint, task)
     spec = tasks.find(task or guess(checkpoint, None))
     if spec.heads and not tasks.has_own_head(checkpoint, spec):
-        raise ConfigError(
-            explain(
-                f"{model} has no head of its own for {spec.name}, so that it knows no classes",
-                found="no --adapter",
-                do="--adapter DIR, one that inlay train --task made",
-            )
-        )
+        wrong = f"{model} has no head of its own for {spec.name}, so that it knows no classes"
+        raise ConfigError(explain(wrong, found="no --adapter", do="--adapter DIR, one that inlay train --task made"))
     return Chosen(checkpoint, spec)
+
+
+def _chosen_by(adapter: str, checkpoint: Checkpoint, task: str | None) -> Chosen:
+    spec, labels = tasks.for_adapter(checkpoint, adapter)
+    if task not in (None, spec.name):
+        says = f"--task {task}, but {adapter} was trained for {spec.name}"
+        raise ConfigError(explain("this adapter is for another task", found=says, do="leave --task out"))
+    return Chosen(checkpoint, spec, labels)
 
 
 def guess(checkpoint: Checkpoint, adapter: str | None) -> str:

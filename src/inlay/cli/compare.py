@@ -175,9 +175,8 @@ def _apart(arguments: Sequence[str]) -> tuple[int, str, str]:
     paths = [path for path in sys.path if os.path.isabs(path)]
     code = f"import sys; sys.path[:] = {paths!r}; from inlay.cli import main; raise SystemExit(main())"
     command = [sys.executable, "-c", code, *arguments]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace"
-    ) as process:
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, errors="replace") as process:
         try:
             out, err = process.communicate()
         except KeyboardInterrupt:
@@ -189,10 +188,8 @@ def _apart(arguments: Sequence[str]) -> tuple[int, str, str]:
 
 def table(results: Sequence[Result]) -> str:
     """The results as a table in Markdown."""
-    lines = [
-        "| method | held-out loss | BLEU | trained weights | file | seconds | memory | forgetting | learning rate |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
+    head = "| method | held-out loss | BLEU | trained weights | file | seconds | memory | forgetting | learning rate |"
+    lines = [head, "|---" * 9 + "|"]
     for r in results:
         cells = [
             "" if r.loss is None else f"{r.loss:.3f}",

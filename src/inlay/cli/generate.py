@@ -66,10 +66,7 @@ class Generate(OnBase):
 
     def run(self) -> int:
         """Print the answers: alone where there is one, labelled where there are several."""
-        prompts = [*self.prompt, *(_lines(self.prompts) if self.prompts else ())]
-        if not prompts:
-            found = "no --prompt" if self.prompts is None else f"{self.prompts}: no line with text"
-            raise ConfigError(explain("there is nothing to answer", found=found, do="--prompt 'Once upon a time'"))
+        prompts = self._asked()
         _tasks.check_answers("generate", self.model, self.adapter)
         base = self.load()
         names = attach_all(base, self.adapter, self.force) or [None]
@@ -85,6 +82,14 @@ class Generate(OnBase):
         if self.json:
             _screen.emit({"answers": results, "base_fingerprint": base.fingerprint.weights})
         return 0
+
+    def _asked(self) -> list[str]:
+        """The prompts of the flags."""
+        prompts = [*self.prompt, *(_lines(self.prompts) if self.prompts else ())]
+        if not prompts:
+            found = "no --prompt" if self.prompts is None else f"{self.prompts}: no line with text"
+            raise ConfigError(explain("there is nothing to answer", found=found, do="--prompt 'Once upon a time'"))
+        return prompts
 
     def _answers(self, base: Base, rows: list[tuple[str, str | None]]) -> list[str]:
         return base.generate(
@@ -124,14 +129,11 @@ def _lines(source: str) -> list[str]:
         data = sys.stdin.buffer.read() if source == "-" else Path(source).expanduser().read_bytes()
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise FormatError(
-            explain("this file is not UTF-8 text", found=f"{source}: {error}", do="iconv -t utf-8")
-        ) from None
+        found, do = f"{source}: {error}", "iconv -t utf-8"
+        raise FormatError(explain("this file is not UTF-8 text", found=found, do=do)) from None
     except OSError as error:
-        found = f"{source}: {error.strerror}"
-        raise UnknownNameError(
-            explain("the prompts can't be read", found=found, do="--prompts FILE, or - for stdin")
-        ) from None
+        found, do = f"{source}: {error.strerror}", "--prompts FILE, or - for stdin"
+        raise UnknownNameError(explain("the prompts can't be read", found=found, do=do)) from None
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 

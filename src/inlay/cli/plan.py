@@ -38,10 +38,8 @@ class Plan(Common):
         shapes = layout.wanted(method)
         total, trained = sum(parameter.numel() for parameter in model.parameters()), layout.count(method)
         say("base", f"{checkpoint.name} · {count(total)} weights")
-        say(
-            "adapter",
-            f"{methods.name_of(method)} {method.describe()} on {modules(path for path in shapes if path) or 'rows'}",
-        )
+        where = modules(path for path in shapes if path) or "rows"
+        say("adapter", f"{methods.name_of(method)} {method.describe()} on {where}")
         say("trained", f"{trained:,} weights ({100 * trained / total:.2g} % of the base)")
         say("file", size(4 * sum(math.prod(shape) for own in shapes.values() for shape in own.values())))
         say("memory", f"{size(BYTES_PER_WEIGHT * trained)} to train them, beside the base and its activations")

@@ -69,9 +69,7 @@ def linear(
 ) -> Float[Tensor, "tokens out"]:
     """x W^T + b in the dtype of x, which is the dtype that is multiplied in; in `out`, where that is given."""
     if isinstance(weight, Tensor) and weight.dtype == x.dtype:
-        if bias is None:
-            return torch.mm(x, weight.T, out=out)
-        return torch.addmm(bias.to(x.dtype), x, weight.T, out=out)
+        return torch.mm(x, weight.T, out=out) if bias is None else torch.addmm(bias.to(x.dtype), x, weight.T, out=out)
     if not isinstance(weight, Tensor) and out is None and len(x) <= FEW_TOKENS:
         few = weight.product(x)
         if few is not None:

@@ -219,10 +219,6 @@ class _Meter:
                 explain("this data file is larger than the free memory", found=found, do="a part of it")
             )
         if inflated > MAX_INFLATED_BYTES and inflated > MAX_RATIO * self._size:
-            raise CapacityError(
-                explain(
-                    "this data file becomes far larger than data does",
-                    found=f"{self._path}: {self._size:,} bytes, {inflated:,} or more when it is read",
-                    do="JSON lines, if it is what it should be",
-                )
-            )
+            wrong, do = "this data file becomes far larger than data does", "JSON lines, if it is what it should be"
+            found = f"{self._path}: {self._size:,} bytes, {inflated:,} or more when it is read"
+            raise CapacityError(explain(wrong, found=found, do=do))

@@ -92,11 +92,15 @@ def _reader(path: Path) -> Callable[[Path], Iterator[Numbered]]:
     if reader is None:
         do = ROWS_OF_TEXT if path.suffix in (".txt", ".md", "") else f"a file of {kinds()}, named so"
         raise FormatError(explain("this kind of data file is not known", found=str(path), do=do))
+    _check_size(path)
+    return reader
+
+
+def _check_size(path: Path) -> None:
     size, free = path.stat().st_size, psutil.virtual_memory().available
     if size > free:
         found = f"{path}: {size:,} bytes; {free:,} are free"
         raise CapacityError(explain("this data file is larger than the free memory", found=found, do="a part of it"))
-    return reader
 
 
 def _read_json(path: Path) -> Iterator[Numbered]:

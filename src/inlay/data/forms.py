@@ -71,18 +71,11 @@ def rows_of(values: Iterable[Numbered], name: str, unused: Counter[str]) -> list
         except DataError as error:
             problems.append(f"{name}:{number}: {error}")
             is_known = is_known or (isinstance(value, Mapping) and any(key in value for key in _NAMED))
-    if problems and is_known:
-        raise DataError(
-            explain("some rows can't be used as they stand", found=few(problems), do="mend these rows, or remove them")
-        )
     if problems:
-        raise DataError(
-            explain(
-                "some rows are of no form that is known",
-                found=few(problems),
-                do="messages, prompt and completion, or text",
-            )
-        )
+        wrong, do = "some rows are of no form that is known", "messages, prompt and completion, or text"
+        if is_known:
+            wrong, do = "some rows can't be used as they stand", "mend these rows, or remove them"
+        raise DataError(explain(wrong, found=few(problems), do=do))
     return rows
 
 
@@ -135,12 +128,11 @@ def _laid_out(columns: _Columns, source: str, value: Mapping[str, Any]) -> Row:
         _check_one([key for key in asks if key not in CONTEXTS.get(asks[0], ())], "ask")
         _check_one(answers, "answer")
         return _prompted(columns, asks[0], answers[0], source)
-    if "text" in given:
-        text = columns.take("text")
-        if not isinstance(text, str):
-            raise DataError(f"text is {what(text)}, not a string")
+    if "text" not in given:
+        raise DataError(_unknown(value))
+    if isinstance(text := columns.take("text"), str):
         return Row("text", source, text=text)
-    raise DataError(_unknown(value))
+    raise DataError(f"text is {what(text)}, not a string")
 
 
 def _check_one(names: list[str], kind: str) -> None:

@@ -68,9 +68,9 @@ def _sort_results_(messages: list[Message]) -> None:
             raise DataError(f"message {i} has the tool_call_id {cut(said)}, and no call before it has that id")
         results = list(itertools.takewhile(lambda each: each["role"] == "tool", messages[i + 1 :])) if calls else []
         ids = [result.get("tool_call_id") for result in results]
-        if ids and all(each in calls for each in ids) and None not in ids:
-            order = sorted(range(len(ids)), key=lambda n: calls.index(ids[n]))
-            messages[i + 1 : i + 1 + len(ids)] = [results[n] for n in order]
+        if all(each in calls for each in ids) and None not in ids:
+            results.sort(key=lambda result: calls.index(result["tool_call_id"]))
+            messages[i + 1 : i + 1 + len(ids)] = results
 
 
 def schemas(value: Any, key: str) -> list[dict[str, Any]] | None:

@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Generic, TypeVar
 
 from inlay.data.rows import Kept
@@ -65,14 +65,21 @@ def hold_out(rows: Sequence[AnyRow], fraction: float) -> tuple[list[AnyRow], lis
     wanted = max(1.0, fraction * len(rows))
     groups = _groups(rows, int(2 * wanted))
     held = {key for key in groups if _number(key) < fraction * 2**64}
-    if not 0 < sum(len(groups[key]) for key in held) <= min(2 * wanted, len(rows) - 1):
-        held, total = set(), 0
-        for key in sorted(groups, key=_number):
-            if total < wanted and total + len(groups[key]) <= min(2 * wanted, len(rows) - 1):
-                held.add(key)
-                total += len(groups[key])
+    most = min(2 * wanted, len(rows) - 1)
+    if not 0 < sum(len(groups[key]) for key in held) <= most:
+        held = _smallest(groups, wanted, most)
     out = {i for key in held for i in groups[key]}
     return [row for i, row in enumerate(rows) if i not in out], [rows[i] for i in sorted(out)]
+
+
+def _smallest(groups: Mapping[str, Sequence[int]], wanted: float, most: float) -> set[str]:
+    """The groups of the smallest hashes: as many as hold `wanted` rows, and `most` at most."""
+    held, total = set[str](), 0
+    for key in sorted(groups, key=_number):
+        if total < wanted and total + len(groups[key]) <= most:
+            held.add(key)
+            total += len(groups[key])
+    return held
 
 
 def _groups(rows: Sequence[Kept], most: int) -> dict[str, list[int]]:

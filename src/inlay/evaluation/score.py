@@ -40,18 +40,14 @@ def references(rows: Sequence[Row]) -> dict[str, list[str]]:
 
     - `DataError`: the rows are not prompts and completions.
     """
-    found: dict[str, list[str]] = {}
+    wanted: dict[str, list[str]] = {}
     for row in rows:
         if not (isinstance(row.prompt, str) and isinstance(row.completion, str)):
-            raise DataError(
-                explain(
-                    "these rows have no completions to score answers against",
-                    found=f"{row.source} is a row of {row.form}",
-                    do="data with prompt and completion, or prompt and references; --scores none for the loss alone",
-                )
-            )
-        found.setdefault(row.prompt, []).extend(row.references or [row.completion])
-    return found
+            wrong = "these rows have no completions to score answers against"
+            do = "data with prompt and completion, or prompt and references; --scores none for the loss alone"
+            raise DataError(explain(wrong, found=f"{row.source} is a row of {row.form}", do=do))
+        wanted.setdefault(row.prompt, []).extend(row.references or [row.completion])
+    return wanted
 
 
 def score(

@@ -221,15 +221,9 @@ class AdapterHub(Format):
         if method.is_parallel and not family.parallel:
             problems.append(f"placement='parallel': on {model_type} the two networks do not read the same")
         if method.layer_norm:
-            problems.append(
-                "layer_norm=True: the library has no safetensors of its norms, whose tensors it holds twice"
-            )
-        dot = _common(f"{family.prefix}.", params)
-        table = _table(family, method, [path.removeprefix(dot) for path in params])
-        problems += [f"{dot}{path}: no tensors" for path in table if f"{dot}{path}" not in params]
-        problems += [f"{path}: no place for it" for path in params if path.removeprefix(dot) not in table]
-        names = {name for tensors in params.values() for name in tensors} - {"adapter_norm", "adapter_norm_bias"}
-        return problems + [f"{name}: no tensor of that name" for name in sorted(names - set(_NAMES.values()))]
+            what = "layer_norm=True"
+            problems.append(f"{what}: the library has no safetensors of its norms, whose tensors it holds twice")
+        return problems + _other_tensors(family, method, params)
 
     def write(self, directory: Path, file: AdapterFile) -> None:
         """Dots in the adapter's name, which the library's modules can't have in theirs, become hyphens."""
@@ -258,6 +252,16 @@ class AdapterHub(Format):
 
     def readers(self, directory: Path) -> dict[str, list[str]]:
         return {"inlay": [], "adapters (AdapterHub)": []}
+
+
+def _other_tensors(family: Family, method: Bottleneck, params: Mapping[str, Params]) -> list[str]:
+    """Where the tensors of an adapter are not those that this form has for its method."""
+    dot = _common(f"{family.prefix}.", params)
+    table = _table(family, method, [path.removeprefix(dot) for path in params])
+    problems = [f"{dot}{path}: no tensors" for path in table if f"{dot}{path}" not in params]
+    problems += [f"{path}: no place for it" for path in params if path.removeprefix(dot) not in table]
+    names = {name for tensors in params.values() for name in tensors} - {"adapter_norm", "adapter_norm_bias"}
+    return problems + [f"{name}: no tensor of that name" for name in sorted(names - set(_NAMES.values()))]
 
 
 def _unsupported(config: Mapping[str, Any], inner: Mapping[str, Any]) -> list[str]:

@@ -66,7 +66,7 @@ def generate(
 ) -> list[str]:
     """The new text of each row; see `inlay.base.base.Base.generate`."""
     check_sampling(max_new_tokens, sampling, seed)
-    names = _names(prompts, adapters)
+    names = names_of(prompts, adapters)
     _check_generates(base.spec)
     base.check_causal()
     if not prompts:
@@ -86,7 +86,7 @@ def generate(
     return base.tokenizer.batch_decode(said, skip_special_tokens=True)
 
 
-def _names(prompts: Sequence[Prompt], adapters: Rows) -> Sequence[str | None]:
+def names_of(prompts: Sequence[Any], adapters: Rows) -> Sequence[str | None]:
     """The adapter of each prompt.
 
     **Raises:**
@@ -98,12 +98,9 @@ def _names(prompts: Sequence[Prompt], adapters: Rows) -> Sequence[str | None]:
     if isinstance(adapters, str | None):
         return [adapters] * len(prompts)
     if len(adapters) != len(prompts):
-        raise ConfigError(
-            explain(
-                "rows and names of their adapters differ in number",
-                found=f"{len(prompts)} rows, {len(adapters)} adapters",
-            )
-        )
+        found = f"{len(prompts)} rows, {len(adapters)} adapters"
+        wrong = "rows and names of their adapters differ in number"
+        raise ConfigError(explain(wrong, found=found, do="one name for all rows"))
     return adapters
 
 

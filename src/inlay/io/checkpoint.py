@@ -119,13 +119,9 @@ def open_config(source: str | Path, patterns: Sequence[str] = ("config.json",)) 
     """The same without its weights, which need not be there: what the architecture alone can tell."""
     directory = fetch(source, "model", list(patterns))
     if not (directory / "config.json").is_file():
-        raise FormatError(
-            explain(
-                "this directory is not a model: it has no config.json",
-                found=f"{directory} with {_listing(directory)}",
-                do="inlay inspect shows what an adapter is; a model directory is what save_pretrained wrote",
-            )
-        )
+        wrong, found = "this directory is not a model: it has no config.json", f"{directory} with {_listing(directory)}"
+        do = "inlay inspect shows what an adapter is; a model directory is what save_pretrained wrote"
+        raise FormatError(explain(wrong, found=found, do=do))
     _check_sizes(directory)
     config = json_files.read_json(directory / "config.json")
     _check_plain(directory, config)
@@ -320,13 +316,9 @@ def _weight_files(directory: Path) -> list[Path]:
     outside = [name for name in names if Path(name).name != name]
     missing = [name for name in names if name not in outside and not os.path.isfile(directory / name)]
     if not names or outside or missing:
-        raise FormatError(
-            explain(
-                "the index of this model names files that are not there",
-                found=[f"{index}: {name}" for name in (outside + missing)[:10]] or f"{index}: no weight_map",
-                do="fetch the model again",
-            )
-        )
+        found = [f"{index}: {name}" for name in (outside + missing)[:10]] or f"{index}: no weight_map"
+        wrong = "the index of this model names files that are not there"
+        raise FormatError(explain(wrong, found=found, do="fetch the model again"))
     return [directory / name for name in names]
 
 

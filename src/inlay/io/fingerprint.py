@@ -178,14 +178,10 @@ def _bytes_digest(name: str, entry: safetensors.TensorEntry) -> bytes:
             if file.readinto(memoryview(buffer)[:wanted]) != wanted:
                 raise FormatError(explain("a weight file became shorter while it was read", found=str(entry.file)))
             digest.update(memoryview(buffer)[:wanted])
-            if (
-                entry.dtype in _CHECKED
-                and torch.frombuffer(buffer, dtype=dtype, count=wanted // dtype.itemsize).amax().isnan()
-            ):
-                do = "fetch it again, or ask its author"
-                raise FormatError(
-                    explain("a weight of this base is not a number", found=f"{entry.file}: {name}: NaN", do=do)
-                )
+            count = wanted // dtype.itemsize
+            if entry.dtype in _CHECKED and torch.frombuffer(buffer, dtype=dtype, count=count).amax().isnan():
+                found, do = f"{entry.file}: {name}: NaN", "fetch it again, or ask its author"
+                raise FormatError(explain("a weight of this base is not a number", found=found, do=do))
     return digest.digest()
 
 

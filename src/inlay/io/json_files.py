@@ -71,15 +71,13 @@ def read_json(path: Path, limit: int = MAX_JSON_BYTES) -> dict[str, Any]:
     try:
         value = parse(content.decode("utf-8"))
     except FormatError as error:
-        raise FormatError(
-            explain("this file says one thing twice", found=f"{path}: {error}", do="remove the wrong one")
-        ) from None
+        found, do = f"{path}: {error}", "remove the wrong one"
+        raise FormatError(explain("this file says one thing twice", found=found, do=do)) from None
     except (ValueError, RecursionError) as error:  # too many brackets within each other
         raise FormatError(explain("this file is not JSON", found=f"{path}: {error}", do="fetch it again")) from None
     if not isinstance(value, dict):
-        raise FormatError(
-            explain("this file holds no JSON object", found=f"{path}: a {type(value).__name__}", do="fetch it again")
-        )
+        found = f"{path}: a {type(value).__name__}"
+        raise FormatError(explain("this file holds no JSON object", found=found, do="fetch it again"))
     return value
 
 

@@ -48,13 +48,8 @@ def check_free(path: Path) -> None:
         empty = path.is_dir() and not path.is_symlink() and not path.is_mount() and not any(path.iterdir())
         taken = (path.exists() or path.is_symlink()) and not empty
     if taken:
-        raise OutputError(
-            explain(
-                "the output directory exists already, and nothing is overwritten",
-                found=str(path),
-                do="another --output, or remove it first",
-            )
-        )
+        wrong = "the output directory exists already, and nothing is overwritten"
+        raise OutputError(explain(wrong, found=str(path), do="another --output, or remove it first"))
     parent = _existing_parent(path)
     if not (parent.is_dir() and os.access(parent, os.W_OK)):
         raise _no_place(path, f"{parent} cannot be written to")

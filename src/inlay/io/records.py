@@ -59,13 +59,9 @@ def read(directory: Path) -> dict[str, Any]:
         return {}
     record = json_files.read_json(path)
     if not isinstance(record.get("format"), int) or record["format"] > FORMAT:
-        raise CompatibilityError(
-            explain(
-                "this adapter was written by a newer Inlay",
-                found=f"{path}: format {record.get('format')!r}, known here up to {FORMAT}",
-                do="pip install --upgrade inlay",
-            )
-        )
+        wrong, do = "this adapter was written by a newer Inlay", "pip install --upgrade inlay"
+        found = f"{path}: format {record.get('format')!r}, known here up to {FORMAT}"
+        raise CompatibilityError(explain(wrong, found=found, do=do))
     with json_files.about(path):
         parts = fields.fitted(_Record, record)
         fields.fitted(meaning.Kept, parts.get(meaning.KEY, {}))

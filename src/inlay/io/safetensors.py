@@ -168,12 +168,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     data_start = min((entry.start for entry in entries.values()), default=0)
     size, free = path.stat().st_size, psutil.virtual_memory().available
     if size > free:
-        found = f"{path}: {size:,} bytes, with {free:,} free"
-        raise CapacityError(
-            explain("this file is larger than the memory", found=found, do="a machine with more memory")
-        )
-    mapped = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
-    data = mapped[data_start:].clone()
+        found, do = f"{path}: {size:,} bytes, with {free:,} free", "a machine with more memory"
+        raise CapacityError(explain("this file is larger than the memory", found=found, do=do))
+    data = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)[data_start:].clone()
     return {name: view(data[e.start - data_start : e.stop - data_start], e) for name, e in entries.items()}
 
 

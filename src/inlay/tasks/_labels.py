@@ -52,10 +52,9 @@ def class_of(label: str, base: Loaded) -> int:
     """
     kind = getattr(base.model.config, "problem_type", None)
     if len(base.labels) < 2 or kind in ("regression", "multi_label_classification"):
+        wrong = "this base's head does not choose one class of several"
         found = f"problem_type {kind}, {len(base.labels)} classes"
-        raise ConfigError(
-            explain("this base's head does not choose one class of several", found=found, do="a base without a head")
-        )
+        raise ConfigError(explain(wrong, found=found, do="a base without a head"))
     number = {"false": "0", "true": "1"}.get(label, label)
     if label not in base.labels and _are_unnamed(base.labels) and _WHOLE.fullmatch(number):
         label = f"LABEL_{int(number)}"

@@ -52,7 +52,7 @@ def left_out(
     """
     num_long, is_windowed = sum(length > max_length for length in lengths), too_long == "window"
     if not may_be_empty:
-        _check(lengths, max_length, too_long, positions, num_left, can_window)
+        _check(lengths, max_length, too_long, positions, num_left, ", or --too-long window" if can_window else "")
     return {
         "num_dropped": 0 if is_windowed else num_long,
         "num_windowed": num_long if is_windowed else 0,
@@ -61,16 +61,10 @@ def left_out(
 
 
 def _check(
-    lengths: Sequence[int],
-    max_length: int,
-    too_long: str | None,
-    positions: int | None,
-    num_left: int,
-    can_window: bool,
+    lengths: Sequence[int], max_length: int, too_long: str | None, positions: int | None, num_left: int, window: str
 ) -> None:
     num_long = sum(length > max_length for length in lengths)
     found = f"{len(lengths):,} rows, the longest of {max(lengths):,} tokens; max_length={max_length:,}"
-    window = ", or --too-long window" if can_window else ""
     fits = positions is None or max(lengths) <= positions
     longer = f"--max-length {max(lengths)}" if fits else f"shorter rows: the model has {positions:,} positions"
     if not num_left:

@@ -111,10 +111,8 @@ def _rows(form: Form, values: Iterable[files.Numbered], name: str, unused: Count
             problems.append(f"{where}: half a character (a lone surrogate)")
         rows.append(row)
     if problems:
-        found = few(problems)
-        raise DataError(
-            explain(f"some rows don't have {form.keys}, which {form.task} needs", found=found, do=form.example)
-        )
+        wrong = f"some rows don't have {form.keys}, which {form.task} needs"
+        raise DataError(explain(wrong, found=few(problems), do=form.example))
     return rows
 
 

@@ -5,10 +5,14 @@ product over a part is its growth, which no honest one has beyond a few.
 """
 
 import json
+import math
 from collections.abc import Iterator
 from typing import Any
 
 from inlay.errors import FormatError, explain
+
+PARTS = ("normalizer", "pre_tokenizer", "decoder", "post_processor")
+"""The parts of a tokenizer that are looked at."""
 
 MAX_GROWTH = 256
 """As many characters may one become."""
@@ -25,14 +29,10 @@ def check(tokenizer: Any, where: str) -> None:
     - `FormatError`: it names the part, and the file `where`.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    parts = {
-        name: getattr(backend, name, None) for name in ("normalizer", "pre_tokenizer", "decoder", "post_processor")
-    }
+    parts = {name: getattr(backend, name, None) for name in PARTS}
     said = {name: json.loads(part.__getstate__()) for name, part in parts.items() if part is not None}
     for name, part in said.items():
-        growth = 1.0
-        for step in _steps(part):
-            growth *= _growth(step)
+        growth = math.prod(map(_growth, _steps(part)))
         pieces = [len(step.get(form) or ()) for step in _steps(part) for form in ("single", "pair")]
         if growth > MAX_GROWTH or sum(pieces) > MAX_SPECIAL:
             one, around = f"{growth:.3g} characters for one", f"{sum(pieces):,} tokens around a row"

@@ -119,9 +119,8 @@ class Job:
         if kept.place != self.output:
             raise keep.elsewhere(kept) from None
         if kept.problem is not None:
-            warnings.warn(
-                f"the record of the run could not be written: {kept.problem}; the adapter is whole", stacklevel=3
-            )
+            what = f"the record of the run could not be written: {kept.problem}"
+            warnings.warn(f"{what}; the adapter is whole", stacklevel=3)
         if progress.failure is not None:
             warnings.warn(f"{self.output} holds what was learned in {progress.step} steps", stacklevel=3)
             raise progress.failure

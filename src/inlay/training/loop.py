@@ -103,8 +103,7 @@ class _Run:
             if progress.step == 1 and not state.goes_on:
                 self._measure_start()
             stopped = self.stop.asked and progress.step < plan.num_steps
-            if (self._has_time() if stopped else plan.evaluates_at(progress.step)) and self.held_out:
-                check_finite(state)
+            if self._has_time() if stopped else plan.evaluates_at(progress.step):
                 self._evaluate()
             self._say("")
             if stopped:
@@ -133,7 +132,11 @@ class _Run:
                 state.best.loss = loss
 
     def _evaluate(self) -> None:
+        """The held-out loss of the adapter as it is, where there are such rows."""
         state, step = self.state, self.progress.step
+        if not self.held_out:
+            return
+        check_finite(state)
         try:
             loss = self._measured(state.adapter.name)
         except DivergedError:

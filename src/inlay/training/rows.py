@@ -102,11 +102,7 @@ def longest_row(base: Base, wanted: int | None, num_virtual: int = 0) -> int:
     length = wanted or min(LONGEST_DEFAULT if room is None else room, LONGEST_DEFAULT)
     if room is not None and (length > room or room < 2):
         virtual = f", {num_virtual} of them for virtual tokens" if num_virtual else ""
-        raise DataError(
-            explain(
-                "max_length is beyond the positions of this model",
-                found=f"max_length={length}, the model has {base.max_length}{virtual}",
-                do=f"--max-length {room}" if room > 1 else "fewer --num-virtual-tokens",
-            )
-        )
+        found = f"max_length={length}, the model has {base.max_length}{virtual}"
+        do = f"--max-length {room}" if room > 1 else "fewer --num-virtual-tokens"
+        raise DataError(explain("max_length is beyond the positions of this model", found=found, do=do))
     return length
