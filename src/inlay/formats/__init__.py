@@ -28,26 +28,12 @@ TABLE = plugins.Table(
 )
 """The formats that exist."""
 
-
-def names() -> list[str]:
-    """The formats that exist, by name: the files of this folder, and what other packages bring."""
-    return TABLE.names()
+names, find = TABLE.names, TABLE.find
 
 
 def written() -> list[str]:
     """The formats among them that an adapter can be written in; the others are only recognised."""
     return sorted(name for name, form in TABLE.known() if form.tensors)
-
-
-def find(name: str) -> Format:
-    """The format called `name`.
-
-    **Raises:**
-
-    - `UnknownNameError`: there is none of that name.
-    - `CompatibilityError`: another package brings it, and it can't be used.
-    """
-    return TABLE.find(name)
 
 
 def fetched(source: str | Path) -> Path:

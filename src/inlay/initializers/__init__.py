@@ -18,10 +18,7 @@ TABLE = plugins.Table(
 )
 """The initialisers that exist."""
 
-
-def names() -> list[str]:
-    """The initialisers that exist, by name: the files of this folder, and what other packages bring."""
-    return TABLE.names()
+names = TABLE.names
 
 
 def find(name: str) -> type[Initializer] | None:

@@ -26,21 +26,7 @@ TABLE = plugins.Table(
 )
 """The methods that exist."""
 
-
-def names() -> list[str]:
-    """The methods that exist, by name: the files of this folder, and what other packages bring."""
-    return TABLE.names()
-
-
-def find(name: str) -> type[Method]:
-    """The method called `name`: the one class that its file defines.
-
-    **Raises:**
-
-    - `UnknownNameError`: there is none of that name.
-    - `CompatibilityError`: another package brings it, and it can't be used.
-    """
-    return TABLE.find(name)
+names, find = TABLE.names, TABLE.find
 
 
 def name_of(method: Method) -> str:

@@ -31,18 +31,4 @@ TABLE: plugins.Table[Scheme] = plugins.Table(
 )
 """The schemes that exist."""
 
-
-def names() -> list[str]:
-    """The schemes that exist, by name: the files of this folder, and what other packages bring."""
-    return TABLE.names()
-
-
-def find(name: str) -> Scheme:
-    """The scheme called `name`: the one class of the kind that its file defines.
-
-    **Raises:**
-
-    - `UnknownNameError`: there is none of that name.
-    - `CompatibilityError`: another package brings it, and it can't be used.
-    """
-    return TABLE.find(name)
+names, find = TABLE.names, TABLE.find

@@ -33,10 +33,7 @@ TABLE = plugins.Table(
 )
 """The tasks that exist."""
 
-
-def names() -> list[str]:
-    """The tasks that exist, by name: the files of this folder, and what other packages bring."""
-    return TABLE.names()
+names = TABLE.names
 
 
 def find(name: str) -> TaskSpec:
