@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from inlay.formats.peft import TENSORS
 from inlay.io import output
 from inlay.io.records import RECORD
-from tests.support import bases
+from tests.support import bases, forks
 from tests.support.command import run
 from tests.support.refusals import generate, refused, train
 
@@ -314,7 +314,8 @@ def _start(place, *extra):
 
 
 def test_control_c_keeps_what_was_learned(place):
-    process = _start(place, "--max-steps", 100_000, "--eval-every", 5)
+    command = train(place, "--max-steps", 100_000, "--eval-every", 5)
+    process = forks.Process(forks.INLAY, *command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     for line in process.stderr:
         if line.startswith("step ") and not line.split()[1].startswith("0/"):
             break

@@ -3,7 +3,6 @@
 import json
 import signal
 import subprocess
-import sys
 import time
 
 import pytest
@@ -12,7 +11,7 @@ from inlay.formats.peft import TENSORS
 from inlay.io import output
 from inlay.io.records import RECORD
 from inlay.training import job as jobs
-from tests.support import bases
+from tests.support import bases, forks
 from tests.support.command import run
 
 
@@ -28,8 +27,7 @@ def train(place, out, *extra):
 
 
 def start(*arguments):
-    command = [sys.executable, "-m", "inlay", *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1)
+    return forks.Process(forks.INLAY, *arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 def leftovers(place):

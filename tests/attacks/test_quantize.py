@@ -4,7 +4,6 @@ import errno
 import json
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,7 @@ from inlay.base.load import load
 from inlay.errors import ConfigError, FormatError, OutputError
 from inlay.io import bitsandbytes, output, safetensors
 from inlay.io.checkpoint import open_checkpoint
-from tests.support import bases, models, quantized
+from tests.support import bases, forks, models, quantized
 from tests.support.command import run, run_json
 from tests.support.refusals import refused
 
@@ -345,7 +344,7 @@ quantize.quantize(open_checkpoint(sys.argv[1]), Path(sys.argv[2]), progress=prog
 
 @pytest.mark.parametrize("lines", [1, 9, 20])
 def test_a_kill(source, whole, tmp_path, small_shards, lines):
-    process = subprocess.Popen([sys.executable, "-c", SLOW, source, tmp_path / "q"], stdout=subprocess.PIPE, text=True)
+    process = forks.Process(SLOW, source, tmp_path / "q", stdout=subprocess.PIPE)
     for _ in range(lines):
         process.stdout.readline()
     process.send_signal(signal.SIGKILL)

@@ -2,23 +2,20 @@
 
 import json
 import os
-import subprocess
 import sys
 
 import pytest
 
 import inlay
 from inlay.errors import FormatError
+from tests.support import forks
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the answer to SIGBUS knows Linux alone")
 
 
 def in_process(code, *arguments):
     """(status, stdout, stderr) of a process of its own, which a signal may end."""
-    done = subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, timeout=120, check=False
-    )
-    return done.returncode, done.stdout, done.stderr
+    return forks.run(code, *arguments)
 
 
 READS = """

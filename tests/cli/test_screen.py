@@ -6,7 +6,6 @@ import os
 import pty
 import re
 import select
-import subprocess
 import sys
 import time
 
@@ -22,7 +21,7 @@ from inlay.training import loop
 from inlay.training.settings import Settings, plan
 from inlay.training.state import MIN_ROWS_TO_CHOOSE, Progress
 from inlay.training.watch import watch
-from tests.support import bases, models
+from tests.support import bases, forks, models
 from tests.support.command import run
 
 
@@ -42,21 +41,20 @@ def in_terminal(*arguments):
     """What a terminal of 160 columns shows of a command: all that was written to it, and the status."""
     ours, theirs = pty.openpty()
     environment = os.environ | {"TERM": "xterm", "COLUMNS": "160", "LINES": "40"}
-    command = [sys.executable, "-m", "inlay", *map(str, arguments)]
-    with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment) as process:
-        os.close(theirs)
-        shown, until = b"", time.monotonic() + 240
-        while time.monotonic() < until:
-            if not select.select([ours], [], [], 1)[0]:
-                continue
-            try:
-                part = os.read(ours, 4096)
-            except OSError:  # what Linux says at the end
-                break
-            if not part:
-                break
-            shown += part
-        process.wait(10)
+    process = forks.Process(forks.INLAY, *arguments, stdin=theirs, stdout=theirs, stderr=theirs, env=environment)
+    os.close(theirs)
+    shown, until = b"", time.monotonic() + 240
+    while time.monotonic() < until:
+        if not select.select([ours], [], [], 1)[0]:
+            continue
+        try:
+            part = os.read(ours, 4096)
+        except OSError:  # what Linux says at the end
+            break
+        if not part:
+            break
+        shown += part
+    process.wait(10)
     os.close(ours)
     return process.returncode, shown.decode()
 

@@ -1,7 +1,7 @@
 """Quantised bases in the cache: damage is found, two processes make one entry, and no descriptor is lost."""
 
-import multiprocessing
 import os
+import subprocess
 
 import pytest
 
@@ -11,7 +11,7 @@ from inlay.base.quantize import quantize
 from inlay.errors import FormatError
 from inlay.io import output, safetensors
 from inlay.io.checkpoint import open_checkpoint
-from tests.support import bases, models
+from tests.support import bases, forks, models
 
 
 @pytest.fixture
@@ -59,24 +59,21 @@ def test_damaged_codes_of_a_quantised_base_are_refused(base, tmp_path):
         inlay.load(tmp_path / "made")
 
 
-def _cache(base, started, results):
-    started.wait()
-    try:
-        results.put(inlay.load(base, quantize="nf4").fingerprint.weights)
-    except Exception as error:
-        results.put(repr(error))
+WANTS = """
+import sys, inlay
+sys.stdin.readline()
+print(inlay.load(sys.argv[1], quantize="nf4").fingerprint.weights)
+"""
 
 
 def test_two_processes_that_want_one_entry_both_get_it(base, tmp_path):
-    context = multiprocessing.get_context("spawn")
-    started, results = context.Event(), context.Queue()
-    both = [context.Process(target=_cache, args=(base, started, results)) for _ in range(2)]
+    pipe = subprocess.PIPE
+    both = [forks.Process(WANTS, base, stdin=pipe, stdout=pipe, stderr=pipe) for _ in range(2)]
     for process in both:
-        process.start()
-    started.set()
-    found = {results.get(timeout=120) for _ in both}
-    for process in both:
-        process.join(60)
+        process.stdin.write("now\n")
+        process.stdin.flush()
+    found = {process.communicate()[0].strip() for process in both}
+    assert [process.returncode for process in both] == [0, 0]
     assert len(found) == 1, found
     assert len(next(iter(found))) == 64, found
     assert len(entries(tmp_path)) == 1

@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.support import conserved
+from tests.support import conserved, forks
 
 SECONDS, MEMORY = 60, 2_000_000_000
 """What a command on these small files may take, with the start of its libraries: the clock's time and the growth of memory."""
@@ -358,19 +358,13 @@ class Worker:
     def run(self, arguments):
         """(status, stderr, seconds, growth of memory); the status is None where there was no end."""
         if self._process is None or self._process.poll() is not None:
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", "from tests.support import fuzz; fuzz._serve()", self._planted],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                cwd=Path(__file__).parents[2],
-                env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"},
-            )
-            self._process.stdout.readline()  # its libraries are there
-        self._process.stdin.write(json.dumps(arguments).encode() + b"\n")
+            pipe, code = subprocess.PIPE, "from tests.support import fuzz; fuzz._serve()"
+            self._process = forks.Process(code, self._planted, stdin=pipe, stdout=pipe)
+            self._process.stdout.readline()  # it is there
+        self._process.stdin.write(json.dumps(arguments) + "\n")
         self._process.stdin.flush()
         ready, _, _ = select.select([self._process.stdout], [], [], SECONDS)
-        line = self._process.stdout.readline() if ready else b""
+        line = self._process.stdout.readline() if ready else ""
         if not line:
             self.close()
             return None, "", SECONDS, 0

@@ -8,8 +8,9 @@ import re
 import select
 import signal
 import subprocess
-import sys
 import time
+
+from tests.support import forks
 
 LAUNCHER = """
 import fcntl, json, sys, termios, time
@@ -45,10 +46,11 @@ class Terminal:
     def __init__(self, log, *arguments, stdout=None):
         self.log = log
         self._master, slave = pty.openpty()
-        command = [sys.executable, "-c", LAUNCHER, str(log), *map(str, arguments)]
         own = {"TERM": "xterm", "COLUMNS": "100", "LINES": "30", "INPUTRC": os.devnull}
-        self.process = subprocess.Popen(
-            command,
+        self.process = forks.Process(
+            LAUNCHER,
+            log,
+            *arguments,
             stdin=slave,
             stdout=stdout or slave,
             stderr=slave,
@@ -135,6 +137,4 @@ def asked(log):
 
 def piped(log, text, *arguments):
     """(exit status, stdout, stderr) of a command that reads `text` from a pipe."""
-    command = [sys.executable, "-c", LAUNCHER, str(log), *map(str, arguments)]
-    done = subprocess.run(command, input=text, capture_output=True, timeout=WAIT, check=False)
-    return done.returncode, done.stdout.decode(), done.stderr.decode()
+    return forks.run(LAUNCHER, log, *arguments, given=text, timeout=WAIT)
