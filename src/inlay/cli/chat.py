@@ -116,13 +116,9 @@ class _Talk:
         except InlayError as error:
             print(f"error: {error}", file=sys.stderr)
             return True
-        if line is None:
-            return False
-        if line.startswith("/"):
-            self._order(line)
-        elif line:
-            self._answer(line)
-        return True
+        if line:
+            (self._order if line.startswith("/") else self._answer)(line)
+        return line is not None
 
     def say_form(self) -> None:
         """Say so where lines are continued as they stand."""

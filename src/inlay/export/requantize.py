@@ -81,9 +81,7 @@ def merge_quantized(
     output_directory.check_free(target)
     output_directory.check_space(target, 2 * num_bytes(base, adapter))
     with output_directory.new_directory(target) as partial:
-        _write_quantized(
-            base, held, partial, target.name, scheme, keep=[*keep, *_in_sixteen_bits(base)], progress=progress
-        )
+        _write_quantized(base, held, partial, target.name, scheme, keep=keep, progress=progress)
         base.check_unchanged()
         made = load(partial / "made", dtype=str(base.dtype).removeprefix("torch."), task=base.spec, labels=base.labels)
         made.checkpoint = dataclasses.replace(made.checkpoint, name=target.name, reference=str(target.absolute()))
@@ -115,7 +113,8 @@ def _write_quantized(
     write(base, adapter, folder / "dense", lambda done, total: progress(done // 2, total))
     dense = dataclasses.replace(open_checkpoint(folder / "dense"), name=name)
     last_half: Callable[[int, int], None] = lambda done, total: progress((done + total) // 2, total)  # noqa: E731
-    quantize(dense, folder / "made", scheme, keep=keep, refine=True, progress=last_half)
+    kept = [*keep, *_in_sixteen_bits(base)]
+    quantize(dense, folder / "made", scheme, keep=kept, refine=True, progress=last_half)
     shutil.rmtree(folder / "dense")
 
 

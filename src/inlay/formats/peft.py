@@ -255,10 +255,7 @@ def _params(path: Path, tensors: Mapping[str, Tensor], method: Method) -> tuple[
         if found is None:
             problems.append(f"{key}: no tensor of {_type_name(type(method))} has that name")
             continue
-        if not tensors[key].is_floating_point():
-            problems.append(f"{key}: holds whole numbers ({tensors[key].dtype}), which are no weights of an adapter")
-        elif not tensors[key].is_meta and not safetensors.is_finite(tensors[key]):
-            problems.append(f"{key}: holds NaN or infinite values")
+        problems += [f"{key}: holds {fault}" for fault in _faults(tensors[key])]
         module, name = found
         if key.startswith(_SHARED_PREFIX) and not key.startswith(_PREFIX):
             shared[name] = tensors[key]
@@ -282,6 +279,13 @@ def _params(path: Path, tensors: Mapping[str, Tensor], method: Method) -> tuple[
             )
         )
     return params, shared, base_weights
+
+
+def _faults(tensor: Tensor) -> list[str]:
+    """What a tensor holds that no weight of an adapter does."""
+    if not tensor.is_floating_point():
+        return [f"whole numbers ({tensor.dtype}), which are no weights of an adapter"]
+    return ["NaN or infinite values"] if not tensor.is_meta and not safetensors.is_finite(tensor) else []
 
 
 def _split(key: str, method: Method) -> tuple[str, str] | None:

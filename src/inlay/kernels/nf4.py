@@ -163,9 +163,8 @@ def _run(
 ) -> None:
     """Do a job of `total` units; tensors are handed over as the addresses of their data."""
     tensors |= {"code": blocks.nf4_codebook(), "code_bytes": _code_bytes(), "steps": _steps()}
-    offset = 0.0
+    offset = 0.0 if constants is None else constants.offset
     if constants is not None:
-        offset = constants.offset
         tensors["absmax"] = constants.absmax
         if constants.nested is not None and constants.map is not None:
             tensors |= {"nested": constants.nested, "map": constants.map}

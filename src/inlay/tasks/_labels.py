@@ -50,11 +50,7 @@ def class_of(label: str, base: Loaded) -> int:
     - `DataError`: the base has no such class.
     - `ConfigError`: its head does not tell classes apart.
     """
-    kind = getattr(base.model.config, "problem_type", None)
-    if len(base.labels) < 2 or kind in ("regression", "multi_label_classification"):
-        wrong = "this base's head does not choose one class of several"
-        found = f"problem_type {kind}, {len(base.labels)} classes"
-        raise ConfigError(explain(wrong, found=found, do="a base without a head"))
+    _check_chooses(base)
     number = {"false": "0", "true": "1"}.get(label, label)
     if label not in base.labels and _are_unnamed(base.labels) and _WHOLE.fullmatch(number):
         label = f"LABEL_{int(number)}"
@@ -62,6 +58,15 @@ def class_of(label: str, base: Loaded) -> int:
         known = ", ".join(base.labels[:MAX_SHOWN]) + (" ..." if len(base.labels) > MAX_SHOWN else "")
         raise DataError(f"unknown label {label!r}; the classes are {known}")
     return base.labels.index(label)
+
+
+def _check_chooses(base: Loaded) -> None:
+    """Refuse a head that does not tell classes apart."""
+    kind = getattr(base.model.config, "problem_type", None)
+    if len(base.labels) < 2 or kind in ("regression", "multi_label_classification"):
+        wrong = "this base's head does not choose one class of several"
+        found = f"problem_type {kind}, {len(base.labels)} classes"
+        raise ConfigError(explain(wrong, found=found, do="a base without a head"))
 
 
 def _are_unnamed(labels: Sequence[str]) -> bool:

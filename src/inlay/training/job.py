@@ -118,9 +118,8 @@ class Job:
         """The report with what comes after the adapter is safe: scores, picture, and what went wrong before."""
         if kept.place != self.output:
             raise keep.elsewhere(kept) from None
-        if kept.problem is not None:
-            what = f"the record of the run could not be written: {kept.problem}"
-            warnings.warn(f"{what}; the adapter is whole", stacklevel=3)
+        if (problem := kept.problem) is not None:
+            warnings.warn(f"the record of the run could not be written: {problem}; the adapter is whole", stacklevel=3)
         if progress.failure is not None:
             warnings.warn(f"{self.output} holds what was learned in {progress.step} steps", stacklevel=3)
             raise progress.failure
