@@ -1,5 +1,7 @@
 """What training, mixing and merging give is what it was: digests of a table of small runs, kept in `unchanged.json` beside this.
 
+Some rows are compared by default, all of them where the structure of the package changes: `scripts/test --all tests/laws/test_unchanged.py`.
+
 Work on the package's structure has to leave every bit where it was. Each case of the table trains an adapter for twenty steps,
 runs a batch whose rows take that adapter, another one and none, lets it answer, and merges it. Held to the file are
 
@@ -12,7 +14,7 @@ A refusal's exit status and headline are in the file as they are.
 
 A change that is meant to change bits writes the file anew, and says in its commit what changed and why:
 
-    INLAY_WRITE_UNCHANGED=1 scripts/test -n 0 tests/laws/test_unchanged.py
+    INLAY_WRITE_UNCHANGED=1 scripts/test --all -n 0 tests/laws/test_unchanged.py
 
 Where the digests of this processor change, those of others are of the package before, and are taken out of the file. It has
 those of a processor with AVX-512, and of what the same one does as one with AVX2, for which the command is run once more with
@@ -119,6 +121,19 @@ CASES = {
     "vectors-llama": Case(LORA, "llama", "embedding"),
 }
 
+BY_DEFAULT = (
+    "lora-split-steps",
+    "lora-experts",
+    "dora-int8",
+    "prefix",
+    "classes-llama-nf4",
+    "tags-bert",
+    "answers-t5",
+    "vectors-bert",
+)
+"""The rows that every run compares: low-rank, whole-weight, vector and virtual-token methods; each task; both schemes and none;
+both dtypes; decoders, encoders, experts and an encoder with a decoder. The others are slow."""
+
 REFUSALS = {
     "no such command": "frobnicate",
     "an unknown flag": "train base rows.jsonl --output new --lernrate 3",
@@ -154,7 +169,9 @@ def processor():
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in BY_DEFAULT else [pytest.mark.slow]) for name in CASES]
+)
 def test_bits_are_what_they_were(name, tmp_path):
     case = CASES[name]
     found = _observed(case, _place(case, tmp_path))
