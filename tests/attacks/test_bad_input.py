@@ -229,6 +229,10 @@ DATA = {
         '{"prompt": "a", "completion": "b"}\n{"prompt": "a", "completion": " "}\n',
         ["rows.jsonl:2", "empty answer"],
     ),
+    "no_weight": (
+        '{"messages": [{"role": "user", "content": "b"}, {"role": "assistant", "content": "c", "weight": 0}]}\n',
+        ["rows.jsonl:1", "trains on none of its answers", "remove the row"],
+    ),
     "no_answer": ('{"messages": [{"role": "user", "content": "b"}]}\n', ["rows.jsonl:1", "no turn of the assistant"]),
     "too_long": (
         json.dumps({"prompt": "a" * 80, "completion": "b"}),

@@ -1,8 +1,10 @@
 """Where rows come from: splits of folders, the hub's and `datasets`' layouts, lists and frames of Python."""
 
 import json
+import os
 
 import datasets
+import numpy
 import pandas
 import pyarrow
 import pyarrow.parquet
@@ -51,6 +53,9 @@ def files_of(rows):
         (["rows.jsonl", "old/rows.jsonl"], ["rows.jsonl"], [], "old/rows.jsonl"),
         (["rows.jsonl", ".ipynb_checkpoints/rows.jsonl", "._rows.jsonl"], ["rows.jsonl"], [], ""),
         (["train.jsonl", "more.jsonl.gz"], ["train.jsonl"], [], "more.jsonl.gz"),
+        (["train.jsonl", "more.xlsx", "old.TAR"], ["train.jsonl"], [], "more.xlsx, old.TAR"),
+        (["a.JSONL", "b.jsonl"], ["a.JSONL", "b.jsonl"], [], ""),
+        (["a.jsonl", "1/2/3/4/5/b.jsonl"], ["a.jsonl"], [], "1/2/3/4/5"),
     ],
 )  # fmt: skip
 def test_files_of_a_folder_are_trained_on_by_their_split(tmp_path, names, train, held, left):
@@ -120,6 +125,60 @@ def test_a_data_set_that_was_saved_is_read_without_what_arrow_filled_in(tmp_path
     same(data.rows)
     assert data.notes == ("left alone: test/data-00000-of-00001.arrow",)
     same(read_rows(f"{tmp_path / 'dict'}:test"), ROWS[:1])
+
+
+def saved(folder, **rows):
+    datasets.DatasetDict({name: datasets.Dataset.from_list(of) for name, of in rows.items()}).save_to_disk(folder)
+    return folder
+
+
+def test_splits_of_one_kind_that_were_saved_keep_their_names(tmp_path):
+    """One of the two would be left out without a word."""
+    two = saved(tmp_path / "two", train_sft=ROWS, train_gen=ROWS[:1], test_sft=ROWS[:1])
+    with pytest.raises(DataError, match=r"no rows to train on\n(.|\n)*train_gen/.*train_sft/"):
+        read(two)
+    same(read_rows(f"{two}:train_sft"))
+    same(read_rows(f"{two}:train_gen"), ROWS[:1])
+    with pytest.raises(DataError, match="no rows to train on"):
+        read(saved(tmp_path / "unnamed", alpha=ROWS, beta=ROWS))
+    one = saved(tmp_path / "one", train_sft=ROWS, more=ROWS[:1], test=ROWS[:1])
+    same(read(one).rows)
+    same(read_rows(f"{one}:more"), ROWS[:1])
+    with pytest.raises(UnknownNameError, match="has test, train, not dev"):
+        read(f"{one}:dev")
+
+
+def test_a_data_set_that_was_saved_over_a_larger_one_has_its_own_files_alone(tmp_path):
+    datasets.Dataset.from_list(ROWS).save_to_disk(tmp_path, num_shards=2)
+    datasets.Dataset.from_list(ROWS[:1]).save_to_disk(tmp_path, num_shards=1)
+    assert len([*tmp_path.glob("*.arrow")]) == 3  # two of then
+    same(read_rows(tmp_path), ROWS[:1])
+    (tmp_path / "data-00000-of-00001.arrow").unlink()
+    with pytest.raises(DataError, match="a part of this data set is missing"):
+        read(tmp_path)
+    for names in ('[{"filename": "../rows.arrow"}]', "[3]", '"rows"'):
+        (tmp_path / "state.json").write_text(f'{{"_data_files": {names}}}')
+        with pytest.raises(FormatError, match="does not say which files it has"):
+            read(tmp_path)
+
+
+def test_links_that_are_not_followed_are_named(tmp_path):
+    put(tmp_path, "here/a.jsonl", "there/b.jsonl")
+    (tmp_path / "here" / "train").symlink_to(tmp_path / "there")
+    (tmp_path / "here" / "gone.jsonl").symlink_to(tmp_path / "nowhere")
+    data = read(tmp_path / "here")
+    assert files_of(data.rows) == ["here/a.jsonl"]
+    assert data.notes == ("left alone: train, gone.jsonl",)
+
+
+def test_arrays_and_pipes_are_refused_in_words(tmp_path):
+    with pytest.raises(DataError, match="messages is a ndarray, not a list"):
+        read_rows([{"messages": numpy.array(ROWS[0]["messages"], dtype=object)}])
+    with pytest.raises(DataError, match="input is a ndarray, not a string"):
+        read_rows([{"instruction": "a", "input": numpy.array(["b", "c"]), "output": "d"}])
+    os.mkfifo(tmp_path / "rows.jsonl")
+    with pytest.raises(UnknownNameError, match="is neither a file nor a folder"):
+        read_rows(tmp_path / "rows.jsonl")
 
 
 def test_parquet_and_every_value_of_python_give_the_same_rows(tmp_path):

@@ -6,7 +6,7 @@ twice in one object or in one header, since one of the two would be lost.
 """
 
 import csv
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,8 @@ def what(value: Any) -> str:
     """What a value is, in words."""
     if isinstance(value, arrow.Unread):
         return f"a {value.kind}"
-    return "null" if value is None else f"a {type(value).__name__}" if value else f"an empty {type(value).__name__}"
+    is_empty = isinstance(value, Sized) and len(value) == 0  # an array of numpy is neither true nor false
+    return "null" if value is None else f"{'an empty' if is_empty else 'a'} {type(value).__name__}"
 
 
 def kinds() -> str:
@@ -88,9 +89,9 @@ def _reader(path: Path) -> Callable[[Path], Iterator[Numbered]]:
         return arrow.read_parquet
     if start.startswith((b"ARROW1", b"\xff\xff\xff\xff")):
         return arrow.read_ipc
-    reader = READERS.get(path.suffix)
+    reader = READERS.get(path.suffix.lower())
     if reader is None:
-        do = ROWS_OF_TEXT if path.suffix in (".txt", ".md", "") else f"a file of {kinds()}, named so"
+        do = ROWS_OF_TEXT if path.suffix.lower() in (".txt", ".md", "") else f"a file of {kinds()}, named so"
         raise FormatError(explain("this kind of data file is not known", found=str(path), do=do))
     _check_size(path)
     return reader
@@ -105,7 +106,7 @@ def _check_size(path: Path) -> None:
 
 def _read_json(path: Path) -> Iterator[Numbered]:
     with path.open(encoding="utf-8-sig") as file:
-        yield from json_text.values(file, path, MAX_ROW_CHARACTERS, one_per_line=path.suffix != ".json")
+        yield from json_text.values(file, path, MAX_ROW_CHARACTERS, one_per_line=path.suffix.lower() != ".json")
 
 
 def _read_csv(path: Path) -> Iterator[Numbered]:
@@ -113,7 +114,7 @@ def _read_csv(path: Path) -> Iterator[Numbered]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             lines = json_text.bounded_lines(file, path, MAX_ROW_CHARACTERS)
-            reader = csv.reader(lines, delimiter="\t" if path.suffix == ".tsv" else ",", strict=True)
+            reader = csv.reader(lines, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
             header = next(reader, [])
             _check_header(header, path)
             for row in reader:

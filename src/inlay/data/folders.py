@@ -6,16 +6,18 @@
     dataset_dict.json train/ test/                as `datasets` saves it; also state.json and data-00000-of-00001.arrow
 
 A file belongs to the split that its name says, or else the nearest folder's; without one it is trained on where no other file
-is named for training. Files of the test split are never trained on, and nothing is left alone without a word.
+is named for training. Files of the test split are never trained on, and nothing is left alone without a word. Two splits of
+one kind that `datasets` saved, such as train_sft and train_gen, keep their names: which of them is meant is not guessed.
 """
 
 import dataclasses
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from inlay.data import files
+from inlay.data import files, json_text
 from inlay.errors import DataError, FormatError, explain, few
 
 SPLITS = {
@@ -39,11 +41,16 @@ NO_SPLIT = ""
 _ABOUT = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 """Files of `datasets` that describe the data and hold no rows."""
 
-_LEFT = (".gz", ".zst", ".bz2", ".xz", ".zip", ".txt")
+_LEFT = {
+    *(".gz", ".zst", ".bz2", ".xz", ".lz4", ".zip", ".7z", ".rar", ".tar", ".tgz", ".txt"),
+    *(".xlsx", ".xls", ".ods", ".pkl", ".pickle", ".feather", ".orc", ".avro", ".tfrecord", ".npy", ".npz", ".h5"),
+    *(".db", ".sqlite"),
+}
 """Endings of files that may hold rows and are not read: they are named."""
 
 _SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})\b")
 _MAX_DEPTH = 4
+_MAX_RECORD_BYTES = 10_000_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,13 +72,15 @@ def look(folder: Path) -> Folder:
     - `FormatError`: a file is named for two splits.
     """
     if os.path.isfile(folder / "dataset_dict.json"):
-        parts = [child for child in sorted(folder.iterdir()) if child.is_dir() and os.path.isfile(child / "state.json")]
-        return Folder({_split_of(part.name) or NO_SPLIT: _saved(part) for part in parts}, [])
+        parts = [child for child in sorted(folder.iterdir()) if os.path.isfile(child / "state.json")]
+        kinds = {part: _split_of(part.name) or NO_SPLIT for part in parts}
+        alike = Counter(kinds.values())
+        return Folder({kind if alike[kind] == 1 else part.name: _saved(part) for part, kind in kinds.items()}, [])
     if os.path.isfile(folder / "state.json"):
         return Folder({NO_SPLIT: _saved(folder)}, [])
-    inside = _inside(folder)
-    found = [path for path in inside if path.suffix in files.READERS and path.name not in _ABOUT]
-    left = [path for path in inside if path.suffix in _LEFT]
+    inside, left = _inside(folder)
+    found = [path for path in inside if path.suffix.lower() in files.READERS and path.name not in _ABOUT]
+    left += [path for path in inside if path.suffix.lower() in _LEFT]
     chosen = _one_set(folder, found, left)
     _check_shards(chosen)
     splits: dict[str, list[Path]] = {}
@@ -98,28 +107,51 @@ def _one_set(folder: Path, found: list[Path], left: list[Path]) -> list[Path]:
     return sets.get("") or next(iter(sets.values()))
 
 
-def _inside(folder: Path) -> list[Path]:
-    """The files of a folder and of those in it, sorted, without hidden ones."""
+def _inside(folder: Path) -> tuple[list[Path], list[Path]]:
+    """(The files of a folder and of those in it, sorted, what is not gone into or leads nowhere), without hidden ones."""
     found: list[Path] = []
+    left: list[Path] = []
     for place, folders, names in os.walk(folder):
         depth = len(Path(place).relative_to(folder).parts)
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and depth < _MAX_DEPTH)
-        found += [Path(place) / name for name in names if not name.startswith(".")]
-    return sorted(path for path in found if path.is_file())
+        inner = [Path(place) / name for name in sorted(folders) if not name.startswith(".")]
+        beyond = [path for path in inner if depth >= _MAX_DEPTH or path.is_symlink()]
+        folders[:] = [path.name for path in inner if path not in beyond]
+        files_here = [Path(place) / name for name in names if not name.startswith(".")]
+        found += [path for path in files_here if path.is_file()]
+        left += [*beyond, *(path for path in files_here if not path.is_file())]
+    return sorted(found), left
 
 
 def _saved(folder: Path) -> list[Path]:
-    """The Arrow files of a data set that `datasets` saved, in order.
+    """The Arrow files of a data set that `datasets` saved, in order: those that its record names, since a folder that was saved
+    into before may hold the files of then.
 
     **Raises:**
 
-    - `DataError`: it has none.
+    - `DataError`: it has none, or one is missing.
+    - `FormatError`: its record is none.
     """
-    found = sorted(folder.glob("data-*-of-*.arrow"))
-    if not found:
+    names = _named(folder / "state.json")
+    if not names:
         raise DataError(explain("a saved data set has no data files", found=str(folder), do="save it again"))
-    _check_shards(found)
-    return found
+    missing = [str(folder / name) for name in names if not os.path.isfile(folder / name)]
+    if missing:
+        raise DataError(explain("a part of this data set is missing", found=few(missing), do="fetch it whole"))
+    return [folder / name for name in names]
+
+
+def _named(record: Path) -> list[str]:
+    """The files that the record of a saved data set names, all of them beside it."""
+    try:
+        with record.open("rb") as file:
+            found = json_text.decode(file.read(_MAX_RECORD_BYTES).decode())
+        names = [str(each["filename"]) for each in found["_data_files"]]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        names = [""]
+    if not all(name and Path(name).name == name for name in names):
+        do = "save it again"
+        raise FormatError(explain("a saved data set does not say which files it has", found=str(record), do=do))
+    return names
 
 
 def _split_of(name: str) -> str | None:

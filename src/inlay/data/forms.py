@@ -93,7 +93,8 @@ class _Columns:
 
     def first(self, keys: Iterable[str]) -> str | None:
         """The first of some columns that is there and not empty."""
-        return next((key for key in keys if key in self.given and self.given[key] not in ("", [])), None)
+        given = {key: self.given[key] for key in keys if key in self.given}
+        return next((key for key, item in given.items() if not isinstance(item, str | list) or item), None)
 
     def unused(self) -> list[str]:
         """Those that were not taken, but for the ones that say nothing."""

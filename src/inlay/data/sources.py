@@ -89,7 +89,7 @@ def read(source: "Source | Data[Found]", rows_of: RowsOf[Found], splits: Sequenc
     wanted = next((split for split in splits if split in opened.splits), None)
     if wanted is None:
         found = ", ".join(_names(opened, set(opened.splits)))
-        do = "name the file itself, if it is what to train on"
+        do = "name the split behind it, as in DATA:SPLIT, or the file itself, if it is what to train on"
         raise DataError(explain("this data has no rows to train on", found=f"{name_of(source)}: {found}", do=do))
     is_training = tuple(splits) == TRAIN
     unused: Counter[str] = Counter()
@@ -214,12 +214,15 @@ def _open_name(name: str) -> _Opened:
 
 
 def _only(splits: dict[str, list[_Part]], split: str, path: Path) -> _Opened:
-    wanted = folders.SPLITS.get(split.lower(), split)
-    if wanted not in splits:
-        known = ", ".join(name for name in splits if name) or "files without a split"
-        found = f"{path} has {known}, not {split}"
-        raise UnknownNameError(explain("there is no such split", found=found, do=f"{path}:{next(iter(splits))}"))
-    return _Opened({folders.NO_SPLIT: splits[wanted]})
+    parts = splits.get(folders.SPLITS.get(split.lower(), split)) or splits.get(split)
+    if not parts:  # a split whose name says another: train_sft, where that is the one to train on
+        parts = [part for found in splits.values() for part in found if Path(part.name).parts[0] == split]
+    if not parts:
+        known = [name for name in splits if name]
+        found = f"{path} has {', '.join(known) or 'files without a split'}, not {split}"
+        do = f"{path}:{known[0]}" if known else str(path)
+        raise UnknownNameError(explain("there is no such split", found=found, do=do))
+    return _Opened({folders.NO_SPLIT: parts})
 
 
 def _from_hub(name: str) -> _Opened:
@@ -231,7 +234,7 @@ def _from_hub(name: str) -> _Opened:
         raise UnknownNameError(
             explain(
                 "there is no such data",
-                found=f"{name} does not exist",
+                found=f"{name} {'is neither a file nor a folder' if os.path.exists(name) else 'does not exist'}",
                 do=str(path.parent / near) if near else "a file, a folder, or a name on the hub such as owner/name",
             )
         )

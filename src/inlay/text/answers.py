@@ -90,10 +90,11 @@ def begun(*row: Any, **how: Any) -> Callable[[], list[Draft]]:
         return lambda: make().drafts()
 
 
-def _check_answers(messages: Sequence[Message], turns: Sequence[int], source: str) -> None:
+def _check_answers(messages: Sequence[Message], turns: Sequence[int], source: str, *, are_left: bool) -> None:
     if not turns:
-        do = "add its answer, or --train-on all"
-        raise DataError(explain("a row has no turn of the assistant", found=source, do=do))
+        do = "remove the row" if are_left else "add its answer, or --train-on all"
+        wrong = "a row trains on none of its answers" if are_left else "a row has no turn of the assistant"
+        raise DataError(explain(wrong, found=source, do=do))
     for each in (messages[i] for i in turns):
         if not ((each.get("content") or "").strip() or each.get("tool_calls")):
             raise DataError(explain("a row has an empty answer", found=source, do="remove the row"))
@@ -118,7 +119,7 @@ class _Row:
         answers = [i for i, each in enumerate(messages) if each["role"] == "assistant" and i >= len(prompts)]
         self.turns = turns = [i for i in answers if trained is None or trained[i]]
         if not train_on_all:
-            _check_answers(messages, turns, source)
+            _check_answers(messages, turns, source, are_left=bool(answers))
         self.added = added_tokens(tokenizer)
         self.talk = Conversation(tokenizer, messages, source, tools)
         calls = [call for message in messages for call in message.get("tool_calls") or [] if isinstance(call, Mapping)]
