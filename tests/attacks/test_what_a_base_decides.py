@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import inlay
-from inlay.errors import CompatibilityError
+from inlay.errors import CompatibilityError, FormatError
 from inlay.io import configuration
 from tests.support.command import run
 
@@ -146,12 +146,38 @@ def test_weights_of_biases_that_the_configuration_does_not_have_are_refused(plac
     assert "q_proj.bias is not used" in err
 
 
+@pytest.mark.parametrize(
+    "name", ["mlp.up_proj.weight_scale_inv", "mlp.up_proj.SCB", "self_attn.q_norm.weight", "self_attn.q_proj.lora_A.default.weight"]
+)  # fmt: skip
+def test_weights_that_would_change_a_layer_are_refused(place, name):
+    """Scales of weights that the configuration does not call quantised, norms of another architecture, an adapter."""
+    rewrite(place, **{f"model.layers.0.{name}": torch.ones(4)})
+    with pytest.raises(FormatError, match=rf"leaves out(.|\n)*model.layers.0.{name} is not used"):
+        inlay.load(place / "other")
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.int64])
+def test_weights_that_are_whole_numbers_are_refused(place, dtype):
+    """What they are multiplied with is written nowhere."""
+    name = "model.layers.1.mlp.down_proj.weight"
+    rewrite(place, **{name: torch.ones(20, 28).to(dtype)})
+    with pytest.raises(FormatError, match=rf"whole numbers for weights(.|\n)*{name}"):
+        inlay.load(place / "other")
+
+
+def test_the_form_of_answers_that_a_configuration_asks_for_is_not_followed(place):
+    wanted = inlay.load(place / "other").generate(["say 3"], max_new_tokens=3)
+    change(place / "other" / "config.json", return_dict=False)
+    assert inlay.load(place / "other").generate(["say 3"], max_new_tokens=3) == wanted
+
+
 def test_weights_that_a_model_has_no_place_for_are_passed_over(place):
     extra = {
         "vision_tower.layers.0.weight": torch.ones(3),
         "score.weight": torch.ones(2, 20),
         "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(2),
         "model.layers.0.self_attn.masked_bias": torch.ones(1),
+        "model.layers.0.mlp.up_proj.total_ops": torch.ones(1),
     }
     wanted = inlay.load(place / "other").generate(["say 3"], max_new_tokens=3)
     rewrite(place, **extra)

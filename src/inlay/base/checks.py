@@ -232,3 +232,32 @@ def check_layers(model: torch.nn.Module, unexpected: Iterable[str], checkpoint: 
                 do='the "num_hidden_layers" that config.json had, or fetch it again',
             )
         )
+
+
+def check_fractions(checkpoint: Checkpoint, quantized: tuple[str, ...]) -> None:
+    """Refuse weights that are whole numbers where nothing says what they are multiplied with.
+
+    **Arguments:**
+
+    - `quantized`: how the names of the weights begin that the configuration says to be quantised.
+
+    **Raises:**
+
+    - `FormatError`: there are others.
+    """
+    whole = [
+        f"{checkpoint.directory}: {name} of dtype {entry.dtype}"
+        for name, entry in checkpoint.tensors.items()
+        if name.endswith(".weight")
+        and not name.startswith(quantized)
+        and entry.dtype[0] in "IUB"
+        and entry.dtype != "BF16"
+    ]
+    if whole:
+        raise FormatError(
+            explain(
+                "this checkpoint holds whole numbers for weights, and does not say how they are quantised",
+                found=few(whole),
+                do="the same model in bfloat16 or float32, and --quantize int8",
+            )
+        )

@@ -22,6 +22,7 @@ from inlay.base import meta_model
 from inlay.base.base import Base
 from inlay.base.cache import cached
 from inlay.base.checks import (
+    check_fractions,
     check_labels,
     check_layers,
     check_special_tokens,
@@ -205,6 +206,7 @@ def _model(chosen: _Choices, dtype: torch.dtype | None) -> tuple[nn.Module, list
     auto: Any = getattr(transformers, spec.auto_class)
     try:
         config = configuration(checkpoint, chosen.labels)
+        config.return_dict = True  # a file that wants tuples speaks to other callers
         how = meta_model.arguments(config, packed) if packed else {"config": config}
         loaded: Any = auto.from_pretrained(
             checkpoint.directory,
@@ -232,6 +234,7 @@ def _model(chosen: _Choices, dtype: torch.dtype | None) -> tuple[nn.Module, list
     if problems:
         raise _incomplete(checkpoint, problems, spec, getattr(model, "base_model_prefix", ""))
     _check_used(model, sorted(set(report["unexpected_keys"])), packed, checkpoint)
+    check_fractions(checkpoint, tuple(f"{path}." for path in packed))
     for name in spec.dropped_modules:
         if isinstance(getattr(model, name, None), nn.Module):
             setattr(model, name, None)  # models that can be made without it ask whether it is there
@@ -255,20 +258,26 @@ def _incomplete(
     )
 
 
+_COUNTS = (".total_ops", ".total_params")
+"""Ends of names that a well-known counter of operations leaves in every module that it counted."""
+
+
 def _check_used(model: nn.Module, unused: list[str], packed: bitsandbytes.Quantized, checkpoint: Checkpoint) -> None:
-    """Refuse weights of the file that the model would hold if its configuration were another: more layers, biases.
+    """Refuse weights of the file that the model would hold if its configuration were another: more layers, biases, norms within
+    a layer, the scales of quantised weights.
 
     Heads of other tasks, and parts of models that see or hear, are not among them; what a model can make itself is no weight.
     """
     modules = {path for path, _ in model.named_modules()}
+    weighted = tuple(f"{path}." for path, part in model.named_modules() if path and "weight" in part._parameters)
     prefix, taken = getattr(model, "base_model_prefix", ""), tuple(f"{path}." for path in packed)
     problems = []
     for key in unused:
-        if key.startswith(taken) or not key.endswith((".weight", ".bias")):
+        if key.startswith(taken) or key.endswith(_COUNTS):
             continue
-        names = [
-            name for name in (key, key.removeprefix(f"{prefix}."), f"{prefix}.{key}") if _would_hold(name, modules)
-        ]
+        forms = (key, key.removeprefix(f"{prefix}."), f"{prefix}.{key}")
+        is_weight = key.endswith((".weight", ".bias"))
+        names = [name for name in forms if name.startswith(weighted) or (is_weight and _would_hold(name, modules))]
         entry = checkpoint.tensors.get(key)
         if names and (entry is None or entry.dtype not in ("BOOL", "U8")):  # masks of old checkpoints are called bias
             problems.append(f"{key} is not used")
@@ -284,7 +293,7 @@ def _check_used(model: nn.Module, unused: list[str], packed: bitsandbytes.Quanti
 
 
 def _would_hold(name: str, modules: set[str]) -> bool:
-    """A tensor of this name belongs to one of the modules, or to a layer beside theirs with another number."""
+    """A tensor of this name belongs to one of the modules, to a part of a numbered layer, or to such a layer beside theirs."""
     path = name.rpartition(".")[0]
     if path in modules:
         return True
@@ -294,7 +303,7 @@ def _would_hold(name: str, modules: set[str]) -> bool:
         return False
     first = numbered[0]
     siblings = ".".join([*parts[:first], "0", *parts[first + 1 :]])
-    return ".".join(parts[: first + 1]) not in modules and siblings in modules
+    return ".".join(parts[: first + 1]) in modules or siblings in modules
 
 
 def _fill_(model: nn.Module, chosen: _Choices, limit: int | None) -> None:
