@@ -51,7 +51,7 @@ for _ in range(200):
     optimizer.zero_grad()
 new_images, new_labels = rows(256)
 accuracy = (model(new_images).argmax(1) == new_labels).float().mean().item()
-print(f"{attached.get('default').num_weights} weights trained, {100 * accuracy:.0f} % of new images right")
+print(f"{attached['default'].num_weights} weights trained, {100 * accuracy:.0f} % of new images right")
 
 # rows of one batch may take it or leave it
 with attached.using(["default", None]):

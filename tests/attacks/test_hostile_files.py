@@ -26,6 +26,7 @@ CONFIGS = [
     ("lora_alpha", 1e300),
     ("lora_alpha", float("nan")),
     ("lora_alpha", 0),
+    ("lora_alpha", None),
     ("lora_dropout", [0]),
     ("use_rslora", "yes"),
     ("rank_pattern", [1]),

@@ -147,12 +147,19 @@ def test_weights_of_biases_that_the_configuration_does_not_have_are_refused(plac
 
 
 @pytest.mark.parametrize(
-    "name", ["mlp.up_proj.weight_scale_inv", "mlp.up_proj.SCB", "self_attn.q_norm.weight", "self_attn.q_proj.lora_A.default.weight"]
-)  # fmt: skip
+    "name",
+    [
+        "model.layers.0.mlp.up_proj.weight_scale_inv",
+        "model.layers.0.mlp.up_proj.SCB",
+        "model.layers.0.self_attn.q_norm.weight",
+        "model.layers.0.self_attn.q_proj.lora_A.default.weight",
+        "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight",
+    ],
+)
 def test_weights_that_would_change_a_layer_are_refused(place, name):
     """Scales of weights that the configuration does not call quantised, norms of another architecture, an adapter."""
-    rewrite(place, **{f"model.layers.0.{name}": torch.ones(4)})
-    with pytest.raises(FormatError, match=rf"leaves out(.|\n)*model.layers.0.{name} is not used"):
+    rewrite(place, **{name: torch.ones(4)})
+    with pytest.raises(FormatError, match=rf"leaves out(.|\n)*{name} is not used"):
         inlay.load(place / "other")
 
 

@@ -269,7 +269,8 @@ def _check_used(model: nn.Module, unused: list[str], packed: bitsandbytes.Quanti
     Heads of other tasks, and parts of models that see or hear, are not among them; what a model can make itself is no weight.
     """
     modules = {path for path, _ in model.named_modules()}
-    weighted = tuple(f"{path}." for path, part in model.named_modules() if path and "weight" in part._parameters)
+    weighted = {f"{path}." for path, part in model.named_modules() if path and "weight" in part._parameters}
+    own = (*weighted, "base_model.model.")  # or an adapter's, in the exchange format
     prefix, taken = getattr(model, "base_model_prefix", ""), tuple(f"{path}." for path in packed)
     problems = []
     for key in unused:
@@ -277,7 +278,7 @@ def _check_used(model: nn.Module, unused: list[str], packed: bitsandbytes.Quanti
             continue
         forms = (key, key.removeprefix(f"{prefix}."), f"{prefix}.{key}")
         is_weight = key.endswith((".weight", ".bias"))
-        names = [name for name in forms if name.startswith(weighted) or (is_weight and _would_hold(name, modules))]
+        names = [name for name in forms if name.startswith(own) or (is_weight and _would_hold(name, modules))]
         entry = checkpoint.tensors.get(key)
         if names and (entry is None or entry.dtype not in ("BOOL", "U8")):  # masks of old checkpoints are called bias
             problems.append(f"{key} is not used")

@@ -196,11 +196,17 @@ def _method(path: Path, config: Mapping[str, Any]) -> Method:
             )
         )
     values = {
-        field.name: config[field.name] for field in dataclasses.fields(chosen) if config.get(field.name) is not None
+        field.name: config[field.name]
+        for field in dataclasses.fields(chosen)
+        if config.get(field.name) is not None or (field.name in config and field.name in _NUMBERS)
     }
     with json_files.about(path):
         fields.fitted(_AboutTheBase, config)
         return chosen(**fields.fitted(chosen, {**chosen.peft.defaults, **values}))
+
+
+_NUMBERS = ("r", "lora_alpha")
+"""What peft computes with, so that a file in which it is null has no meaning there."""
 
 
 def _has(method: Method, field: str) -> bool:
