@@ -218,9 +218,7 @@ def _model(chosen: _Choices, dtype: torch.dtype | None) -> tuple[nn.Module, list
             ignore_mismatched_sizes=True,  # they are reported below, all of them
             output_loading_info=True,
         )
-    except (
-        Exception
-    ) as error:  # whatever the code of a thousand architectures raises on numbers that it was not made for
+    except Exception as error:  # the code of a thousand architectures, on numbers that it was not made for
         raise meta_model.unknown_architecture(checkpoint, error, spec.auto_class) from None
     model, report = loaded
     check_layers(model, report["unexpected_keys"], checkpoint)
