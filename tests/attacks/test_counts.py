@@ -25,7 +25,6 @@ COUNTS = {
         "id2label=200,000: more than any model has",
     ),
     "positions": ({"max_position_embeddings": 10**9}, "max_position_embeddings=1,000,000,000: the files hold "),
-    "no window": ({"sliding_window": 0}, "sliding_window=0: below 1"),
     "no positions": ({"max_position_embeddings": 0}, "max_position_embeddings=0: below 1"),
     "a part of it": ({"text_config": {"num_hidden_layers": 10**8}}, "num_hidden_layers=100,000,000: more than"),
     "as a fraction": ({"num_hidden_layers": 1e9}, "num_hidden_layers=1,000,000,000: more than"),

@@ -39,7 +39,7 @@ _WIDTHS = (
 )
 _MORE_LAYERS, _MORE_NUMBERS, _MORE_POSITIONS = 64, 2**22, 2**26
 _NOT_NEGATIVE = ("vocab_size", "hidden_size", "num_attention_heads", "num_hidden_layers", "intermediate_size")
-_LEAST = dict.fromkeys(_NOT_NEGATIVE, 0) | {"max_position_embeddings": 1, "sliding_window": 1}
+_LEAST = dict.fromkeys(_NOT_NEGATIVE, 0) | {"max_position_embeddings": 1}
 
 
 def check(path: Path, config: Mapping[str, Any], tensors: Mapping[str, TensorEntry]) -> None:
