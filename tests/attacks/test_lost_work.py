@@ -143,6 +143,7 @@ def test_a_step_that_fails_costs_that_step_alone(place, monkeypatch):
         inlay.train(base, place / "rows.jsonl", output=place / "new", max_steps=5)
     assert record(place)["training"]["steps"] == 2
     assert base.adapters["new"].trained is False
+    assert base.get("new") is base.adapters["new"]
 
 
 def test_the_first_step_that_fails_leaves_nothing(place, monkeypatch):

@@ -150,11 +150,8 @@ class Base:
         about: dict[str, Any] = {"name": self.task} | ({"labels": list(self.labels)} if self.labels else {})
         about |= {} if self.pooling == MEAN else {"pooling": self.pooling}
         brought = tasks.TABLE.origin(self.task)
-        return (
-            {}
-            if self.task == DEFAULT_TASK
-            else {"task": about, **({"needs": {"task": str(brought)}} if brought else {})}
-        )
+        needs = {"needs": {"task": str(brought)}} if brought else {}
+        return {} if self.task == DEFAULT_TASK else {"task": about, **needs}
 
     @cached_property
     def pooling(self) -> str:
@@ -169,6 +166,10 @@ class Base:
     @active.setter
     def active(self, rows: Rows) -> None:
         self.adapters.active = rows
+
+    def get(self, name: str) -> Adapter:
+        """The attached adapter of that name: `adapters[name]`."""
+        return self.adapters[name]
 
     def using(
         self, rows: Rows, *, brings: bool = False, generator: torch.Generator | None = None
