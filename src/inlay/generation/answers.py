@@ -17,9 +17,6 @@ from inlay.generation.stopping import stopping
 from inlay.model import targets
 from inlay.modules import trial
 
-TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
-"""How far logits beside padding may differ, as part of the largest of them: above rounding."""
-
 EFFECT = 0.1
 """How far they may differ, as part of what the padding does to them where it is taken for tokens."""
 
@@ -153,5 +150,5 @@ def minds_padding(model: Any, pad: int) -> bool:
     except Exception:  # any model's code may refuse in any way: its rows are then answered apart
         return True
     error, effect = (padded - alone).abs().max().item(), (taken - alone).abs().max().item()
-    allowed = TOLERANCE.get(model.dtype, 1e-3) * alone.abs().max().item()
+    allowed = trial.TOLERANCE.get(model.dtype, 1e-3) * alone.abs().max().item()
     return not (error <= allowed or error <= EFFECT * effect)

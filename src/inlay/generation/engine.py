@@ -32,9 +32,6 @@ MAX_TOKENS = 512
 MAX_ROWS = 64
 """Sequences that run at a time."""
 
-TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
-"""How far logits in the trial may differ, as part of the largest of them: above rounding, well below another context."""
-
 
 class Engine:
     """Sequences under way on a model: `add` requests, and `step` until they are over.
@@ -103,11 +100,10 @@ class Engine:
         chosen = self.scheduler.step()
         if not chosen:
             return []
-        asked = [(one, count) for one, count in chosen]
-        places, rows = self._asked(asked)
-        logits = self._logits(asked, places)
+        places, rows = self._asked(chosen)
+        logits = self._logits(chosen, places)
         grown = []
-        for (sequence, count), (first, last) in zip(asked, rows, strict=True):
+        for (sequence, count), (first, last) in zip(chosen, rows, strict=True):
             self.scheduler.computed(sequence, count)
             if first == last:
                 continue
@@ -209,7 +205,7 @@ class Engine:
                     )
                 ) from error
         for one, other in zip(actual, expected, strict=True):
-            allowed = TOLERANCE.get(self.model.dtype, 1e-3) * other.abs().max()
+            allowed = trial.TOLERANCE.get(self.model.dtype, 1e-3) * other.abs().max()
             if one.shape != other.shape or not (one - other).abs().max() <= allowed:
                 raise CompatibilityError(
                     explain(

@@ -62,7 +62,7 @@ class Kept:
     """The places of a step's tokens, for the attention of its layers."""
 
     def __init__(self, pages: Pages, spans: Many[Span], device: torch.device):
-        self._pages, self._spans = pages, spans
+        self._pages = pages
         places = [
             (span.blocks[t // SIZE], t % SIZE) for span in spans for t in range(span.first, span.first + span.count)
         ]

@@ -27,9 +27,6 @@ from inlay.modules import trial
 VIRTUAL = 2
 """Virtual tokens that a model is tried on."""
 
-TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
-"""How far the logits may differ, as part of the largest of them: above rounding."""
-
 EFFECT = 0.2
 """How far they may differ, as part of what the virtual tokens do to them."""
 
@@ -96,7 +93,7 @@ def _difference(model: Any, router: Router, table: nn.Module, is_prefix: bool, n
     if actual.shape != expected.shape:
         return f"its answer is of shape {tuple(actual.shape)}, where {tuple(expected.shape)} was due"
     error, effect = (actual - expected).abs().max().item(), (without - expected).abs().max().item()
-    allowed = TOLERANCE.get(expected.dtype, 1e-3) * expected.abs().max().item()
+    allowed = trial.TOLERANCE.get(expected.dtype, 1e-3) * expected.abs().max().item()
     if error <= allowed and (error <= EFFECT * effect or error == 0):
         return None
     same = (actual - without).abs().max().item() <= allowed

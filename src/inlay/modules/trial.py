@@ -23,6 +23,9 @@ from torch import Tensor, nn
 
 from inlay.core.product import one_thread
 
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
+"""How far two ways to one result may differ, as part of its largest number: above rounding, well below another context."""
+
 TOKENS = 5
 """Tokens of a row that a model is tried on."""
 

@@ -24,6 +24,7 @@ from inlay.model import attention, targets
 from inlay.model.adapted import Adapted
 from inlay.model.batch import Batch, passing
 from inlay.model.prompts import virtual_ids
+from inlay.modules import trial
 from inlay.modules.fused import fuse_rotation_
 from inlay.tasks import _batch as batch
 from inlay.tasks import _memory as memory
@@ -32,9 +33,6 @@ from inlay.text.mask import Example
 
 PROBE_LENGTHS = (5, 3)
 """Tokens of the documents that a base is tried on."""
-
-PROBE_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
-"""How far the last hidden states may differ, as part of the largest of them: above rounding, well below another context."""
 
 PROBE_LOGITS = 100.0
 """Size of what the head is made to say: beyond the caps that models have, which small logits would not meet."""
@@ -132,7 +130,7 @@ def _problem(base: Loaded) -> str | None:
     if not torch.equal(logits, said.to(logits.dtype)):
         return "it changes what its head says"
     expected = torch.cat([given[row, :length] for row, length in enumerate(packed.lengths)])
-    allowed = PROBE_TOLERANCE.get(expected.dtype, 1e-3) * expected.abs().max()
+    allowed = trial.TOLERANCE.get(expected.dtype, 1e-3) * expected.abs().max()
     if actual.shape != expected.shape or not (actual - expected).abs().max() <= allowed:
         return "its tokens see more than the row that they are in"
     return None
