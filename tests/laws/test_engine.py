@@ -1,5 +1,6 @@
 """Many requests at a time are answered as each alone: to the token, under every method, however blocks and parts fall."""
 
+import gc
 import random
 
 import pytest
@@ -171,6 +172,57 @@ def test_logits_that_are_no_numbers_end_the_answers_of_their_own_adapter():
     for request, answer, sequence in zip(requests, expected, _by_number(engine.run(requests)), strict=True):
         is_broken = request.adapter is held["a"]
         assert (sequence.answer, sequence.ending) == (([], "error") if is_broken else (answer, "length"))
+
+
+def test_keys_are_not_those_of_an_adapter_that_is_gone():
+    held = _held("llama")
+    engine, (row,) = _engine(held), _prompts([2 * SIZE + 3])
+
+    def answer(name):
+        request = Request(tokens=row, adapter=held[name], max_new_tokens=NEW)
+        (sequence,) = engine.run([request])
+        assert sequence.answer == _alone(held, request)
+
+    for name in "ab":
+        answer(name)
+    held.detach("a")
+    gc.collect()
+    for number in range(3):
+        name = f"new {number}"
+        models.randomize(held.attach(inlay.Lora(r=2, lora_alpha=4), name, seed=number), seed=7 + number)
+        answer(name)
+
+
+class _Alternating:
+    """Even and odd tokens in turn, and nothing after `most` of them."""
+
+    def __init__(self, most=NEW):
+        self.seen, self.most = [], most
+
+    def allowed(self, num_tokens):
+        if len(self.seen) == self.most:
+            return None
+        return torch.arange(num_tokens) % 2 == len(self.seen) % 2
+
+    def advance(self, token):
+        self.seen.append(token)
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), WIDE])
+def test_a_constraint_decides_what_may_be_drawn(sampling):
+    held = _held("llama")
+    plain, *others = _requests(held, num_logprobs=0)
+    ways = [_Alternating(), _Alternating(most=5)]
+    asked = [Request(**{**vars(plain), "sampling": sampling, "constraint": way}) for way in ways]
+    whole, short, *rest = _by_number(_engine(held, **TIGHT).run([*asked, *others]))
+    assert [token % 2 for token in whole.answer] == [0, 1] * (NEW // 2)
+    assert (ways[0].seen, ways[1].seen) == (whole.answer, short.answer)
+    assert (short.answer, short.ending, whole.ending) == (whole.answer[:5], "error", "length")
+    assert [one.answer for one in rest] == [_alone(held, request) for request in others]
+    tokens = torch.tensor([[*plain.tokens, *whole.answer]])
+    with torch.no_grad(), held.using(None):
+        wanted = held.module(input_ids=tokens).logits[0].log_softmax(-1)[len(plain.tokens) - 1]
+    assert whole.logprobs[0].value == pytest.approx(float(wanted[whole.answer[0]]), abs=1e-5)  # of the model itself
 
 
 def test_what_has_no_room_is_refused():

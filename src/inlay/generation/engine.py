@@ -61,8 +61,9 @@ class Engine:
         count = max(1, cache_tokens // SIZE)
         self.blocks, self.pages = Blocks(count), Pages(count)
         self.scheduler = Scheduler(self.blocks, self._owner, max_rows=max_rows, max_tokens=max_tokens)
-        self._numbers = itertools.count()
+        self._numbers, self._next_serial = itertools.count(), itertools.count()
         self._serials: weakref.WeakKeyDictionary[Adapter, int] = weakref.WeakKeyDictionary()
+        """A number for each adapter that no other ever had: blocks outlive the adapters that made them."""
         self._check()
 
     def add(self, request: Request) -> Sequence:
@@ -158,13 +159,23 @@ class Engine:
         if not torch.isfinite(logits).any() or torch.isnan(logits).any():
             sequence.ending = "error"
         else:
-            request = sequence.request
-            token = request.sampling.choose(logits, request.tokens, sequence.answer, sequence.generator)
-            if request.num_logprobs is not None:
-                sequence.logprobs.append(_logprob(logits, token, request.num_logprobs))
-            sequence.append(token)
+            self._draw(sequence, logits)
         if sequence.ending:
             self.scheduler.remove(sequence)
+
+    def _draw(self, sequence: Sequence, logits: Tensor) -> None:
+        request, drawn_from = sequence.request, logits
+        if request.constraint is not None:
+            if (allowed := request.constraint.allowed(len(logits))) is None:
+                sequence.ending = "error"
+                return
+            drawn_from = logits.masked_fill(~allowed.to(logits.device), -torch.inf)
+        token = request.sampling.choose(drawn_from, request.tokens, sequence.answer, sequence.generator)
+        if request.num_logprobs is not None:
+            sequence.logprobs.append(_logprob(logits, token, request.num_logprobs))
+        if request.constraint is not None:
+            request.constraint.advance(token)
+        sequence.append(token)
 
     def _note_prompt(self, sequence: Sequence, count: int, logits: Tensor) -> None:
         """Keep how likely the prompt's tokens were."""
@@ -179,7 +190,8 @@ class Engine:
         adapter = sequence.request.adapter
         if adapter is None:
             return b"base"
-        serial = self._serials.setdefault(adapter, len(self._serials))
+        if (serial := self._serials.get(adapter)) is None:
+            serial = self._serials[adapter] = next(self._next_serial)
         versions = sum(0 if tensor.is_inference() else tensor._version for tensor in adapter.tensors())
         return f"{serial}.{versions}".encode()
 

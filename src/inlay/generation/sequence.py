@@ -2,16 +2,30 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
+from torch import Tensor
 
 from inlay.generation.sampling import Sampling
 from inlay.model.adapter import Adapter
 from inlay.model.prompts import virtual_ids
 
 Ending = Literal["stop", "length", "error", "aborted"]
-"""Why an answer is over: a token that ends it, as many as were asked for, logits that are no numbers, or nobody waits."""
+"""Why an answer is over: a token that ends it, as many as were asked for, no token that could follow, or nobody waits."""
+
+
+@runtime_checkable  # the tests check it where they check shapes
+class Constraint(Protocol):
+    """What the tokens of one answer may be, such as a grammar; it follows that answer and no other."""
+
+    def allowed(self, num_tokens: int) -> Tensor | None:
+        """Which of a vocabulary of so many tokens may come next, booleans (num_tokens,); None: none may."""
+        ...
+
+    def advance(self, token: int) -> None:
+        """Go on behind the token that was drawn."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,6 +49,9 @@ class Request:
 
     num_logprobs: int | None = None
     """How many of the likeliest tokens to report at each place of the answer, beside the token itself; None: nothing."""
+
+    constraint: Constraint | None = None
+    """What is left out before a token is drawn; a request that has one is asked once."""
 
     prompt_logprobs: int | None = None
     """The same for the prompt's tokens from the second on."""
