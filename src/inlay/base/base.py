@@ -197,14 +197,14 @@ class Base:
         """
         if isinstance(source, Method):
             return self.create(source, name or "default", seed)
-        return self.adapters.attach(source, name, check=functools.partial(self._check, force=force))
+        return self.adapters.attach(source, name, check=functools.partial(self.check, force=force))
 
     def read(self, source: str | Path, name: str, *, force: bool = False) -> Adapter:
         """An adapter from disk or the hub, checked against this base and not attached; see `attach`."""
-        return self.adapters.read(source, name, functools.partial(self._check, force=force))
+        return self.adapters.read(source, name, functools.partial(self.check, force=force))
 
-    def _check(self, name: str, file: AdapterFile, *, force: bool) -> None:
-        """Refuse an adapter that was made for another task or base; for another base, unless `force`."""
+    def check(self, name: str, file: AdapterFile, *, force: bool = False) -> None:
+        """Refuse an adapter, by its outline, that was made for another task or base; for another base, unless `force`."""
         origin.check_task(name, file.record, self.spec, self.labels)
         if file.record and not force:
             origin.check_pooling(name, file.record, self.pooling)
