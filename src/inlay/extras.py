@@ -6,10 +6,14 @@ from inlay.errors import MissingExtraError, explain
 
 EXTRAS = {
     "datasets": "train",
+    "fastapi": "serve",
+    "llguidance": "serve",
     "matplotlib": "train",
+    "prometheus_client": "serve",
     "pyarrow": "train",
     "rouge_score": "eval",
     "sacrebleu": "eval",
+    "uvicorn": "serve",
 }
 """What is imported, by the extra that brings it (pyarrow comes with datasets)."""
 

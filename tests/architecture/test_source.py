@@ -20,6 +20,10 @@ LARGE_ROOMS = {
     "io": (2_100, "every file that is read and written, and what keeps a reader safe"),
     "text": (2_070, "the program that renders templates, 180 lines, is a process of its own"),
     "cli": (3_200, "fifteen commands, one file each"),
+    "serve": (
+        2_700,
+        "the interface of OpenAI: its bodies, streams, forms and calls; who may ask; adapters that come and go",
+    ),
     "methods": (2_100, "fifteen methods, one file each"),
 }
 """Room -> (the lines that it may have, why it is larger than a room should be)."""
@@ -40,6 +44,8 @@ ALLOWED_RAISES = {
         "KeyboardInterrupt",
     ): "the second Ctrl-C ends a step or an evaluation, and is caught around them",
     ("training/job.py", "failure"): "what ended the run, raised again once what was learned is written",
+    ("serve/worker.py", "found"): "what the engine's thread raised, raised again where the answer is awaited",
+    ("serve/answers.py", "piece"): "likewise, of the task that follows one of several answers",
     ("training/keep.py", "problem"): "what the first attempt to write raised, where no other went better",
 }
 

@@ -8,7 +8,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from inlay import extras
+from inlay import extras, serve
 from inlay.data import sources
 from inlay.errors import MissingExtraError
 from inlay.evaluation import score
@@ -42,12 +42,25 @@ def _file(name):
     return read
 
 
+def _part(name):
+    """What a server asks first, where this part alone is missing."""
+
+    def ask(place):
+        for other in serve.PARTS:
+            if other != name:
+                sys.modules.pop(other)
+        serve.check_parts()
+
+    return ask
+
+
 WAYS = {
     "datasets": (lambda place: sources.read("owner/name", lambda values, *_: list(values)), "train"),
     "matplotlib": (lambda place: curve.compared([]), "train"),
     "pyarrow": (_file("rows.parquet"), "train"),
     "pyarrow of arrow": (_file("rows.arrow"), "train"),
     "rouge_score": (lambda place: score.rouge_l(["a"], [["a"]]), "eval"),
+    **{name: (_part(name), "serve") for name in serve.PARTS},
     "sacrebleu": (lambda place: score.bleu(["a"], [["a"]]), "eval"),
 }
 

@@ -28,6 +28,7 @@ ORDER = (
     "predict",
     "generate",
     "chat",
+    "serve",
     "merge",
     "quantize",
     "inspect",

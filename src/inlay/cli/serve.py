@@ -1,0 +1,141 @@
+"""Serve a base and its adapters to OpenAI's clients, many adapters in every batch."""
+
+import contextlib
+import dataclasses
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from inlay import serve
+from inlay.cli import _tasks, answered_by
+from inlay.cli._command import OnBase, num_bytes, repeated
+from inlay.cli._screen import emit, say, size
+from inlay.errors import ConfigError, explain
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Serve(OnBase):
+    """A server on this machine, until Ctrl-C or SIGTERM, which let it answer what is under way."""
+
+    adapters: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=DIR")] = ()
+    """Adapters that answer under these names; a name is that of the directory unless given."""
+
+    adapter_dir: repeated(Path) = ()  # type: ignore[valid-type]  # an annotation built by a function
+    """A folder of adapters, each of which answers under the name of its folder, and from which others are loaded while it
+    serves; nothing is loaded from elsewhere. May be given several times."""
+
+    registry: Path | None = None
+    """A file that keeps the adapters that are loaded while it serves: one that was killed has them again."""
+
+    host: str = "127.0.0.1"
+    """The address to listen on; another than this machine's own needs --api-keys."""
+
+    port: int = 8000
+    """The port to listen on; 0 takes a free one."""
+
+    allow_host: repeated(str) = ()  # type: ignore[valid-type]  # likewise
+    """A name by which it may be asked where there are no keys, beside localhost: that of a proxy in front."""
+
+    api_keys: Path | None = None
+    """A JSON file of keys with the adapters that each may see; see docs/guides/serve.md."""
+
+    cache_tokens: int | None = None
+    """Tokens whose keys and values are held at a time, of all answers together; 16,384 unless given."""
+
+    max_rows: int = 64
+    """Answers that are computed in one step."""
+
+    max_open: int = 256
+    """Answers that are under way or wait; more are told to come again."""
+
+    max_new_tokens: int = 4096
+    """The longest answer that may be asked for, in tokens."""
+
+    adapter_memory: Annotated[str, tyro.conf.arg(metavar="SIZE")] = "2GB"
+    """Memory of the adapters that are loaded at a time; who was not asked for the longest makes room, and comes again."""
+
+    max_r: int = 512
+    """The largest rank of an adapter."""
+
+    drain_seconds: float = 30.0
+    """How long answers that are under way may take once it is to end."""
+
+    task: _tasks.TASK = None
+    """What the base is loaded for; embedding serves vectors. The base's own files say it unless given."""
+
+    def __post_init__(self) -> None:
+        for name in ("cache_tokens", "max_rows", "max_open", "max_new_tokens", "max_r"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                flag = name.replace("_", "-")
+                raise ConfigError(explain("a server has no room for anything", found=f"--{flag} {value}"))
+        num_bytes("--adapter-memory", self.adapter_memory)
+
+    def run(self) -> int:
+        """Load, listen, answer."""
+        serve.check_parts()
+        from inlay.serve import access, gate, server
+
+        gate.log_to(sys.stderr)
+        keys = access.read(self.api_keys) if self.api_keys else access.Access()
+        server.check_host(self.host, keys)
+        setup = self._setup(keys)
+        base = self.load(_tasks.choose_alone(self.model, self.task, None))
+        say("base", f"{base.describe()} · {base.fingerprint}")
+        with server.serving(base, setup) as service:
+            running = server.server(
+                service, self.host, self.port, more_hosts=self.allow_host, drain_seconds=self.drain_seconds
+            )
+            with contextlib.ExitStack() as held:
+                for number in (signal.SIGINT, signal.SIGTERM):
+                    held.enter_context(answered_by(number, lambda *_: running.stop()))
+                running.on_listening = lambda: self._say(service, running.port)
+                running.run()
+        return 0
+
+    def _setup(self, keys: Any) -> Any:
+        from inlay.serve import registry, server, service, slots
+
+        return server.Setup(
+            adapters=_named(self.adapters),
+            directories=self.adapter_dir,
+            cache_tokens=self.cache_tokens or server.CACHE_TOKENS,
+            max_rows=self.max_rows,
+            limits=slots.Limits(budget_bytes=num_bytes("--adapter-memory", self.adapter_memory), max_r=self.max_r),
+            bounds=service.Bounds(max_open=self.max_open, max_new_tokens=self.max_new_tokens),
+            access=keys,
+            registry=registry.Registry(self.registry),
+        )
+
+    def _say(self, service: Any, port: int) -> None:
+        loaded = size(service.slots.num_bytes)
+        say("adapters", f"{len(service.slots):,} · {loaded} loaded, {self.adapter_memory} at most")
+        say("serves", f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{port}/v1")
+        if self.json:
+            emit({"port": port, "adapters": service.slots.names(), "base_fingerprint": service.base_digest})
+
+
+def _named(adapters: tuple[str, ...]) -> dict[str, Path]:
+    """Directories by the names that they are given.
+
+    **Raises:**
+
+    - `ConfigError`: a name is given twice.
+    """
+    found: dict[str, Path] = {}
+    for text in adapters:
+        name, has_name, path = text.partition("=")
+        directory = Path(path if has_name else text).expanduser()
+        name = name if has_name else directory.resolve().name
+        if name in found:
+            says = f"{name}: {found[name]} and {directory}"
+            raise ConfigError(
+                explain("two adapters can't have one name", found=says, do=f"--adapters other={directory}")
+            )
+        found[name] = directory
+    return found
+
+
+Command = Serve

@@ -1,0 +1,146 @@
+"""What requests may say, in the words of OpenAI's interface; what vLLM adds to it is spelled as there.
+
+A field that is not here is refused: it would change the answer, or somebody thinks that it does. Those of `Idle`
+change nothing.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Name = Annotated[str, Field(min_length=1, max_length=300)]
+Text = Annotated[str, Field(max_length=4_000_000)]
+Token = Annotated[int, Field(ge=0, lt=2**31)]
+Tokens = Annotated[list[Token], Field(min_length=1, max_length=1_000_000)]
+MAX_CHOICES = 64
+"""Answers to one request."""
+
+
+class Body(BaseModel):
+    """An object without other keys than these."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class Idle(Body):
+    """Fields that say something about a request, and change no answer."""
+
+    user: str | None = None
+    metadata: dict[str, str] | None = None
+    store: bool | None = None
+    service_tier: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+
+
+class StreamOptions(Body):
+    include_usage: bool | None = None
+
+
+class StructuredOutputs(Body):
+    """One form that the answer has; see `inlay.serve.grammar`."""
+
+    json_: Annotated[dict[str, Any] | None, Field(alias="json")] = None
+    regex: Text | None = None
+    choice: Annotated[list[Text], Field(min_length=1, max_length=1000)] | None = None
+    grammar: Text | None = None
+
+
+class Drawn(Idle):
+    """How answers are drawn, and what ends them."""
+
+    model: Name
+    max_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=100)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=-1, lt=2**31)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
+    logit_bias: (
+        dict[Annotated[str, Field(pattern=r"^[0-9]{1,9}$")], Annotated[float, Field(ge=-100, le=100)]] | None
+    ) = None
+    stop: (
+        Annotated[str, Field(min_length=1, max_length=1000)]
+        | Annotated[list[Annotated[str, Field(min_length=1, max_length=1000)]], Field(max_length=16)]
+        | None
+    ) = None
+    stop_token_ids: Annotated[list[Token], Field(max_length=1000)] | None = None
+    ignore_eos: bool | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    structured_outputs: StructuredOutputs | None = None
+
+
+class JsonSchema(Body):
+    name: str | None = None
+    description: str | None = None
+    strict: bool | None = None
+    schema_: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
+
+
+class ResponseFormat(Body):
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+
+class Chat(Drawn):
+    """`/v1/chat/completions`."""
+
+    messages: Annotated[list[dict[str, Any]], Field(min_length=1)]
+    max_completion_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    response_format: ResponseFormat | None = None
+    tools: Annotated[list[dict[str, Any]], Field(max_length=128)] | None = None
+    tool_choice: Literal["none", "auto"] | None = None
+    parallel_tool_calls: Literal[True] | None = None
+
+
+class Completion(Drawn):
+    """`/v1/completions`."""
+
+    prompt: (
+        Text
+        | Tokens
+        | Annotated[list[Text], Field(min_length=1, max_length=256)]
+        | Annotated[list[Tokens], Field(max_length=256)]
+    )
+    max_tokens: Annotated[int, Field(ge=0, lt=2**31)] | None = None
+    echo: bool | None = None
+    logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+
+
+class Embedding(Idle):
+    """`/v1/embeddings`."""
+
+    model: Name
+    input: Text | Annotated[list[Text], Field(min_length=1, max_length=2048)]
+    encoding_format: Literal["float", "base64"] | None = None
+
+
+class Tokenize(Body):
+    """`/tokenize`: of a text as it stands, or of a conversation as it is asked."""
+
+    model: Name
+    prompt: Text | None = None
+    messages: Annotated[list[dict[str, Any]], Field(min_length=1)] | None = None
+    tools: list[dict[str, Any]] | None = None
+
+
+class Load(Body):
+    """`/v1/load_lora_adapter`."""
+
+    lora_name: Name
+    lora_path: Annotated[str, Field(min_length=1, max_length=4096)]
+    load_inplace: bool = False
+    pinned: bool = False
+
+
+class Unload(Body):
+    """`/v1/unload_lora_adapter`."""
+
+    lora_name: Name

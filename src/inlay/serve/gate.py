@@ -1,0 +1,139 @@
+"""What every request goes through: which host it is for, whose it is, how large it is; and one line of log about it."""
+
+import json
+import logging
+import time
+import traceback
+import uuid
+from collections.abc import Iterable
+from typing import Any, TextIO
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from inlay.serve import faults
+from inlay.serve.access import Access
+from inlay.serve.metrics import NO_ADAPTER, Metrics
+
+OPEN = ("/", "/health", "/ready")
+"""Paths that need no key, and those below `STATIC`."""
+
+STATIC = "/static/"
+_logger = logging.getLogger("inlay.serve")
+LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
+
+
+def log(event: str, **facts: Any) -> None:
+    """One line of the log: what happened, and what is known of it."""
+    _logger.info(event, extra={"facts": {name: value for name, value in facts.items() if value is not None}})
+
+
+class Lines(logging.Formatter):
+    """What is logged, as one JSON object in a line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line."""
+        known = {"time": round(record.created, 3), "event": record.getMessage(), **getattr(record, "facts", {})}
+        trace = {"traceback": self.formatException(record.exc_info)} if record.exc_info else {}
+        return json.dumps(known | trace)
+
+
+def log_to(stream: TextIO) -> None:
+    """Write the log of servers, and what uvicorn warns of, to a stream."""
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(Lines())
+    for logger, level in ((_logger, logging.INFO), (logging.getLogger("uvicorn.error"), logging.WARNING)):
+        logger.addHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = False
+
+
+class Gate:
+    """An application behind it.
+
+    **Arguments:**
+
+    - `hosts`: the names by which it may be asked; empty: any. Without keys, a page in this machine's browser could ask it by a
+      name of its own.
+    """
+
+    def __init__(self, app: ASGIApp, access: Access, metrics: Metrics, max_body_bytes: int, hosts: Iterable[str]):
+        self._app, self._access, self._metrics = app, access, metrics
+        self._most, self._hosts = max_body_bytes, frozenset(hosts)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        begun, number = time.monotonic(), uuid.uuid4().hex[:16]
+        facts: dict[str, Any] = {}
+        status: list[int] = []
+
+        async def answer(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                status.append(message["status"])
+                message["headers"] = [*message["headers"], (b"x-request-id", number.encode())]
+            await send(message)
+
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        caller = self._access.caller(headers.get("authorization"))
+        scope["state"] = {**scope.get("state", {}), "caller": caller, "facts": facts}
+        try:
+            refused = self._refused(scope["path"], headers, caller is not None)
+            body = await _body(receive, self._most) if refused is None else b""
+            if refused is not None or body is None:
+                await (refused or self._too_large())(scope, receive, answer)
+            else:
+                await self._app(scope, _again(body, receive), answer)
+        except Exception as error:
+            facts["error"] = f"{type(error).__name__}: {error}"
+            facts["traceback"] = traceback.format_exc()
+            if not status:
+                await faults.fault(500, "the server failed on this request", found=f"request {number}")(
+                    scope, receive, answer
+                )
+        finally:
+            self._note(scope, number, status[0] if status else 0, time.monotonic() - begun, facts)
+
+    def _refused(self, path: str, headers: dict[str, str], is_known: bool) -> Any:
+        host = headers.get("host", "").rpartition(":")[0] or headers.get("host", "")
+        host = headers.get("host", "") if host.endswith((":", "[")) else host
+        if self._hosts and host not in self._hosts:
+            return faults.fault(403, "this server is asked by another name", found=host[:100], do="--allow-host NAME")
+        if not is_known and path not in OPEN and not path.startswith(STATIC):
+            return faults.fault(401, "this key is not known", found="Authorization", do="Authorization: Bearer KEY")
+        length = headers.get("content-length", "0")
+        return self._too_large() if not length.isdecimal() or int(length[:20]) > self._most else None
+
+    def _too_large(self) -> Any:
+        return faults.fault(413, "this request is too large", found=f"at most {self._most:,} bytes are read")
+
+    def _note(self, scope: Scope, number: str, status: int, seconds: float, facts: dict[str, Any]) -> None:
+        route = scope.get("route")
+        path = getattr(route, "path", None) or "other"
+        caller = scope["state"]["caller"]
+        self._metrics.requests.labels(path, str(status), facts.get("adapter", NO_ADAPTER)).inc()
+        self._metrics.seconds.labels(path).observe(seconds)
+        about = {"request": number, "method": scope["method"], "path": scope["path"][:200], "status": status}
+        log("request", **about, seconds=round(seconds, 4), caller=caller and caller.name, **facts)
+
+
+async def _body(receive: Receive, most: int) -> bytes | None:
+    """What a client sends, where it is not more than that; None where it is, or where the client went before its end."""
+    parts: list[bytes] = []
+    while True:
+        message = await receive()
+        parts.append(message.get("body", b""))
+        if message["type"] == "http.disconnect" or sum(map(len, parts)) > most:
+            return None
+        if not message.get("more_body"):
+            return b"".join(parts)
+
+
+def _again(body: bytes, receive: Receive) -> Receive:
+    """What brings a body that was read, and then whatever comes after it."""
+    left = [body]
+
+    async def bring() -> Message:
+        return {"type": "http.request", "body": left.pop(), "more_body": False} if left else await receive()
+
+    return bring

@@ -1,0 +1,377 @@
+"""Adapters that come and go on a base that answers meanwhile.
+
+    registered   a name and a directory: its files' headers were read, and fit the base
+    loaded       its tensors are in memory and attached, as one `Version`; read when a request first asks for it
+    taken        a request is being answered under it, and goes on under it whatever becomes of the name
+
+Loaded versions have a budget of bytes. Where another is needed, that which nobody has asked for the longest goes, unless it is
+taken or pinned; its name stays, and it is read again when it is asked for. A name that is registered anew gets another version:
+who begins now takes that one.
+"""
+
+import contextlib
+import dataclasses
+import itertools
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from inlay import formats
+from inlay.base.base import Base
+from inlay.errors import CapacityError, ConfigError, FormatError, UnknownNameError, explain, nearest
+from inlay.formats.contract import AdapterFile
+from inlay.model.adapter import Adapter
+from inlay.model.fitting import fitted
+from inlay.serve.files import Files, digest_of, files_of
+from inlay.text import stops
+
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,99}(/[\w.-]{1,100})?", re.ASCII)
+"""What an adapter may be called."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What is not loaded, however it is asked for."""
+
+    budget_bytes: int = 2_000_000_000
+    """Bytes of all tensors that are loaded at a time."""
+
+    max_bytes: int = 1_000_000_000
+    """Bytes of one adapter's tensors."""
+
+    max_r: int = 512
+    """The largest rank of an adapter's updates."""
+
+    max_registered: int = 100_000
+
+    patience_seconds: float = 30.0
+    """How long an adapter waits for room while all that are loaded are taken."""
+
+
+@dataclasses.dataclass(eq=False)
+class Version:
+    """An adapter as it is in memory."""
+
+    name: str
+    adapter: Adapter
+    digest: str
+    num_bytes: int
+    stop_ids: frozenset[int]
+    """The tokens that end its answers."""
+    users: int = 1
+    """How many requests have taken it."""
+    is_current: bool = False
+    """New requests for its name take it."""
+
+
+@dataclasses.dataclass(eq=False)
+class _Slot:
+    """A name that is registered."""
+
+    directory: Path
+    files: Files
+    pinned: bool
+    num_bytes: int
+    digest: str | None = None
+    version: Version | None = None
+
+
+class Slots:
+    """The adapters of a server, by name.
+
+    **Arguments:**
+
+    - `base`: what they are attached to.
+    - `between`: runs a function where no pass of the model is under way, now or soon, one after the other.
+    - `directories`: adapters may be loaded while it runs from these, and from what is in them.
+    """
+
+    def __init__(
+        self,
+        base: Base,
+        between: Callable[[Callable[[], Any]], Future[Any]],
+        limits: Limits | None = None,
+        directories: Sequence[Path] = (),
+    ):
+        self.base, self._between, self.limits = base, between, limits or Limits()
+        self.directories = tuple(directory.resolve() for directory in directories)
+        self._slots: OrderedDict[str, _Slot] = OrderedDict()
+        """By name, that which was asked for the longest ago first."""
+        self._versions: list[Version] = []
+        """All that are loaded, also those whose name is another's or nobody's by now."""
+        self._freed = threading.Condition()
+        """Its lock is held for moments; who holds `_loading` may take it, not the other way round."""
+        self._loading = threading.Lock()
+        self._numbers = itertools.count()
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._slots
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    def names(self) -> list[str]:
+        """The names that are registered, in order of the alphabet."""
+        with self._freed:
+            return sorted(self._slots)
+
+    def digest(self, name: str) -> str | None:
+        """The digest of an adapter that is or was loaded; None where its files were never read."""
+        slot = self._slots.get(name)
+        return slot and slot.digest
+
+    def loaded(self) -> list[Version]:
+        """All versions in memory."""
+        with self._freed:
+            return list(self._versions)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all tensors that are loaded."""
+        return sum(version.num_bytes for version in self.loaded())
+
+    def directory(self, name: str) -> Path | None:
+        """Where an adapter's files are."""
+        slot = self._slots.get(name)
+        return slot and slot.directory
+
+    def allowed(self, path: str) -> Path:
+        """The directory that `path` leads to, links followed.
+
+        **Raises:**
+
+        - `ConfigError`: it lies in none of the directories from which adapters may be loaded.
+        """
+        resolved = Path(path).resolve() if "\0" not in path else None
+        if resolved is None or not any(resolved.is_relative_to(directory) for directory in self.directories):
+            found = f"{path}; " + (
+                "allowed directories: none" if not self.directories else "it is in no allowed directory"
+            )
+            raise ConfigError(
+                explain("adapters can't be loaded from there", found=found, do="inlay serve --adapter-dir DIR")
+            )
+        return resolved
+
+    def register(self, name: str, directory: Path, *, pinned: bool = False) -> None:
+        """Make an adapter known, by the headers of its files.
+
+        **Arguments:**
+
+        - `pinned`: it is never put out of memory once it is loaded.
+
+        **Raises:**
+
+        - `ConfigError`: the name is taken or can't be one, or the adapter is beyond the limits.
+        - `UnknownNameError`, `FormatError`, `CompatibilityError`: see `inlay.formats.read` and `Base.check`.
+        """
+        slot = self._checked(name, directory, pinned, replace=False)
+        with self._freed:
+            self._check_name(name, replace=False)
+            self._slots[name] = slot
+
+    def load(self, name: str, directory: Path, *, replace: bool = False, pinned: bool = False) -> None:
+        """The same, with its tensors; nothing changes where they can't be read.
+
+        **Arguments:**
+
+        - `replace`: it may take the name of another.
+
+        **Raises:** what `register` and `acquire` do.
+        """
+        slot = self._checked(name, directory, pinned, replace)
+        with self._loading:
+            version = self._read(name, slot)
+            try:
+                with self._freed:
+                    self._check_name(name, replace)
+                    before = self._slots.pop(name, None)
+                    self._slots[name], slot.version, version.is_current = slot, version, True
+                    self._retire(before)
+            finally:
+                self.release(version)
+
+    def unregister(self, name: str) -> None:
+        """Forget an adapter; requests that have taken it go on.
+
+        **Raises:**
+
+        - `UnknownNameError`: there is none of that name.
+        """
+        with self._freed:
+            self._slot(name)
+            self._retire(self._slots.pop(name))
+
+    def taken(self, name: str) -> Version | None:
+        """The version that a new request takes, where it is loaded; returns at once. `release` it afterwards.
+
+        **Raises:**
+
+        - `UnknownNameError`: there is none of that name.
+        """
+        with self._freed:
+            slot = self._slot(name)
+            if slot.version is None:
+                return None
+            self._slots.move_to_end(name)
+            slot.version.users += 1
+            return slot.version
+
+    def acquire(self, name: str) -> Version:
+        """The same, loaded first where it is not.
+
+        **Raises:**
+
+        - `UnknownNameError`: there is none of that name, or its files are gone.
+        - `FormatError`: its files were changed since it was registered, or are broken.
+        - `CompatibilityError`: see `Base.read`.
+        - `CapacityError`: there is no room for it, since all that are loaded are taken.
+        """
+        with self._loading:
+            if (version := self.taken(name)) is not None:
+                return version
+            with self._freed:
+                slot = self._slot(name)
+            version = self._read(name, slot)
+            with self._freed:
+                if self._slots.get(name) is slot:  # it may have been forgotten meanwhile
+                    slot.version, version.is_current = version, True
+                    self._slots.move_to_end(name)
+            return version
+
+    def release(self, version: Version) -> None:
+        """Give a version back that was taken."""
+        with self._freed:
+            version.users -= 1
+            if not version.users and not version.is_current:
+                self._drop(version)
+            self._freed.notify_all()
+
+    @contextlib.contextmanager
+    def using(self, name: str) -> Iterator[Version]:
+        """Within the block a version is taken."""
+        version = self.acquire(name)
+        try:
+            yield version
+        finally:
+            self.release(version)
+
+    def _read(self, name: str, slot: _Slot) -> Version:
+        """An adapter from its files, taken once."""
+        if files_of(slot.directory) != slot.files:
+            wrong, do = (
+                f"the files of {name} were changed since they were looked at",
+                "load it again, in the place of this one",
+            )
+            raise FormatError(explain(wrong, found=str(slot.directory), do=do))
+        self._make_room(name, slot.num_bytes)
+        adapter = self.base.read(slot.directory, f"{name}#{next(self._numbers)}")
+        digest = digest_of(slot.directory, slot.files)
+        if files_of(slot.directory) != slot.files or slot.digest not in (None, digest):
+            wrong = f"the files of {name} were changed while they were read"
+            raise FormatError(explain(wrong, found=str(slot.directory), do="load it again"))
+        slot.digest = digest
+        ends = frozenset([*self.base.end_tokens, *stops.stop_ids(self.base.tokenizer, adapter.record)])
+        version = Version(name, adapter, digest, _num_bytes(adapter.tensors()), ends)
+        self._between(lambda: self._attach(adapter)).result()
+        with self._freed:
+            self._versions.append(version)
+        return version
+
+    def _checked(self, name: str, directory: Path, pinned: bool, replace: bool) -> _Slot:
+        """An adapter's slot, by the headers of its files."""
+        self._check_name(name, replace)
+        files = files_of(directory)
+        outline = self._outline(name, directory)
+        slot = _Slot(directory, files, pinned, num_bytes=_num_bytes(_tensors(outline)))
+        self._check_limits(name, slot, outline)
+        return slot
+
+    def _attach(self, adapter: Adapter) -> None:
+        self.base.put(adapter)
+        self.base.active = None
+
+    def _make_room(self, name: str, num_bytes: int) -> None:
+        """Put versions out of memory until so many bytes more are within the budget."""
+
+        def has_room() -> bool:
+            left = self.limits.budget_bytes - sum(version.num_bytes for version in self._versions) - num_bytes
+            for slot in list(self._slots.values()):
+                if left >= 0:
+                    break
+                version = slot.version
+                if version is not None and not version.users and not slot.pinned:
+                    self._retire(slot)
+                    left += version.num_bytes
+            return left >= 0
+
+        with self._freed:
+            if self._freed.wait_for(has_room, self.limits.patience_seconds):
+                return
+            found = f"{name}: {num_bytes:,} bytes; {len(self._versions)} adapters are in use, of {self.limits.budget_bytes:,}"
+        raise CapacityError(explain("there is no room for another adapter now", found=found, do="ask again later"))
+
+    def _retire(self, slot: _Slot | None) -> None:
+        """New requests take this version no more; out of memory with it, as soon as nobody does."""
+        if slot is not None and slot.version is not None:
+            version, slot.version = slot.version, None
+            version.is_current = False
+            if not version.users:
+                self._drop(version)
+
+    def _drop(self, version: Version) -> None:
+        self._versions.remove(version)
+        self._between(lambda: self.base.detach(version.adapter.name))
+
+    def _slot(self, name: str) -> _Slot:
+        if name not in self._slots:
+            near = nearest(name[:100], self._slots)
+            found = f"{name[:100]!r}" + (f"; there is {near}" if near else "")
+            raise UnknownNameError(explain("there is no adapter of that name", found=found))
+        return self._slots[name]
+
+    def _check_name(self, name: str, replace: bool) -> None:
+        if not _NAME.fullmatch(name) or name == self.base.checkpoint.name:
+            do = "letters, digits, dots, dashes and underscores, and not the name of the base"
+            raise ConfigError(explain("an adapter can't be called so", found=f"{name[:100]!r}", do=do))
+        if name in self._slots and not replace:
+            found = f"{name}: {self._slots[name].directory}"
+            raise ConfigError(
+                explain("an adapter of that name is loaded already", found=found, do="load_inplace, or unload it first")
+            )
+        if name not in self._slots and len(self._slots) >= self.limits.max_registered:
+            raise ConfigError(
+                explain("there are too many adapters", found=f"{len(self._slots):,}", do="unload some first")
+            )
+
+    def _outline(self, name: str, directory: Path) -> AdapterFile:
+        """An adapter's file with shapes alone, which fits the base."""
+        outline, held = formats.outline(directory), self.base.adapters
+        self.base.check(name, outline)
+        return fitted(name, outline, held.layout, held.facts, heads=held.heads, title=held.title)
+
+    def _check_limits(self, name: str, slot: _Slot, outline: AdapterFile) -> None:
+        limits, ranks = (
+            self.limits,
+            [tensors["lora_A"].shape[0] for tensors in outline.params.values() if "lora_A" in tensors],
+        )
+        r = max([*ranks, getattr(outline.method, "r", 0) or 0])
+        most = min(limits.max_bytes, limits.budget_bytes)
+        found = [f"r={r}, at most {limits.max_r}"] * (r > limits.max_r)
+        found += [f"{slot.num_bytes:,} bytes, at most {most:,}"] * (slot.num_bytes > most)
+        if found:
+            wrong = f"{name} is larger than adapters may be here"
+            raise ConfigError(explain(wrong, found=found, do="inlay serve --max-r, --adapter-memory"))
+
+
+def _tensors(file: AdapterFile) -> Iterator[Tensor]:
+    return (tensor for tensors in file.params.values() for tensor in tensors.values())
+
+
+def _num_bytes(tensors: Iterator[Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors)
