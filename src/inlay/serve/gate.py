@@ -105,7 +105,9 @@ class Gate:
         return self._too_large() if not length.isdecimal() or int(length[:20]) > self._most else None
 
     def _too_large(self) -> Any:
-        return faults.fault(413, "this request is too large", found=f"at most {self._most:,} bytes are read")
+        response = faults.fault(413, "this request is too large", found=f"at most {self._most:,} bytes are read")
+        response.headers["connection"] = "close"  # the rest of it is not waited for
+        return response
 
     def _note(self, scope: Scope, number: str, status: int, seconds: float, facts: dict[str, Any]) -> None:
         route = scope.get("route")
