@@ -1,5 +1,6 @@
 """What every request goes through: which host it is for, whose it is, how large it is; and one line of log about it."""
 
+import asyncio
 import json
 import logging
 import time
@@ -84,6 +85,10 @@ class Gate:
                 await (refused or self._too_large())(scope, receive, answer)
             else:
                 await self._app(scope, _again(body, receive), answer)
+        except asyncio.CancelledError:  # the server ends, and has waited for this long enough
+            facts["error"] = "the server ended before it was answered"
+            if not status:
+                await faults.fault(503, "the server is going down")(scope, receive, answer)
         except Exception as error:
             facts["error"] = f"{type(error).__name__}: {error}"
             facts["traceback"] = traceback.format_exc()

@@ -80,6 +80,7 @@ def serving(base: Base, setup: Setup) -> Iterator[Service]:
         yield Service(base, worker, slots, access=setup.access, registry=setup.registry, bounds=setup.bounds)
     finally:
         worker.stop()
+        slots.close()
 
 
 def _register(slots: Slots, setup: Setup) -> None:

@@ -9,7 +9,6 @@ taken or pinned; its name stays, and it is read again when it is asked for. A na
 who begins now takes that one.
 """
 
-import contextlib
 import dataclasses
 import itertools
 import re
@@ -136,11 +135,6 @@ class Slots:
         """Bytes of all tensors that are loaded."""
         return sum(version.num_bytes for version in self.loaded())
 
-    def directory(self, name: str) -> Path | None:
-        """Where an adapter's files are."""
-        slot = self._slots.get(name)
-        return slot and slot.directory
-
     def allowed(self, path: str) -> Path:
         """The directory that `path` leads to, links followed.
 
@@ -207,6 +201,11 @@ class Slots:
             self._slot(name)
             self._retire(self._slots.pop(name))
 
+    def close(self) -> None:
+        """Take every adapter off the base, once nothing steps any more."""
+        while self._versions:
+            self.base.detach(self._versions.pop().adapter.name)
+
     def taken(self, name: str) -> Version | None:
         """The version that a new request takes, where it is loaded; returns at once. `release` it afterwards.
 
@@ -251,15 +250,6 @@ class Slots:
             if not version.users and not version.is_current:
                 self._drop(version)
             self._freed.notify_all()
-
-    @contextlib.contextmanager
-    def using(self, name: str) -> Iterator[Version]:
-        """Within the block a version is taken."""
-        version = self.acquire(name)
-        try:
-            yield version
-        finally:
-            self.release(version)
 
     def _read(self, name: str, slot: _Slot) -> Version:
         """An adapter from its files, taken once."""
