@@ -1,5 +1,6 @@
 """Adapters that come and go: who is in memory, which version a request takes, what is refused."""
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -46,13 +47,22 @@ def _slots(place, registered=servers.NAMES, **limits):
     return slots
 
 
+@contextlib.contextmanager
+def _using(slots, name):
+    version = slots.acquire(name)
+    try:
+        yield version
+    finally:
+        slots.release(version)
+
+
 def _loaded(slots):
     return {version.name for version in slots.loaded()}
 
 
 def _bytes(place):
     slots = _slots(place)
-    with slots.using("red") as version:
+    with _using(slots, "red") as version:
         slots.unregister("red")
         return version.num_bytes
 
@@ -60,12 +70,12 @@ def _bytes(place):
 def test_an_adapter_is_read_when_it_is_first_asked_for(place):
     slots = _slots(place)
     assert (_loaded(slots), slots.taken("red"), slots.digest("red")) == (set(), None, None)
-    with slots.using("red") as version:
+    with _using(slots, "red") as version:
         assert _loaded(slots) == {"red"}
         assert version.adapter is place[0].adapters[version.adapter.name]
         assert place[0].active is None
         assert set(place[0].end_tokens) <= version.stop_ids
-    with slots.using("red") as again:
+    with _using(slots, "red") as again:
         assert again is version
     assert slots.num_bytes == version.num_bytes == sum(tensor.nbytes for tensor in version.adapter.tensors())
 
@@ -74,7 +84,7 @@ def test_the_digest_is_what_sha256sum_says(place):
     slots = _slots(place)
     names = ["adapter_config.json", "adapter_model.safetensors", "inlay.json"]
     listed = subprocess.run(["sha256sum", *names], cwd=place[1] / "red", capture_output=True, check=True).stdout
-    with slots.using("red") as version, slots.using("green") as other:
+    with _using(slots, "red") as version, _using(slots, "green") as other:
         assert version.digest == slots.digest("red") == hashlib.sha256(listed).hexdigest() != other.digest
 
 
@@ -82,11 +92,11 @@ def test_that_which_was_asked_for_the_longest_ago_goes_first(place):
     size = _bytes(place)
     slots = _slots(place, budget_bytes=2 * size)
     for name in ("red", "green", "red", "blue"):
-        with slots.using(name):
+        with _using(slots, name):
             pass
     assert _loaded(slots) == {"red", "blue"}
     assert len(place[0].adapters) == 2
-    with slots.using("green"):  # it is read again
+    with _using(slots, "green"):  # it is read again
         assert _loaded(slots) == {"green", "blue"}
     assert slots.num_bytes <= 2 * size
 
@@ -95,12 +105,12 @@ def test_what_is_taken_or_pinned_stays(place):
     size = _bytes(place)
     slots = _slots(place, registered=("green", "blue"), budget_bytes=2 * size)
     slots.register("red", place[1] / "red", pinned=True)
-    with slots.using("red"):
+    with _using(slots, "red"):
         pass
-    with slots.using("green"):
+    with _using(slots, "green"):
         with pytest.raises(CapacityError, match="no room for another adapter now"):
             slots.acquire("blue")
-    with slots.using("blue"):
+    with _using(slots, "blue"):
         assert _loaded(slots) == {"red", "blue"}
 
 
@@ -124,7 +134,7 @@ def test_a_request_goes_on_under_the_version_that_it_took(place):
     slots = _slots(place, registered=("red",))
     before = slots.acquire("red")
     slots.load("red", place[1] / "green", replace=True)
-    with slots.using("red") as after:
+    with _using(slots, "red") as after:
         assert after.digest != before.digest
         assert before.adapter.bound  # still attached
         assert len(slots.loaded()) == 2
@@ -148,10 +158,10 @@ def test_a_name_that_is_taken_stays_what_it_is(place):
     _break(
         place[1] / "green", lambda tensors: tensors | {next(iter(tensors)): next(iter(tensors.values())) * torch.nan}
     )
-    with slots.using("red") as version:
+    with _using(slots, "red") as version:
         with pytest.raises(FormatError):
             slots.load("red", place[1] / "green", replace=True)
-    with slots.using("red") as again:
+    with _using(slots, "red") as again:
         assert again is version
     assert len(place[0].adapters) == 1
 
@@ -181,7 +191,7 @@ def test_files_that_were_changed_or_are_gone_are_refused_and_others_answer(place
     with pytest.raises(InlayError):
         slots.acquire("blue")
     slots.load("red", place[1] / "red", replace=True)
-    with slots.using("red"):
+    with _using(slots, "red"):
         assert _loaded(slots) == {"red"}
 
 
