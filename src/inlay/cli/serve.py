@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import signal
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -78,13 +77,12 @@ class Serve(OnBase):
         serve.check_parts()
         from inlay.serve import access, gate, server
 
-        gate.log_to(sys.stderr)
         keys = access.read(self.api_keys) if self.api_keys else access.Access()
         server.check_host(self.host, keys)
         setup = self._setup(keys)
         base = self.load(_tasks.choose_alone(self.model, self.task, None))
         say("base", f"{base.describe()} · {base.fingerprint}")
-        with server.serving(base, setup) as service:
+        with gate.logged(), server.serving(base, setup) as service:
             running = server.server(
                 service, self.host, self.port, more_hosts=self.allow_host, drain_seconds=self.drain_seconds
             )

@@ -1,13 +1,14 @@
 """What every request goes through: which host it is for, whose it is, how large it is; and one line of log about it."""
 
 import asyncio
+import contextlib
 import json
 import logging
 import time
 import traceback
 import uuid
-from collections.abc import Iterable
-from typing import Any, TextIO
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -38,14 +39,22 @@ class Lines(logging.Formatter):
         return json.dumps(known | trace)
 
 
-def log_to(stream: TextIO) -> None:
-    """Write the log of servers, and what uvicorn warns of, to a stream."""
-    handler = logging.StreamHandler(stream)
+@contextlib.contextmanager
+def logged() -> Iterator[None]:
+    """Within the block the log of servers, and what uvicorn warns of, is written to stderr."""
+    handler = logging.StreamHandler()
     handler.setFormatter(Lines())
-    for logger, level in ((_logger, logging.INFO), (logging.getLogger("uvicorn.error"), logging.WARNING)):
+    loggers = {_logger: logging.INFO, logging.getLogger("uvicorn.error"): logging.WARNING}
+    for logger, level in loggers.items():
         logger.addHandler(handler)
         logger.setLevel(level)
         logger.propagate = False
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeHandler(handler)
+            logger.propagate = True
 
 
 class Gate:
