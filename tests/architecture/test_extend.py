@@ -3,21 +3,19 @@
 import json
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 import inlay
 from inlay import plugins
-from tests.support import bases, packages
+from tests.support import bases, forks, packages
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "guides" / "extend.md"
 
 PROCESS = """
-import contextlib, io, json, sys
+import contextlib, io
 from inlay.cli import main
 answers = []
 for command in json.load(sys.stdin):
@@ -30,10 +28,10 @@ for command in json.load(sys.stdin):
     answers.append([status, out.getvalue(), err.getvalue()])
 json.dump(answers, sys.stdout)
 """
-"""All commands in one process, because each one's imports take seconds."""
+"""All commands in one process, which has its own packages."""
 
 TRAIN = ["train", "base", "rows.jsonl", "--max-steps", "2", "--json", "--output"]
-LEARN = ["train", "base", "words.jsonl", "--eval-data", "words.jsonl", "--json"]
+LEARN = ["train", "base", "words.jsonl", "--eval-data", "words.jsonl", "--learning-rate", "0.02", "--json"]
 ANSWER = ["--prompt", "say 3", "--max-new-tokens", "3"]
 COMMANDS = {
     "help": ["train", "--method", "direction", "--help"],
@@ -54,7 +52,7 @@ COMMANDS = {
     "on small": ["train", "small", "rows.jsonl", "--max-steps", "2", "--json", "--output", "on_small", "--r", "2"],
     "on it": [*TRAIN, "on_it", "--quantize", "fifteen", "--r", "2"],
     "merged small": ["merge", "small", "on_small", "--output", "whole_small", "--quantize", "fifteen", "--force"],
-    "task": [*LEARN, "--task", "backwards", "--max-steps", "25", "--learning-rate", "0.03", "--output", "speller"],
+    "task": [*LEARN, "--task", "backwards", "--max-steps", "24", "--batch-size", "4", "--output", "speller"],
     "eval": ["eval", "base", "words.jsonl", "--adapter", "speller", "--json"],
     "predict": ["predict", "base", "words.jsonl", "--adapter", "speller"],
     "initializer": [*TRAIN, "loud", "--initializer", "loudest_rows", "--r", "3"],
@@ -90,14 +88,21 @@ def toys():
     return about, {file.removesuffix(".py").replace("/", "."): code for file, code in blocks.items()}, points
 
 
+def process(code, *sites, place=ROOT, given=None):
+    """The output of a process to its end, in `place`, that finds the packages of `sites`."""
+    before = f"import json, os, sys\nsys.path[:0] = {[*map(str, sites)]}\nos.chdir({str(place)!r})\n"
+    anew = "for name in [name for name in sys.modules if name.partition('.')[0] == 'inlay']: del sys.modules[name]\n"
+    status, out, err = forks.run(
+        before + anew + code, given=json.dumps(given).encode(), env=os.environ | {"COLUMNS": "300"}
+    )
+    assert status == 0, out[-3000:] + err
+    return out
+
+
 def run(place, commands, *sites):
     """name -> (status, standard output, standard error) of commands in a process, with the packages of `sites`."""
-    path = os.pathsep.join([*map(str, sites), str(ROOT / "src")])
-    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "COLUMNS": "300"}
-    command, given = [sys.executable, "-c", PROCESS], json.dumps(list(commands.values()))
-    done = subprocess.run(command, env=environment, input=given, capture_output=True, text=True, cwd=place)
-    assert done.returncode == 0, done.stderr
-    return dict(zip(commands, json.loads(done.stdout), strict=True))
+    answers = json.loads(process(PROCESS, *sites, place=place, given=list(commands.values())))
+    return dict(zip(commands, answers, strict=True))
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +120,7 @@ def place(tmp_path_factory):
     place = tmp_path_factory.mktemp("work")
     bases.directory(place / "base")
     bases.jsonl(place / "rows.jsonl", bases.rows(30))
-    bases.jsonl(place / "words.jsonl", [{"word": word} for word in ("stressed", "drawer", "star", "lager") * 8])
+    bases.jsonl(place / "words.jsonl", [{"word": word} for word in ("stressed", "drawer", "star", "lager") * 2])
     return place
 
 
@@ -217,7 +222,7 @@ def test_a_base_is_quantised_and_trained_on(place, said):
 def test_a_task_is_learned_measured_and_asked(place, said):
     report, measured = last(said["task"]), last(said["eval"])
     assert report["eval_loss"] < 0.8 * report["eval_loss_before"]
-    assert "32 rows of word" in said["task"][2]
+    assert "8 rows of word" in said["task"][2]
     record = json.loads((place / "speller" / "inlay.json").read_text())
     assert (record["task"], record["needs"]) == ({"name": "backwards"}, {"task": "inlay-toys==0.2"})
     assert measured["adapter"]["loss"] == pytest.approx(report["eval_loss"], rel=1e-4)
@@ -239,9 +244,7 @@ A = next(iter(held.values())).params["0"]["lora_A"]
 assert torch.allclose(A, W[longest.indices] / longest.values[:, None])
 assert torch.equal(held.module(x), before)
 """
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(site), str(ROOT / "src")])}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    process(code, site)
 
 
 def test_an_initializer_is_trained_from(place, said):
@@ -303,18 +306,13 @@ def test_a_package_that_a_file_names_otherwise_is_not_repeated(needs):
 
 def test_every_law_holds_for_them(site):
     """Each on one family: what changes with the family is the models' part, and the laws of our own methods see to that."""
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(site), str(ROOT / "src"), str(ROOT)]),
-        "OMP_NUM_THREADS": "1",
-    }
     laws = [
         f"tests/laws/{name}.py" for name in ("test_methods", "test_quantized", "test_mixed_methods", "test_schemes")
     ]
-    command = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", "-p", "no:xdist", *laws, "-k"]
+    how = ["-v", "-p", "no:cacheprovider", "-p", "no:xdist", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
     chosen = (
         "(direction and llama and not llama_tied and not nf4 and not int8) or (test_schemes and fifteen)"
         " or (every_method_is_its_rows and llama)"
     )
-    done = subprocess.run([*command, chosen], cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-3000:]
-    assert all(f"{path}::" in done.stdout for path in laws)
+    out = process(f"import pytest; sys.exit(pytest.main({[*how, *laws, '-k', chosen]}))", site, ROOT)
+    assert all(f"{path}::" in out for path in laws)
