@@ -1,9 +1,9 @@
 """Every test has a cache directory of its own, and no network; some check every annotation of the package."""
 
+import math
 import os
 import sys
 
-import jaxtyping
 import pytest
 
 from tests.support import annotations as lazy
@@ -14,11 +14,11 @@ lazy.check_lazily()
 
 
 def pytest_addoption(parser):
-    parser.addoption("--annotations", action="store_true", help="check annotations in every test, not in some")
+    parser.addoption("--annotations", action="store_true", help="check annotations in every test, at every call")
 
 
 def pytest_collection_modifyitems(items):
-    """Annotations are checked, at twice the time, in the first case of each test."""
+    """Annotations are checked in the first case of each test."""
     for item in {getattr(item, "function", item): item for item in reversed(items)}.values():
         item.stash[_checks_annotations] = True
 
@@ -28,8 +28,10 @@ _checks_annotations = pytest.StashKey[bool]()
 
 @pytest.fixture(autouse=True)
 def annotations(request):
-    checked = request.node.stash.get(_checks_annotations, False) or request.config.getoption("annotations")
-    jaxtyping.config.update("jaxtyping_disable", not checked)
+    if request.config.getoption("annotations"):
+        lazy.begin(True, math.inf)
+    else:
+        lazy.begin(request.node.stash.get(_checks_annotations, False))
 
 
 @pytest.fixture(autouse=True, scope="session")

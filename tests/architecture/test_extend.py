@@ -91,7 +91,6 @@ def toys():
 def process(code, *sites, place=ROOT, given=None):
     """The output of a process to its end, in `place`, that finds the packages of `sites`."""
     before = f"import json, os, sys\nsys.path[:0] = {[*map(str, sites)]}\nos.chdir({str(place)!r})\n"
-    anew = "for name in [name for name in sys.modules if name.partition('.')[0] == 'inlay']: del sys.modules[name]\n"
     status, out, err = forks.run(
         before + anew + code, given=json.dumps(given).encode(), env=os.environ | {"COLUMNS": "300"}
     )

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import forks
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -29,6 +31,9 @@ def source(tmp_path_factory):
             target = source / name
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes((ROOT / name).read_bytes())
+    about = source / "pyproject.toml"
+    quick = about.read_text("utf-8").replace('"-O3"', '"-O0"')  # what becomes of the C files is not looked at here
+    about.write_text(quick, "utf-8")
     return source
 
 
@@ -76,21 +81,22 @@ def test_without_a_compiler_there_is_a_wheel_that_says_so(source, tmp_path):
     with zipfile.ZipFile(wheel) as packed:
         assert not any(LIBRARY.fullmatch(name) for name in packed.namelist())
         packed.extractall(tmp_path / "site")
-    script = """
+    script = f"""
 import torch
+sys.path.insert(0, {str(tmp_path / "site")!r})
 from inlay.kernels import native, nf4
 codes, absmax = nf4.quantize(torch.ones(2, 64))
 print(native.__file__, len(codes), native.variant(), native.why_not(), sep="|")"""
-    clean = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
-    done = subprocess.run([sys.executable, "-c", script], env=clean, capture_output=True, text=True, check=True)
-    file, number, variant, why = done.stdout.strip().split("|")
+    status, out, err = forks.run(forks.ANEW + script)
+    assert status == 0, err
+    file, number, variant, why = out.strip().split("|")
     assert tmp_path in Path(file).parents
     assert (number, variant) == ("64", "torch")
     assert "not built" in why
 
 
 def test_the_wheel_works_in_an_empty_environment(built, tmp_path):
-    venv.create(tmp_path / "env", with_pip=True)
+    venv.create(tmp_path / "env", with_pip=False)
     programs = tmp_path / "env" / "bin"
     # an empty folder, and nothing of the caller's path: the sources would answer in the wheel's place
     clean = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
@@ -98,10 +104,9 @@ def test_the_wheel_works_in_an_empty_environment(built, tmp_path):
     def run(*command):
         return subprocess.run(command, cwd=tmp_path, env=clean, capture_output=True, text=True, check=True).stdout
 
-    pip = (programs / "python", "-m", "pip", "--disable-pip-version-check")
+    pip = (sys.executable, "-m", "pip", "--python", programs / "python", "--disable-pip-version-check")
     run(*pip, "install", "--quiet", "--no-deps", "--no-index", built[0])
-    installed = {line.split()[0] for line in run(*pip, "list").splitlines()[2:]}
-    assert installed - {"pip", "setuptools"} == {"inlay"}
+    assert [line.split()[0] for line in run(*pip, "list").splitlines()[2:]] == ["inlay"]
     assert "inlay COMMAND" in run(programs / "inlay", "--help")
     version, file = run(
         programs / "python", "-W", "error", "-c", "import inlay; print(inlay.__version__, inlay.__file__)"

@@ -381,7 +381,7 @@ def test_the_demo_runs_and_learns_both_tasks_without_the_extras(tmp_path, capsys
         for loaded in [module for module in sys.modules if module.partition(".")[0] == name]:
             monkeypatch.delitem(sys.modules, loaded)
         monkeypatch.setitem(sys.modules, name, None)
-    result = run_json(capsys, "demo", "--output", tmp_path / "demo", "--steps", 30)
+    result = run_json(capsys, "demo", "--output", tmp_path / "demo", "--steps", 16)
     assert {path.name for path in (tmp_path / "demo").iterdir()} >= {"tell", "ask", "merged"}
     for task in ("tell", "ask"):
         assert result["exact"][task]["before"] == 0

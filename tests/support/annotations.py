@@ -19,6 +19,19 @@ _eager = jaxtyping.jaxtyped
 _check = beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True, violation_type=jaxtyping.TypeCheckError))
 """The tower: an int will do for a float."""
 
+ENOUGH = 200
+"""Calls of a function that are checked in a test: those of some passes through a small model."""
+
+_calls, _most = {}, ENOUGH
+
+
+def begin(checks, most=ENOUGH):
+    """A test begins, in which annotations are checked or not, at the first calls of each function."""
+    global _most
+    _calls.clear()
+    _most = most
+    jaxtyping.config.update("jaxtyping_disable", not checks)
+
 
 def jaxtyped(function=_decorator._sentinel, *, typechecker=_decorator._sentinel):
     """What the import hook decorates with: `jaxtyping.jaxtyped`, later."""
@@ -32,13 +45,16 @@ def jaxtyped(function=_decorator._sentinel, *, typechecker=_decorator._sentinel)
         return function  # inherited: it is checked already
     if function.__name__ == "__del__":  # which may run while the check of another one is written
         return _eager(function, typechecker=_check)
-    checked = None
+    checked, code = None, function.__code__
 
     @functools.wraps(function)
     def lazily(*args, **kwargs):
         __tracebackhide__ = True
         nonlocal checked
         if jaxtyping.config.jaxtyping_disable:
+            return function(*args, **kwargs)
+        calls = _calls[code] = _calls.get(code, 0) + 1
+        if calls > _most:
             return function(*args, **kwargs)
         checked = checked or _checking(function)
         return checked(*args, **kwargs)

@@ -2,7 +2,7 @@
 
 What comes of it is a process as `python -c CODE ARGUMENTS` is one, with its own input, output, environment, session, signals,
 exit handlers and status, but for the seconds of imports. It is not for tests of the imports, nor of what is read at an import:
-`OMP_NUM_THREADS`, `HF_HUB_OFFLINE`, the search path for modules; nor of a KeyboardInterrupt that nobody catches, whose status is 1.
+`OMP_NUM_THREADS`, `HF_HUB_OFFLINE`; nor of a KeyboardInterrupt that nobody catches, whose status is 1.
 """
 
 import array
@@ -24,6 +24,9 @@ from pathlib import Path
 
 INLAY = "import sys; from inlay.cli import main; sys.exit(main())"
 """The command, as the installed script runs it."""
+
+ANEW = "import sys\nfor name in [n for n in sys.modules if n.partition('.')[0] == 'inlay']: del sys.modules[name]\n"
+"""Before other code: what it imports of the package is imported then, from the first folder of the path that has it."""
 
 _LIBRARIES = (
     "torch",
