@@ -2,7 +2,6 @@
 
 import dataclasses
 import inspect
-import subprocess
 import sys
 
 import pytest
@@ -14,7 +13,7 @@ from inlay.initializers.contract import Initializer
 from inlay.methods import hooks
 from inlay.methods.contract import BlockMethod, LinearMethod, LowRankMethod, Method, PromptMethod
 from inlay.quant.contract import Scheme
-from tests.support import packages
+from tests.support import forks, packages
 
 GOOD = '''
     """y"""
@@ -156,9 +155,9 @@ def test_a_class_that_is_no_dataclass_is_refused_where_it_is_asked_for(tmp_path)
     code = HEAD + CLASS.partition("\n")[2].replace("Odd", "Plain") + GOOD + "\n    r: int = 3\n    'Rank.'"
     packages.write(tmp_path, "gold", "1.2", {"gold.plain": code}, {"inlay.methods": {"plain": "gold.plain"}})
     ask = "from inlay import methods\ntry:\n    methods.find('plain')\nexcept Exception as error:\n    print(error)"
-    command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n{ask}"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert "it is no frozen dataclass" in done.stdout, done.stderr
+    status, out, err = forks.run(f"{forks.ANEW}sys.path.insert(0, {str(tmp_path)!r})\n{ask}")
+    assert "it is no frozen dataclass" in out, err
+    assert status == 0
 
 
 @pytest.mark.parametrize(

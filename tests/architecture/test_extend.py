@@ -91,9 +91,8 @@ def toys():
 def process(code, *sites, place=ROOT, given=None):
     """The output of a process to its end, in `place`, that finds the packages of `sites`."""
     before = f"import json, os, sys\nsys.path[:0] = {[*map(str, sites)]}\nos.chdir({str(place)!r})\n"
-    status, out, err = forks.run(
-        before + anew + code, given=json.dumps(given).encode(), env=os.environ | {"COLUMNS": "300"}
-    )
+    code = forks.ANEW + before + code
+    status, out, err = forks.run(code, given=json.dumps(given).encode(), env=os.environ | {"COLUMNS": "300"})
     assert status == 0, out[-3000:] + err
     return out
 

@@ -2,11 +2,10 @@
 
 import json
 import subprocess
-import sys
 
 import pytest
 
-from tests.support import packages
+from tests.support import forks, packages
 
 METHOD = '''"""A method."""
 
@@ -93,12 +92,8 @@ def ask(tmp_path_factory):
     packages.write(place, "gold", "1.2", modules, points)
     packages.write(place, "lead", "0.3", {"lead.it": LOUD}, {group: {"it": "lead.it"} for group in OURS})
     (place / "evil.py").write_text(LOUD)
-    process = subprocess.Popen(
-        [sys.executable, "-u", "-c", f"import sys; sys.path.insert(0, {str(place)!r})\n{ASK}"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    begin = f"sys.path.insert(0, {str(place)!r})\nsys.stdout.reconfigure(line_buffering=True)\n"
+    process = forks.Process(forks.ANEW + begin + ASK, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
     def answer(*question):
         print(json.dumps(question), file=process.stdin, flush=True)

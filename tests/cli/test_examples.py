@@ -1,16 +1,20 @@
 """The examples run as they are."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.support import forks
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.py"))
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_it_runs(path, tmp_path):
-    done = subprocess.run([sys.executable, "-W", "error", path], capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout
+def test_it_runs(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    script = (
+        "import runpy, sys, warnings; warnings.simplefilter('error'); runpy.run_path(sys.argv[1], run_name='__main__')"
+    )
+    status, out, err = forks.run(script, path)
+    assert status == 0, err
+    assert out

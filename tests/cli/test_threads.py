@@ -9,7 +9,7 @@ import torch  # noqa: F401  # so that it is too late in this process
 
 from inlay import cli
 from inlay.cli import WAITING, WAITING_OF_THE_USER
-from tests.support import bases
+from tests.support import bases, forks
 
 SCRIPT = """
 import os, sys
@@ -21,6 +21,7 @@ class Finder:
         if name == "torch" and not seen:
             seen.update({key: os.environ.get(key) for key in sys.argv[2:]})
             assert os.environ[cli.LOADING[0]] == "1"
+            sys.exit()
 sys.meta_path.insert(0, Finder())
 try:
     cli.main(["plan", "--help"])
@@ -66,8 +67,8 @@ def test_no_thread_is_made_for_the_loading_of_weights(tmp_path):
     base = bases.directory(tmp_path / "base", "llama")
     script = "import concurrent.futures, sys; from inlay.cli import main; concurrent.futures.ThreadPoolExecutor.submit = None; "
     script += f"sys.exit(main(['generate', {str(base)!r}, '--prompt', 'a', '--max-new-tokens', '1']))"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    status, _, err = forks.run(script)
+    assert status == 0, err
 
 
 @pytest.mark.parametrize("name", WAITING_OF_THE_USER)

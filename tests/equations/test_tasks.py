@@ -72,7 +72,7 @@ def test_a_task_is_learned_and_its_adapter_says_the_same_once_more(tmp_path, tas
     base = load(tmp_path, model, task)
     bases.jsonl(tmp_path / "rows.jsonl", support.rows(task, 24))
     rate = 2e-2 if task in ("sequence-classification", "seq2seq") else 5e-3
-    settings = dict(max_steps=100, learning_rate=rate, batch_size=12, eval_every=100)
+    settings = dict(max_steps=40, learning_rate=rate, batch_size=12, eval_every=40)
     how = methods.find(method)(**({"r": 4} if method == "lora" else {}))
     report = inlay.train(
         base,

@@ -153,9 +153,9 @@ def test_a_run_on_bfloat16_files_generates_and_is_loaded(tmp_path):
     models.model("mixtral", torch.bfloat16, sizes=sizes).save_pretrained(tmp_path / "base")
     bases.tokenizer().save_pretrained(tmp_path / "base")
     rows = bases.jsonl(tmp_path / "rows.jsonl", bases.rows(12))
-    for dtype in ("bfloat16", "float32"):
+    for dtype, steps in (("bfloat16", 3), ("float32", 14)):
         base = load(tmp_path / "base", dtype=dtype)
-        report = inlay.train(base, rows, method=LORA, output=tmp_path / dtype, max_steps=30, learning_rate=0.01)
+        report = inlay.train(base, rows, method=LORA, output=tmp_path / dtype, max_steps=steps, learning_rate=0.02)
         assert report.trainable_parameters == base.layout.count(LORA)
         again = load(tmp_path / "base", dtype=dtype)
         again.attach(tmp_path / dtype)
