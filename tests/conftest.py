@@ -1,5 +1,6 @@
 """Every test has a cache directory of its own, and no network; some check every annotation of the package."""
 
+import gc
 import math
 import os
 import sys
@@ -21,6 +22,12 @@ def pytest_collection_modifyitems(items):
     """Annotations are checked in the first case of each test."""
     for item in {getattr(item, "function", item): item for item in reversed(items)}.values():
         item.stash[_checks_annotations] = True
+
+
+def pytest_collection_finish():
+    """Of what is there before the first test nothing is ever garbage: it is not looked through again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 _checks_annotations = pytest.StashKey[bool]()

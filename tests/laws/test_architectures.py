@@ -9,6 +9,17 @@ import transformers
 
 from tests.support import architectures, columns, pages
 
+WHOLE = [
+    "bert", "bloom", "cohere", "dbrx", "deepseek_v3", "diffllama", "electra", "falcon", "falcon_h1", "gemma2",
+    "gemma3_text", "gpt2", "gpt_neox", "gpt_oss", "gptj", "granitemoe", "granitemoehybrid", "jamba", "jetmoe", "lfm2",
+    "llama", "llama4_text", "mamba", "mamba2", "minimax", "mixtral", "modernbert-decoder", "mpt", "nanochat", "opt",
+    "phi3", "qwen2_moe", "qwen3", "qwen3_next", "recurrent_gemma", "roberta", "rwkv", "zamba",
+]  # fmt: skip
+"""The architectures of which every run asks everything: one of each way in which blocks, experts, attention, state, positions
+and head are made, and of each answer in the table. Of the others it asks the logits and the training; the rest is slow."""
+BY_DEFAULT = ("equal logits", "training")
+OTHERWISE = [column for column in columns.COLUMNS if column not in BY_DEFAULT]
+
 HEADER = [
     "# Models",
     "",
@@ -48,25 +59,46 @@ def written():
     return {row[0].strip("`"): dict(zip(columns.COLUMNS, row[1:], strict=True)) for row in rows}
 
 
-@pytest.fixture(scope="module", params=architectures.CAUSAL)
+@pytest.fixture(scope="module")
 def pair(request, tmp_path_factory):
     return columns.Pair(tmp_path_factory.mktemp("base"), request.param)
 
 
-@pytest.mark.parametrize("column", columns.COLUMNS)
+def _pairs(slow=()):
+    """Each architecture, to be made once; some are slow."""
+    kinds = [pytest.param(kind, marks=[pytest.mark.slow] if kind in slow else []) for kind in architectures.CAUSAL]
+    return pytest.mark.parametrize("pair", kinds, indirect=True, scope="module")
+
+
+@_pairs()
+@pytest.mark.parametrize("column", BY_DEFAULT)
 def test_an_architecture_does_what_transformers_does_or_is_refused(pair, column):
+    _check(pair, column)
+
+
+@_pairs(slow=architectures.CAUSAL.keys() - WHOLE)
+@pytest.mark.parametrize("column", OTHERWISE)
+def test_so_it_does_when_it_is_merged_asked_and_mixed(pair, column):
+    _check(pair, column)
+
+
+def _check(pair, column):
     found = columns.cell(pair, column)
     if not os.environ.get(pages.SWITCH):
         assert found == written()[pair.kind][column]
 
 
-def test_tokens_see_nothing_of_what_comes_after_them(pair):
-    pair.base.check_causal()
-
-
 @pytest.mark.parametrize(("kind", "task"), OTHERS, ids=lambda value: value)
 def test_models_of_other_tasks_do_what_transformers_does(kind, task, tmp_path):
     columns.logits(columns.Pair(tmp_path, kind, task))
+
+
+def test_every_answer_of_the_table_is_asked_for_by_every_run():
+    """What only one architecture in the table answers is not left to the slow cases."""
+    rows = written()
+    assert set(WHOLE) <= rows.keys()
+    for column in OTHERWISE:
+        assert {rows[kind][column] for kind in WHOLE} == {row[column] for row in rows.values()}
 
 
 def test_the_page_has_every_architecture(tmp_path):

@@ -87,7 +87,11 @@ def both(pair, ids, mask=None, training=False):
 
 
 def train(pair):
-    """The loss of rows together, and of each alone, against the other side's for each row by itself; and an adapter's gradients."""
+    """The loss of rows together, and of each alone, against the other side's for each row by itself; and an adapter's gradients.
+
+    No token sees what comes after it.
+    """
+    pair.base.check_causal()
     rows = _rows()
     with torch.no_grad():
         wanted = [_loss(pair.theirs, row).item() for row in rows]
