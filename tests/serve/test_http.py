@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import socket
+import threading
 
 import httpx
 import pytest
@@ -225,6 +226,44 @@ def test_files_that_change_under_a_server_are_an_error_of_its_own(own, tiny):
     message = _error(client.post("/v1/chat/completions", json=CHAT | {"model": "new"}, headers=shop), 500)
     assert str(place) not in message
     assert _answers(client)
+
+
+def test_only_the_engines_thread_runs_the_model(tiny, tmp_path):
+    shutil.copytree(tiny.adapters, tmp_path / "adapters")
+    base, threads = load(tiny.directory, dtype="float32"), set()
+    with servers.running(base, Setup(directories=(tmp_path / "adapters",))) as (_, address):
+        base.model.register_forward_hook(lambda *given: threads.add(threading.current_thread().name))
+        base.model.lm_head.register_forward_hook(lambda *given: threads.add(threading.current_thread().name))
+        for model in ("red", "tiny", "green"):
+            response = httpx.post(f"{address}/v1/chat/completions", json=CHAT | {"model": model})
+            assert response.status_code == 200
+        load_green = {"lora_name": "new", "lora_path": str(tmp_path / "adapters" / "green")}
+        assert httpx.post(f"{address}/v1/load_lora_adapter", json=load_green).status_code == 200
+    assert threads == {"inlay-engine"}
+
+
+def test_a_base_that_changes_under_a_server_answers_no_more(tiny, tmp_path):
+    shutil.copytree(tiny.directory, tmp_path / "tiny")
+    with servers.running(load(tmp_path / "tiny", dtype="float32")) as (_, address):
+        with httpx.Client(base_url=address) as http:
+            assert _answers(http, "tiny")
+            (file,) = (tmp_path / "tiny").glob("*.safetensors")
+            with file.open("r+b") as opened:
+                opened.seek(-4, 2)
+                opened.write(b"\x00\x00\x80\x3f")
+            message = _error(http.post("/v1/chat/completions", json=CHAT | {"model": "tiny"}), 500)
+            assert "files of the base changed" in message
+
+
+@pytest.mark.slow  # a template has two seconds of the processor
+def test_a_template_that_loops_costs_its_own_request(tmp_path):
+    loops = "{% if messages[0].content == 'loop' %}{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}{% endif %}"
+    directory, adapters = servers.made(tmp_path, ["red"], template=loops + servers.TEMPLATE)
+    with servers.running(load(directory, dtype="float32"), Setup(directories=(adapters,))) as (_, address):
+        with httpx.Client(base_url=address, timeout=60) as http:
+            said = [{"role": "user", "content": "loop"}]
+            assert _error(http.post("/v1/chat/completions", json=CHAT | {"messages": said}), 500)
+            assert _answers(http)
 
 
 def test_a_key_sees_its_adapters_and_no_others(own):

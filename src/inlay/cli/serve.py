@@ -19,7 +19,7 @@ from inlay.errors import ConfigError, explain
 class Serve(OnBase):
     """A server on this machine, until Ctrl-C or SIGTERM, which let it answer what is under way."""
 
-    adapters: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=DIR")] = ()
+    adapters: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=DIR", help_behavior_hint="(default: none)")] = ()
     """Adapters that answer under these names; a name is that of the directory unless given."""
 
     adapter_dir: repeated(Path) = ()  # type: ignore[valid-type]  # an annotation built by a function

@@ -23,7 +23,7 @@ async def embed(service: Service, body: Embedding, request: Request) -> Response
         items = await service.apart(predict.prepare, service.base, texts)
         name = version and version.adapter.name
         said = await asyncio.wrap_future(service.worker.between(lambda: predict.predict(service.base, items, name)))
-        service.base.check_unchanged()
+        await service.apart(service.base.check_unchanged)
         digests, adapter = service.digests(version), version.name if version is not None else NO_ADAPTER
     num_tokens = sum(len(item.ids) for item in items)
     service.metrics.prompt_tokens.labels(adapter).inc(num_tokens)

@@ -59,7 +59,7 @@ async def answered(service: Service, request: Request, body: Drawn, begin: Begin
             return Stream(exchange.events(), held.pop_all(), exchange.headers())
         if not await unless_gone(request.receive, group.whole()):
             return Response(status_code=NOBODY)
-        service.base.check_unchanged()
+        await service.apart(service.base.check_unchanged)
         choices = [form.whole(number, answer) for number, answer in enumerate(group.answers)]
         return reply(exchange.object(form.kind, choices) | {"usage": exchange.usage()}, headers=exchange.headers())
 
@@ -114,7 +114,7 @@ class _Exchange:
             async with contextlib.aclosing(self._choices()) as choices:
                 async for choice in choices:
                     yield self.object(self._form.chunk_kind, [choice]) | more
-            self._service.base.check_unchanged()
+            await self._service.apart(self._service.base.check_unchanged)
         except InlayError as error:
             self._request.state.facts["error"] = error.wrong
             yield body_of(status_of(error), str(error))

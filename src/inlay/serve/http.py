@@ -151,11 +151,13 @@ def _load(service: Service, body: Load, directory: Any) -> None:
 def _add_state(app: FastAPI, service: Service) -> None:
     @app.get("/health", response_class=Response)
     async def health() -> Response:
+        if not service.worker.is_alive:
+            return fault(500, "the server answers no more", found="its engine has ended")
         return reply({"status": "ok", "seconds": int(time.time()) - service.started})
 
     @app.get("/ready", response_class=Response)
     async def ready() -> Response:
-        return reply({"status": "ready"}) if service.is_ready else fault(503, "the server is going down")
+        return await health() if not service.worker.is_alive else reply({"status": "ready"})
 
     @app.get("/metrics", response_class=Response)
     async def metrics() -> Response:

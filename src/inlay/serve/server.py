@@ -69,6 +69,7 @@ def serving(base: Base, setup: Setup) -> Iterator[Service]:
     - `InlayError`: an adapter that has to be there can't be loaded, or the base can't be served.
     """
     engine = None
+    _ = base.layout.unused  # found by a pass of the model, beside which there may be no other
     if base.spec.continues:
         base.check_causal()
         engine = Engine(base.model, base.router, cache_tokens=setup.cache_tokens, max_rows=setup.max_rows)
@@ -77,7 +78,9 @@ def serving(base: Base, setup: Setup) -> Iterator[Service]:
     worker.start()
     try:
         _register(slots, setup)
-        yield Service(base, worker, slots, access=setup.access, registry=setup.registry, bounds=setup.bounds)
+        service = Service(base, worker, slots, access=setup.access, registry=setup.registry, bounds=setup.bounds)
+        yield service
+        service.close()
     finally:
         worker.stop()
         slots.close()

@@ -57,10 +57,14 @@ class Service:
         self.started = int(time.time())
         self.name = base.checkpoint.name
         self.base_digest = base.fingerprint.weights
-        self.is_ready = True
         self.texts, self.loads = (ThreadPoolExecutor(1, f"inlay-{name}") for name in ("texts", "loads"))
         """Templates and tokenizers, and files of adapters: each one after the other, beside the loop."""
         self.metrics = Metrics(self._gauges())
+
+    def close(self) -> None:
+        """Begin nothing more beside the loop."""
+        for pool in (self.texts, self.loads):
+            pool.shutdown(wait=False, cancel_futures=True)
 
     @functools.cached_property
     def reads_calls(self) -> bool:
@@ -137,7 +141,7 @@ class Service:
         - `CapacityError`: too many answers are under way.
         """
         n, form, base = body.n or 1, None, self.base
-        self.base.check_unchanged()
+        await self.apart(base.check_unchanged)
         ends = self._ends(body, version)
         if wanted.form is not None:
             form = await self.apart(grammar.compiled, *wanted.form, base.tokenizer)

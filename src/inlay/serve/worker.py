@@ -81,6 +81,11 @@ class Worker:
         """Begin."""
         self._thread.start()
 
+    @property
+    def is_alive(self) -> bool:
+        """Its thread runs."""
+        return self._thread.is_alive()
+
     def stop(self) -> None:
         """End after the step under way; answers that are not whole end with an error."""
         self._inbox.put(None)
@@ -118,7 +123,7 @@ class Worker:
             self._take(wait=not self._under_way)
             if self._under_way and self.engine is not None:
                 self._step(self.engine)
-        self._fail(list(self._under_way), "the server ended")
+        self._fail(list(self._under_way), _failed(None))
 
     def _take(self, wait: bool) -> None:
         """Do what was asked for since the last step; wait for that where there is nothing to step."""
@@ -137,8 +142,7 @@ class Worker:
             grown = engine.step()
         except Exception as error:  # whatever it is, it ends those that were in the step, and no more
             self.num_errors += 1
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-            self._fail([one for one in engine.scheduler.running if one in self._under_way], reason)
+            self._fail([one for one in engine.scheduler.running if one in self._under_way], _failed(error))
             return
         told = [(self._under_way[one], _news(one)) for one in grown if one in self._under_way]
         for one in grown:
@@ -155,19 +159,21 @@ class Worker:
             self._under_way[ticket.sequence] = ticket
         except InlayError as error:
             self._tell([(ticket, error)])
+        except Exception as error:
+            self._tell([(ticket, _failed(error))])
 
     def _abort(self, ticket: Ticket) -> None:
         if ticket.sequence is not None and self._under_way.pop(ticket.sequence, None) is not None:
             assert self.engine is not None, "it has a sequence"
             self.engine.abort(ticket.sequence)
 
-    def _fail(self, sequences: list[Sequence], reason: str) -> None:
+    def _fail(self, sequences: list[Sequence], error: InlayError) -> None:
         told: list[tuple[Ticket, News | InlayError]] = []
         for one in sequences:
             ticket = self._under_way.pop(one)
             if self.engine is not None:
                 self.engine.abort(one)
-            told.append((ticket, CapacityError(explain("this answer could not be made", found=reason, do="ask again"))))
+            told.append((ticket, error))
         self._tell(told)
 
     def _tell(self, told: list[tuple[Ticket, Any]]) -> None:
@@ -178,6 +184,12 @@ class Worker:
         for loop, some in loops.items():
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
                 loop.call_soon_threadsafe(_deliver, some)
+
+
+def _failed(error: Exception | None) -> CapacityError:
+    """Why answers are not made, that nobody foresaw; None: the server ends."""
+    reason = "the server ended" if error is None else f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    return CapacityError(explain("this answer could not be made", found=reason, do="ask again"))
 
 
 def _deliver(told: list[tuple[Ticket, Any]]) -> None:
