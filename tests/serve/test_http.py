@@ -229,16 +229,17 @@ def test_files_that_change_under_a_server_are_an_error_of_its_own(own, tiny):
 
 
 def test_only_the_engines_thread_runs_the_model(tiny, tmp_path):
-    shutil.copytree(tiny.adapters, tmp_path / "adapters")
+    (tmp_path / "adapters").mkdir()
     base, threads = load(tiny.directory, dtype="float32"), set()
     with servers.running(base, Setup(directories=(tmp_path / "adapters",))) as (_, address):
         base.model.register_forward_hook(lambda *given: threads.add(threading.current_thread().name))
         base.model.lm_head.register_forward_hook(lambda *given: threads.add(threading.current_thread().name))
-        for model in ("red", "tiny", "green"):
-            response = httpx.post(f"{address}/v1/chat/completions", json=CHAT | {"model": model})
-            assert response.status_code == 200
+        shutil.copytree(tiny.adapters / "green", tmp_path / "adapters" / "green")
         load_green = {"lora_name": "new", "lora_path": str(tmp_path / "adapters" / "green")}
         assert httpx.post(f"{address}/v1/load_lora_adapter", json=load_green).status_code == 200
+        for model in ("new", "tiny"):
+            response = httpx.post(f"{address}/v1/chat/completions", json=CHAT | {"model": model})
+            assert response.status_code == 200
     assert threads == {"inlay-engine"}
 
 

@@ -80,6 +80,8 @@ def test_a_text_ends_before_a_stop_string_and_no_part_of_it_is_shown(alone, clie
     parts = [part.choices[0].delta.content or "" for part in _chat(client, "red", stop=stop, stream=True)]
     assert "".join(parts) == text[:at]
     assert answer.usage.completion_tokens == at + 2
+    said = _chat(client, "red", stop=stop, logprobs=True).choices[0].logprobs.content
+    assert "".join(one.token for one in said) == text[:at]
 
 
 def test_a_token_that_ends_the_answer_is_no_part_of_it(alone, client, served):
