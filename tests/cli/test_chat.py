@@ -6,6 +6,7 @@ import pytest
 
 import inlay
 from inlay.cli import demo
+from inlay.generation import generate
 from tests.support import models
 from tests.support.command import run
 from tests.support.terminal import Terminal, asked, piped
@@ -120,18 +121,16 @@ def test_an_adapter_of_texts_is_continued_and_flags_say_otherwise(adapters, tmp_
     (tmp_path / "texts").mkdir()
     base.save("texts", tmp_path / "texts", {"text": {"form": "text", "stop_tokens": ["</s>"]}})
     tokens = []
-    own = type(base.model).generate
+    own = generate.answers
     monkeypatch.setattr(
-        type(base.model),
-        "generate",
-        lambda self, **how: [tokens.append(how["input_ids"].tolist()), own(self, **how)][1],
+        generate, "answers", lambda base, asked, *more: tokens.append(asked[0].tokens) or own(base, asked, *more)
     )
 
     def asked_for(*arguments):
         monkeypatch.setattr("sys.stdin", io.StringIO("Once\nThere\n"))
         status, _, err = run(capsys, *arguments, "--max-new-tokens", 2)
         assert status == 0, err
-        texts = [base.tokenizer.decode([i for i in row[0] if i != base.tokenizer.bos_token_id]) for row in tokens]
+        texts = [base.tokenizer.decode([i for i in row if i != base.tokenizer.bos_token_id]) for row in tokens]
         tokens.clear()
         return texts, err
 

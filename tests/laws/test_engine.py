@@ -151,7 +151,7 @@ def test_an_answer_ends_with_what_ends_it_and_when_nobody_waits():
     answer = _alone(held, request)
     stop = next(token for token in answer[3:] if token not in answer[:3])
     engine = _engine(held)
-    (sequence,) = engine.run([Request(tokens=request.tokens, max_new_tokens=NEW, stops=frozenset({stop}))])
+    (sequence,) = engine.run([Request(tokens=request.tokens, max_new_tokens=NEW, stops=(stop,))])
     assert (sequence.answer, sequence.ending) == (answer[: answer.index(stop) + 1], "stop")
     left, kept = engine.add(request), engine.add(request)
     engine.step()
@@ -239,11 +239,11 @@ def test_a_model_whose_attention_is_another_is_refused():
     held = _held("llama")
     for layer in held.module.model.layers:
         layer.self_attn.is_causal = False
-    with pytest.raises(CompatibilityError, match="not one that answers in a batch"):
+    with pytest.raises(CompatibilityError, match="attention that is not causal"):
         _engine(held)
     held = _held("llama")
     held.module.model.layers[0].register_forward_hook(lambda module, given, out: out + out.mean(1, keepdim=True))
-    with pytest.raises(CompatibilityError, match="answers otherwise"):
+    with pytest.raises(CompatibilityError, match="apart where its tokens come in parts"):
         _engine(held)
 
 

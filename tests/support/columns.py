@@ -15,7 +15,7 @@ from inlay import tasks
 from inlay.base.load import load
 from inlay.errors import InlayError
 from inlay.export.merge import merge
-from inlay.generation.answers import minds_padding
+from inlay.generation.padded import minds_padding
 from inlay.tasks import _packed as loss
 from inlay.text.mask import Example
 from inlay.text.template import prompt_ids

@@ -24,7 +24,7 @@ def generate(self, prompts, adapters=None, **how):
     pause = 0.3 if "slow" in str(prompts[-1][-1]) else 0.0
     with open(log, "a") as file:
         file.write(json.dumps({"prompts": prompts, "adapters": adapters}) + "\\n")
-    slow = self.model.register_forward_pre_hook(lambda *given: time.sleep(pause))
+    slow = self.model.get_input_embeddings().register_forward_pre_hook(lambda *given: time.sleep(pause))
     try:
         return own(self, prompts, adapters, **how)
     finally:

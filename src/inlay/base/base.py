@@ -23,8 +23,8 @@ from inlay.base.residual import residual
 from inlay.core.pooling import MEAN
 from inlay.errors import ConfigError, explain
 from inlay.formats.contract import AdapterFile
-from inlay.generation.answers import minds_padding
 from inlay.generation.generate import Prompt, Streamer, generate
+from inlay.generation.padded import minds_padding
 from inlay.generation.sampling import Sampling
 from inlay.io import meaning
 from inlay.io.checkpoint import Checkpoint

@@ -20,10 +20,11 @@ from inlay.errors import CompatibilityError, ConfigError, explain
 from inlay.generation.blocks import SIZE, Blocks
 from inlay.generation.pages import Kept, Pages, Span
 from inlay.generation.scheduler import Scheduler
-from inlay.generation.sequence import Logprob, Request, Sequence
+from inlay.generation.sequence import Request, Sequence, logprob
 from inlay.model import attention, targets
 from inlay.model.adapter import Adapter
 from inlay.model.batch import PLAIN, Batch, Current, Router
+from inlay.model.changes import Replace
 from inlay.modules import trial
 
 MAX_TOKENS = 512
@@ -64,7 +65,14 @@ class Engine:
         self._numbers, self._next_serial = itertools.count(), itertools.count()
         self._serials: weakref.WeakKeyDictionary[Adapter, int] = weakref.WeakKeyDictionary()
         """A number for each adapter that no other ever had: blocks outlive the adapters that made them."""
-        self._check()
+        if problem := problem_of(model, router):
+            raise CompatibilityError(
+                explain(
+                    "this model can't answer several requests at a time",
+                    found=f"{type(model).__name__}: {problem}",
+                    do="base.generate, which asks one after the other",
+                )
+            )
 
     def add(self, request: Request) -> Sequence:
         """Begin an answer.
@@ -74,13 +82,18 @@ class Engine:
         - `ConfigError`: prompt and answer need more of the cache than there is; or there is no prompt.
         """
         sequence = Sequence(request, next(self._numbers))
+        self.enter(sequence)
+        return sequence
+
+    def enter(self, sequence: Sequence) -> None:
+        """The same for a sequence of a request, whose number says when it came."""
+        request = sequence.request
         room = self.blocks.count * SIZE
         if not sequence.tokens or sequence.most_tokens > room:
             found = f"{sequence.num_prompt:,} tokens and {request.max_new_tokens:,} new ones; the cache holds {room:,}"
             do = "a shorter prompt, or fewer new tokens" if sequence.tokens else "a prompt"
             raise ConfigError(explain("this request has no room", found=found, do=do))
         self.scheduler.add(sequence)
-        return sequence
 
     def abort(self, sequence: Sequence) -> None:
         """End an answer that nobody waits for any more."""
@@ -98,84 +111,28 @@ class Engine:
     @torch.no_grad()
     def step(self) -> list[Sequence]:
         """One pass of the model; the sequences that have a new token, or whose logits are no numbers."""
-        chosen = self.scheduler.step()
-        if not chosen:
-            return []
-        places, rows = self._asked(chosen)
-        logits = self._logits(chosen, places)
-        grown = []
-        for (sequence, count), (first, last) in zip(chosen, rows, strict=True):
-            self.scheduler.computed(sequence, count)
-            if first == last:
-                continue
-            own = logits[first:last]
-            if sequence.request.prompt_logprobs is not None:
-                self._note_prompt(sequence, count, own)
-            if not sequence.num_missing:
-                self._extend(sequence, own[-1])
-                grown.append(sequence)
+        grown: list[Sequence] = []
+        for part in _parts(self.scheduler.step()):
+            self._pass(part, grown)
         return grown
 
-    def _asked(self, chosen: Many[tuple[Sequence, int]]) -> tuple[list[int], list[tuple[int, int]]]:
-        """(the places whose logits are looked at, which of them are each sequence's)."""
-        places: list[int] = []
-        rows = []
-        start = 0
-        for sequence, count in chosen:
-            first, start = len(places), start + count
-            if sequence.request.prompt_logprobs is not None and sequence.num_computed < sequence.num_prompt:
-                places += range(start - count, start)
-            elif sequence.num_missing == count:
-                places.append(start - 1)
-            rows.append((first, len(places)))
-        return places, rows
-
-    def _logits(self, chosen: Many[tuple[Sequence, int]], places: Many[int]) -> Tensor:
-        """The logits of some places of a step, (places, vocabulary) in float32."""
-        device = targets.device_of(self.model)
-        spans, ids, positions, start = [], list[int](), list[int](), 0
-        for sequence, count in chosen:
-            first = sequence.num_computed
-            spans.append(Span(start, first, count, tuple(sequence.blocks)))
-            ids += sequence.tokens[first : first + count]
-            positions += range(first, first + count)
-            start += count
-        adapters = [sequence.request.adapter for sequence, _ in chosen]
-        rows = adapters[0] if adapters[0] is not None and len(set(adapters)) == 1 else adapters
-        batch = Batch(rows, [span.count for span in spans], brings=True, kept=Kept(self.pages, spans, device))
-        keep = places if places else [0]
-        with self.router.using(Current(None, batch)), self.router.passing(batch):
-            out = type(self.model).forward(  # past what puts virtual tokens in front: they are there
-                self.model,
-                input_ids=torch.tensor(ids, device=device)[None],
-                position_ids=torch.tensor(positions, device=device)[None],
-                use_cache=False,
-                logits_to_keep=torch.tensor(keep, device=device),
-            )
-        return out.logits[0].float()
-
-    def _extend(self, sequence: Sequence, logits: Tensor) -> None:
-        """Draw the next token of a sequence."""
-        if not torch.isfinite(logits).any() or torch.isnan(logits).any():
-            sequence.ending = "error"
-        else:
-            self._draw(sequence, logits)
-        if sequence.ending:
-            self.scheduler.remove(sequence)
-
-    def _draw(self, sequence: Sequence, logits: Tensor) -> None:
-        request, drawn_from = sequence.request, logits
-        if request.constraint is not None:
-            if (allowed := request.constraint.allowed(len(logits))) is None:
-                sequence.ending = "error"
-                return
-            drawn_from = logits.masked_fill(~allowed.to(logits.device), -torch.inf)
-        token = request.sampling.choose(drawn_from, request.tokens, sequence.answer, sequence.generator)
-        if request.num_logprobs is not None:
-            sequence.logprobs.append(_logprob(logits, token, request.num_logprobs))
-        if request.constraint is not None:
-            request.constraint.advance(token)
-        sequence.append(token)
+    def _pass(self, chosen: Many[tuple[Sequence, int]], grown: list[Sequence]) -> None:
+        """A pass for some sequences of a step; those that have a new token go into `grown`."""
+        asked = [
+            range(count) if _wants_prompt(one) else range(count - 1, count) if one.num_missing == count else range(0)
+            for one, count in chosen
+        ]
+        logits = _logits(self.model, self.router, self.pages, chosen, asked)
+        for (sequence, count), own in zip(chosen, logits.split([len(places) for places in asked]), strict=True):
+            is_prompt = _wants_prompt(sequence)
+            self.scheduler.computed(sequence, count)
+            if is_prompt:
+                self._note_prompt(sequence, count, own)
+            if not sequence.num_missing:
+                sequence.extend(own[-1])
+                grown.append(sequence)
+                if sequence.ending:
+                    self.scheduler.remove(sequence)
 
     def _note_prompt(self, sequence: Sequence, count: int, logits: Tensor) -> None:
         """Keep how likely the prompt's tokens were."""
@@ -183,7 +140,7 @@ class Engine:
         for row, place in enumerate(range(start + 1, start + count + 1)):
             if sequence.num_virtual < place < sequence.num_prompt and len(sequence.prompt_logprobs) < place:
                 token, top = sequence.tokens[place], sequence.request.prompt_logprobs or 0
-                sequence.prompt_logprobs.append(_logprob(logits[row], token, top))
+                sequence.prompt_logprobs.append(logprob(logits[row], token, top))
 
     def _owner(self, sequence: Sequence) -> bytes:
         """What decides keys and values beside tokens: the adapter, and how often its tensors were changed."""
@@ -195,56 +152,102 @@ class Engine:
         versions = sum(0 if tensor.is_inference() else tensor._version for tensor in adapter.tensors())
         return f"{serial}.{versions}".encode()
 
-    def _check(self) -> None:
-        """Compare what the model says with and without blocks, of two sequences that come in parts."""
-        attention.adopt_(self.model, self.router)
-        ids = trial.example(self.model, 2).repeat(1, SIZE)[:, : SIZE + 4]
-        rows = [ids[0].tolist(), ids[1, :-2].tolist()]
-        with self.router.using(PLAIN), trial.undisturbed(self.model), torch.no_grad():
-            expected = [
-                self.model(input_ids=torch.tensor([row], device=ids.device), use_cache=False).logits[0] for row in rows
-            ]
-            try:
-                actual = self._in_parts(rows)
-            except CompatibilityError:
-                raise
-            except Exception as error:  # any model's code may refuse in any way
-                raise CompatibilityError(
-                    explain(
-                        "this model can't answer several requests at a time",
-                        found=f"{type(self.model).__name__}: {type(error).__name__}: {str(error).splitlines()[0]}",
-                        do="transformers' generate, one request at a time",
-                    )
-                ) from error
-        for one, other in zip(actual, expected, strict=True):
-            allowed = trial.TOLERANCE.get(self.model.dtype, 1e-3) * other.abs().max()
-            if one.shape != other.shape or not (one - other).abs().max() <= allowed:
-                raise CompatibilityError(
-                    explain(
-                        "this model answers otherwise when it answers several requests at a time",
-                        found=f"{type(self.model).__name__}: logits {(one - other).abs().max():.3g} apart",
-                        do="transformers' generate, one request at a time",
-                    )
-                )
 
-    def _in_parts(self, rows: Many[Many[int]]) -> list[Tensor]:
-        """The logits of rows of tokens, computed in a step for most of each and one for its last."""
-        sequences = [Sequence(Request(tokens=tuple(row)), -1 - i) for i, row in enumerate(rows)]
-        found: list[list[Tensor]] = [[] for _ in rows]
-        for first, last in ((0, -2), (-2, -1), (-1, None)):
-            counts = [len(row[first:last]) for row in rows]
-            for one, count in zip(sequences, counts, strict=True):
-                assert self.blocks.grow(one, one.num_computed + count), "a cache holds a trial"
-            logits = self._logits(list(zip(sequences, counts, strict=True)), range(sum(counts)))
-            for part, own, one, count in zip(logits.split(counts), found, sequences, counts, strict=True):
-                own.append(part)
-                one.num_computed += count
-        for one in sequences:
-            self.blocks.release(one)
-        return [torch.cat(own) for own in found]
+def _wants_prompt(sequence: Sequence) -> bool:
+    """How likely the tokens of its prompt are is asked for, and they are not all computed."""
+    return sequence.request.prompt_logprobs is not None and sequence.num_computed < sequence.num_prompt
 
 
-def _logprob(logits: Tensor, token: int, num_top: int) -> Logprob:
-    values = logits.log_softmax(-1)
-    top = values.topk(min(num_top, len(values)))
-    return Logprob(token, float(values[token]), dict(zip(top.indices.tolist(), top.values.tolist(), strict=True)))
+def _parts(chosen: Many[tuple[Sequence, int]]) -> list[list[tuple[Sequence, int]]]:
+    """The sequences of a step in groups that share a pass: all, but for adapters that have tensors instead of a module's own.
+
+    A module is called once with one set of tensors; these adapters' sequences take a pass for each adapter.
+    """
+    parts: dict[Adapter | None, list[tuple[Sequence, int]]] = {}
+    for one, count in chosen:
+        adapter = one.request.adapter
+        parts.setdefault(adapter if adapter and _replaces(adapter) else None, []).append((one, count))
+    return list(parts.values())
+
+
+def _replaces(adapter: Adapter) -> bool:
+    return any(isinstance(change, Replace) for changes in adapter.bound.values() for change in changes)
+
+
+def _logits(model: Any, router: Router, pages: Pages, chosen: Many[tuple[Sequence, int]], asked: Many[range]) -> Tensor:
+    """The logits that are asked for of a step's tokens, (tokens, vocabulary) in float32.
+
+    `asked`: which of its tokens, for each sequence.
+    """
+    device = targets.device_of(model)
+    spans, ids, positions, keep, start = [], list[int](), list[int](), list[int](), 0
+    for (sequence, count), places in zip(chosen, asked, strict=True):
+        first = sequence.num_computed
+        spans.append(Span(start, first, count, tuple(sequence.blocks)))
+        ids += sequence.tokens[first : first + count]
+        positions += range(first, first + count)
+        keep += [start + place for place in places]
+        start += count
+    counts = [len(places) for places in asked]
+    if not keep:  # the head computes something in any case
+        keep, counts = [0], [1, *[0] * (len(counts) - 1)]
+    adapters = [sequence.request.adapter for sequence, _ in chosen]
+    rows = adapters[0] if adapters[0] is not None and len(set(adapters)) == 1 else adapters
+    kept = Kept(pages, spans, counts, device)
+    batch = Batch(rows, [span.count for span in spans], brings=True, kept=kept)
+    with router.using(Current(None, batch)), router.passing(batch):
+        out = type(model).forward(  # past what puts virtual tokens in front: they are there
+            model,
+            input_ids=torch.tensor(ids, device=device)[None],
+            position_ids=torch.tensor(positions, device=device)[None],
+            use_cache=False,
+            logits_to_keep=torch.tensor(keep, device=device),
+        )
+    return out.logits[0, : sum(map(len, asked))].float()
+
+
+_problems: weakref.WeakKeyDictionary[Any, str | None] = weakref.WeakKeyDictionary()
+
+
+def problem_of(model: Any, router: Router) -> str | None:
+    """Why the engine can't compute a model, in a few words, found by a trial once; None where it can."""
+    if model not in _problems:
+        with router.using(PLAIN), trial.undisturbed(model), torch.no_grad():
+            _problems[model] = _problem(model, router)
+    return _problems[model]
+
+
+def _problem(model: Any, router: Router) -> str | None:
+    """What is wrong with passes over blocks for this model: two sequences that come in parts, against the plain pass."""
+    attention.adopt_(model, router)
+    ids = trial.example(model, 2).repeat(1, SIZE)[:, : SIZE + 4]
+    rows = [ids[0].tolist(), ids[1, :-2].tolist()]
+    try:
+        expected = [trial.called(model, torch.tensor([row], device=ids.device)).logits[0].float() for row in rows]
+        actual = _in_parts(model, router, rows)
+    except CompatibilityError as error:
+        return error.found[0]
+    except Exception as error:  # any model's code may refuse in any way
+        return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason given'}"
+    for one, other in zip(actual, expected, strict=True):
+        allowed = trial.TOLERANCE.get(model.dtype, 1e-3) * other.abs().max()
+        if one.shape != other.shape or not (one - other).abs().max() <= allowed:
+            return f"its logits are {(one - other).abs().max():.3g} apart where its tokens come in parts"
+    return None
+
+
+def _in_parts(model: Any, router: Router, rows: Many[Many[int]]) -> list[Tensor]:
+    """The logits of rows of tokens, computed in a step for most of each and one for each of its last two."""
+    sequences = [Sequence(Request(tokens=tuple(row)), number) for number, row in enumerate(rows)]
+    blocks = Blocks(2 * len(rows))
+    pages = Pages(blocks.count)
+    found: list[list[Tensor]] = [[] for _ in rows]
+    for first, last in ((0, -2), (-2, -1), (-1, None)):
+        counts = [len(row[first:last]) for row in rows]
+        for one, count in zip(sequences, counts, strict=True):
+            assert blocks.grow(one, one.num_computed + count), "there are blocks for all"
+        logits = _logits(model, router, pages, list(zip(sequences, counts, strict=True)), [*map(range, counts)])
+        for part, own, one, count in zip(logits.split(counts), found, sequences, counts, strict=True):
+            own.append(part)
+            one.num_computed += count
+    return [torch.cat(own) for own in found]

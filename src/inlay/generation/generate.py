@@ -7,14 +7,11 @@ answers        = the new tokens of each, up to one that ends its adapter's answe
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
-import torch
-
 from inlay.errors import ConfigError, explain
 from inlay.generation.answers import answers
 from inlay.generation.sampling import Sampling
-from inlay.model import targets
+from inlay.generation.sequence import Request
 from inlay.model.batch import Rows
-from inlay.model.prompts import virtual_ids
 from inlay.tasks.contract import DEFAULT_NEW_TOKENS, Loaded, TaskSpec
 from inlay.text.template import prompt_ids
 
@@ -76,12 +73,20 @@ def generate(
         for prompt, name in zip(prompts, names, strict=True)
     ]
     entries = [None if name is None else base.adapters[name] for name in names]
-    rows = [virtual_ids(entry) + row for entry, row in zip(entries, rows, strict=True)]
-    most = _new_tokens(base, max(map(len, rows)), max_new_tokens)
-    generator = torch.Generator(targets.device_of(base.model)).manual_seed(seed)
-    drawn = {"logits_processor": sampling.processors(generator), **sampling.arguments()}
-    stops = [base.stop_ids(name) for name in names]
-    said = answers(base, rows, names, stops, base.pad_token, max_new_tokens=most, streamer=streamer, **drawn)
+    num_tokens = max(len(row) + (entry.num_virtual if entry else 0) for entry, row in zip(entries, rows, strict=True))
+    most = _new_tokens(base, num_tokens, max_new_tokens)
+    requests = [
+        Request(
+            tokens=tuple(row),
+            adapter=entry,
+            sampling=sampling,
+            max_new_tokens=most,
+            stops=tuple(base.stop_ids(name)),
+            seed=(seed + number) % 2**63,
+        )
+        for number, (row, entry, name) in enumerate(zip(rows, entries, names, strict=True))
+    ]
+    said = answers(base, requests, streamer)
     base.check_unchanged()
     return base.tokenizer.batch_decode(said, skip_special_tokens=True)
 

@@ -61,8 +61,8 @@ class Span:
 class Kept:
     """The places of a step's tokens, for the attention of its layers."""
 
-    def __init__(self, pages: Pages, spans: Many[Span], device: torch.device):
-        self._pages = pages
+    def __init__(self, pages: Pages, spans: Many[Span], asked: Many[int], device: torch.device):
+        self._pages, self.asked = pages, asked
         places = [
             (span.blocks[t // SIZE], t % SIZE) for span in spans for t in range(span.first, span.first + span.count)
         ]

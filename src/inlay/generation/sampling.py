@@ -7,10 +7,9 @@ negative ones. Sources: nucleus sampling, Holtzman et al. 2020, section 3.1; the
 """
 
 import dataclasses
-import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, get_type_hints
+from collections.abc import Mapping, Sequence
+from typing import get_type_hints
 
 import torch
 from jaxtyping import Float
@@ -71,6 +70,13 @@ class Sampling:
             found.append((f"top_k={self.top_k}, below 0", "--top-k 50"))
         if not 0 < self.repetition_penalty < math.inf:
             found.append((f"repetition_penalty={self.repetition_penalty}, not above 0", "--repetition-penalty 1.1"))
+        if not 0 <= self.min_p <= 1:
+            found.append((f"min_p={self.min_p}, not from 0 to 1", "min_p=0.05"))
+        for name in ("presence_penalty", "frequency_penalty"):
+            if not math.isfinite(getattr(self, name)):
+                found.append((f"{name}={getattr(self, name)}, no number", f"{name}=0.5"))
+        if not all(map(math.isfinite, self.logit_bias.values())):
+            found.append((f"logit_bias={dict(self.logit_bias)}, with one that is no number", "logit_bias={42: -100}"))
         return found
 
     def choose(
@@ -121,29 +127,15 @@ class Sampling:
 
         **Raises:**
 
-        - `ConfigError`: `top_p` or `top_k` with temperature 0.
+        - `ConfigError`: `top_p`, `top_k` or `min_p` with temperature 0.
         """
         idle = [f"top_p={self.top_p}"] * (self.top_p != 1) + [f"top_k={self.top_k}"] * (self.top_k != 0)
+        idle += [f"min_p={self.min_p}"] * (self.min_p != 0)
         if idle and self.temperature == 0:
             found = f"{', '.join(idle)} with temperature 0, which takes the likeliest token"
             raise ConfigError(
                 explain("nothing is drawn, so that nothing can be left out", found=found, do="--temperature 0.8")
             )
-
-    def arguments(self) -> dict[str, Any]:
-        """The same for `transformers`' `generate`: each one is said, so that no file of the model decides it."""
-        return {"do_sample": False, "num_beams": 1, "repetition_penalty": self.repetition_penalty}
-
-    def processors(self, generator: torch.Generator) -> list[Callable[[Tensor, Tensor], Tensor]]:
-        """Logits processors of `transformers` that leave the token that is drawn, from `generator` alone."""
-        from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
-
-        if not self.temperature:
-            return []
-        found: list[Any] = [TemperatureLogitsWarper(self.temperature)] if self.temperature != 1 else []
-        found += [TopKLogitsWarper(self.top_k)] if self.top_k else []
-        found += [TopPLogitsWarper(self.top_p)] if self.top_p < 1 else []
-        return [*found, functools.partial(_drawn, generator)]
 
     def __str__(self) -> str:
         if not self.temperature:
@@ -153,12 +145,6 @@ class Sampling:
             words += [f"top-k {self.top_k}"] * (self.top_k != 0)
         words += [f"repetition penalty {self.repetition_penalty:g}"] * (self.repetition_penalty != 1)
         return ", ".join(words)
-
-
-def _drawn(generator: torch.Generator, input_ids: Tensor, scores: Float[Tensor, "rows vocab"]) -> Tensor:
-    """Scores of one token for each row, drawn by what was likely; minus infinity for all others."""
-    tokens = torch.multinomial(scores.softmax(-1), 1, generator=generator)
-    return torch.full_like(scores, -torch.inf).scatter_(1, tokens, 0.0)
 
 
 CHAT = Sampling(temperature=0.7, top_p=0.9)

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from inlay.generation.sampling import Sampling
@@ -42,7 +43,7 @@ class Request:
 
     max_new_tokens: int = 256
 
-    stops: frozenset[int] = frozenset()
+    stops: tuple[int, ...] = ()
     """Tokens that end the answer; the one that did is its last."""
 
     seed: int = 0
@@ -117,10 +118,36 @@ class Sequence:
             self._generator = torch.Generator().manual_seed(self.request.seed)
         return self._generator
 
+    def extend(self, logits: Float[Tensor, " vocab"]) -> None:
+        """Take the next token of the answer, from its logits in float32."""
+        request, drawn_from = self.request, logits
+        if not torch.isfinite(logits.max()):  # NaN, if one is
+            self.ending = "error"
+            return
+        if request.constraint is not None:
+            allowed = request.constraint.allowed(len(logits))
+            if allowed is None:
+                self.ending = "error"
+                return
+            drawn_from = logits.masked_fill(~allowed.to(logits.device), -torch.inf)
+        token = request.sampling.choose(drawn_from, request.tokens, self.answer, self.generator)
+        if request.num_logprobs is not None:
+            self.logprobs.append(logprob(logits, token, request.num_logprobs))
+        if request.constraint is not None:
+            request.constraint.advance(token)
+        self.append(token)
+
     def append(self, token: int) -> None:
-        """Take the next token of the answer."""
+        """Take a token of the answer."""
         self.tokens.append(token)
         if token in self.request.stops:
             self.ending = "stop"
         elif len(self.answer) >= self.request.max_new_tokens:
             self.ending = "length"
+
+
+def logprob(logits: Float[Tensor, " vocab"], token: int, num_top: int) -> Logprob:
+    """How likely a token was by these logits, and the likeliest."""
+    values = logits.log_softmax(-1)
+    top = values.topk(min(num_top, len(values)))
+    return Logprob(token, float(values[token]), dict(zip(top.indices.tolist(), top.values.tolist(), strict=True)))

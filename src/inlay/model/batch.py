@@ -39,6 +39,9 @@ class Virtual(NamedTuple):
 class Kept(Protocol):
     """Keys and values of earlier tokens, which a pass adds to; see `inlay.generation.pages`."""
 
+    asked: Sequence[int]
+    """Of how many tokens of each row the head is asked."""
+
     def attended(self, module: Any, query: Tensor, key: Tensor, value: Tensor, settings: dict[str, Any]) -> Tensor: ...
 
 
@@ -153,9 +156,10 @@ class Batch:
     def _found(self, path: str, shape: tuple[int, ...]) -> tuple[Segment, ...]:
         count = math.prod(shape)
         if self.lengths is not None and self.num_rows is not None:
-            if count != sum(self.lengths):
+            lengths = self.kept.asked if self.kept and count == sum(self.kept.asked) else self.lengths
+            if count != sum(lengths):
                 raise self.other_rows(path, shape)
-            return packed_segments(self.entries, self.lengths)
+            return packed_segments(self.entries, lengths)
         return row_segments(self.entries, count // (self.num_rows or 1))
 
     def other_rows(self, path: str, shape: Sequence[int]) -> ShapeError:

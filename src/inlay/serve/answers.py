@@ -36,7 +36,7 @@ class Way:
 
     stops: tuple[str, ...] = ()
     """Texts that end it."""
-    ends: frozenset[int] = frozenset()
+    ends: tuple[int, ...] = ()
     """Tokens that end it, which are no part of its text."""
     keeps_tokens: bool = True
     """False: it was asked for its prompt alone, and is empty."""

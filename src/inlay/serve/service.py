@@ -165,14 +165,14 @@ class Service:
                 answers.append(Answer(self.worker, request, base.tokenizer, way))
         return Group(answers)
 
-    def _ends(self, body: Drawn, version: Version | None) -> frozenset[int]:
-        own = version.stop_ids if version is not None else frozenset(self.base.stop_ids())
+    def _ends(self, body: Drawn, version: Version | None) -> tuple[int, ...]:
+        own = version.stop_ids if version is not None else self.base.stop_ids()
         count = len(self.base.tokenizer)
         given = {*(body.stop_token_ids or ()), *map(int, body.logit_bias or ())}
         if wrong := sorted(token for token in given if token >= count):
             found = f"{wrong[0]}; the vocabulary has {count:,}"
             raise ConfigError(explain("there is no such token", found=found, do="POST /tokenize shows those of a text"))
-        return frozenset(body.stop_token_ids or ()) | (frozenset() if body.ignore_eos else own)
+        return tuple(dict.fromkeys([*(body.stop_token_ids or ()), *(() if body.ignore_eos else own)]))
 
     def _new_tokens(self, num_prompt: int, version: Version | None, most: int | None) -> int:
         """The longest answer behind a prompt of so many tokens."""

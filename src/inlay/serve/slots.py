@@ -61,7 +61,7 @@ class Version:
     adapter: Adapter
     digest: str
     num_bytes: int
-    stop_ids: frozenset[int]
+    stop_ids: tuple[int, ...]
     """The tokens that end its answers."""
     users: int = 1
     """How many requests have taken it."""
@@ -266,7 +266,7 @@ class Slots:
             wrong = f"the files of {name} were changed while they were read"
             raise FormatError(explain(wrong, found=str(slot.directory), do="load it again"))
         slot.digest = digest
-        ends = frozenset([*self.base.end_tokens, *stops.stop_ids(self.base.tokenizer, adapter.record)])
+        ends = tuple(dict.fromkeys([*self.base.end_tokens, *stops.stop_ids(self.base.tokenizer, adapter.record)]))
         version = Version(name, adapter, digest, _num_bytes(adapter.tensors()), ends)
         self._between(lambda: self._attach(adapter)).result()
         with self._freed:
