@@ -125,7 +125,7 @@ TARGET static void rows_paired(const uint16_t *from, int64_t row, int64_t rows, 
 }
 
 /* 2^n times a polynomial in what is left: Cephes' expf, within two units of its last place; nought below e^-87. */
-PART __m512 exponential(__m512 x) {
+PART __m512 exponentials(__m512 x) {
     __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), 0);
     __m512 r = _mm512_fmadd_ps(n, _mm512_set1_ps(-0.693359375f), x);
     r = _mm512_fmadd_ps(n, _mm512_set1_ps(2.12194440e-4f), r);
@@ -185,7 +185,7 @@ TARGET static void forward_block(const struct unit *u, int64_t head, int64_t fir
         float largest = _mm512_reduce_max_ps(top) * job->scaling;
         __m512 shift = _mm512_set1_ps(-largest);
         for (int64_t n = 0; n < seen_vectors(first, m, count) * LANES; n += LANES) {
-            __m512 p = exponential(_mm512_fmadd_ps(_mm512_loadu_ps(S + n), scaling, shift));
+            __m512 p = exponentials(_mm512_fmadd_ps(_mm512_loadu_ps(S + n), scaling, shift));
             p = _mm512_maskz_mov_ps(before(seen, n), p);
             sum = _mm512_add_ps(sum, p);
             store_rounded(u->rows + m * u->padded + n, p);
@@ -218,7 +218,7 @@ TARGET static void backward_block(const struct unit *u, int64_t head, int64_t fi
         __m512 shift = _mm512_set1_ps(m < count ? -job->logs[head * job->tokens + token + m] : 0), sum = _mm512_setzero_ps();
         for (int64_t n = 0; n < end; n += LANES) {
             __mmask16 mask = before(seen, n);
-            __m512 P = _mm512_maskz_mov_ps(mask, exponential(_mm512_fmadd_ps(_mm512_loadu_ps(S + n), scaling, shift)));
+            __m512 P = _mm512_maskz_mov_ps(mask, exponentials(_mm512_fmadd_ps(_mm512_loadu_ps(S + n), scaling, shift)));
             sum = _mm512_add_ps(sum, _mm512_maskz_mul_ps(mask, P, _mm512_loadu_ps(dP + n)));
             _mm512_storeu_ps(S + n, P);
         }

@@ -75,7 +75,34 @@ class AttentionJob(ctypes.Structure):
     )
 
 
-KERNELS = {"nf4": Nf4Job, "pointwise": PointwiseJob, "attention": AttentionJob}
+class ProductJob(ctypes.Structure):
+    """`struct job` of `product.c`, where its fields are explained."""
+
+    _fields_ = (
+        *[(name, ctypes.c_void_p) for name in ("x", "w", "y")],
+        *[(name, ctypes.c_int64) for name in ("tokens", "rows", "in")],
+    )
+
+
+class CacheJob(ctypes.Structure):
+    """`struct job` of `cache.c`, where its fields are explained."""
+
+    _fields_ = (
+        *[(name, ctypes.c_void_p) for name in ("q", "k", "v", "keys", "values", "out", "tokens", "lengths", "tables")],
+        *[(name, ctypes.c_int64) for name in ("q_token", "q_head", "k_token", "k_head", "v_token", "v_head")],
+        *[(name, ctypes.c_int64) for name in ("heads", "kv_heads", "dim", "most", "window")],
+        ("scaling", ctypes.c_float),
+        ("dtype", ctypes.c_int32),
+    )
+
+
+KERNELS = {
+    "nf4": Nf4Job,
+    "pointwise": PointwiseJob,
+    "attention": AttentionJob,
+    "product": ProductJob,
+    "cache": CacheJob,
+}
 """The kernels of the library and their jobs."""
 
 
@@ -100,6 +127,17 @@ def multiplies_bfloat16() -> bool:
     """The library is in use with instructions that multiply bfloat16, which its attention and one of its products need."""
     library = _load()
     return variant() == "avx512" and not isinstance(library, str) and bool(library.inlay_multiplies_bfloat16())
+
+
+@functools.cache
+def _has_tiles() -> bool:
+    library = _load()
+    return not isinstance(library, str) and bool(library.inlay_has_tiles())
+
+
+def has_tiles() -> bool:
+    """The same with registers of whole tiles, which the system has granted."""
+    return multiplies_bfloat16() and _has_tiles()
 
 
 def why_not() -> str | None:
@@ -137,11 +175,17 @@ def run(
 
     There must be a library: `variant` is not `TORCH`.
     """
-    job = KERNELS[kernel](**fields, **{name: tensor.data_ptr() for name, tensor in tensors.items()})
+    do(kernel, function, KERNELS[kernel](**fields, **{name: t.data_ptr() for name, t in tensors.items()}), total, size)
+
+
+def do(kernel: str, function: int, job: ctypes.Structure, total: int, size: int) -> None:
+    """`run` for a job that is made already; what its addresses point to has to live as long as this takes."""
     threads = torch.get_num_threads() if size >= FEWEST_NUMBERS else 1
     chunk = max(1, -(-total // (_CHUNKS * threads)))
-    number = VARIANTS.index(variant())
-    _function(kernel)(number, function, ctypes.byref(job), total, chunk, threads, _gomp_parallel())
+    _function(kernel)(_NUMBERS[variant()], function, ctypes.byref(job), total, chunk, threads, _gomp_parallel())
+
+
+_NUMBERS = {name: number for number, name in enumerate(VARIANTS)}
 
 
 @functools.cache

@@ -8,18 +8,14 @@
        rotate           y1 = x1 c1 - x2 s1,   y2 = x2 c2 + x1 s2        the halves of a head, by the cosines and sines of its token
        rotate_backward  the transpose: y1 = x1 c1 + x2 s2,   y2 = x2 c2 - x1 s1
 
-   A row has an even number of numbers, one that is rotated a multiple of four. In float32 within, whatever the dtype in memory, and rounded once. There are no instructions by name: loops over LANES numbers
-   side by side, which a compiler turns into those of the variant. Sums have LANES parts, in the same order everywhere, so that
+   A row has an even number of numbers, one that is rotated a multiple of four. In float32 within, whatever the dtype in memory, and rounded once. There are no instructions by name: loops over WIDTH numbers
+   side by side, which a compiler turns into those of the variant. Sums have WIDTH parts, in the same order everywhere, so that
    all variants give the same bits.
 
-   exp is 2^n times a polynomial in what is left between -ln 2 / 2 and ln 2 / 2: Cephes' expf, within two units of its last
-   place. What its argument is clamped to leaves f(a) a normal number or nought. */
-
-#include <math.h>
+   What the argument of exp is clamped to leaves f(a) a normal number or nought. */
 
 #include "team.h"
 
-enum { LANES = 16 };
 #ifdef __clang__
 #define APART
 #else
@@ -66,33 +62,18 @@ INLINE void *row_of(const void *values, int dtype, int64_t i) {
     return (char *)values + i * (dtype == FLOAT32 ? 4 : 2);
 }
 
-INLINE float total(const float *parts) {
-    float sum = 0;
-    for (int j = 0; j < LANES; j++) sum += parts[j];
-    return sum;
-}
-
 INLINE float sigmoid(float a) {
     float x = -a < -87 ? -87 : -a > 87 ? 87 : -a;
-    float n = fmaf(x, 1.44269504f, 12582912.0f) - 12582912.0f; /* to the nearest whole number */
-    float r = fmaf(n, 2.12194440e-4f, fmaf(n, -0.693359375f, x));
-    float p = 1.9875691500e-4f;
-    p = fmaf(p, r, 1.3981999507e-3f);
-    p = fmaf(p, r, 8.3334519073e-3f);
-    p = fmaf(p, r, 4.1665795894e-2f);
-    p = fmaf(p, r, 1.6666665459e-1f);
-    p = fmaf(p, r, 5.0000001201e-1f);
-    p = fmaf(p * r, r, r + 1);
-    return 1 / (1 + p * float_of((uint32_t)((int32_t)n + 127) << 23));
+    return 1 / (1 + exponential(x));
 }
 
 /* The sum of `first` and `second`, expressions of i, over the pairs of a row. */
 #define SUM(sum, setup, first, second)                                  \
     do {                                                                \
-        float parts[LANES] = {0}, others[LANES] = {0};                  \
+        float parts[WIDTH] = {0}, others[WIDTH] = {0};                  \
         int64_t start = 0, i;                                           \
-        for (; start + LANES <= half; start += LANES)                   \
-            for (int j = 0; j < LANES; j++) {                           \
+        for (; start + WIDTH <= half; start += WIDTH)                   \
+            for (int j = 0; j < WIDTH; j++) {                           \
                 i = start + j;                                          \
                 setup;                                                  \
                 parts[j] = fmaf(first, parts[j]);                       \

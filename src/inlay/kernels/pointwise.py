@@ -19,9 +19,9 @@ _DTYPES = (torch.float32, torch.bfloat16)
 
 def available(*tensors: Tensor) -> bool:
     """The library is there, and takes these tensors: all of one dtype that it knows, on the processor."""
-    first = tensors[0]
-    suits = native.variant() not in (native.TORCH, "plain") and first.dtype in _DTYPES and first.shape[-1] % 2 == 0
-    return suits and all(t.device.type == "cpu" and t.dtype == first.dtype for t in tensors)
+    dtype = tensors[0].dtype
+    suits = native.variant() not in (native.TORCH, "plain") and dtype in _DTYPES and tensors[0].shape[-1] % 2 == 0
+    return suits and all([t.is_cpu and t.dtype == dtype for t in tensors])
 
 
 def rms_norm(

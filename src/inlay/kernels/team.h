@@ -6,6 +6,7 @@
 
    Bits depend on no product and sum being fused elsewhere: compile with -ffp-contract=off, and never with -ffast-math. */
 
+#include <math.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -39,6 +40,30 @@ INLINE uint32_t word_at(const void *address) {
 INLINE uint16_t to_bfloat16(float value) {
     uint32_t bits = bits_of(value);
     return value != value ? 0x7fc0 : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+}
+
+enum { WIDTH = 16 }; /* numbers that loops take side by side, which a compiler turns into a variant's instructions */
+
+/* The sum of WIDTH parts, in one order. */
+INLINE float total(const float *parts) {
+    float sum = 0;
+    for (int j = 0; j < WIDTH; j++) sum += parts[j];
+    return sum;
+}
+
+/* exp(x), -87 <= x <= 87: 2^n times a polynomial in what is left between -ln 2 / 2 and ln 2 / 2. Cephes' expf, within two units
+   of its last place. */
+INLINE float exponential(float x) {
+    float n = fmaf(x, 1.44269504f, 12582912.0f) - 12582912.0f; /* to the nearest whole number */
+    float r = fmaf(n, 2.12194440e-4f, fmaf(n, -0.693359375f, x));
+    float p = 1.9875691500e-4f;
+    p = fmaf(p, r, 1.3981999507e-3f);
+    p = fmaf(p, r, 8.3334519073e-3f);
+    p = fmaf(p, r, 4.1665795894e-2f);
+    p = fmaf(p, r, 1.6666665459e-1f);
+    p = fmaf(p, r, 5.0000001201e-1f);
+    p = fmaf(p * r, r, r + 1);
+    return p * float_of((uint32_t)((int32_t)n + 127) << 23);
 }
 
 struct job; /* each kernel has its own */

@@ -1,0 +1,253 @@
+/* The product of a few tokens with a weight, which is bound by the memory that the weight comes from:
+
+       y[t, r] = sum_i x[t, i] W[r, i],    in float32, rounded once to the dtype of y
+
+   A tile of ROWS rows of W and TOKENS tokens keeps its sums in registers; a row is read from memory once, and from the cache for
+   the tokens after the first few. Each sum is made in one order, whatever is computed beside it, so that a token's output does
+   not depend on how many tokens there are.
+
+   W is float32, or bfloat16: that is widened where x is float32. Where both are bfloat16 and the processor multiplies it, one
+   instruction adds two products to each of 16 sums. */
+
+#include <stdlib.h>
+
+#include "team.h"
+
+enum { ROWS = 4, TOKENS = 4, FUNCTIONS = 4 };
+
+struct job {
+    const void *x; /* (tokens, in); by tiles (in / 2, tokens) words of two numbers */
+    const void *w; /* (rows, in) */
+    void *y;       /* (tokens, rows) in the dtype of x */
+    int64_t tokens, rows, in;
+};
+
+#define UNROLL _Pragma("GCC unroll 4")
+
+INLINE void store_float32(const struct job *job, int64_t token, int64_t row, float sum) {
+    ((float *)job->y)[token * job->rows + row] = sum;
+}
+
+INLINE void store_bfloat16(const struct job *job, int64_t token, int64_t row, float sum) {
+    ((uint16_t *)job->y)[token * job->rows + row] = to_bfloat16(sum);
+}
+
+INLINE float from_float32(float value) { return value; }
+INLINE float from_bfloat16(uint16_t value) { return float_of((uint32_t)value << 16); }
+
+/* One function of a variant. `vector` holds sums; it takes `lanes` numbers of x and of W at a time, which `load_x` and `load_w`
+   read, `add` multiplies and adds, and `sum` adds up in the end. `X` and `W` are x and w, of dtypes that `from_` makes floats of. */
+#define PRODUCT(name, target, vector, lanes, zero, X, load_x, from_x, W, load_w, from_w, add, sum, store)                     \
+    target INLINE void tile_##name(const struct job *job, int64_t row, int64_t token, const int rows, const int tokens) {     \
+        const int64_t in = job->in;                                                                                           \
+        const W *w = (const W *)job->w + row * in;                                                                            \
+        const X *x = (const X *)job->x + token * in;                                                                          \
+        vector sums[ROWS][TOKENS];                                                                                            \
+        UNROLL for (int r = 0; r < rows; r++) UNROLL for (int t = 0; t < tokens; t++) sums[r][t] = zero;                      \
+        int64_t i = 0;                                                                                                        \
+        for (; i + lanes <= in; i += lanes) {                                                                                 \
+            __typeof__(load_w(w)) a[ROWS];                                                                                    \
+            UNROLL for (int r = 0; r < rows; r++) a[r] = load_w(w + r * in + i);                                              \
+            UNROLL for (int t = 0; t < tokens; t++) {                                                                         \
+                __typeof__(load_x(x)) b = load_x(x + t * in + i);                                                             \
+                UNROLL for (int r = 0; r < rows; r++) sums[r][t] = add(sums[r][t], a[r], b);                                  \
+            }                                                                                                                 \
+        }                                                                                                                     \
+        UNROLL for (int r = 0; r < rows; r++) UNROLL for (int t = 0; t < tokens; t++) {                                       \
+            float rest = 0;                                                                                                   \
+            for (int64_t j = i; j < in; j++) rest += from_w(w[r * in + j]) * from_x(x[t * in + j]);                           \
+            store(job, token + t, row + r, sum(sums[r][t]) + rest);                                                           \
+        }                                                                                                                     \
+    }                                                                                                                         \
+    target static void product_##name(const struct job *job, int64_t start, int64_t stop) {                                   \
+        int64_t row = start * ROWS, end = stop * ROWS < job->rows ? stop * ROWS : job->rows;                                  \
+        for (; row + ROWS <= end; row += ROWS)                                                                                \
+            for (int64_t token = 0; token < job->tokens; token += TOKENS) switch (job->tokens - token) {                      \
+                    case 1: tile_##name(job, row, token, ROWS, 1); break;                                                     \
+                    case 2: tile_##name(job, row, token, ROWS, 2); break;                                                     \
+                    case 3: tile_##name(job, row, token, ROWS, 3); break;                                                     \
+                    default: tile_##name(job, row, token, ROWS, TOKENS);                                                      \
+                }                                                                                                             \
+        for (; row < end; row++)                                                                                              \
+            for (int64_t token = 0; token < job->tokens; token++) tile_##name(job, row, token, 1, 1);                         \
+    }
+
+/* x in float32, W in float32 or bfloat16. */
+#define VARIANT(name, target, vector, lanes, zero, load_float32, load_bfloat16, add, sum)                                     \
+    PRODUCT(name##_float32, target, vector, lanes, zero, float, load_float32, from_float32, float, load_float32, from_float32, \
+            add, sum, store_float32)                                                                                          \
+    PRODUCT(name##_widened, target, vector, lanes, zero, float, load_float32, from_float32, uint16_t, load_bfloat16,           \
+            from_bfloat16, add, sum, store_float32)
+
+#define PLAIN_LOAD(address) from_float32(*(address))
+#define PLAIN_WIDEN(address) from_bfloat16(*(address))
+#define PLAIN_ADD(sum, a, b) ((sum) + (a) * (b))
+VARIANT(plain, , float, 1, 0.0f, PLAIN_LOAD, PLAIN_WIDEN, PLAIN_ADD, from_float32)
+
+#ifdef __x86_64__
+#include <immintrin.h>
+
+#define AVX2 __attribute__((target("avx2,fma")))
+AVX2 INLINE __m256 widen_avx2(const uint16_t *address) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)address)), 16));
+}
+AVX2 INLINE float sum_avx2(__m256 sums) {
+    __m128 four = _mm_add_ps(_mm256_castps256_ps128(sums), _mm256_extractf128_ps(sums, 1));
+    __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+#define ADD_AVX2(sum, a, b) _mm256_fmadd_ps(a, b, sum)
+VARIANT(avx2, AVX2, __m256, 8, _mm256_setzero_ps(), _mm256_loadu_ps, widen_avx2, ADD_AVX2, sum_avx2)
+
+#define AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl")))
+AVX512 INLINE __m512 widen_avx512(const uint16_t *address) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)address)), 16));
+}
+#define ADD_AVX512(sum, a, b) _mm512_fmadd_ps(a, b, sum)
+VARIANT(avx512, AVX512, __m512, 16, _mm512_setzero_ps(), _mm512_loadu_ps, widen_avx512, ADD_AVX512, _mm512_reduce_add_ps)
+
+#define BFLOAT16_TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")))
+BFLOAT16_TARGET INLINE __m512bh pairs(const uint16_t *address) { return (__m512bh)_mm512_loadu_si512(address); }
+PRODUCT(bfloat16, BFLOAT16_TARGET, __m512, 32, _mm512_setzero_ps(), uint16_t, pairs, from_bfloat16, uint16_t, pairs,
+        from_bfloat16, _mm512_dpbf16_ps, _mm512_reduce_add_ps, store_bfloat16)
+
+#if defined __linux__ && !defined __clang__ && __GNUC__ >= 11
+#define HAS_TILES
+#include <sys/syscall.h>
+#include <unistd.h>
+
+/* The same by tiles, registers of 16 rows of 64 bytes: 16 rows of W times 16 tokens, 32 numbers deep, by one instruction. x comes
+   as words of two numbers, (in / 2, tokens). */
+#define TILES_TARGET __attribute__((target("amx-tile,amx-bf16,avx512f")))
+
+enum { TILE = 16, DEPTH = 32, BLOCKS = 4 };
+
+struct tiles {
+    uint8_t palette, start, reserved[14];
+    uint16_t row_bytes[16];
+    uint8_t rows[16];
+};
+
+/* Tiles 0 to 3 hold sums, 4 rows of W, 5 tokens. */
+TILES_TARGET static void configure(int64_t tokens) {
+    struct tiles config = {.palette = 1};
+    for (int i = 0; i < 6; i++) {
+        config.rows[i] = TILE;
+        config.row_bytes[i] = i == 4 ? 2 * DEPTH : 4 * tokens;
+    }
+    _tile_loadconfig(&config);
+}
+
+#define MULTIPLY(block)                                         \
+    if (blocks > block) {                                       \
+        _tile_loadd(4, w + block * TILE * job->in + i, w_bytes); \
+        _tile_dpbf16ps(block, 4, 5);                            \
+    }
+#define KEEP(block) \
+    if (blocks > block) _tile_stored(block, sums[block * TILE], 4 * TILE);
+
+TILES_TARGET INLINE void blocks_of_rows(const struct job *job, int64_t row, const int blocks, int64_t token, int64_t tokens) {
+    const uint16_t *w = (const uint16_t *)job->w + row * job->in;
+    const uint32_t *x = (const uint32_t *)job->x + token;
+    const int64_t w_bytes = 2 * job->in, x_bytes = 4 * job->tokens;
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    for (int64_t i = 0; i < job->in; i += DEPTH) {
+        _tile_loadd(5, x + i / 2 * job->tokens, x_bytes);
+        MULTIPLY(0) MULTIPLY(1) MULTIPLY(2) MULTIPLY(3)
+    }
+    float sums[BLOCKS * TILE][TILE];
+    KEEP(0) KEEP(1) KEEP(2) KEEP(3)
+    for (int64_t t = 0; t < tokens; t++)
+        for (int64_t r = 0; r < blocks * TILE; r++) store_bfloat16(job, token + t, row + r, sums[r][t]);
+}
+
+/* Units of BLOCKS * TILE rows. The last tile may have rows of the one before it once more. */
+TILES_TARGET static void product_tiles(const struct job *job, int64_t start, int64_t stop) {
+    struct tiles before;
+    _tile_storeconfig(&before); /* another library may count on it */
+    for (int64_t token = 0; token < job->tokens; token += TILE) {
+        int64_t tokens = job->tokens - token < TILE ? job->tokens - token : TILE;
+        configure(tokens);
+        for (int64_t row = start * BLOCKS * TILE; row < stop * BLOCKS * TILE && row < job->rows;)
+            if (row + BLOCKS * TILE <= job->rows) {
+                blocks_of_rows(job, row, BLOCKS, token, tokens);
+                row += BLOCKS * TILE;
+            } else {
+                blocks_of_rows(job, row + TILE <= job->rows ? row : job->rows - TILE, 1, token, tokens);
+                row += TILE;
+            }
+    }
+    _tile_loadconfig(&before);
+}
+#endif
+#endif
+
+#ifdef __aarch64__
+#include <arm_neon.h>
+
+INLINE float32x4_t widen_neon(const uint16_t *address) {
+    return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(address), 16));
+}
+#define ADD_NEON(sum, a, b) vfmaq_f32(sum, a, b)
+VARIANT(neon, , float32x4_t, 4, vdupq_n_f32(0), vld1q_f32, widen_neon, ADD_NEON, vaddvq_f32)
+#endif
+
+#ifdef HAS_TILES
+#define TILES_OR_NOT product_tiles
+#else
+#define TILES_OR_NOT NULL
+#endif
+
+/* By variant: W in float32, in bfloat16 that is widened, in bfloat16 as x, the same by tiles. */
+static range *const RANGES[VARIANTS][FUNCTIONS] = {
+    [PLAIN] = {product_plain_float32, product_plain_widened},
+#ifdef __x86_64__
+    [AVX2_FMA_F16C] = {product_avx2_float32, product_avx2_widened},
+    [AVX512_F_BW_DQ_VL] = {product_avx512_float32, product_avx512_widened, product_bfloat16, TILES_OR_NOT},
+#endif
+#ifdef __aarch64__
+    [NEON] = {product_neon_float32, product_neon_widened},
+#endif
+};
+
+/* The caller's idea of a job has to be of this size. */
+int inlay_product_job_bytes(void) { return sizeof(struct job); }
+
+/* The processor has tiles, and the system lets this process use them, for which it has to be asked. */
+int inlay_has_tiles(void) {
+#ifdef HAS_TILES
+    unsigned a = 7, b, c = 0, d;
+    __asm__("cpuid" : "+a"(a), "=b"(b), "+c"(c), "=d"(d));
+    enum { REQUEST = 0x1023, TILE_DATA = 18, BFLOAT16_BIT = 22, TILE_BIT = 24 };
+    return d >> BFLOAT16_BIT & d >> TILE_BIT & 1 && syscall(SYS_arch_prctl, REQUEST, TILE_DATA) == 0;
+#else
+    return 0;
+#endif
+}
+
+/* Units 0 <= i < total of a job: ROWS rows of W each, or BLOCKS * TILE. `omp` is GOMP_parallel, or NULL for one thread. */
+void inlay_product_run(int variant, int function, const struct job *job, int64_t total, int64_t chunk, int threads,
+                       parallel *omp) {
+    struct job own = *job;
+    uint32_t *words = NULL;
+    if (function == FUNCTIONS - 1 && job->tokens > 1) {
+        words = malloc(job->in / 2 * job->tokens * sizeof *words);
+        if (words == NULL) { /* the same tokens one after the other */
+            for (own.tokens = 1; own.y != (char *)job->y + 2 * job->tokens * job->rows;) {
+                share(RANGES[variant][function], &own, total, chunk, threads, omp);
+                own.x = (const char *)own.x + 2 * job->in;
+                own.y = (char *)own.y + 2 * job->rows;
+            }
+            return;
+        }
+        for (int64_t i = 0; i < job->in / 2; i++)
+            for (int64_t t = 0; t < job->tokens; t++)
+                words[i * job->tokens + t] = word_at((const char *)job->x + 2 * (t * job->in + 2 * i));
+        own.x = words;
+    }
+    share(RANGES[variant][function], &own, total, chunk, threads, omp);
+    free(words);
+}

@@ -1,0 +1,60 @@
+"""The product with a frozen weight where nothing is trained: of few tokens by `product.c`, else that of `inlay.core.product`.
+
+torch's products of a few tokens take up to five times as long as the memory needs to bring the weight, and widen a narrower
+weight first. Ours reads it once; a token's output does not depend on the tokens beside it, as long as they are few.
+"""
+
+import functools
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from inlay.core import product as in_torch
+from inlay.core.product import Rows
+from inlay.kernels import native
+
+MOST_TOKENS = 16
+"""With more, torch's own products are as fast."""
+
+_FLOAT32, _WIDENED, _BFLOAT16, _TILES = range(4)
+"""The functions of `product.c`."""
+
+_ROWS, _TILE_ROWS, _DEPTH = 4, 64, 32
+"""Rows of W that a unit of work has; by tiles; and what the width is a multiple of there."""
+
+
+def linear(
+    x: Float[Tensor, "*batch in"], weight: Float[Tensor, "out in"] | Rows, bias: Float[Tensor, " out"] | None
+) -> Float[Tensor, "*batch out"]:
+    """x W^T + b in the dtype of x, without gradients; see `inlay.core.product.linear`."""
+    shape = x.shape
+    width = shape[-1]
+    tokens = x.numel() // width if width else 0
+    function = None
+    if 0 < tokens <= MOST_TOKENS and isinstance(weight, Tensor) and weight.is_cpu and weight.is_contiguous():
+        function = _function(x.dtype, weight.dtype, weight.shape, native.variant())
+    if function is None:
+        y = in_torch.linear(x.reshape(-1, width) if len(shape) != 2 else x, weight, bias)
+        return y if len(shape) == 2 else y.view(*shape[:-1], y.shape[-1])
+    assert isinstance(weight, Tensor), "only numbers have a function"
+    rows = weight.shape[0]
+    own = x if x.is_contiguous() else x.contiguous()
+    y = torch.empty(*shape[:-1], rows, dtype=x.dtype)
+    job = native.ProductJob(own.data_ptr(), weight.data_ptr(), y.data_ptr(), tokens, rows, width)
+    unit = _TILE_ROWS if function == _TILES else _ROWS
+    native.do("product", function, job, -(-rows // unit), rows * width)
+    return y if bias is None else y.add_(bias)
+
+
+@functools.cache
+def _function(x: torch.dtype, weight: torch.dtype, shape: tuple[int, int], variant: str) -> int | None:
+    """The function of `product.c` that takes such tensors; None where there is none."""
+    if variant in (native.TORCH, "plain"):
+        return None
+    if x == torch.float32:
+        return {torch.float32: _FLOAT32, torch.bfloat16: _WIDENED}.get(weight)
+    if x != torch.bfloat16 or weight != torch.bfloat16 or not native.multiplies_bfloat16():
+        return None
+    by_tiles = native.has_tiles() and shape[1] % _DEPTH == 0 and shape[0] >= _DEPTH // 2
+    return _TILES if by_tiles else _BFLOAT16

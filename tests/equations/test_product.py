@@ -1,0 +1,78 @@
+"""The product of a few tokens with a weight: what it is, and that it depends on nothing beside it."""
+
+import pytest
+import torch
+
+from inlay.core import product as in_torch
+from inlay.kernels import native, product
+
+SHAPES = [(1, 1), (5, 3), (17, 40), (64, 64), (100, 96), (131, 257), (256, 160)]
+"""(out, in): below and beside what a unit of work and a register hold."""
+
+DTYPES = [(torch.float32, torch.float32), (torch.float32, torch.bfloat16), (torch.bfloat16, torch.bfloat16)]
+
+
+def _ways():
+    return [name for name in native.supported() if name != "plain"]
+
+
+def _given(shape, tokens, dtypes, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    out, width = shape
+    x = torch.randn(tokens, width, generator=generator)
+    return x.to(dtypes[0]), torch.randn(out, width, generator=generator).to(dtypes[1]), torch.randn(out).to(dtypes[0])
+
+
+@pytest.mark.parametrize("way", _ways())
+@pytest.mark.parametrize("dtypes", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_it_is_the_product(way, dtypes, shape):
+    for tokens in (1, 2, 5, 16, 17):
+        x, W, b = _given(shape, tokens, dtypes)
+        with native.only(way):
+            y, plain = product.linear(x, W, b), product.linear(x, W, None)
+        exact = x.double() @ W.double().T
+        size = x.double().norm(dim=1, keepdim=True) * W.double().norm(dim=1)
+        for found, expected in ((plain, exact), (y, exact + b.double())):
+            assert found.dtype == x.dtype
+            rounding = torch.finfo(x.dtype).eps * (expected.abs() + b.double().abs())
+            assert ((found.double() - expected).abs() <= rounding + 2e-6 * size).all()
+
+
+@pytest.mark.parametrize("way", _ways())
+@pytest.mark.parametrize("dtypes", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_a_token_s_output_does_not_depend_on_those_beside_it(way, dtypes, shape):
+    x, W, _ = _given(shape, product.MOST_TOKENS, dtypes)
+    with native.only(way):
+        if product._function(x.dtype, W.dtype, W.shape, way) is None:
+            assert dtypes[0] == torch.bfloat16, "other numbers have a function in each way"
+            return
+        together = product.linear(x, W, None)
+        for first, last in ((0, 1), (3, 5), (7, 14), (15, 16)):
+            assert torch.equal(product.linear(x[first:last], W, None), together[first:last])
+
+
+def test_what_it_does_not_take_torch_multiplies():
+    x, W, b = _given((9, 8), 3, DTYPES[0])
+    for given in (x.double(), W.double(), None), (x, W.T.contiguous().T, b), (x[:0], W, b), (x.bfloat16(), W, None):
+        assert torch.allclose(
+            product.linear(*given).double(),
+            in_torch.linear(*given).double(),
+            atol=0 if given[0].dtype != x.dtype else 1e-5,
+        )
+
+
+def test_what_is_no_number_comes_out_as_none():
+    for dtypes in DTYPES:
+        x, W, _ = _given((70, 96), 4, dtypes)
+        x[1, 90], W[66, 5] = torch.nan, torch.inf
+        y = product.linear(x, W, None)
+        assert y[1].isnan().all()
+        assert not y[0, :66].isnan().any()
+        assert not y[0, 66].isfinite()
+
+
+def test_what_lies_apart_is_put_together():
+    x, W, b = _given((40, 64), 6, DTYPES[0])
+    assert torch.equal(product.linear(x.T.contiguous().T, W, b), product.linear(x, W, b))
