@@ -1,6 +1,6 @@
 """The routed low-rank product for few tokens and many adapters: one product over the factors of all of them.
 
-    out = x W^T + b + scaling (M * (x A^T)) B^T,    A = the A_k one below the other,    B = the B_k side by side
+    out += scaling (M * (x A^T)) B^T,    A = the A_k one below the other,    B = the B_k side by side
 
 M keeps of each token's x A^T what its own adapter makes. That multiplies each token with every adapter's A, which costs less
 than a product for each adapter as long as tokens are few: decoding, where a step has one token per row. Without gradients.
@@ -12,7 +12,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from inlay.core.product import Rows, linear
 from inlay.core.routed import Factors, Segment
 
 MAX_TOKENS = 32
@@ -36,18 +35,11 @@ class Stack:
         self._ranks = [0 if f is None else len(f.A) for f in factors]
         self._masked: tuple[tuple[Segment, ...], Tensor] = ((), torch.empty(0))
 
-    def routed(
-        self,
-        x: Float[Tensor, "tokens in"],
-        weight: Float[Tensor, "out in"] | Rows,
-        bias: Float[Tensor, " out"] | None,
-        segments: tuple[Segment, ...],
-    ) -> Float[Tensor, "tokens out"]:
-        """The equation at the top of this file; see `inlay.core.routed.routed`. No two segments overlap."""
-        wide = x if x.dtype == self.dtype else x.to(self.dtype)
-        out = linear(wide, weight, bias)
-        out.addmm_((wide @ self.A).mul_(self._mask(segments, len(x))), self.B, alpha=self.scaling)
-        return out if x.dtype == self.dtype else out.to(x.dtype)
+    def add_(
+        self, out: Float[Tensor, "tokens out"], x: Float[Tensor, "tokens in"], segments: tuple[Segment, ...]
+    ) -> None:
+        """out += scaling (M * (x A^T)) B^T; all of one dtype, and no two segments overlap."""
+        out.addmm_((x @ self.A).mul_(self._mask(segments, len(x))), self.B, alpha=self.scaling)
 
     def _mask(self, segments: tuple[Segment, ...], num_tokens: int) -> Float[Tensor, "tokens r"]:
         """1 where a token's own adapter has its rank, 0 elsewhere; kept for the last segments, which a batch keeps too."""

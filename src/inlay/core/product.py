@@ -57,8 +57,10 @@ def product_dtype(x: Tensor) -> torch.dtype:
 
     torch multiplies bfloat16 without such instructions six to ten times slower than float32, and float16 likewise.
     """
-    narrow = x.device.type == "cpu" and x.dtype in (torch.bfloat16, torch.float16)
-    return torch.float32 if narrow and not (x.dtype == torch.bfloat16 and native_bfloat16()) else x.dtype
+    dtype = x.dtype
+    if dtype == torch.float32 or not x.is_cpu or dtype not in (torch.bfloat16, torch.float16):
+        return dtype
+    return dtype if dtype == torch.bfloat16 and native_bfloat16() else torch.float32
 
 
 def linear(

@@ -100,29 +100,16 @@ def routed(
     A new tensor (tokens, out) in the dtype of x.
     """
     dtype = dtype or x.dtype
-    if not torch.is_grad_enabled():  # to enter autograd costs as much as a product of a few tokens
-        return _product(x, dropped, weight, bias, segments, factors, dtype=dtype)[0]
     pairs = [tensor for f in factors for tensor in (f.A, f.B)]
     scalings = tuple(f.scaling for f in factors)
     result: Tensor = _Routed.apply(x, dropped, weight, bias, tuple(segments), scalings, dtype, *pairs)  # type: ignore[assignment]  # torch types apply as Any
     return result
 
 
-def low_rank(
-    x: Float[Tensor, "tokens in"],
-    weight: Float[Tensor, "out in"] | Rows,
-    bias: Float[Tensor, " out"] | None,
-    factors: Factors,
-    dtype: torch.dtype,
-) -> Float[Tensor, "tokens out"]:
-    """`routed` for one adapter and all tokens, without gradients."""
-    wide = x if x.dtype == dtype else x.to(dtype)
-    if factors.A.dtype != dtype:
-        factors = Factors(factors.A.to(dtype), factors.B.to(dtype), factors.scaling)
-    out = linear(wide, weight, bias)
+def add_low_rank_(out: Float[Tensor, "tokens out"], x: Float[Tensor, "tokens in"], factors: Factors) -> None:
+    """out += scaling (x A^T) B^T, without gradients; all of one dtype."""
     A, B = factors.views
-    out.addmm_(wide @ A, B, alpha=factors.scaling)
-    return out if x.dtype == dtype else out.to(x.dtype)
+    out.addmm_(x @ A, B, alpha=factors.scaling)
 
 
 def _product(

@@ -12,8 +12,9 @@ from collections import OrderedDict
 from collections.abc import Sequence as Many
 
 from inlay.generation.sequence import Sequence
+from inlay.kernels import cache
 
-SIZE = 16
+SIZE = cache.BLOCK
 """Tokens of a block."""
 
 

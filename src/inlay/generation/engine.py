@@ -23,9 +23,10 @@ from inlay.generation.scheduler import Scheduler
 from inlay.generation.sequence import Request, Sequence, logprob
 from inlay.model import attention, targets
 from inlay.model.adapter import Adapter
-from inlay.model.batch import PLAIN, Batch, Current, Router
+from inlay.model.batch import PLAIN, Batch, Current, Router, is_packing
 from inlay.model.changes import Replace
 from inlay.modules import trial
+from inlay.modules.fused import fuse_rotation_
 
 MAX_TOKENS = 512
 """Tokens of a step: more are hardly faster a token, and everybody who decodes waits for them."""
@@ -220,6 +221,7 @@ def problem_of(model: Any, router: Router) -> str | None:
 def _problem(model: Any, router: Router) -> str | None:
     """What is wrong with passes over blocks for this model: two sequences that come in parts, against the plain pass."""
     attention.adopt_(model, router)
+    fuse_rotation_(model.base_model, is_packing)
     ids = trial.example(model, 2).repeat(1, SIZE)[:, : SIZE + 4]
     rows = [ids[0].tolist(), ids[1, :-2].tolist()]
     try:

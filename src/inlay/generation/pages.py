@@ -3,19 +3,22 @@
     out[t] = softmax_s(scaling q[t] . k[s]) v[s],    s <= t, of the same sequence, within the layer's window
 
 A step's tokens, of all its sequences one after the other, write their keys and values first and then look at all of their
-sequence. `attend` is the plain way; it makes a copy of what each sequence looks at.
+sequence. A sequence's newest token is computed where its blocks lie, if `inlay.kernels.cache` takes it; `attend` is the plain
+way, which makes a copy of what each sequence looks at.
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence as Many
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from inlay.errors import CompatibilityError, explain
 from inlay.generation.blocks import SIZE
+from inlay.kernels import cache
 
 USUAL = {"scaling", "dropout", "sliding_window", "position_ids", "use_cache", "cache_position", "softcap"}
 """What a layer may ask of attention; anything else is refused, since it may mean anything."""
@@ -58,23 +61,49 @@ class Span:
     blocks: tuple[int, ...]
 
 
+class Places(NamedTuple):
+    """Where keys and values of some of a step's tokens are written."""
+
+    tokens: Int[Tensor, " n"]
+    blocks: Int[Tensor, " n"]
+    offsets: Int[Tensor, " n"]
+
+
+def _places(spans: Many[Span], device: torch.device) -> Places | None:
+    found = [
+        (span.start + i, span.blocks[(span.first + i) // SIZE], (span.first + i) % SIZE)
+        for span in spans
+        for i in range(span.count)
+    ]
+    return Places(*torch.tensor(found, device=device).T) if found else None
+
+
 class Kept:
     """The places of a step's tokens, for the attention of its layers."""
 
     def __init__(self, pages: Pages, spans: Many[Span], asked: Many[int], device: torch.device):
         self._pages, self.asked = pages, asked
-        places = [
-            (span.blocks[t // SIZE], t % SIZE) for span in spans for t in range(span.first, span.first + span.count)
-        ]
-        self._blocks, self._offsets = torch.tensor(places, device=device).T
         single = [span for span in spans if span.count == 1]
         self._several = [span for span in spans if span.count > 1]
-        self._rows = torch.tensor([span.start for span in single], device=device)
+        self._spans, self._device = spans, device
         most = max((len(span.blocks) for span in single), default=0)
-        tables = [[*span.blocks, *[0] * (most - len(span.blocks))] for span in single]
-        self._tables = torch.tensor(tables, device=device)
-        self._lengths = torch.tensor([span.first + 1 for span in single], device=device)
+        self._newest = cache.Newest(
+            torch.tensor([span.start for span in single], dtype=torch.long, device=device),
+            torch.tensor([span.first + 1 for span in single], dtype=torch.long, device=device),
+            torch.tensor(
+                [[*span.blocks, *[0] * (most - len(span.blocks))] for span in single], dtype=torch.long, device=device
+            ).view(len(single), most),
+        )
+        self._num_newest = len(single)
         self._masks: dict[int | None, Bool[Tensor, "rows 1 1 s"]] = {}
+
+    @functools.cached_property
+    def _of_all(self) -> Places | None:
+        return _places(self._spans, self._device)
+
+    @functools.cached_property
+    def _of_several(self) -> Places | None:
+        return _places(self._several, self._device)
 
     def attended(
         self,
@@ -99,15 +128,21 @@ class Kept:
                 explain("the attention of this model is not one that answers in a batch", found=found)
             )
         keys, values = self._pages.layer(module.layer_idx, key, value)  # type: ignore[arg-type]  # a number, in all of them
-        keys[self._blocks, :, self._offsets] = key[0].transpose(0, 1)
-        values[self._blocks, :, self._offsets] = value[0].transpose(0, 1)
         scaling = settings.get("scaling") or query.shape[-1] ** -0.5
         window, cap = settings.get("sliding_window"), settings.get("softcap")
         out = query.new_empty(query.shape[2], query.shape[1], value.shape[3])
-        if len(self._rows):
-            k, v = (x[self._tables].transpose(1, 2).flatten(2, 3) for x in (keys, values))
-            made = attend(query[0][:, self._rows].transpose(0, 1)[:, :, None], k, v, self._mask(window), scaling, cap)
-            out[self._rows] = made[:, :, 0]
+        by_kernel = self._num_newest > 0 and cap is None and cache.available(query, value, keys)
+        written = self._of_several if by_kernel else self._of_all
+        if written is not None:
+            keys[written.blocks, :, written.offsets] = key[0][:, written.tokens].transpose(0, 1)
+            values[written.blocks, :, written.offsets] = value[0][:, written.tokens].transpose(0, 1)
+        if by_kernel:
+            cache.attend_(query[0], key[0], value[0], (keys, values), self._newest, out, scaling=scaling, window=window)
+        elif self._num_newest:
+            rows = self._newest.tokens
+            k, v = (x[self._newest.tables].transpose(1, 2).flatten(2, 3) for x in (keys, values))
+            made = attend(query[0][:, rows].transpose(0, 1)[:, :, None], k, v, self._mask(window), scaling, cap)
+            out[rows] = made[:, :, 0]
         for span in self._several:
             table, last = list(span.blocks), span.first + span.count
             k, v = (x[table].transpose(0, 1).flatten(1, 2)[None, :, :last] for x in (keys, values))
@@ -119,10 +154,11 @@ class Kept:
     def _mask(self, window: int | None) -> Tensor:
         """What the sequences of one token look at."""
         if window not in self._masks:
-            places = torch.arange(self._tables.shape[1] * SIZE, device=self._tables.device)
-            seen = places < self._lengths[:, None]
+            _, lengths, tables = self._newest
+            places = torch.arange(tables.shape[1] * SIZE, device=tables.device)
+            seen = places < lengths[:, None]
             if window is not None:
-                seen &= places >= self._lengths[:, None] - window
+                seen &= places >= lengths[:, None] - window
             self._masks[window] = seen[:, None, None]
         return self._masks[window]
 

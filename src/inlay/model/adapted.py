@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from inlay.core.grouped import MAX_TOKENS, Stack
-from inlay.core.routed import Segment, low_rank, routed, row_segments
+from inlay.core.routed import Factors, Segment, add_low_rank_, routed, row_segments
 from inlay.errors import CompatibilityError, explain
+from inlay.kernels import product
 from inlay.methods import hooks
 from inlay.methods.contract import Params
 from inlay.model.adapter import Adapter
@@ -124,14 +125,16 @@ class Adapted(nn.Module):
         It is what `_changed` gives, with less to find out: where a row has one token, finding out is most of the work.
         """
         flat, dtype = x.reshape(-1, linear.in_features), linear.product_dtype(x)
+        if batch.num_rows is not None and len(flat) > MAX_TOKENS:
+            return None
+        wide = flat if flat.dtype == dtype else flat.to(dtype)
+        out = product.linear(wide, linear.matrix, linear.bias)
         if batch.num_rows is None:
             assert found.low[0] is not None, "some adapter changes this map"
-            out = low_rank(flat, linear.matrix, linear.bias, found.low[0].factors(dtype), dtype)
-        elif len(flat) > MAX_TOKENS:
-            return None
+            add_low_rank_(out, wide, _of_dtype(found.low[0].factors(dtype), dtype))
         else:
-            segments = batch.segments(self.path, x.shape[:-1])
-            out = found.stack(dtype).routed(flat, linear.matrix, linear.bias, segments)
+            found.stack(dtype).add_(out, wide, batch.segments(self.path, x.shape[:-1]))
+        out = out if out.dtype == x.dtype else out.to(x.dtype)
         return out.view(*x.shape[:-1], linear.out_features)
 
     def _changed(
@@ -151,14 +154,14 @@ class Adapted(nn.Module):
             whole = linear.replaced(x, own)
             return whole if y is None else whole.to(y.dtype)
         dropped = after_dropout(x, batch, bound, segments)
-        dtype = linear.product_dtype(x)
         low = {k: change for k in dict.fromkeys(s.adapter for s in segments) if (change := _low_rank(bound[k]))}
         if low:
-            factors, numbers = [change.factors(dtype) for change in low.values()], {k: n for n, k in enumerate(low)}
-            routes = [Segment(s.start, s.stop, numbers[s.adapter]) for s in segments if s.adapter in low]
-            y = routed(
-                x, linear.matrix, linear.bias, factors, routes, dropped=None if dropped is x else dropped, dtype=dtype
+            factors, numbers = (
+                [change.factors(linear.product_dtype(x)) for change in low.values()],
+                {k: n for n, k in enumerate(low)},
             )
+            routes = [Segment(s.start, s.stop, numbers[s.adapter]) for s in segments if s.adapter in low]
+            y = _low_ranked(linear, x, dropped, factors, routes)
         elif y is None:
             y = linear(x)
         others = [(s, [c for c in bound[s.adapter] if c is not low.get(s.adapter)]) for s in segments]
@@ -271,6 +274,27 @@ def _low_rank(changes: Changes) -> LowRank | None:
     if len(changes) > 1 and "weight" in replaced(changes):
         return None
     return next((change for change in changes if isinstance(change, LowRank)), None)
+
+
+def _low_ranked(
+    linear: Linear, x: Tensor, dropped: Tensor, factors: Sequence[Factors], segments: Sequence[Segment]
+) -> Tensor:
+    """The map and what low-rank changes add to it; without gradients, on top of the product that the map alone takes then."""
+    dtype = linear.product_dtype(x)
+    if torch.is_grad_enabled():
+        seen = None if dropped is x else dropped
+        return routed(x, linear.matrix, linear.bias, factors, segments, dropped=seen, dtype=dtype)
+    wide = x.to(dtype)
+    out = product.linear(wide, linear.matrix, linear.bias)
+    for s in segments:
+        add_low_rank_(out[s.start : s.stop], wide[s.start : s.stop], _of_dtype(factors[s.adapter], dtype))
+    return out.to(x.dtype)
+
+
+def _of_dtype(factors: Factors, dtype: torch.dtype) -> Factors:
+    if factors.A.dtype == dtype:
+        return factors
+    return Factors(factors.A.to(dtype), factors.B.to(dtype), factors.scaling)
 
 
 def _parts(y: Any) -> Sequence[Tensor]:

@@ -254,3 +254,9 @@ _passing: contextvars.ContextVar[Batch | None] = contextvars.ContextVar("passing
 def passing() -> Batch | None:
     """The batch of the pass under way, where its caller began one with `Router.passing`."""
     return _passing.get()
+
+
+def is_packing() -> bool:
+    """A pass is under way whose rows lie one after the other."""
+    batch = _passing.get()
+    return batch is not None and batch.lengths is not None

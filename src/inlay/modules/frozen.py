@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from inlay.core.product import Rows, product_dtype
 from inlay.core.routed import routed
+from inlay.kernels import product
 from inlay.quant.contract import Matrix
 
 
@@ -98,7 +99,12 @@ def _linear(
     x: Float[Tensor, "*batch in"], matrix: Float[Tensor, "out in"] | Rows, bias: Float[Tensor, " out"] | None
 ) -> Float[Tensor, "*batch out"]:
     """W x + b, with a gradient for x alone."""
-    y = routed(x.reshape(-1, x.shape[-1]), matrix, bias, (), (), dtype=product_dtype(x))
+    dtype = product_dtype(x)
+    if not torch.is_grad_enabled():  # to enter autograd costs as much as a product of a few tokens
+        if dtype == x.dtype:
+            return product.linear(x, matrix, bias)
+        return product.linear(x.to(dtype), matrix, bias).to(x.dtype)
+    y = routed(x.reshape(-1, x.shape[-1]), matrix, bias, (), (), dtype=dtype)
     return y.view(*x.shape[:-1], y.shape[-1])
 
 

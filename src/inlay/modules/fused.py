@@ -72,6 +72,8 @@ def _rms_norm(self: Any, *given: Any, **named: Any) -> Any:
     is_usual = len(given) == 1 and not named and not self.training and not weight.requires_grad
     if not (is_usual and pointwise.available(given[0], weight)):
         return type(self).forward(self, *given, **named)
+    if not torch.is_grad_enabled():  # to enter autograd takes longer than the norm of a few tokens
+        return pointwise.rms_norm(given[0], weight, self.variance_epsilon)[0]
     return _RmsNorm.apply(given[0], weight, self.variance_epsilon)
 
 
@@ -80,7 +82,10 @@ def _gated_mlp(self: Any, *given: Any, **named: Any) -> Any:
     if len(given) != 1 or named or self.training:
         return type(self).forward(self, *given, **named)
     gate, up = self.gate_proj(given[0]), self.up_proj(given[0])
-    inner = _SiluGate.apply(gate, up) if pointwise.available(gate, up) else self.act_fn(gate) * up
+    if not pointwise.available(gate, up):
+        inner = self.act_fn(gate) * up
+    else:
+        inner = _SiluGate.apply(gate, up) if torch.is_grad_enabled() else pointwise.silu_gate(gate, up)
     return self.down_proj(inner)
 
 
@@ -128,8 +133,9 @@ def _rotated(own: Rotation, when: Callable[[], bool], *given: Any, **named: Any)
 
 
 def _rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-    rotated = (_Rotate.apply(x[0].transpose(0, 1), cos[0], sin[0]) for x in (q, k))
-    rotated_q, rotated_k = (x.transpose(0, 1)[None] for x in rotated)  # type: ignore[union-attr]  # torch types apply as Any
+    turn: Any = _Rotate.apply if torch.is_grad_enabled() else pointwise.rotate
+    rotated = (turn(x[0].transpose(0, 1), cos[0], sin[0]) for x in (q, k))
+    rotated_q, rotated_k = (x.transpose(0, 1)[None] for x in rotated)
     return rotated_q, rotated_k
 
 

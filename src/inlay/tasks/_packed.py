@@ -22,7 +22,7 @@ from inlay.core.cross_entropy import cross_entropy_sum, head_cross_entropy_sum
 from inlay.core.recompute import recomputing
 from inlay.model import attention, targets
 from inlay.model.adapted import Adapted
-from inlay.model.batch import Batch, passing
+from inlay.model.batch import Batch, is_packing
 from inlay.model.prompts import virtual_ids
 from inlay.modules import trial
 from inlay.modules.fused import fuse_rotation_
@@ -107,7 +107,7 @@ def _problem(base: Loaded) -> str | None:
     if getattr(base.model.config.get_text_config(), "attention_chunk_size", None):
         return "it attends in chunks"  # counted from the start of a row, whatever the positions say
     attention.adopt_(base.model, base.router)  # without it, the masks of packed rows do the same
-    fuse_rotation_(base.model.base_model, _is_packing)
+    fuse_rotation_(base.model.base_model, is_packing)
     examples = _probe(head.out_features)
     asked: list[tuple[Tensor, Tensor]] = []  # (what the head was given, what it was made to say)
 
@@ -134,11 +134,6 @@ def _problem(base: Loaded) -> str | None:
     if actual.shape != expected.shape or not (actual - expected).abs().max() <= allowed:
         return "its tokens see more than the row that they are in"
     return None
-
-
-def _is_packing() -> bool:
-    batch = passing()
-    return batch is not None and batch.lengths is not None
 
 
 def _probe(vocabulary: int) -> list[Example]:
