@@ -196,14 +196,14 @@ def test_files_that_were_changed_or_are_gone_are_refused_and_others_answer(place
 
 
 def test_a_file_that_changes_while_it_is_read_is_refused(place, monkeypatch):
-    slots, read = _slots(place), place[0].read
+    slots, read = _slots(place), place[0].adapters.read
 
-    def changed(source, name, **how):
-        adapter = read(source, name, **how)
+    def changed(source, name, check):
+        adapter = read(source, name, check)
         (source / "inlay.json").write_text((source / "inlay.json").read_text() + " ")
         return adapter
 
-    monkeypatch.setattr(place[0], "read", changed)
+    monkeypatch.setattr(place[0].adapters, "read", changed)
     with pytest.raises(FormatError, match="while they were read"):
         slots.acquire("red")
     assert len(place[0].adapters) == 0
@@ -246,7 +246,7 @@ def test_strange_names_are_refused(place, name):
 
 def test_a_thousand_adapters_are_registered_by_their_headers_alone(place, monkeypatch):
     slots = _slots(place, registered=())
-    monkeypatch.setattr(place[0], "read", lambda *given, **how: pytest.fail("tensors were read"))
+    monkeypatch.setattr(place[0].adapters, "read", lambda *given: pytest.fail("tensors were read"))
     begun = time.monotonic()
     for number in range(50):
         slots.register(f"red-{number}", place[1] / "red")

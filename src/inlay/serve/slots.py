@@ -15,7 +15,7 @@ import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,8 @@ class _Slot:
     directory: Path
     files: Files
     pinned: bool
-    num_bytes: int
+    num_bytes: int = 0
+    """Bytes of its tensors, once its header was read."""
     digest: str | None = None
     version: Version | None = None
 
@@ -107,6 +108,7 @@ class Slots:
         self._freed = threading.Condition()
         """Its lock is held for moments; who holds `_loading` may take it, not the other way round."""
         self._loading = threading.Lock()
+        self._digests = ThreadPoolExecutor(1, "inlay-digests")
         self._numbers = itertools.count()
 
     def __contains__(self, name: object) -> bool:
@@ -164,7 +166,11 @@ class Slots:
         - `ConfigError`: the name is taken or can't be one, or the adapter is beyond the limits.
         - `UnknownNameError`, `FormatError`, `CompatibilityError`: see `inlay.formats.read` and `Base.check`.
         """
-        slot = self._checked(name, directory, pinned, replace=False)
+        self._check_name(name, replace=False)
+        slot = _Slot(directory, files_of(directory), pinned)
+        outline, held = formats.outline(directory), self.base.adapters
+        self._check(name, slot, outline)
+        fitted(name, outline, held.layout, held.facts, heads=held.heads, title=held.title)
         with self._freed:
             self._check_name(name, replace=False)
             self._slots[name] = slot
@@ -178,7 +184,8 @@ class Slots:
 
         **Raises:** what `register` and `acquire` do.
         """
-        slot = self._checked(name, directory, pinned, replace)
+        self._check_name(name, replace)
+        slot = _Slot(directory, files_of(directory), pinned)
         with self._loading:
             version = self._read(name, slot)
             try:
@@ -203,6 +210,7 @@ class Slots:
 
     def close(self) -> None:
         """Take every adapter off the base, once nothing steps any more."""
+        self._digests.shutdown()
         while self._versions:
             self.base.detach(self._versions.pop().adapter.name)
 
@@ -259,28 +267,24 @@ class Slots:
                 "load it again, in the place of this one",
             )
             raise FormatError(explain(wrong, found=str(slot.directory), do=do))
-        self._make_room(name, slot.num_bytes)
-        adapter = self.base.read(slot.directory, f"{name}#{next(self._numbers)}")
-        digest = digest_of(slot.directory, slot.files)
+        digest = self._digests.submit(digest_of, slot.directory, slot.files)
+
+        def check(_: str, outline: AdapterFile) -> None:
+            self._check(name, slot, outline)
+            self._make_room(name, slot.num_bytes)
+
+        adapter = self.base.adapters.read(slot.directory, name, check)
+        adapter.name = f"{name}#{next(self._numbers)}"  # two versions of one name may be attached
+        slot.digest = digest.result()
         if files_of(slot.directory) != slot.files:
             wrong = f"the files of {name} were changed while they were read"
             raise FormatError(explain(wrong, found=str(slot.directory), do="load it again"))
-        slot.digest = digest
         ends = tuple(dict.fromkeys([*self.base.end_tokens, *stops.stop_ids(self.base.tokenizer, adapter.record)]))
-        version = Version(name, adapter, digest, _num_bytes(adapter.tensors()), ends)
+        version = Version(name, adapter, slot.digest, _num_bytes(adapter.tensors()), ends)
         self._between(lambda: self._attach(adapter)).result()
         with self._freed:
             self._versions.append(version)
         return version
-
-    def _checked(self, name: str, directory: Path, pinned: bool, replace: bool) -> _Slot:
-        """An adapter's slot, by the headers of its files."""
-        self._check_name(name, replace)
-        files = files_of(directory)
-        outline = self._outline(name, directory)
-        slot = _Slot(directory, files, pinned, num_bytes=_num_bytes(_tensors(outline)))
-        self._check_limits(name, slot, outline)
-        return slot
 
     def _attach(self, adapter: Adapter) -> None:
         self.base.put(adapter)
@@ -339,17 +343,12 @@ class Slots:
                 explain("there are too many adapters", found=f"{len(self._slots):,}", do="unload some first")
             )
 
-    def _outline(self, name: str, directory: Path) -> AdapterFile:
-        """An adapter's file with shapes alone, which fits the base."""
-        outline, held = formats.outline(directory), self.base.adapters
+    def _check(self, name: str, slot: _Slot, outline: AdapterFile) -> None:
+        """Refuse an adapter, by its outline, that is for another base or beyond the limits."""
         self.base.check(name, outline)
-        return fitted(name, outline, held.layout, held.facts, heads=held.heads, title=held.title)
-
-    def _check_limits(self, name: str, slot: _Slot, outline: AdapterFile) -> None:
-        limits, ranks = (
-            self.limits,
-            [tensors["lora_A"].shape[0] for tensors in outline.params.values() if "lora_A" in tensors],
-        )
+        slot.num_bytes = _num_bytes(tensor for tensors in outline.params.values() for tensor in tensors.values())
+        limits = self.limits
+        ranks = [tensors["lora_A"].shape[0] for tensors in outline.params.values() if "lora_A" in tensors]
         r = max([*ranks, getattr(outline.method, "r", 0) or 0])
         most = min(limits.max_bytes, limits.budget_bytes)
         found = [f"r={r}, at most {limits.max_r}"] * (r > limits.max_r)
@@ -357,10 +356,6 @@ class Slots:
         if found:
             wrong = f"{name} is larger than adapters may be here"
             raise ConfigError(explain(wrong, found=found, do="inlay serve --max-r, --adapter-memory"))
-
-
-def _tensors(file: AdapterFile) -> Iterator[Tensor]:
-    return (tensor for tensors in file.params.values() for tensor in tensors.values())
 
 
 def _num_bytes(tensors: Iterator[Tensor]) -> int:
