@@ -6,6 +6,7 @@ import re
 import shutil
 import socket
 import threading
+import time
 
 import httpx
 import pytest
@@ -287,11 +288,21 @@ def test_a_key_sees_its_adapters_and_no_others(own):
     assert client.get("/v1/models", headers={"host": "api.example"}).status_code == 200  # a key is enough
 
 
-def test_a_server_that_is_full_says_so(own):
-    _, client, _ = own
-    response = client.post("/v1/chat/completions", json=CHAT | {"n": 3})
-    assert "busy" in _error(response, 503)
-    assert response.headers["retry-after"] == "1"
+def test_a_server_that_is_full_says_so(own, monkeypatch):
+    service, client, _ = own
+    assert "too many answers" in _error(client.post("/v1/chat/completions", json=CHAT | {"n": 3}), 400)
+    step = service.worker.engine.step
+    monkeypatch.setattr(service.worker.engine, "step", lambda: (time.sleep(0.02), step())[1])
+    long = CHAT | {"n": 2, "stream": True, "max_tokens": 30, "ignore_eos": True}
+    with client.stream("POST", "/v1/chat/completions", json=long) as stream:
+        lines = stream.iter_lines()
+        next(lines)
+        response = client.post("/v1/chat/completions", json=CHAT)
+        assert "busy" in _error(response, 503)
+        assert response.headers["retry-after"] == "1"
+    deadline = time.monotonic() + 20
+    while service.worker.num_open and time.monotonic() < deadline:
+        time.sleep(0.01)
     _error(client.post("/v1/chat/completions", json=CHAT | {"max_tokens": 31}), 400)
     assert _answers(client)
 

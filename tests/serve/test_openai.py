@@ -233,7 +233,16 @@ def test_forms_that_are_none_are_refused(client, name):
     _refused(openai.BadRequestError, says, lambda: _chat(client, "red", response_format=FORMS[name]))
 
 
+def _deep(depth):
+    form = {"type": "string"}
+    for _ in range(depth):
+        form = {"type": "array", "items": form}
+    return form
+
+
 EXPLODING = {
+    "json": _deep(300),
+    "choice": ["x" * 900] * 900,
     "regex": "(a?){2000}(a?){2000}a{4000}",
     "grammar": "start: a\na: a a | a a a | " + " | ".join(f'"{i}"' for i in range(30)),
 }

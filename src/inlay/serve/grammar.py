@@ -43,10 +43,15 @@ def compiled(kind: Kind, form: Any, tokenizer: Any) -> Any:
     import llguidance
 
     matcher = llguidance.LLMatcher
-    if len(json.dumps(form)) > MAX_CHARACTERS:
+    try:
+        length = len(json.dumps(form))
+        schema = matcher.grammar_from_json_schema(form) if kind == "json" else ""
+    except (ValueError, RecursionError) as error:
+        raise _refused(str(error)[:300]) from None
+    if length > MAX_CHARACTERS:
         raise _refused(f"more than {MAX_CHARACTERS:,} characters")
     if kind == "json":
-        grammar = matcher.grammar_from_json_schema(form)
+        grammar = schema
     elif kind == "regex":
         grammar = matcher.grammar_from_regex(form)
     elif kind == "choice":
@@ -88,7 +93,7 @@ class Guide:
             some = each.flatten()[:num_tokens].bool()
             found[: len(some)] = some
         if self._matcher.is_error():
-            self.problem = " ".join(self._matcher.get_error().split())[:300]
+            self.problem = " ".join(self._matcher.get_error().partition("<state>")[0].split())[:300]
             return None
         found[self._ends[self._ends < num_tokens]] = self._matcher.is_accepting()
         return found if found.any() else None

@@ -57,13 +57,13 @@ class Service:
         self.started = int(time.time())
         self.name = base.checkpoint.name
         self.base_digest = base.fingerprint.weights
-        self.texts, self.loads = (ThreadPoolExecutor(1, f"inlay-{name}") for name in ("texts", "loads"))
-        """Templates and tokenizers, and files of adapters: each one after the other, beside the loop."""
+        self.texts, self.loads, self.forms = (ThreadPoolExecutor(1, f"inlay-{n}") for n in ("texts", "loads", "forms"))
+        """Templates and tokenizers, files of adapters, grammars: each one after the other, beside the loop."""
         self.metrics = Metrics(self._gauges())
 
     def close(self) -> None:
         """Begin nothing more beside the loop."""
-        for pool in (self.texts, self.loads):
+        for pool in (self.texts, self.loads, self.forms):
             pool.shutdown(wait=False, cancel_futures=True)
 
     @functools.cached_property
@@ -144,15 +144,12 @@ class Service:
         await self.apart(base.check_unchanged)
         ends = self._ends(body, version)
         if wanted.form is not None:
-            form = await self.apart(grammar.compiled, *wanted.form, base.tokenizer)
+            compiled = functools.partial(grammar.compiled, *wanted.form, base.tokenizer)
+            form = await asyncio.get_running_loop().run_in_executor(self.forms, compiled)
         settings = {"sampling": _sampling(body), "stops": ends, "adapter": version and version.adapter}
         settings |= {"num_logprobs": wanted.num_logprobs, "prompt_logprobs": wanted.prompt_logprobs}
         lengths = [self._new_tokens(len(prompt), version, most) for prompt in prompts]
-        if self.worker.num_open + n * len(prompts) > self.bounds.max_open:
-            found = (
-                f"{self.worker.num_open} answers under way, and {n * len(prompts)} more; at most {self.bounds.max_open}"
-            )
-            raise CapacityError(explain("the server is busy", found=found, do="ask again later"))
+        self._check_room(n * len(prompts))
         seed = secrets.randbits(62) if body.seed is None else body.seed
         stop = [body.stop] if isinstance(body.stop, str) else body.stop or []
         way = Way(stops=tuple(filter(None, stop)), ends=ends, keeps_tokens=wanted.keeps_tokens)
@@ -164,6 +161,15 @@ class Service:
                 request = Request(tokens=tuple(tokens), max_new_tokens=length, **settings, **drawn)
                 answers.append(Answer(self.worker, request, base.tokenizer, way))
         return Group(answers)
+
+    def _check_room(self, num_answers: int) -> None:
+        """Refuse more answers than there may be now, or ever."""
+        most, num_open = self.bounds.max_open, self.worker.num_open
+        if num_answers > most:
+            raise ConfigError(explain("too many answers to one request", found=f"{num_answers:,}, at most {most:,}"))
+        if num_open + num_answers > most:
+            found = f"{num_open} answers under way, and {num_answers} more; at most {most}"
+            raise CapacityError(explain("the server is busy", found=found, do="ask again later"))
 
     def _ends(self, body: Drawn, version: Version | None) -> tuple[int, ...]:
         own = version.stop_ids if version is not None else self.base.stop_ids()
