@@ -14,7 +14,7 @@ from inlay.serve.words import Detokenizer, Stops
 from inlay.serve.worker import Ticket, Worker
 
 
-class Said(NamedTuple):
+class TokenSaid(NamedTuple):
     """A token of an answer, and where its text begins in that of the answer."""
 
     logprob: Logprob
@@ -25,7 +25,7 @@ class Piece(NamedTuple):
     """What is new of an answer."""
 
     text: str
-    said: list[Said]
+    said: list[TokenSaid]
     """The tokens of that text, where it was asked how likely they are."""
     is_last: bool = False
 
@@ -55,7 +55,7 @@ class Answer:
 
     def __init__(self, worker: Worker, request: Request, tokenizer: Any, way: Way):
         self.request, self._worker, self._way = request, worker, way
-        self.text, self.said = "", list[Said]()
+        self.text, self.said = "", list[TokenSaid]()
         self.num_tokens, self.reason = 0, None if way.keeps_tokens else "length"
         self.prompt_logprobs: tuple[Logprob, ...] = ()
         self.first_seconds: float | None = None
@@ -63,7 +63,7 @@ class Answer:
         self._begun = time.monotonic()
         self._words, self._stops = Detokenizer(tokenizer), Stops(way.stops)
         self._length = 0  # of all text, also of what is held back
-        self._held: list[Said] = []
+        self._held: list[TokenSaid] = []
         self._ticket: Ticket = worker.submit(request)
 
     def close(self) -> None:
@@ -106,7 +106,7 @@ class Answer:
         new = ""
         if token not in self._way.ends:
             if logprob is not None:
-                self._held.append(Said(logprob, self._length))
+                self._held.append(TokenSaid(logprob, self._length))
             new = self._words.add(token)
         if is_last:
             new += self._words.end()

@@ -8,7 +8,7 @@ from fastapi.responses import Response
 from inlay.data import messages as turns
 from inlay.errors import ConfigError, explain
 from inlay.serve import grammar
-from inlay.serve.answers import Answer, Group, Piece, Said
+from inlay.serve.answers import Answer, Group, Piece, TokenSaid
 from inlay.serve.bodies import Chat, Drawn, ResponseFormat
 from inlay.serve.exchange import answered
 from inlay.serve.service import Service, Wanted
@@ -138,12 +138,12 @@ class _Form:
         calls = self._calls[number]
         return ("", []) if calls is None else calls.end()
 
-    def _logprobs(self, said: list[Said], answer: Answer | None) -> dict[str, Any] | None:
+    def _logprobs(self, said: list[TokenSaid], answer: Answer | None) -> dict[str, Any] | None:
         if not said and (answer is None or answer.request.num_logprobs is None):
             return None
         return {"content": [self._logprob(one) for one in said], "refusal": None}
 
-    def _logprob(self, one: Said) -> dict[str, Any]:
+    def _logprob(self, one: TokenSaid) -> dict[str, Any]:
         top = [{**token_of(self._tokenizer, token), "logprob": value} for token, value in one.logprob.top.items()]
         known = token_of(self._tokenizer, one.logprob.token)
         return {**known, "logprob": one.logprob.value, "top_logprobs": top}
