@@ -27,7 +27,7 @@ def _given(shape, dtype, seed=0):
         return torch.randn(*size, generator=generator).to(dtype)
 
     step = [drawn(tokens, n, dim).transpose(0, 1) for n in (heads, kv_heads, kv_heads)]  # as layers have them
-    pages = tuple(drawn(count, kv_heads, cache.BLOCK, dim) for _ in range(2))
+    pages = drawn(count, kv_heads, dim, cache.BLOCK), drawn(count, kv_heads, cache.BLOCK, dim)
     tables = torch.randperm(count, generator=generator).view(len(LENGTHS), most)
     newest = cache.Newest(torch.arange(1, tokens, 2), torch.tensor(LENGTHS), tables)
     return step, pages, newest
@@ -40,9 +40,9 @@ def _expected(step, pages, newest, scaling, window):
     seen = []
     for token, length, table in zip(*newest, strict=True):
         block, offset = table[(length - 1) // cache.BLOCK], (length - 1) % cache.BLOCK
-        for page, new in zip(pages, (k, v), strict=True):
-            page[block, :, offset] = new[:, token]
-        keys, values = (x[table].transpose(0, 1).flatten(1, 2)[:, :length].double() for x in pages)
+        pages[0][block, :, :, offset], pages[1][block, :, offset] = k[:, token], v[:, token]
+        both = pages[0].transpose(2, 3), pages[1]
+        keys, values = (x[table].transpose(0, 1).flatten(1, 2)[:, :length].double() for x in both)
         mask = torch.arange(length) >= length - (window or length)
         seen.append(attend(q[None, :, token, None].double(), keys[None], values[None], mask[None], scaling)[0, :, 0])
     return torch.stack(seen), pages
@@ -85,7 +85,7 @@ def test_scores_far_apart_and_what_is_no_number():
     out, _ = _made(step, pages, newest, 200.0, None)
     expected, _ = _expected(step, pages, newest, 200.0, None)
     assert (out[newest.tokens].double() - expected).abs().max() < 1e-4
-    pages[0][newest.tables[3, 1], 0, 4, 7] = torch.nan
+    pages[0][newest.tables[3, 1], 0, 7, 4] = torch.nan
     out, _ = _made(step, pages, newest, 0.125, None)
     assert out[newest.tokens[3], :3].isnan().all()  # the heads that look at it
     assert not out[newest.tokens[3], 3:].isnan().any()

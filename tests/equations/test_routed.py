@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inlay.core import grouped, product
+from inlay.core import product
 from inlay.core.cross_entropy import IGNORE, cross_entropy_sum
 from inlay.core.lowrank import kaiming_uniform, merged
 from inlay.core.routed import Factors, Segment, routed, row_segments
@@ -217,23 +217,3 @@ def test_cross_entropy_sums_the_labelled_positions_alone():
     expected = oracle.cross_entropy_sum(logits.reshape(10, 13), labels.flatten().tolist(), IGNORE)
     assert_close(cross_entropy_sum(logits, labels).reshape(1), [expected], torch.float64, terms=60)
     assert cross_entropy_sum(logits, torch.full_like(labels, IGNORE)).item() == 0.0
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("rows", [rows for rows in ROWS.values() if any(rows)])
-@pytest.mark.parametrize("one", [True, False])
-def test_stacked_factors_give_every_row_its_own_adapter(rows, dtype, one):
-    W, b, x, adapters, names = _problem(rows, dtype)
-    scalings = [1.7] if one else [0.3, 1.7, -2.0]
-    adapters = {name: (A, B, scalings[i % len(scalings)]) for i, (name, (A, B, _)) in enumerate(adapters.items())}
-    expected = oracle.lora_output(
-        W.double(), b.double(), x.double(), {n: (A.double(), B.double(), s) for n, (A, B, s) in adapters.items()}, rows
-    )
-    segments = row_segments([r and names.index(r) for r in rows], x.shape[1])
-    for order in (names, names[::-1]):
-        own = tuple(Segment(s.start, s.stop, order.index(names[s.adapter])) for s in segments)
-        stack = grouped.Stack([Factors(*adapters[name]) for name in order], dtype)
-        for some in (own, own[:1], own):  # other rows come and go
-            y = torch.nn.functional.linear(x.flatten(0, 1), W, b)
-            stack.add_(y, x.flatten(0, 1), some)
-        assert_close(y.view(*x.shape[:2], -1), expected, dtype, 20)

@@ -17,12 +17,10 @@ Products run in the dtype of x, or in a wider one where that is faster (`inlay.c
 masters under a bfloat16 base): they are cast once per call, and their gradients come back in their own dtype. Source: LoRA
 (Hu et al. 2021, arXiv 2106.09685), equation 3.
 
-One pair of matrix products per segment, in a loop: a grouped kernel would save launches where segments are many and
-short, at the price of a second implementation.
+One pair of matrix products per segment, in a loop. Without gradients, for few tokens: `inlay.kernels.low_rank`.
 """
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -48,11 +46,6 @@ class Factors:
     A: Float[Tensor, "r in"]
     B: Float[Tensor, "out r"]
     scaling: float
-
-    @functools.cached_property
-    def views(self) -> tuple[Float[Tensor, "in r"], Float[Tensor, "r out"]]:
-        """A^T and B^T, as products take them: to make the views costs half as much as a product of a few tokens."""
-        return self.A.T, self.B.T
 
 
 def row_segments(adapters: Sequence[int | None], num_tokens: int) -> tuple[Segment, ...]:
@@ -107,9 +100,8 @@ def routed(
 
 
 def add_low_rank_(out: Float[Tensor, "tokens out"], x: Float[Tensor, "tokens in"], factors: Factors) -> None:
-    """out += scaling (x A^T) B^T, without gradients; all of one dtype."""
-    A, B = factors.views
-    out.addmm_(x @ A, B, alpha=factors.scaling)
+    """out += scaling (x A^T) B^T, without gradients, in the dtype of both."""
+    out.addmm_(x @ factors.A.to(x.dtype).T, factors.B.to(x.dtype).T, alpha=factors.scaling)
 
 
 def _product(

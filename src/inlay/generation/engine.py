@@ -150,8 +150,7 @@ class Engine:
             return b"base"
         if (serial := self._serials.get(adapter)) is None:
             serial = self._serials[adapter] = next(self._next_serial)
-        versions = sum(0 if tensor.is_inference() else tensor._version for tensor in adapter.tensors())
-        return f"{serial}.{versions}".encode()
+        return f"{serial}.{adapter.version}".encode()
 
 
 def _wants_prompt(sequence: Sequence) -> bool:

@@ -1,4 +1,4 @@
-"""Keys and values in blocks, and attention over them: for every layer two tensors (blocks, heads, SIZE, dim).
+"""Keys and values in blocks, and attention over them: of a layer (blocks, heads, dim, SIZE) and (blocks, heads, SIZE, dim).
 
     out[t] = softmax_s(scaling q[t] . k[s]) v[s],    s <= t, of the same sequence, within the layer's window
 
@@ -44,8 +44,8 @@ class Pages:
     def layer(self, number: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of a layer, for such as these (1, heads, t, dim)."""
         if number not in self._layers:
-            made = [x.new_zeros(self.count, x.shape[1], SIZE, x.shape[3]) for x in (key, value)]
-            self._layers[number] = (made[0], made[1])
+            keys = key.new_zeros(self.count, key.shape[1], key.shape[3], SIZE)
+            self._layers[number] = keys, value.new_zeros(self.count, value.shape[1], SIZE, value.shape[3])
         return self._layers[number]
 
 
@@ -134,18 +134,18 @@ class Kept:
         by_kernel = self._num_newest > 0 and cap is None and cache.available(query, value, keys)
         written = self._of_several if by_kernel else self._of_all
         if written is not None:
-            keys[written.blocks, :, written.offsets] = key[0][:, written.tokens].transpose(0, 1)
+            keys[written.blocks, :, :, written.offsets] = key[0][:, written.tokens].transpose(0, 1)
             values[written.blocks, :, written.offsets] = value[0][:, written.tokens].transpose(0, 1)
         if by_kernel:
             cache.attend_(query[0], key[0], value[0], (keys, values), self._newest, out, scaling=scaling, window=window)
         elif self._num_newest:
             rows = self._newest.tokens
-            k, v = (x[self._newest.tables].transpose(1, 2).flatten(2, 3) for x in (keys, values))
+            k, v = _rows(keys, values, self._newest.tables)
             made = attend(query[0][:, rows].transpose(0, 1)[:, :, None], k, v, self._mask(window), scaling, cap)
             out[rows] = made[:, :, 0]
         for span in self._several:
-            table, last = list(span.blocks), span.first + span.count
-            k, v = (x[table].transpose(0, 1).flatten(1, 2)[None, :, :last] for x in (keys, values))
+            table, last = torch.tensor([span.blocks], device=query.device), span.first + span.count
+            k, v = (x[:, :, :last] for x in _rows(keys, values, table))
             q = query[:, :, span.start : span.start + span.count]
             made = attend(q, k, v, _mask(span, last, window, q.device), scaling, cap)
             out[span.start : span.start + span.count] = made[0].transpose(0, 1)
@@ -161,6 +161,12 @@ class Kept:
                 seen &= places >= lengths[:, None] - window
             self._masks[window] = seen[:, None, None]
         return self._masks[window]
+
+
+def _rows(keys: Tensor, values: Tensor, tables: Tensor) -> tuple[Tensor, Tensor]:
+    """The keys and values of some sequences, (rows, heads, s, dim), by the blocks of each."""
+    k, v = keys[tables].transpose(3, 4), values[tables]
+    return k.transpose(1, 2).flatten(2, 3), v.transpose(1, 2).flatten(2, 3)
 
 
 def _mask(span: Span, last: int, window: int | None, device: torch.device) -> Bool[Tensor, "t s"]:

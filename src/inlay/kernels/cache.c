@@ -2,8 +2,8 @@
 
        out = softmax_s(scaling q . k[s]) v[s],    s < length, and s >= length - window
 
-   The token's own key and value are written into their place first. A block is made float32 once for the heads of queries that
-   share it; what it adds is weighed against the largest score so far, so that no score is kept:
+   The token's own key and value are written into their place first. The keys of a block lie with its tokens side by side, so that
+   a product takes all of them at a time. What a block adds is weighed against the largest score so far, so that no score is kept:
 
        m' = max(m, scores),   sum = sum exp(m - m') + sum_s exp(score[s] - m'),   out likewise
 
@@ -11,11 +11,11 @@
 
 #include "team.h"
 
-enum { BLOCK = 16, WIDEST = 256, HEADS = 8 };
+enum { BLOCK = WIDTH, WIDEST = 256 };
 
 struct job {
     const void *q, *k, *v;    /* of the step: (tokens, heads, dim), strides below */
-    void *keys, *values;      /* (blocks, kv_heads, BLOCK, dim) */
+    void *keys, *values;      /* (blocks, kv_heads, dim, BLOCK), and (blocks, kv_heads, BLOCK, dim) */
     void *out;                /* (tokens, heads, dim) dense */
     const int64_t *tokens;    /* (rows,) which token of the step is a sequence's */
     const int64_t *lengths;   /* (rows,) with the token itself */
@@ -26,81 +26,64 @@ struct job {
     int32_t dtype;            /* of all floats */
 };
 
-INLINE float number(const void *values, int dtype, int64_t i) {
-    return dtype == FLOAT32 ? ((const float *)values)[i] : float_of((uint32_t)((const uint16_t *)values)[i] << 16);
-}
-
-INLINE void copy(void *to, int64_t at, const void *from, int64_t first, int64_t count, int dtype) {
-    int width = dtype == FLOAT32 ? 4 : 2;
-    memcpy((char *)to + at * width, (const char *)from + first * width, count * width);
-}
-
-/* What the heads of a group have seen so far. */
+/* What a head of queries has seen so far. */
 struct seen {
-    float largest, sum, out[WIDEST];
+    float largest, sum;
+    lanes out[WIDEST / WIDTH];
 };
 
-INLINE void take_block(const struct job *job, const float *q, const float *k, const float *v, int64_t count, struct seen *seen) {
-    float scores[BLOCK], largest = seen->largest;
-    for (int64_t s = 0; s < count; s++) {
-        float parts[WIDTH] = {0};
-        for (int64_t i = 0; i < job->dim; i += WIDTH)
-            for (int j = 0; j < WIDTH; j++) parts[j] = fmaf(q[i + j], k[s * job->dim + i + j], parts[j]);
-        scores[s] = total(parts) * job->scaling;
-        largest = scores[s] > largest ? scores[s] : largest;
+/* Take the tokens begin <= s < end of a block. */
+INLINE void take_block(const struct job *job, const float *q, int64_t block, int begin, int end, struct seen *seen, int dtype) {
+    const int64_t dim = job->dim;
+    lanes scores = {0}, some;
+    for (int64_t i = 0; i < dim; i++) {
+        get_lanes(&some, job->keys, dtype, (block * dim + i) * BLOCK, BLOCK);
+        scores += q[i] * some;
     }
+    float weights[BLOCK], largest = seen->largest;
+    memcpy(weights, &scores, sizeof weights);
+    for (int s = begin; s < end; s++) largest = weights[s] > largest || weights[s] != weights[s] ? weights[s] : largest;
     float before = seen->largest - largest, kept = before < -87 ? 0 : exponential(before);
-    for (int64_t s = count; s < BLOCK; s++) scores[s] = largest - 88;
     for (int s = 0; s < BLOCK; s++) {
-        float x = scores[s] - largest;
-        float clamped = x < -87 ? -87 : x;
-        scores[s] = x < -87 ? 0 : exponential(clamped);
+        float x = weights[s] - largest;
+        weights[s] = x < -87 || s < begin || s >= end ? 0 : exponential(x);
     }
-    seen->sum = seen->sum * kept + total(scores);
+    memcpy(&some, weights, sizeof some);
+    seen->sum = seen->sum * kept + sum_of(&some);
     seen->largest = largest;
-    for (int64_t i = 0; i < job->dim; i += WIDTH) {
-        float parts[WIDTH];
-        for (int j = 0; j < WIDTH; j++) parts[j] = seen->out[i + j] * kept;
-        for (int64_t s = 0; s < count; s++)
-            for (int j = 0; j < WIDTH; j++) parts[j] = fmaf(scores[s], v[s * job->dim + i + j], parts[j]);
-        for (int j = 0; j < WIDTH; j++) seen->out[i + j] = parts[j];
+    for (int64_t i = 0; i < dim; i += WIDTH) {
+        lanes sums = seen->out[i / WIDTH] * kept;
+        for (int s = begin; s < end; s++) {
+            get_lanes(&some, job->values, dtype, (block * BLOCK + s) * dim + i, WIDTH);
+            sums += weights[s] * some;
+        }
+        seen->out[i / WIDTH] = sums;
     }
 }
 
-INLINE void unit(const struct job *job, int64_t number_of_unit, int dtype) {
-    int64_t row = number_of_unit / job->kv_heads, head = number_of_unit % job->kv_heads, dim = job->dim;
-    int64_t token = job->tokens[row], length = job->lengths[row], group = job->heads / job->kv_heads;
+INLINE void unit(const struct job *job, int64_t i, int dtype) {
+    const int64_t row = i / job->kv_heads, head = i % job->kv_heads, dim = job->dim;
+    const int64_t token = job->tokens[row], last = job->lengths[row] - 1, group = job->heads / job->kv_heads;
     const int64_t *table = job->tables + row * job->most;
-    int64_t own = ((table[(length - 1) / BLOCK] * job->kv_heads + head) * BLOCK + (length - 1) % BLOCK) * dim;
-    copy(job->keys, own, job->k, token * job->k_token + head * job->k_head, dim, dtype);
-    copy(job->values, own, job->v, token * job->v_token + head * job->v_head, dim, dtype);
-    int64_t begin = length > job->window ? length - job->window : 0;
-    float q[HEADS][WIDEST], k[BLOCK * WIDEST], v[BLOCK * WIDEST];
-    struct seen seen[HEADS];
-    for (int64_t first = 0; first < group; first += HEADS) {
-        int64_t heads = group - first < HEADS ? group - first : HEADS;
-        for (int64_t h = 0; h < heads; h++) {
-            int64_t at = token * job->q_token + (head * group + first + h) * job->q_head;
-            for (int64_t i = 0; i < dim; i++) q[h][i] = number(job->q, dtype, at + i);
-            seen[h].largest = -INFINITY;
-            seen[h].sum = 0;
-            memset(seen[h].out, 0, sizeof seen[h].out);
+    const int64_t own = table[last / BLOCK] * job->kv_heads + head, place = last % BLOCK;
+    for (int64_t d = 0; d < dim; d++) {
+        float key = number(job->k, dtype, token * job->k_token + head * job->k_head + d);
+        float value = number(job->v, dtype, token * job->v_token + head * job->v_head + d);
+        put_number(job->keys, dtype, (own * dim + d) * BLOCK + place, key);
+        put_number(job->values, dtype, (own * BLOCK + place) * dim + d, value);
+    }
+    int64_t first = last >= job->window ? last + 1 - job->window : 0;
+    for (int64_t h = head * group; h < (head + 1) * group; h++) {
+        float q[WIDEST];
+        struct seen seen = {.largest = -INFINITY};
+        for (int64_t d = 0; d < dim; d++) q[d] = job->scaling * number(job->q, dtype, token * job->q_token + h * job->q_head + d);
+        for (int64_t b = first / BLOCK; b <= last / BLOCK; b++) {
+            int begin = b == first / BLOCK ? first % BLOCK : 0, end = b == last / BLOCK ? place + 1 : BLOCK;
+            take_block(job, q, table[b] * job->kv_heads + head, begin, end, &seen, dtype);
         }
-        for (int64_t s = begin; s < length;) {
-            int64_t place = s % BLOCK, count = length - s < BLOCK - place ? length - s : BLOCK - place;
-            int64_t at = ((table[s / BLOCK] * job->kv_heads + head) * BLOCK + place) * dim;
-            for (int64_t i = 0; i < count * dim; i++) k[i] = number(job->keys, dtype, at + i);
-            for (int64_t i = 0; i < count * dim; i++) v[i] = number(job->values, dtype, at + i);
-            for (int64_t h = 0; h < heads; h++) take_block(job, q[h], k, v, count, &seen[h]);
-            s += count;
-        }
-        for (int64_t h = 0; h < heads; h++) {
-            int64_t at = (token * job->heads + head * group + first + h) * dim;
-            for (int64_t i = 0; i < dim; i++) {
-                float value = seen[h].out[i] / seen[h].sum;
-                if (dtype == FLOAT32) ((float *)job->out)[at + i] = value;
-                else ((uint16_t *)job->out)[at + i] = to_bfloat16(value);
-            }
+        for (int64_t d = 0; d < dim; d += WIDTH) {
+            lanes value = seen.out[d / WIDTH] / seen.sum;
+            put_lanes(&value, job->out, dtype, (token * job->heads + h) * dim + d, WIDTH);
         }
     }
 }

@@ -45,7 +45,7 @@ def attend_(
     query: Float[Tensor, "heads t dim"],
     key: Float[Tensor, "kv_heads t dim"],
     value: Float[Tensor, "kv_heads t dim"],
-    pages: tuple[Float[Tensor, "blocks kv_heads 16 dim"], Float[Tensor, "blocks kv_heads 16 dim"]],
+    pages: tuple[Float[Tensor, "blocks kv_heads dim 16"], Float[Tensor, "blocks kv_heads 16 dim"]],
     newest: Newest,
     out: Float[Tensor, "t heads dim"],
     *,

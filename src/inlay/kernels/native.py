@@ -96,12 +96,24 @@ class CacheJob(ctypes.Structure):
     )
 
 
+class LowRankJob(ctypes.Structure):
+    """`struct job` of `low_rank.c`, where its fields are explained."""
+
+    _fields_ = (
+        *[(name, ctypes.c_void_p) for name in ("x", "y", "tokens", "starts", "A", "B", "ranks", "scalings")],
+        ("in", ctypes.c_int64),
+        ("out", ctypes.c_int64),
+        ("dtype", ctypes.c_int32),
+    )
+
+
 KERNELS = {
     "nf4": Nf4Job,
     "pointwise": PointwiseJob,
     "attention": AttentionJob,
     "product": ProductJob,
     "cache": CacheJob,
+    "low_rank": LowRankJob,
 }
 """The kernels of the library and their jobs."""
 

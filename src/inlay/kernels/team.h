@@ -66,6 +66,54 @@ INLINE float exponential(float x) {
     return p * float_of((uint32_t)((int32_t)n + 127) << 23);
 }
 
+/* WIDTH numbers side by side, as kernels have them that name no instructions; a compiler makes them of what a variant has. */
+typedef float lanes __attribute__((vector_size(4 * WIDTH)));
+typedef uint32_t words __attribute__((vector_size(4 * WIDTH)));
+typedef uint16_t halves __attribute__((vector_size(2 * WIDTH)));
+
+INLINE float number(const void *values, int dtype, int64_t i) {
+    return dtype == FLOAT32 ? ((const float *)values)[i] : float_of((uint32_t)((const uint16_t *)values)[i] << 16);
+}
+
+INLINE void put_number(void *values, int dtype, int64_t i, float value) {
+    if (dtype == FLOAT32) ((float *)values)[i] = value;
+    else ((uint16_t *)values)[i] = to_bfloat16(value);
+}
+
+/* `count` numbers from the i-th on, and zeros. */
+INLINE void get_lanes(lanes *to, const void *values, int dtype, int64_t i, int64_t count) {
+    if (count < WIDTH) {
+        float some[WIDTH] = {0};
+        for (int64_t j = 0; j < count; j++) some[j] = number(values, dtype, i + j);
+        memcpy(to, some, sizeof *to);
+    } else if (dtype == FLOAT32) {
+        memcpy(to, (const float *)values + i, sizeof *to);
+    } else {
+        halves some;
+        memcpy(&some, (const uint16_t *)values + i, sizeof some);
+        *to = (lanes)(__builtin_convertvector(some, words) << 16);
+    }
+}
+
+INLINE void put_lanes(const lanes *from, void *values, int dtype, int64_t i, int64_t count) {
+    if (count == WIDTH && dtype == FLOAT32) {
+        memcpy((float *)values + i, from, sizeof *from);
+    } else {
+        float some[WIDTH];
+        memcpy(some, from, sizeof some);
+        for (int64_t j = 0; j < count; j++) put_number(values, dtype, i + j, some[j]);
+    }
+}
+
+/* The sum of all lanes, by halves. */
+INLINE float sum_of(const lanes *from) {
+    float parts[WIDTH];
+    memcpy(parts, from, sizeof parts);
+    for (int n = WIDTH / 2; n; n /= 2)
+        for (int j = 0; j < n; j++) parts[j] += parts[j + n];
+    return parts[0];
+}
+
 struct job; /* each kernel has its own */
 typedef void range(const struct job *, int64_t start, int64_t stop);
 typedef void parallel(void (*)(void *), void *, unsigned num_threads, unsigned flags);

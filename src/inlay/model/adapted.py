@@ -13,10 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from inlay.core.grouped import MAX_TOKENS, Stack
 from inlay.core.routed import Factors, Segment, add_low_rank_, routed, row_segments
 from inlay.errors import CompatibilityError, explain
-from inlay.kernels import product
+from inlay.kernels import low_rank, product
 from inlay.methods import hooks
 from inlay.methods.contract import Params
 from inlay.model.adapter import Adapter
@@ -39,19 +38,31 @@ class _Bound:
         """The same, where no adapter changes more than one low-rank thing; else empty."""
         tensors = [tensor for change in self.low if change for tensor in change.params.values()]
         self._counted = [tensor for tensor in tensors if not tensor.is_inference()]
-        self._stacked: tuple[list[int], Stack] | None = None
+        self._packed: tuple[Any, list[low_rank.Packed | None]] | None = None
+        self._entries: tuple[Any, Any, low_rank.Entries] | None = None
 
     def is_of(self, adapters: tuple[Adapter, ...]) -> bool:
         """It is what these adapters change now."""
         return self.adapters == adapters and all(map(is_, self.all, [adapter.bound for adapter in adapters]))
 
-    def stack(self, dtype: torch.dtype) -> Stack:
-        """The factors of all as one, kept until one of them is changed in place."""
-        versions = [tensor._version for tensor in self._counted]
-        known = self._stacked
-        if known is None or known[0] != versions or known[1].dtype != dtype:
-            known = self._stacked = versions, Stack([change and change.factors() for change in self.low], dtype)
+    def packed(self, batch: Batch, dtype: torch.dtype) -> list[low_rank.Packed | None]:
+        """The factors of all for products without gradients, kept until one of them is changed in place.
+
+        A batch of one pass knows that for all modules; another may be the default for a long time.
+        """
+        versions = batch.versions if batch.kept else [tensor._version for tensor in self._counted]
+        known = self._packed
+        if known is None or known[0] != (versions, dtype):
+            made = [change and low_rank.pack(change.factors(dtype), dtype) for change in self.low]
+            known = self._packed = (versions, dtype), made
         return known[1]
+
+    def entries(self, batch: Batch, segments: tuple[Segment, ...], dtype: torch.dtype) -> low_rank.Entries:
+        """The factors of the tokens of some segments; steps of decoding have the same again and again."""
+        packed, known = self.packed(batch, dtype), self._entries
+        if known is None or known[0] is not packed or known[1] != segments:
+            known = self._entries = packed, segments, low_rank.Entries(packed, segments)
+        return known[2]
 
 
 class Adapted(nn.Module):
@@ -125,15 +136,12 @@ class Adapted(nn.Module):
         It is what `_changed` gives, with less to find out: where a row has one token, finding out is most of the work.
         """
         flat, dtype = x.reshape(-1, linear.in_features), linear.product_dtype(x)
-        if batch.num_rows is not None and len(flat) > MAX_TOKENS:
+        if batch.num_rows is not None and len(flat) > low_rank.MOST_TOKENS:
             return None
         wide = flat if flat.dtype == dtype else flat.to(dtype)
         out = product.linear(wide, linear.matrix, linear.bias)
-        if batch.num_rows is None:
-            assert found.low[0] is not None, "some adapter changes this map"
-            add_low_rank_(out, wide, _of_dtype(found.low[0].factors(dtype), dtype))
-        else:
-            found.stack(dtype).add_(out, wide, batch.segments(self.path, x.shape[:-1]))
+        segments = (Segment(0, len(flat), 0),) if batch.num_rows is None else batch.segments(self.path, x.shape[:-1])
+        found.entries(batch, segments, dtype).add_(out, wide)
         out = out if out.dtype == x.dtype else out.to(x.dtype)
         return out.view(*x.shape[:-1], linear.out_features)
 
@@ -287,14 +295,8 @@ def _low_ranked(
     wide = x.to(dtype)
     out = product.linear(wide, linear.matrix, linear.bias)
     for s in segments:
-        add_low_rank_(out[s.start : s.stop], wide[s.start : s.stop], _of_dtype(factors[s.adapter], dtype))
+        add_low_rank_(out[s.start : s.stop], wide[s.start : s.stop], factors[s.adapter])
     return out.to(x.dtype)
-
-
-def _of_dtype(factors: Factors, dtype: torch.dtype) -> Factors:
-    if factors.A.dtype == dtype:
-        return factors
-    return Factors(factors.A.to(dtype), factors.B.to(dtype), factors.scaling)
 
 
 def _parts(y: Any) -> Sequence[Tensor]:

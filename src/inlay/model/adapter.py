@@ -49,6 +49,7 @@ class Adapter:
     @params.setter
     def params(self, params: Mapping[str, Params]) -> None:
         self._params = {path: dict(tensors) for path, tensors in params.items()}
+        self._counted = [tensor for tensor in self.tensors() if not tensor.is_inference()]
         self._bound = self._find() if self._find else None
 
     @property
@@ -91,6 +92,11 @@ class Adapter:
     def tensors(self) -> Iterator[Tensor]:
         """All tensors of its own, module by module."""
         return (tensor for params in self.params.values() for tensor in params.values())
+
+    @property
+    def version(self) -> int:
+        """How often its tensors have been changed in place; tensors made in inference mode don't say."""
+        return sum([tensor._version for tensor in self._counted])
 
     def train_(self, trained: bool = True) -> list[Tensor]:
         """Make every tensor that is trained a leaf that collects gradients, or stop that; those tensors, for an optimiser."""

@@ -81,6 +81,14 @@ class Batch:
         self._masks: list[tuple[Tensor, bool]] = []
         """Every attention mask that was seen, and whether it is that of the rows."""
         self._order: Order | None = None
+        self._versions: tuple[int, ...] | None = None
+
+    @property
+    def versions(self) -> tuple[int, ...]:
+        """Of each adapter, how often its tensors had been changed when this was first asked for."""
+        if self._versions is None:
+            self._versions = tuple(adapter.version for adapter in self.adapters)
+        return self._versions
 
     def like(self, lengths: Sequence[int] | None = None) -> "Batch":
         """The same rows for one pass of their own: padded, or packed with so many tokens each."""

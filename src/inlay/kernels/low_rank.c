@@ -1,0 +1,99 @@
+/* What adapters add to the output of a linear map, for a few tokens of any adapters:
+
+       y[t] += sum of  scaling (x[t] A^T) B^T  over the entries of token t,    A (r, in), B^T (r, out)
+
+   in float32, rounded once. The unit of work is a token with all its entries, in their order: an output depends on nothing beside
+   it. */
+
+#include "team.h"
+
+enum { ROWS = 4, MOST_RANK = 1024 };
+
+struct job {
+    const void *x;            /* (tokens, in) */
+    void *y;                  /* (tokens, out) */
+    const int64_t *tokens;    /* (units,) */
+    const int64_t *starts;    /* (units + 1,) where the entries of each unit begin */
+    const void *const *A;     /* by entry */
+    const void *const *B;
+    const int64_t *ranks;     /* at most MOST_RANK */
+    const float *scalings;
+    int64_t in, out;
+    int32_t dtype;            /* of x, y, A and B */
+};
+
+/* scaling x A^T, `rows` ranks from k on. */
+INLINE void down(const void *x, const void *A, int64_t in, int64_t k, const int rows, float scaling, float *h, int dtype) {
+    lanes sums[ROWS] = {0};
+    for (int64_t i = 0; i < in; i += WIDTH) {
+        int64_t count = in - i < WIDTH ? in - i : WIDTH;
+        lanes here;
+        get_lanes(&here, x, dtype, i, count);
+        for (int r = 0; r < rows; r++) {
+            lanes a;
+            get_lanes(&a, A, dtype, (k + r) * in + i, count);
+            sums[r] += here * a;
+        }
+    }
+    for (int r = 0; r < rows; r++) h[k + r] = scaling * sum_of(&sums[r]);
+}
+
+/* y += h B^T, the lanes from the o-th on. */
+INLINE void up(const float *h, const void *B, int64_t rank, int64_t out, int64_t o, const int count, void *y, int dtype) {
+    lanes sums;
+    get_lanes(&sums, y, dtype, o, count);
+    for (int64_t k = 0; k < rank; k++) {
+        lanes b;
+        get_lanes(&b, B, dtype, k * out + o, count);
+        sums += h[k] * b;
+    }
+    put_lanes(&sums, y, dtype, o, count);
+}
+
+INLINE void unit(const struct job *job, int64_t i, int dtype) {
+    const int64_t in = job->in, out = job->out;
+    const int size = dtype == FLOAT32 ? 4 : 2;
+    const void *x = (const char *)job->x + job->tokens[i] * in * size;
+    char *y = (char *)job->y + job->tokens[i] * out * size;
+    for (int64_t e = job->starts[i]; e < job->starts[i + 1]; e++) {
+        int64_t rank = job->ranks[e], k = 0, o = 0;
+        float h[MOST_RANK];
+        for (; k + ROWS <= rank; k += ROWS) down(x, job->A[e], in, k, ROWS, job->scalings[e], h, dtype);
+        for (; k < rank; k++) down(x, job->A[e], in, k, 1, job->scalings[e], h, dtype);
+        for (; o + WIDTH <= out; o += WIDTH) up(h, job->B[e], rank, out, o, WIDTH, y, dtype);
+        if (o < out) up(h, job->B[e], rank, out, o, out - o, y, dtype);
+    }
+}
+
+#define VARIANT(variant, target)                                                                  \
+    target static void add_##variant(const struct job *job, int64_t start, int64_t stop) {        \
+        if (job->dtype == FLOAT32)                                                                \
+            for (int64_t i = start; i < stop; i++) unit(job, i, FLOAT32);                         \
+        else                                                                                      \
+            for (int64_t i = start; i < stop; i++) unit(job, i, BFLOAT16);                        \
+    }
+
+VARIANT(plain, )
+#ifdef __x86_64__
+VARIANT(avx2, __attribute__((target("avx2,fma,f16c"))))
+VARIANT(avx512, __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512"))))
+#endif
+
+static range *const RANGES[VARIANTS] = {
+    [PLAIN] = add_plain,
+#ifdef __x86_64__
+    [AVX2_FMA_F16C] = add_avx2,
+    [AVX512_F_BW_DQ_VL] = add_avx512,
+#endif
+    [NEON] = add_plain, /* which compilers for such processors vectorise */
+};
+
+/* The caller's idea of a job has to be of this size. */
+int inlay_low_rank_job_bytes(void) { return sizeof(struct job); }
+
+/* Units 0 <= i < total of a job: tokens. `omp` is GOMP_parallel, or NULL for one thread. */
+void inlay_low_rank_run(int variant, int function, const struct job *job, int64_t total, int64_t chunk, int threads,
+                        parallel *omp) {
+    (void)function;
+    share(RANGES[variant], job, total, chunk, threads, omp);
+}

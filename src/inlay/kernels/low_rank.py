@@ -1,0 +1,93 @@
+"""What low-rank adapters add to a linear map for a few tokens of any of them: `low_rank.c`, or a product for each segment.
+
+out[t] += scaling_k (x[t] A_k^T) B_k^T,    k = the adapter of token t
+"""
+
+import ctypes
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from inlay.core.routed import Factors, Segment, add_low_rank_
+from inlay.kernels import native
+
+MOST_TOKENS = 32
+"""With more, a product for each segment is the cheaper way."""
+
+MOST_ENTRIES = 4 * MOST_TOKENS
+"""How many adapters' factors all tokens have together, where some have several."""
+
+MOST_RANK = 1024
+
+_DTYPES = (torch.float32, torch.bfloat16)
+"""The dtypes that it knows, by their numbers there."""
+
+
+class Packed(NamedTuple):
+    """Factors as the product takes them: of one dtype, each row without gaps."""
+
+    A: Float[Tensor, "r in"]
+    B: Float[Tensor, "r out"]
+    """B^T."""
+    scaling: float
+
+
+def pack(factors: Factors, dtype: torch.dtype) -> Packed:
+    """The factors in `dtype`; what is there already is not copied."""
+    return Packed(factors.A.to(dtype).contiguous(), factors.B.T.to(dtype).contiguous(), factors.scaling)
+
+
+class Entries:
+    """Whose factors change which tokens: the same for as long as these are the same.
+
+    **Arguments:**
+
+    - `packed`: by adapter; None: it leaves the map alone.
+    - `segments`: who owns which tokens, in their order; segments of the same tokens add up.
+    """
+
+    def __init__(self, packed: Sequence[Packed | None], segments: Sequence[Segment]):
+        self._some = [(s, own) for s in segments if (own := packed[s.adapter]) is not None]
+        self._size = sum([(s.stop - s.start) * (own.A.numel() + own.B.numel()) for s, own in self._some])
+        is_few = sum([s.stop - s.start for s, _ in self._some]) <= MOST_ENTRIES
+        self._arrays = None
+        if is_few and all([own.A.shape[0] <= MOST_RANK for _, own in self._some]):
+            self._num_tokens, self._arrays = _arrays(self._some)
+
+    def add_(self, out: Float[Tensor, "tokens out"], x: Float[Tensor, "tokens in"]) -> None:
+        """The equation at the top of this file, without gradients; all of one dtype."""
+        if self._arrays is None or len(x) > MOST_TOKENS or not _suits(out, x):
+            for s, own in self._some:
+                add_low_rank_(out[s.start : s.stop], x[s.start : s.stop], Factors(own.A, own.B.T, own.scaling))
+            return
+        own = x if x.is_contiguous() else x.contiguous()
+        addresses = map(ctypes.addressof, self._arrays)
+        job = native.LowRankJob(
+            own.data_ptr(), out.data_ptr(), *addresses, x.shape[1], out.shape[1], _DTYPES.index(x.dtype)
+        )
+        native.do("low_rank", 0, job, self._num_tokens, self._size)
+
+
+def _arrays(some: Sequence[tuple[Segment, Packed]]) -> tuple[int, tuple[ctypes.Array[Any], ...]]:
+    """(how many tokens there are, the arrays of a job)."""
+    entries = [(t, own) for s, own in some for t in range(s.start, s.stop)]
+    entries.sort(key=lambda entry: entry[0])  # those of a token one after the other, as they were
+    tokens = [t for t, _ in entries]
+    starts = [i for i, t in enumerate(tokens) if not i or tokens[i - 1] != t]
+    numbers, count = ctypes.c_int64, len(entries)
+    return len(starts), (
+        (numbers * len(starts))(*[tokens[i] for i in starts]),
+        (numbers * (len(starts) + 1))(*starts, count),
+        (numbers * count)(*[own.A.data_ptr() for _, own in entries]),
+        (numbers * count)(*[own.B.data_ptr() for _, own in entries]),
+        (numbers * count)(*[own.A.shape[0] for _, own in entries]),
+        (ctypes.c_float * count)(*[own.scaling for _, own in entries]),
+    )
+
+
+def _suits(out: Tensor, x: Tensor) -> bool:
+    is_known = native.variant() not in (native.TORCH, "plain") and x.dtype in _DTYPES and x.dtype == out.dtype
+    return is_known and x.is_cpu and out.is_contiguous()

@@ -1,0 +1,74 @@
+"""What adapters add for a few tokens: of each token what its own say, in each way, and nothing beside it decides that."""
+
+import pytest
+import torch
+
+from inlay.core.routed import Factors, Segment
+from inlay.kernels import low_rank, native
+
+WAYS = [name for name in native.supported() if name != "plain"]
+DTYPES = [torch.float32, torch.bfloat16]
+RANKS = (16, 1, 5, 70)
+SIZES = [(64, 48), (40, 33), (7, 3)]
+SEGMENTS = (Segment(0, 1, 2), Segment(1, 4, 0), Segment(5, 6, 1), Segment(6, 7, 3), Segment(7, 8, 0))
+"""Token 4 has no adapter; of some there are several segments."""
+
+
+def _given(sizes, dtype, tokens=8):
+    generator = torch.Generator().manual_seed(0)
+    width, out = sizes
+
+    def drawn(*size):
+        return torch.randn(*size, generator=generator)
+
+    factors = [Factors(drawn(r, width), drawn(out, r), 0.3 + r / 100) for r in RANKS]
+    return drawn(tokens, width).to(dtype), drawn(tokens, out).to(dtype), factors
+
+
+def _expected(x, y, factors, segments):
+    out = y.double()
+    for s in segments:
+        A, B = (tensor.to(x.dtype).double() for tensor in (factors[s.adapter].A, factors[s.adapter].B))
+        out[s.start : s.stop] += factors[s.adapter].scaling * (x[s.start : s.stop].double() @ A.T) @ B.T
+    return out
+
+
+def _added(x, y, factors, segments):
+    out = y.clone()
+    low_rank.Entries([low_rank.pack(f, x.dtype) for f in factors], segments).add_(out, x)
+    return out
+
+
+@pytest.mark.parametrize("way", [native.TORCH, *WAYS])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+def test_each_token_gets_what_its_own_adapters_say(way, dtype, sizes):
+    x, y, factors = _given(sizes, dtype)
+    several = (*SEGMENTS, Segment(0, 3, 3), Segment(2, 8, 1))
+    for segments in (SEGMENTS, several, ()):
+        expected = _expected(x, y, factors, segments)
+        with native.only(way):
+            out = _added(x, y, factors, segments)
+        scale = expected.abs().max() + 1
+        assert (out.double() - expected).abs().max() <= scale * (2e-5 if dtype == torch.float32 else 2e-2)
+        untouched = [t for t in range(len(x)) if not any(s.start <= t < s.stop for s in segments)]
+        assert torch.equal(out[untouched], y[untouched])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_token_does_not_depend_on_those_beside_it(dtype):
+    x, y, factors = _given(SIZES[0], dtype)
+    together = _added(x, y, factors, SEGMENTS)
+    for s in SEGMENTS:
+        alone = _added(x[s.start : s.stop], y[s.start : s.stop], factors, [Segment(0, s.stop - s.start, s.adapter)])
+        assert torch.equal(alone, together[s.start : s.stop])
+
+
+def test_adapters_that_leave_a_map_alone_and_many_tokens():
+    x, y, factors = _given(SIZES[0], torch.float32, tokens=low_rank.MOST_TOKENS + 5)
+    out = y.clone()
+    packed = [None, *(low_rank.pack(f, x.dtype) for f in factors[1:])]
+    segments = (Segment(0, 20, 0), Segment(20, len(x), 1))
+    low_rank.Entries(packed, segments).add_(out, x)
+    assert torch.equal(out[:20], y[:20])
+    assert (out.double() - _expected(x, y, factors, segments[1:])).abs().max() < 1e-4
