@@ -63,6 +63,7 @@ class Engine:
         count = max(1, cache_tokens // SIZE)
         self.blocks, self.pages = Blocks(count), Pages(count)
         self.scheduler = Scheduler(self.blocks, self._owner, max_rows=max_rows, max_tokens=max_tokens)
+        self._plans = _Plans()
         self._numbers, self._next_serial = itertools.count(), itertools.count()
         self._serials: weakref.WeakKeyDictionary[Adapter, int] = weakref.WeakKeyDictionary()
         """A number for each adapter that no other ever had: blocks outlive the adapters that made them."""
@@ -123,7 +124,7 @@ class Engine:
             range(count) if _wants_prompt(one) else range(count - 1, count) if one.num_missing == count else range(0)
             for one, count in chosen
         ]
-        logits = _logits(self.model, self.router, self.pages, chosen, asked)
+        logits = _logits(self.model, self.router, self.pages, self._plans, chosen, asked)
         for (sequence, count), own in zip(chosen, logits.split([len(places) for places in asked]), strict=True):
             is_prompt = _wants_prompt(sequence)
             self.scheduler.computed(sequence, count)
@@ -174,7 +175,36 @@ def _replaces(adapter: Adapter) -> bool:
     return any(isinstance(change, Replace) for changes in adapter.bound.values() for change in changes)
 
 
-def _logits(model: Any, router: Router, pages: Pages, chosen: Many[tuple[Sequence, int]], asked: Many[range]) -> Tensor:
+class _Plans:
+    """The batches of passes, which know each other where nothing but the tokens has changed: most steps of decoding."""
+
+    def __init__(self) -> None:
+        self._last: tuple[Any, Batch] | None = None
+
+    def batch(self, adapters: Many[Adapter | None], counts: Many[int], kept: Kept) -> Batch:
+        """The batch of rows of so many tokens each."""
+        key = (
+            [None if adapter is None else (adapter, adapter.bound, adapter.version) for adapter in adapters],
+            counts,
+            kept.asked,
+        )
+        if self._last is not None and self._last[0] == key:
+            return self._last[1].again(kept)
+        rows = adapters[0] if adapters[0] is not None and len(set(adapters)) == 1 else adapters
+        batch = Batch(rows, counts, brings=True, kept=kept)
+        batch.plan = object()
+        self._last = key, batch
+        return batch
+
+
+def _logits(
+    model: Any,
+    router: Router,
+    pages: Pages,
+    plans: _Plans,
+    chosen: Many[tuple[Sequence, int]],
+    asked: Many[range],
+) -> Tensor:
     """The logits that are asked for of a step's tokens, (tokens, vocabulary) in float32.
 
     `asked`: which of its tokens, for each sequence.
@@ -192,9 +222,7 @@ def _logits(model: Any, router: Router, pages: Pages, chosen: Many[tuple[Sequenc
     if not keep:  # the head computes something in any case
         keep, counts = [0], [1, *[0] * (len(counts) - 1)]
     adapters = [sequence.request.adapter for sequence, _ in chosen]
-    rows = adapters[0] if adapters[0] is not None and len(set(adapters)) == 1 else adapters
-    kept = Kept(pages, spans, counts, device)
-    batch = Batch(rows, [span.count for span in spans], brings=True, kept=kept)
+    batch = plans.batch(adapters, [span.count for span in spans], Kept(pages, spans, counts, device))
     with router.using(Current(None, batch)), router.passing(batch):
         out = type(model).forward(  # past what puts virtual tokens in front: they are there
             model,
@@ -247,7 +275,9 @@ def _in_parts(model: Any, router: Router, rows: Many[Many[int]]) -> list[Tensor]
         counts = [len(row[first:last]) for row in rows]
         for one, count in zip(sequences, counts, strict=True):
             assert blocks.grow(one, one.num_computed + count), "there are blocks for all"
-        logits = _logits(model, router, pages, list(zip(sequences, counts, strict=True)), [*map(range, counts)])
+        logits = _logits(
+            model, router, pages, _Plans(), list(zip(sequences, counts, strict=True)), [*map(range, counts)]
+        )
         for part, own, one, count in zip(logits.split(counts), found, sequences, counts, strict=True):
             own.append(part)
             one.num_computed += count

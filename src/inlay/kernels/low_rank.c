@@ -38,16 +38,17 @@ INLINE void down(const void *x, const void *A, int64_t in, int64_t k, const int 
     for (int r = 0; r < rows; r++) h[k + r] = scaling * sum_of(&sums[r]);
 }
 
-/* y += h B^T, the lanes from the o-th on. */
-INLINE void up(const float *h, const void *B, int64_t rank, int64_t out, int64_t o, const int count, void *y, int dtype) {
-    lanes sums;
-    get_lanes(&sums, y, dtype, o, count);
-    for (int64_t k = 0; k < rank; k++) {
-        lanes b;
-        get_lanes(&b, B, dtype, k * out + o, count);
-        sums += h[k] * b;
-    }
-    put_lanes(&sums, y, dtype, o, count);
+/* y += h B^T, `vectors` of `count` numbers from the o-th on. */
+INLINE void up(const float *h, const void *B, int64_t rank, int64_t out, int64_t o, const int vectors, const int count, void *y,
+               int dtype) {
+    lanes sums[ROWS], b;
+    for (int n = 0; n < vectors; n++) get_lanes(&sums[n], y, dtype, o + n * WIDTH, count);
+    for (int64_t k = 0; k < rank; k++)
+        for (int n = 0; n < vectors; n++) {
+            get_lanes(&b, B, dtype, k * out + o + n * WIDTH, count);
+            sums[n] += h[k] * b;
+        }
+    for (int n = 0; n < vectors; n++) put_lanes(&sums[n], y, dtype, o + n * WIDTH, count);
 }
 
 INLINE void unit(const struct job *job, int64_t i, int dtype) {
@@ -60,8 +61,9 @@ INLINE void unit(const struct job *job, int64_t i, int dtype) {
         float h[MOST_RANK];
         for (; k + ROWS <= rank; k += ROWS) down(x, job->A[e], in, k, ROWS, job->scalings[e], h, dtype);
         for (; k < rank; k++) down(x, job->A[e], in, k, 1, job->scalings[e], h, dtype);
-        for (; o + WIDTH <= out; o += WIDTH) up(h, job->B[e], rank, out, o, WIDTH, y, dtype);
-        if (o < out) up(h, job->B[e], rank, out, o, out - o, y, dtype);
+        for (; o + ROWS * WIDTH <= out; o += ROWS * WIDTH) up(h, job->B[e], rank, out, o, ROWS, WIDTH, y, dtype);
+        for (; o + WIDTH <= out; o += WIDTH) up(h, job->B[e], rank, out, o, 1, WIDTH, y, dtype);
+        if (o < out) up(h, job->B[e], rank, out, o, 1, out - o, y, dtype);
     }
 }
 

@@ -36,33 +36,12 @@ class _Bound:
         is_low_rank = all(tuple(map(type, changes)) in ((), (LowRank,)) for changes in self.changes)
         self.low: list[LowRank | None] = low if is_low_rank else []
         """The same, where no adapter changes more than one low-rank thing; else empty."""
-        tensors = [tensor for change in self.low if change for tensor in change.params.values()]
-        self._counted = [tensor for tensor in tensors if not tensor.is_inference()]
-        self._packed: tuple[Any, list[low_rank.Packed | None]] | None = None
-        self._entries: tuple[Any, Any, low_rank.Entries] | None = None
+        self.repeated: tuple[object, torch.Size, low_rank.Entries] | None = None
+        """(a plan, the shape of an input, what was added to its output): the same for batches of that plan."""
 
     def is_of(self, adapters: tuple[Adapter, ...]) -> bool:
         """It is what these adapters change now."""
         return self.adapters == adapters and all(map(is_, self.all, [adapter.bound for adapter in adapters]))
-
-    def packed(self, batch: Batch, dtype: torch.dtype) -> list[low_rank.Packed | None]:
-        """The factors of all for products without gradients, kept until one of them is changed in place.
-
-        A batch of one pass knows that for all modules; another may be the default for a long time.
-        """
-        versions = batch.versions if batch.kept else [tensor._version for tensor in self._counted]
-        known = self._packed
-        if known is None or known[0] != (versions, dtype):
-            made = [change and low_rank.pack(change.factors(dtype), dtype) for change in self.low]
-            known = self._packed = (versions, dtype), made
-        return known[1]
-
-    def entries(self, batch: Batch, segments: tuple[Segment, ...], dtype: torch.dtype) -> low_rank.Entries:
-        """The factors of the tokens of some segments; steps of decoding have the same again and again."""
-        packed, known = self.packed(batch, dtype), self._entries
-        if known is None or known[0] is not packed or known[1] != segments:
-            known = self._entries = packed, segments, low_rank.Entries(packed, segments)
-        return known[2]
 
 
 class Adapted(nn.Module):
@@ -107,6 +86,9 @@ class Adapted(nn.Module):
         if batch is None:
             return self.base(*args, **kwargs)
         found, linear = self._bound, self.linear
+        known = found and found.repeated
+        if known and known[0] is batch.plan and len(args) == 1 and args[0].shape == known[1]:
+            return self._repeated(args[0], known[2])
         if found is None or not found.is_of(batch.adapters):
             found = self._bound = _Bound(batch.adapters, self.path)
         bound = found.changes
@@ -141,9 +123,19 @@ class Adapted(nn.Module):
         wide = flat if flat.dtype == dtype else flat.to(dtype)
         out = product.linear(wide, linear.matrix, linear.bias)
         segments = (Segment(0, len(flat), 0),) if batch.num_rows is None else batch.segments(self.path, x.shape[:-1])
-        found.entries(batch, segments, dtype).add_(out, wide)
+        entries = low_rank.Entries([change and change.packed(dtype) for change in found.low], segments)
+        entries.add_(out, wide)
+        if batch.plan is not None and x.dtype == dtype:
+            found.repeated = batch.plan, x.shape, entries
         out = out if out.dtype == x.dtype else out.to(x.dtype)
         return out.view(*x.shape[:-1], linear.out_features)
+
+    def _repeated(self, x: Tensor, entries: low_rank.Entries) -> Tensor:
+        """The output of `_decoded` in another step of the same plan, where everything has been found out."""
+        assert self.linear is not None, "only linear maps have low-rank changes"
+        out = product.linear(x, self.linear.matrix, self.linear.bias)
+        entries.add_(out.view(-1, out.shape[-1]), x.view(-1, x.shape[-1]) if x.is_contiguous() else x.flatten(0, -2))
+        return out
 
     def _changed(
         self,

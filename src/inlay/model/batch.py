@@ -9,6 +9,7 @@ with its own. Layers, attention and prompts look at nothing else. Where nothing 
 
 import contextlib
 import contextvars
+import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -81,14 +82,14 @@ class Batch:
         self._masks: list[tuple[Tensor, bool]] = []
         """Every attention mask that was seen, and whether it is that of the rows."""
         self._order: Order | None = None
-        self._versions: tuple[int, ...] | None = None
+        self.plan: object | None = None
+        """Batches of one plan have the same rows of the same adapters, whose tensors are the same, and no gradients."""
 
-    @property
-    def versions(self) -> tuple[int, ...]:
-        """Of each adapter, how often its tensors had been changed when this was first asked for."""
-        if self._versions is None:
-            self._versions = tuple(adapter.version for adapter in self.adapters)
-        return self._versions
+    def again(self, kept: Kept) -> "Batch":
+        """The batch of another pass of the same plan; `kept` asks for as many tokens of each row."""
+        made = copy.copy(self)
+        made.kept, made.virtual, made._masks = kept, [], []
+        return made
 
     def like(self, lengths: Sequence[int] | None = None) -> "Batch":
         """The same rows for one pass of their own: padded, or packed with so many tokens each."""

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from inlay.core.routed import Factors
 from inlay.errors import CompatibilityError, explain
+from inlay.kernels.low_rank import Packed, pack
 from inlay.methods.contract import BlockMethod, LinearMethod, LowRankMethod, Params
 from inlay.modules.frozen import FrozenEmbedding
 from inlay.modules.linear import Linear
@@ -133,18 +134,23 @@ class LowRank(Delta):
     def __init__(self, method: LowRankMethod, params: Params, linear: Linear):
         super().__init__(method, params, linear)
         self.low_rank = method
-        self._cast: tuple[list[int], Factors] | None = None
+        self._packed: tuple[list[int], torch.dtype, Packed] | None = None
 
     def factors(self, dtype: torch.dtype | None = None) -> Factors:
-        """The factors, cast to `dtype` once and kept until they are changed; while they are trained, as they are."""
+        """The factors, in `dtype`; while they are trained, as they are."""
         if dtype is None or any(tensor.requires_grad for tensor in self.params.values()):
             return self.low_rank.factors(self.params)
+        A, B, scaling = self.packed(dtype)
+        return Factors(A, B.T, scaling)
+
+    def packed(self, dtype: torch.dtype) -> Packed:
+        """The factors as products without gradients take them, kept until they are changed."""
         versions = [0 if tensor.is_inference() else tensor._version for tensor in self.params.values()]
-        known = self._cast
-        if known is None or known[0] != versions or known[1].A.dtype != dtype:
-            found = self.low_rank.factors(self.params)
-            known = self._cast = (versions, Factors(found.A.to(dtype), found.B.to(dtype), found.scaling))
-        return known[1]
+        known = self._packed
+        if known is None or known[0] != versions or known[1] != dtype:
+            with torch.no_grad():
+                known = self._packed = versions, dtype, pack(self.low_rank.factors(self.params), dtype)
+        return known[2]
 
 
 class Block:
