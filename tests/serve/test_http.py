@@ -88,6 +88,14 @@ def test_a_body_of_a_hundred_megabytes_is_not_read(served, says_length):
     assert sent < 50_000_000
 
 
+def test_a_body_that_never_ends_is_not_waited_for(served, monkeypatch):
+    monkeypatch.setattr("inlay.serve.gate.BODY_SECONDS", 0.2)
+    host, port = served.address.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=20) as connection:
+        connection.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: 9\r\n\r\n{")
+        assert connection.recv(4096).startswith(b"HTTP/1.1 408")
+
+
 def test_paths_and_methods_that_there_are_not(http):
     _error(http.get("/v1/nowhere"), 404)
     assert http.delete("/v1/models").headers["allow"] == "GET"

@@ -20,6 +20,10 @@ OPEN = ("/", "/health", "/ready")
 """Paths that need no key, and those below `STATIC`."""
 
 STATIC = "/static/"
+
+BODY_SECONDS = 60.0
+"""How long a client may take to send a body: one that never ends is not waited for."""
+
 _logger = logging.getLogger("inlay.serve")
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
@@ -89,8 +93,14 @@ class Gate:
         scope["state"] = {**scope.get("state", {}), "caller": caller, "facts": facts}
         try:
             refused = self._refused(scope["path"], headers, caller is not None)
-            body = await _body(receive, self._most) if refused is None else b""
-            if refused is not None or body is None:
+            body = None
+            if refused is None:
+                try:
+                    body = await asyncio.wait_for(_body(receive, self._most), BODY_SECONDS)
+                except asyncio.TimeoutError:
+                    refused = faults.fault(408, "this request never came whole", found=f"waited for {BODY_SECONDS:g} s")
+                    refused.headers["connection"] = "close"
+            if body is None:
                 await (refused or self._too_large())(scope, receive, answer)
             else:
                 await self._app(scope, _again(body, receive), answer)
