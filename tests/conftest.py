@@ -1,7 +1,6 @@
 """Every test has a cache directory of its own, and no network; some check every annotation of the package."""
 
 import gc
-import math
 import os
 import sys
 
@@ -36,7 +35,7 @@ _checks_annotations = pytest.StashKey[bool]()
 @pytest.fixture(autouse=True)
 def annotations(request):
     if request.config.getoption("annotations"):
-        lazy.begin(True, math.inf)
+        lazy.begin(True, lazy.ALL)
     else:
         lazy.begin(request.node.stash.get(_checks_annotations, False))
 

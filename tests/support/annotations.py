@@ -8,6 +8,7 @@ them once, and without axes where no annotation has a shape. What is checked, an
 
 import functools
 import inspect
+import math
 from types import FunctionType
 from typing import get_args
 
@@ -19,8 +20,10 @@ _eager = jaxtyping.jaxtyped
 _check = beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True, violation_type=jaxtyping.TypeCheckError))
 """The tower: an int will do for a float."""
 
-ENOUGH = 200
-"""Calls of a function that are checked in a test: those of some passes through a small model."""
+ENOUGH = (200, 5)
+"""Calls of a function that are checked in a test: those of some passes through a small model. Of an inner function, whose check
+is written each time that the outer one runs, a few."""
+ALL = (math.inf, math.inf)
 
 _calls, _most = {}, ENOUGH
 
@@ -46,6 +49,7 @@ def jaxtyped(function=_decorator._sentinel, *, typechecker=_decorator._sentinel)
     if function.__name__ == "__del__":  # which may run while the check of another one is written
         return _eager(function, typechecker=_check)
     checked, code = None, function.__code__
+    is_inner = "<locals>" in function.__qualname__
 
     @functools.wraps(function)
     def lazily(*args, **kwargs):
@@ -54,7 +58,7 @@ def jaxtyped(function=_decorator._sentinel, *, typechecker=_decorator._sentinel)
         if jaxtyping.config.jaxtyping_disable:
             return function(*args, **kwargs)
         calls = _calls[code] = _calls.get(code, 0) + 1
-        if calls > _most:
+        if calls > _most[is_inner]:
             return function(*args, **kwargs)
         checked = checked or _checking(function)
         return checked(*args, **kwargs)

@@ -1,8 +1,13 @@
 """Model directories on disk: a real model's files where they are at hand, small random ones otherwise."""
 
+import functools
+import inspect
 import json
+import shutil
+import tempfile
 from pathlib import Path
 
+import torch
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers import models as token_models
 from transformers import PreTrainedTokenizerFast
@@ -23,12 +28,35 @@ def tokenizer(eos=True, template=None):
     return PreTrainedTokenizerFast(tokenizer_object=built, chat_template=template, **special)
 
 
+def made_once(make):
+    """A function that fills a directory, `make(path, ...)`, does so once for the same arguments, and copies the files later."""
+    masters = {}
+
+    @functools.wraps(make)
+    def copied(path, *args, **kwargs):
+        given = inspect.signature(make).bind(path, *args, **kwargs)
+        given.apply_defaults()
+        key = repr(list(given.arguments.items())[1:])
+        if key not in masters:
+            master = Path(_FILES.name) / f"{make.__module__}{len(masters)}"
+            make(master, *args, **kwargs)
+            masters[key] = master, torch.get_rng_state()
+        master, state = masters[key]
+        shutil.copytree(master, path, copy_function=shutil.copyfile, dirs_exist_ok=True)
+        torch.set_rng_state(state)  # as it stands where the files are made
+        return Path(path)
+
+    return copied
+
+
+_FILES = tempfile.TemporaryDirectory(prefix="inlay-tests-")
+
+
+@made_once
 def directory(path, family="llama", seed=3, eos=True, template=None, **save):
     """A whole model directory of a family in `models.CONFIGS`."""
-    built = models.model(family, seed=seed)
-    built.save_pretrained(path, **save)
+    models.model(family, seed=seed).save_pretrained(path, **save)
     tokenizer(eos, template).save_pretrained(path)
-    return Path(path)
 
 
 def jsonl(path, rows):

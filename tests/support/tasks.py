@@ -47,6 +47,7 @@ WIDE = {**quantized.SIZES, "d_model": 64, "d_kv": 16, "d_ff": 128, "num_heads": 
 """Widths that blocks divide, in the words of every configuration."""
 
 
+@bases.made_once
 def directory(path, name, sizes=None, gain=3, **config):
     """A model directory with random weights, `gain` times the usual ones, and a small tokenizer."""
     cls, small = MODELS[name]
@@ -59,7 +60,6 @@ def directory(path, name, sizes=None, gain=3, **config):
                 parameter.mul_(gain)
     built.save_pretrained(path)
     bases.tokenizer().save_pretrained(path)
-    return path
 
 
 WORDS = ("red", "green", "blue", "lime", "navy", "rust")
