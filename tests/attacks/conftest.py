@@ -7,9 +7,9 @@ import pytest
 from tests.support import bases
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def home(tmp_path_factory):
-    """A base, another base of the same shape, data, and an adapter trained on the base."""
+    """A base, another base of the same shape, data, and an adapter trained on the base; nobody writes there."""
     home = tmp_path_factory.mktemp("home")
     bases.directory(home / "base", max_shard_size="20KB")
     bases.directory(home / "other", seed=4)

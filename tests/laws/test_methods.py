@@ -13,7 +13,7 @@ from inlay.model.adapter_set import AdapterSet
 from inlay.model.changes import replaced
 from inlay.modules.experts import Experts
 from tests.support import models
-from tests.support.cases import every_variant, fits, other
+from tests.support.cases import VARIANTS, every_variant, fits, other
 from tests.support.tolerances import assert_close
 
 FEW = ("gpt2", "llama", "llama_tied", "gemma3")
@@ -32,11 +32,15 @@ DEPTH = 3 * 7 * 28  # layers x maps per layer x the longest sum: what a logit's 
 
 def _over(some):
     """Of the families of `FEW`, a method that is not in `ON_ALL` is tried on gpt2 and on one of the others by default, the next
-    method on the next one; the rest of the product is slow."""
+    method on the next one; another way of a method on one of these two. The rest of the product is slow."""
     names, rows = list(dict.fromkeys(name for name, *_ in CASES)), []
     for name, method, family in some:
         others = [f for n, _, f in some if n == name and f != "gpt2"]
-        is_default = name in ON_ALL or family == "gpt2" or family == others[names.index(name) % len(others)]
+        number = names.index(name)
+        tried = ["gpt2", *([others[number % len(others)]] if others else [])]
+        if name in VARIANTS and len(tried) > 1:
+            tried = [tried[number % 2]]
+        is_default = name in ON_ALL or family in tried
         marks = [] if is_default else [pytest.mark.slow]
         rows.append(pytest.param(name, method, family, marks=marks, id=f"{name}-{family}"))
     return pytest.mark.parametrize(("name", "method", "family"), rows)

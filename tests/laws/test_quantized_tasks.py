@@ -66,7 +66,7 @@ def test_a_task_is_learned_over_it_and_its_heads_are_plain_and_trained(tmp_path,
     assert base.scheme == scheme
     assert {path for path in base.linears if not isinstance(base.layout.modules[path], QuantizedLinear)} == heads
     start = {head: base.layout.modules[head].state_dict() for head in base.heads}
-    settings = dict(max_steps=40, learning_rate=5e-3, batch_size=12, eval_every=40, eval_data=place / "rows.jsonl")
+    settings = dict(max_steps=20, learning_rate=5e-3, batch_size=12, eval_every=20, eval_data=place / "rows.jsonl")
     report = inlay.train(base, place / "rows.jsonl", method=inlay.Lora(r=4), output=place / "mine", **settings)
     assert report.eval_loss < 0.9 * report.eval_loss_before
     again = load(place, task, model, quantize=scheme)

@@ -140,7 +140,11 @@ def put(job, copy, without=None):
     return job
 
 
-@pytest.mark.parametrize("name", CASES)
+ALIKE = ("pissa", "ia3", "bottleneck", "p_tuning")
+"""Cases whose state has the parts of another case's: slow."""
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in ALIKE else []) for n in CASES])
 def test_a_copied_state_gives_the_same_bytes(base, tmp_path, name):
     method, settings = CASES[name]
     wanted, copies = undisturbed(prepared(base, tmp_path, method, **settings))
