@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 import inlay
 from inlay import extras
-from inlay.cli import commands
+from inlay.cli import commands, demo
 from inlay.formats.peft import CONFIG, TENSORS
 from inlay.kernels import native
 from inlay.tasks import _packed as loss
@@ -381,6 +381,8 @@ def test_the_demo_runs_and_learns_both_tasks_without_the_extras(tmp_path, capsys
         for loaded in [module for module in sys.modules if module.partition(".")[0] == name]:
             monkeypatch.delitem(sys.modules, loaded)
         monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setattr(demo, "NUM_ROWS", 400)  # more than its steps take
+    monkeypatch.setattr(demo, "NUM_HELD_OUT", 30)
     result = run_json(capsys, "demo", "--output", tmp_path / "demo", "--steps", 16)
     assert {path.name for path in (tmp_path / "demo").iterdir()} >= {"tell", "ask", "merged"}
     for task in ("tell", "ask"):

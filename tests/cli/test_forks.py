@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import sys
 
 import pytest
 
@@ -15,6 +16,8 @@ from tests.support import forks
         ("pass", 0),
         ("import sys; sys.exit(3)", 3),
         ("1 / 0", 1),
+        ("import sys; sys.exit('why')", 1),
+        ("import os; os.close(1); print('lost')", 120),
         ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", -signal.SIGKILL),
     ],
 )
@@ -22,6 +25,13 @@ def test_its_status_is_that_of_an_interpreter(code, status):
     found, out, err = forks.run(code)
     assert (found, out) == (status, "")
     assert ("ZeroDivisionError" in err) == (code == "1 / 0")
+    assert (err == "why\n") == ("why" in code)
+
+
+def test_it_waits_for_its_threads_and_tells_of_a_fault_as_an_interpreter_does():
+    code = "import threading, time; threading.Thread(target=lambda: (time.sleep(0.1), print('late'))).start()\n1 / 0"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert forks.run(code) == (done.returncode, done.stdout, done.stderr) == (1, "late\n", done.stderr)
 
 
 def test_it_has_its_own_input_output_arguments_environment_and_exit_handlers():
