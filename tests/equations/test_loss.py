@@ -34,7 +34,8 @@ def _base(path, family, **changes):
         changed = models.CONFIGS[family].__class__(**(models.CONFIGS[family].to_dict() | changes))
         with pytest.MonkeyPatch.context() as patch:
             patch.setitem(models.CONFIGS, family, changed)
-            return load(bases.directory(path, family), dtype="float32")
+            bases.directory.__wrapped__(path, family)  # not a copy of what the family was before
+            return load(path, dtype="float32")
     return load(bases.directory(path, family), dtype="float32")
 
 
