@@ -20,9 +20,11 @@ _eager = jaxtyping.jaxtyped
 _check = beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True, violation_type=jaxtyping.TypeCheckError))
 """The tower: an int will do for a float."""
 
-ENOUGH = (200, 5)
-"""Calls of a function that are checked in a test: those of some passes through a small model. Of an inner function, whose check
-is written each time that the outer one runs, a few."""
+ENOUGH = (30, 3)
+"""The first calls of a function in a test, which are checked: those of a pass through a small model. Of an inner function, whose
+check is written each time that the outer one runs, a few."""
+EVERY = 17
+"""Of later calls every one of this number is checked: it divides no number of layers and maps, so that none is passed over."""
 ALL = (math.inf, math.inf)
 
 _calls, _most = {}, ENOUGH
@@ -58,7 +60,7 @@ def jaxtyped(function=_decorator._sentinel, *, typechecker=_decorator._sentinel)
         if jaxtyping.config.jaxtyping_disable:
             return function(*args, **kwargs)
         calls = _calls[code] = _calls.get(code, 0) + 1
-        if calls > _most[is_inner]:
+        if calls > _most[is_inner] and calls % EVERY:
             return function(*args, **kwargs)
         checked = checked or _checking(function)
         return checked(*args, **kwargs)
