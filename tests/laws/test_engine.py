@@ -306,3 +306,32 @@ def test_every_sequence_ends_and_blocks_balance_whatever_comes_and_goes(seed):
 
 def _owner(sequence):
     return str(sequence.number % 2).encode()
+
+
+@torch.no_grad()
+def test_an_adapter_that_is_trained_answers_with_what_it_has_learned():
+    held = _held("llama")
+    adapter = held.create(inlay.Lora(r=2), "learning")
+    engine, request = (
+        _engine(held),
+        Request(tokens=tuple(range(3, 40)), adapter=adapter, num_logprobs=0, max_new_tokens=2),
+    )
+
+    def likelihoods():
+        (one,) = engine.run([request])
+        with held.using("learning"):
+            plain = held.module(input_ids=torch.tensor([request.tokens])).logits[0, -1].log_softmax(-1)
+        assert abs(one.logprobs[0].value - plain[one.answer[0]]) < 1e-4
+        return one.logprobs[0].value
+
+    seen = [likelihoods()]
+    tensors = adapter.train_()
+    for _ in range(3):
+        for tensor in tensors:
+            tensor.grad = torch.randn(tensor.shape, generator=torch.Generator().manual_seed(1))
+        torch.optim.AdamW(tensors, lr=0.3, fused=True).step()
+        seen.append(likelihoods())
+    adapter.train_(False)
+    seen.append(likelihoods())
+    assert len(set(seen[:-1])) == 4
+    assert seen[-1] == seen[-2]

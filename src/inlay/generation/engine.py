@@ -151,7 +151,7 @@ class Engine:
             return b"base"
         if (serial := self._serials.get(adapter)) is None:
             serial = self._serials[adapter] = next(self._next_serial)
-        return f"{serial}.{adapter.version}".encode()
+        return f"{serial} {adapter.version}".encode()
 
 
 def _wants_prompt(sequence: Sequence) -> bool:

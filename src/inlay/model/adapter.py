@@ -33,6 +33,7 @@ class Adapter:
         """What `inlay.json` says: the base it was trained on, and how."""
         self.trained = False
         """The tensors collect gradients, and the method's dropout is on wherever gradients are."""
+        self._num_exchanged = 0
         self._bound: Mapping[str, Changes] | None = None
         self._find: Callable[[], Mapping[str, Changes]] | None = None
         self.params = params
@@ -49,6 +50,7 @@ class Adapter:
     @params.setter
     def params(self, params: Mapping[str, Params]) -> None:
         self._params = {path: dict(tensors) for path, tensors in params.items()}
+        self._num_exchanged += 1
         self._counted = [tensor for tensor in self.tensors() if not tensor.is_inference()]
         self._bound = self._find() if self._find else None
 
@@ -94,13 +96,17 @@ class Adapter:
         return (tensor for params in self.params.values() for tensor in params.values())
 
     @property
-    def version(self) -> int:
-        """How often its tensors have been changed in place; tensors made in inference mode don't say."""
-        return sum([tensor._version for tensor in self._counted])
+    def version(self) -> tuple[int, int]:
+        """Another one whenever the tensors may be others: (how often they were exchanged or trained, changed in place)."""
+        if self.trained:  # a fused optimiser's steps are not counted
+            self._num_exchanged += 1
+        return self._num_exchanged, sum([tensor._version for tensor in self._counted])
 
     def train_(self, trained: bool = True) -> list[Tensor]:
         """Make every tensor that is trained a leaf that collects gradients, or stop that; those tensors, for an optimiser."""
         self.trained = trained
+        self._num_exchanged += 1
+        self._bound = self._find() if self._find else None  # what layers keep is of the tensors of before
         learning = [t for params in self.params.values() for name, t in params.items() if hooks.rate(self.method, name)]
         return [tensor.requires_grad_(trained) for tensor in learning]
 

@@ -144,12 +144,17 @@ class LowRank(Delta):
         return Factors(A, B.T, scaling)
 
     def packed(self, dtype: torch.dtype) -> Packed:
-        """The factors as products without gradients take them, kept until they are changed."""
-        versions = [0 if tensor.is_inference() else tensor._version for tensor in self.params.values()]
+        """The factors as products without gradients take them, kept until they are changed.
+
+        While they are trained they are made each time: a fused optimiser's steps are not counted as changes.
+        """
+        tensors = self.params.values()
+        versions = [0 if tensor.is_inference() else tensor._version for tensor in tensors]
         known = self._packed
         if known is None or known[0] != versions or known[1] != dtype:
             with torch.no_grad():
-                known = self._packed = versions, dtype, pack(self.low_rank.factors(self.params), dtype)
+                known = versions, dtype, pack(self.low_rank.factors(self.params), dtype)
+            self._packed = None if any([tensor.requires_grad for tensor in tensors]) else known
         return known[2]
 
 
