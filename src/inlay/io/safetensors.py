@@ -144,14 +144,19 @@ def outlines(path: Path) -> dict[str, Tensor]:
 
     - `FormatError`: the file is not safetensors, is truncated, contradicts itself, or has a dtype that torch does not.
     """
+    return {
+        name: torch.empty(entry.shape, dtype=TORCH_DTYPES[entry.dtype], device="meta")
+        for name, entry in _readable(path).items()
+    }
+
+
+def _readable(path: Path) -> dict[str, TensorEntry]:
+    """The tensors of a file by name, all of dtypes that torch has."""
     entries = read_header(path).tensors
     strange = [f"{name}: {entry.dtype}" for name, entry in entries.items() if entry.dtype not in TORCH_DTYPES]
     if strange:
         raise FormatError(explain("tensors of dtypes that can't be read", found=few(strange)))
-    return {
-        name: torch.empty(entry.shape, dtype=TORCH_DTYPES[entry.dtype], device="meta")
-        for name, entry in entries.items()
-    }
+    return entries
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -164,7 +169,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     - `FormatError`: as `outlines`.
     - `CapacityError`: there is less memory free than the file has bytes.
     """
-    entries, _ = read_header(path).tensors, outlines(path)
+    entries = _readable(path)
     data_start = min((entry.start for entry in entries.values()), default=0)
     size, free = path.stat().st_size, psutil.virtual_memory().available
     if size > free:
