@@ -121,16 +121,16 @@ def test_an_unknown_label_in_the_data_that_is_evaluated_is_named(tmp_path, capsy
     assert run(capsys, "eval", place / "base", place / "rows.jsonl", "--adapter", place / "mine")[0] == 0
 
 
-MERGED = [
+MERGED = [  # slow are two whose head, or whose lack of one, is that of another task's
     ("sequence-classification", "bert", transformers.AutoModelForSequenceClassification),
     ("sequence-classification", "bert_body", transformers.AutoModelForSequenceClassification),
     ("sequence-classification", "bert_token", transformers.AutoModelForSequenceClassification),
     ("sequence-classification", "llama", transformers.AutoModelForSequenceClassification),
     ("sequence-classification", "llama_seq", transformers.AutoModelForSequenceClassification),
     ("token-classification", "bert", transformers.AutoModelForTokenClassification),
-    ("token-classification", "llama", transformers.AutoModelForTokenClassification),
+    pytest.param("token-classification", "llama", transformers.AutoModelForTokenClassification, marks=pytest.mark.slow),
     ("seq2seq", "t5", transformers.AutoModelForSeq2SeqLM),
-    ("embedding", "bert", transformers.AutoModel),
+    pytest.param("embedding", "bert", transformers.AutoModel, marks=pytest.mark.slow),
     ("embedding", "llama", transformers.AutoModel),
 ]
 

@@ -94,7 +94,15 @@ def test_greedy_answers_are_those_of_generate(family, limits):
     assert ("cache_tokens" in limits) == any(sequence.num_preempted for sequence in sequences)
 
 
-@pytest.mark.parametrize(("name", "method"), [(n, m) for n, m in every_variant() if fits(m, "llama")])
+def _methods():
+    """(name, method) that fits the model; slow are ways of a method that compute as another way does once they are trained."""
+    for name, method in every_variant():
+        if fits(method, "llama"):
+            is_slow = name in ("lora_pissa", "lora_pissa_patterns", "dora_biases", "oft_series", "prefix_network")
+            yield pytest.param(name, method, marks=[pytest.mark.slow] if is_slow else [], id=name)
+
+
+@pytest.mark.parametrize(("name", "method"), [*_methods()])
 def test_every_method_answers_as_it_does_alone_and_says_how_likely_that_was(name, method):
     held = _held("llama", method)
     engine, requests = _engine(held, max_tokens=9), _requests(held, FEW, num_logprobs=2, prompt_logprobs=0)
