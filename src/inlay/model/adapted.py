@@ -120,8 +120,7 @@ class Adapted(nn.Module):
         flat, dtype = x.reshape(-1, linear.in_features), linear.product_dtype(x)
         if batch.num_rows is not None and len(flat) > low_rank.MOST_TOKENS:
             return None
-        wide = flat if flat.dtype == dtype else flat.to(dtype)
-        out = product.linear(wide, linear.matrix, linear.bias)
+        out, wide = _alone(linear, flat, dtype)
         segments = (Segment(0, len(flat), 0),) if batch.num_rows is None else batch.segments(self.path, x.shape[:-1])
         entries = low_rank.Entries([change and change.packed(dtype) for change in found.low], segments)
         entries.add_(out, wide)
@@ -133,7 +132,7 @@ class Adapted(nn.Module):
     def _repeated(self, x: Tensor, entries: low_rank.Entries) -> Tensor:
         """The output of `_decoded` in another step of the same plan, where everything has been found out."""
         assert self.linear is not None, "only linear maps have low-rank changes"
-        out = product.linear(x, self.linear.matrix, self.linear.bias)
+        out = self.linear(x)
         entries.add_(out.view(-1, out.shape[-1]), x.view(-1, x.shape[-1]) if x.is_contiguous() else x.flatten(0, -2))
         return out
 
@@ -284,11 +283,18 @@ def _low_ranked(
     if torch.is_grad_enabled():
         seen = None if dropped is x else dropped
         return routed(x, linear.matrix, linear.bias, factors, segments, dropped=seen, dtype=dtype)
-    wide = x.to(dtype)
-    out = product.linear(wide, linear.matrix, linear.bias)
+    out, wide = _alone(linear, x, dtype)
     for s in segments:
         add_low_rank_(out[s.start : s.stop], wide[s.start : s.stop], factors[s.adapter])
     return out.to(x.dtype)
+
+
+def _alone(linear: Linear, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """(the map's output, a new tensor, and its input) in the dtype of its product; in that of x, what the module answers."""
+    if dtype == x.dtype:
+        return linear(x), x
+    wide = x.to(dtype)
+    return product.linear(wide, linear.matrix, linear.bias), wide
 
 
 def _parts(y: Any) -> Sequence[Tensor]:
