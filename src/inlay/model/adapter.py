@@ -104,9 +104,10 @@ class Adapter:
 
     def train_(self, trained: bool = True) -> list[Tensor]:
         """Make every tensor that is trained a leaf that collects gradients, or stop that; those tensors, for an optimiser."""
+        if trained or self.trained:  # what layers keep is of the tensors of before
+            self._num_exchanged += 1
+            self._bound = self._find() if self._find else None
         self.trained = trained
-        self._num_exchanged += 1
-        self._bound = self._find() if self._find else None  # what layers keep is of the tensors of before
         learning = [t for params in self.params.values() for name, t in params.items() if hooks.rate(self.method, name)]
         return [tensor.requires_grad_(trained) for tensor in learning]
 
