@@ -86,7 +86,7 @@ def test_peft_reads_what_we_save(family, case, tmp_path):
             AutoModelForCausalLM.from_pretrained(tmp_path / "base"), tmp_path / "ours"
         )
     with torch.no_grad():
-        wanted = theirs.eval()(input_ids=ids).logits
+        wanted = theirs.eval().double()(input_ids=ids).logits  # in float32, peft itself may be 2e-5 off
     assert _close(base.logits(ids, "ours"), wanted)
     assert not _close(base.logits(ids, None), wanted)
 

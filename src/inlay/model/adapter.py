@@ -33,7 +33,7 @@ class Adapter:
         """What `inlay.json` says: the base it was trained on, and how."""
         self.trained = False
         """The tensors collect gradients, and the method's dropout is on wherever gradients are."""
-        self._num_exchanged = 0
+        self._num_exchanged, self._counted = 0, list[Tensor]()
         self._bound: Mapping[str, Changes] | None = None
         self._find: Callable[[], Mapping[str, Changes]] | None = None
         self.params = params
@@ -50,8 +50,9 @@ class Adapter:
     @params.setter
     def params(self, params: Mapping[str, Params]) -> None:
         self._params = {path: dict(tensors) for path, tensors in params.items()}
-        self._num_exchanged += 1
-        self._counted = [tensor for tensor in self.tensors() if not tensor.is_inference()]
+        counted = [tensor for tensor in self.tensors() if not tensor.is_inference()]
+        self._num_exchanged += [*map(id, counted)] != [*map(id, self._counted)]
+        self._counted = counted
         self._bound = self._find() if self._find else None
 
     @property
