@@ -119,33 +119,28 @@ class Kept:
 
         - `CompatibilityError`: the layer asks for something that this does not compute.
         """
-        others = {
-            name for name, given in settings.items() if name not in USUAL and given is not None and given is not False
-        }
+        others = {n for n in settings.keys() - USUAL if settings[n] is not None and settings[n] is not False}
         if others or settings.get("dropout") or not getattr(module, "is_causal", True):
             found = ", ".join(sorted(others)) or "attention that is not causal"
             raise CompatibilityError(
                 explain("the attention of this model is not one that answers in a batch", found=found)
             )
-        keys, values = self._pages.layer(module.layer_idx, key, value)  # type: ignore[arg-type]  # a number, in all of them
+        pages = self._pages.layer(module.layer_idx, key, value)  # type: ignore[arg-type]  # a number, in all of them
         scaling = settings.get("scaling") or query.shape[-1] ** -0.5
         window, cap = settings.get("sliding_window"), settings.get("softcap")
         out = query.new_empty(query.shape[2], query.shape[1], value.shape[3])
-        by_kernel = self._num_newest > 0 and cap is None and cache.available(query, value, keys)
-        written = self._of_several if by_kernel else self._of_all
-        if written is not None:
-            keys[written.blocks, :, :, written.offsets] = key[0][:, written.tokens].transpose(0, 1)
-            values[written.blocks, :, written.offsets] = value[0][:, written.tokens].transpose(0, 1)
+        by_kernel = self._num_newest > 0 and cap is None and cache.available(query, value, pages[0])
+        _write_(pages, key[0], value[0], self._of_several if by_kernel else self._of_all)
         if by_kernel:
-            cache.attend_(query[0], key[0], value[0], (keys, values), self._newest, out, scaling=scaling, window=window)
+            cache.attend_(query[0], key[0], value[0], pages, self._newest, out, scaling=scaling, window=window)
         elif self._num_newest:
             rows = self._newest.tokens
-            k, v = _rows(keys, values, self._newest.tables)
+            k, v = _rows(pages, self._newest.tables)
             made = attend(query[0][:, rows].transpose(0, 1)[:, :, None], k, v, self._mask(window), scaling, cap)
             out[rows] = made[:, :, 0]
         for span in self._several:
             table, last = torch.tensor([span.blocks], device=query.device), span.first + span.count
-            k, v = (x[:, :, :last] for x in _rows(keys, values, table))
+            k, v = (x[:, :, :last] for x in _rows(pages, table))
             q = query[:, :, span.start : span.start + span.count]
             made = attend(q, k, v, _mask(span, last, window, q.device), scaling, cap)
             out[span.start : span.start + span.count] = made[0].transpose(0, 1)
@@ -163,9 +158,17 @@ class Kept:
         return self._masks[window]
 
 
-def _rows(keys: Tensor, values: Tensor, tables: Tensor) -> tuple[Tensor, Tensor]:
+def _write_(pages: tuple[Tensor, Tensor], key: Tensor, value: Tensor, places: Places | None) -> None:
+    """Put keys and values (heads, t, dim) of some tokens into their places."""
+    if places is not None:
+        tokens, blocks, offsets = places
+        pages[0][blocks, :, :, offsets] = key[:, tokens].transpose(0, 1)
+        pages[1][blocks, :, offsets] = value[:, tokens].transpose(0, 1)
+
+
+def _rows(pages: tuple[Tensor, Tensor], tables: Int[Tensor, "rows most"]) -> tuple[Tensor, Tensor]:
     """The keys and values of some sequences, (rows, heads, s, dim), by the blocks of each."""
-    k, v = keys[tables].transpose(3, 4), values[tables]
+    k, v = pages[0][tables].transpose(3, 4), pages[1][tables]
     return k.transpose(1, 2).flatten(2, 3), v.transpose(1, 2).flatten(2, 3)
 
 

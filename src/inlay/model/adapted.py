@@ -56,9 +56,8 @@ class Adapted(nn.Module):
     def __init__(self, path: str, module: nn.Module, linear: Linear | None, router: Router):
         super().__init__()
         self._modules["base"] = module
-        vars(self).update(
-            path=path, linear=linear, router=router, _bound=None
-        )  # hundreds of these; `setattr` is slow here
+        # hundreds of these; `setattr` is slow here
+        vars(self).update(path=path, linear=linear, router=router, _bound=None)
 
     def forget(self) -> None:
         """Keep nothing of adapters that may be gone."""
@@ -87,22 +86,25 @@ class Adapted(nn.Module):
             return self.base(*args, **kwargs)
         found, linear = self._bound, self.linear
         known = found and found.repeated
-        if known and known[0] is batch.plan and len(args) == 1 and args[0].shape == known[1]:
-            return self._repeated(args[0], known[2])
+        if linear and known and known[0] is batch.plan and len(args) == 1 and args[0].shape == known[1] and not kwargs:
+            return _repeated(linear, args[0], known[2])
         if found is None or not found.is_of(batch.adapters):
             found = self._bound = _Bound(batch.adapters, self.path)
-        bound = found.changes
-        if not any(bound):
+        if not any(found.changes):
             return self.base(*args, **kwargs)
         if linear is None or kwargs or len(args) != 1:
-            return self._called(batch, bound, args, kwargs)
-        x = args[0]
+            return self._called(batch, found.changes, args, kwargs)
+        return self._linear(batch, found, linear, args[0])
+
+    def _linear(self, batch: Batch, found: _Bound, linear: Linear, x: Tensor) -> Tensor:
+        """The output of a linear map with what the adapters change."""
+        bound = found.changes
         if found.low and linear.is_plain and not torch.is_grad_enabled():
             y = self._decoded(batch, found, linear, x)
             if y is not None:
                 return y
         if batch.is_shared(x) and linear.kind == "embedding":
-            x = x.expand(batch.num_rows, *x.shape[1:])  # positions
+            x = x.expand(batch.num_rows or 1, *x.shape[1:])  # positions
         segments = batch.segments(self.path, linear.batch_shape(x))
         if not all(bound):
             segments = tuple(s for s in segments if bound[s.adapter])
@@ -126,15 +128,7 @@ class Adapted(nn.Module):
         entries.add_(out, wide)
         if batch.plan is not None and x.dtype == dtype:
             found.repeated = batch.plan, x.shape, entries
-        out = out if out.dtype == x.dtype else out.to(x.dtype)
-        return out.view(*x.shape[:-1], linear.out_features)
-
-    def _repeated(self, x: Tensor, entries: low_rank.Entries) -> Tensor:
-        """The output of `_decoded` in another step of the same plan, where everything has been found out."""
-        assert self.linear is not None, "only linear maps have low-rank changes"
-        out = self.linear(x)
-        entries.add_(out.view(-1, out.shape[-1]), x.view(-1, x.shape[-1]) if x.is_contiguous() else x.flatten(0, -2))
-        return out
+        return out.to(x.dtype).view(*x.shape[:-1], linear.out_features)
 
     def _changed(
         self,
@@ -287,6 +281,13 @@ def _low_ranked(
     for s in segments:
         add_low_rank_(out[s.start : s.stop], wide[s.start : s.stop], factors[s.adapter])
     return out.to(x.dtype)
+
+
+def _repeated(linear: Linear, x: Tensor, entries: low_rank.Entries) -> Tensor:
+    """The output of `_decoded` in another step of the same plan, where everything has been found out."""
+    out = linear(x)
+    entries.add_(out.view(-1, out.shape[-1]), x.reshape(-1, x.shape[-1]))
+    return out
 
 
 def _alone(linear: Linear, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -148,13 +148,12 @@ class LowRank(Delta):
 
         While they are trained they are made each time: a fused optimiser's steps are not counted as changes.
         """
-        tensors = self.params.values()
-        versions = [0 if tensor.is_inference() else tensor._version for tensor in tensors]
+        versions = [0 if tensor.is_inference() else tensor._version for tensor in self.params.values()]
         known = self._packed
         if known is None or known[0] != versions or known[1] != dtype:
             with torch.no_grad():
                 known = versions, dtype, pack(self.low_rank.factors(self.params), dtype)
-            self._packed = None if any([tensor.requires_grad for tensor in tensors]) else known
+            self._packed = None if any([tensor.requires_grad for tensor in self.params.values()]) else known
         return known[2]
 
 

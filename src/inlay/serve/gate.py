@@ -93,17 +93,11 @@ class Gate:
         scope["state"] = {**scope.get("state", {}), "caller": caller, "facts": facts}
         try:
             refused = self._refused(scope["path"], headers, caller is not None)
-            body = None
-            if refused is None:
-                try:
-                    body = await asyncio.wait_for(_body(receive, self._most), BODY_SECONDS)
-                except asyncio.TimeoutError:
-                    refused = faults.fault(408, "this request never came whole", found=f"waited for {BODY_SECONDS:g} s")
-                    refused.headers["connection"] = "close"
-            if body is None:
-                await (refused or self._too_large())(scope, receive, answer)
-            else:
+            body = await self._taken(receive) if refused is None else refused
+            if isinstance(body, bytes):
                 await self._app(scope, _again(body, receive), answer)
+            else:
+                await body(scope, receive, answer)
         except asyncio.CancelledError:  # the server ends, and has waited for this long enough
             facts["error"] = "the server ended before it was answered"
             if not status:
@@ -127,6 +121,16 @@ class Gate:
             return faults.fault(401, "this key is not known", found="Authorization", do="Authorization: Bearer KEY")
         length = headers.get("content-length", "0")
         return self._too_large() if not length.isdecimal() or int(length[:20]) > self._most else None
+
+    async def _taken(self, receive: Receive) -> Any:
+        """The body of a request, or the answer to one that is too large or never came whole."""
+        try:
+            body = await asyncio.wait_for(_body(receive, self._most), BODY_SECONDS)
+        except asyncio.TimeoutError:
+            refused = faults.fault(408, "this request never came whole", found=f"waited for {BODY_SECONDS:g} s")
+            refused.headers["connection"] = "close"
+            return refused
+        return self._too_large() if body is None else body
 
     def _too_large(self) -> Any:
         response = faults.fault(413, "this request is too large", found=f"at most {self._most:,} bytes are read")
