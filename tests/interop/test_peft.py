@@ -322,9 +322,8 @@ def test_any_plain_lora_agrees(r, alpha, modules, tmp_path_factory):
     base.save("it", folder / "it", {})
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        theirs = peft.PeftModel.from_pretrained(
-            AutoModelForCausalLM.from_pretrained(folder / "base"), folder / "it"
-        ).eval()
+        theirs = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder / "base"), folder / "it")
+    theirs = theirs.eval().double()  # in float32, peft itself may be 2e-5 off
     ids = models.tokens(2, 6)
     with torch.no_grad():
         assert _close(base.logits(ids, "it"), theirs(input_ids=ids).logits)

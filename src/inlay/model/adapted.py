@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from inlay.core.routed import Factors, Segment, add_low_rank_, routed, row_segments
 from inlay.errors import CompatibilityError, explain
-from inlay.kernels import low_rank, product
+from inlay.kernels import low_rank
 from inlay.methods import hooks
 from inlay.methods.contract import Params
 from inlay.model.adapter import Adapter
@@ -36,8 +36,16 @@ class _Bound:
         is_low_rank = all(tuple(map(type, changes)) in ((), (LowRank,)) for changes in self.changes)
         self.low: list[LowRank | None] = low if is_low_rank else []
         """The same, where no adapter changes more than one low-rank thing; else empty."""
+        self._entries: tuple[list[low_rank.Packed | None], tuple[Segment, ...], low_rank.Entries] | None = None
         self.repeated: tuple[object, torch.Size, low_rank.Entries] | None = None
         """(a plan, the shape of an input, what was added to its output): the same for batches of that plan."""
+
+    def entries(self, packed: list[low_rank.Packed | None], segments: tuple[Segment, ...]) -> low_rank.Entries:
+        """Whose factors change which tokens; those of the last call, where they are the same."""
+        known = self._entries
+        if known is None or known[1] != segments or not all(map(is_, known[0], packed)):
+            known = self._entries = packed, segments, low_rank.Entries(packed, segments)
+        return known[2]
 
     def is_of(self, adapters: tuple[Adapter, ...]) -> bool:
         """It is what these adapters change now."""
@@ -122,9 +130,9 @@ class Adapted(nn.Module):
         flat, dtype = x.reshape(-1, linear.in_features), linear.product_dtype(x)
         if batch.num_rows is not None and len(flat) > low_rank.MOST_TOKENS:
             return None
-        out, wide = _alone(linear, flat, dtype)
+        out, wide = linear.wide(flat, dtype)
         segments = (Segment(0, len(flat), 0),) if batch.num_rows is None else batch.segments(self.path, x.shape[:-1])
-        entries = low_rank.Entries([change and change.packed(dtype) for change in found.low], segments)
+        entries = found.entries([change and change.packed(dtype) for change in found.low], segments)
         entries.add_(out, wide)
         if batch.plan is not None and x.dtype == dtype:
             found.repeated = batch.plan, x.shape, entries
@@ -277,7 +285,7 @@ def _low_ranked(
     if torch.is_grad_enabled():
         seen = None if dropped is x else dropped
         return routed(x, linear.matrix, linear.bias, factors, segments, dropped=seen, dtype=dtype)
-    out, wide = _alone(linear, x, dtype)
+    out, wide = linear.wide(x, dtype)
     for s in segments:
         add_low_rank_(out[s.start : s.stop], wide[s.start : s.stop], factors[s.adapter])
     return out.to(x.dtype)
@@ -288,14 +296,6 @@ def _repeated(linear: Linear, x: Tensor, entries: low_rank.Entries) -> Tensor:
     out = linear(x)
     entries.add_(out.view(-1, out.shape[-1]), x.reshape(-1, x.shape[-1]))
     return out
-
-
-def _alone(linear: Linear, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """(the map's output, a new tensor, and its input) in the dtype of its product; in that of x, what the module answers."""
-    if dtype == x.dtype:
-        return linear(x), x
-    wide = x.to(dtype)
-    return product.linear(wide, linear.matrix, linear.bias), wide
 
 
 def _parts(y: Any) -> Sequence[Tensor]:

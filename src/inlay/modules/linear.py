@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from inlay.core.product import product_dtype
 from inlay.core.routed import routed
+from inlay.kernels import product
 from inlay.methods.contract import Params
 from inlay.modules.frozen import FrozenEmbedding, FrozenLinear, QuantizedLinear, is_transposed
 from inlay.quant.contract import Matrix
@@ -140,6 +141,13 @@ class Linear(abc.ABC):
         """What the module answers."""
         call: Callable[[Tensor], Tensor] = self.module
         return call(x)
+
+    def wide(self, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """(W x + b, a new tensor, and x) in the dtype of the product, without gradients; in that of x as the module answers."""
+        if dtype == x.dtype:
+            return self(x), x
+        wide = x.to(dtype)
+        return product.linear(wide, self.matrix, self.bias), wide
 
     @property
     @abc.abstractmethod
