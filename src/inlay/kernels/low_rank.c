@@ -67,35 +67,5 @@ INLINE void unit(const struct job *job, int64_t i, int dtype) {
     }
 }
 
-#define VARIANT(variant, target)                                                                  \
-    target static void add_##variant(const struct job *job, int64_t start, int64_t stop) {        \
-        if (job->dtype == FLOAT32)                                                                \
-            for (int64_t i = start; i < stop; i++) unit(job, i, FLOAT32);                         \
-        else                                                                                      \
-            for (int64_t i = start; i < stop; i++) unit(job, i, BFLOAT16);                        \
-    }
-
-VARIANT(plain, )
-#ifdef __x86_64__
-VARIANT(avx2, __attribute__((target("avx2,fma,f16c"))))
-VARIANT(avx512, __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512"))))
-#endif
-
-static range *const RANGES[VARIANTS] = {
-    [PLAIN] = add_plain,
-#ifdef __x86_64__
-    [AVX2_FMA_F16C] = add_avx2,
-    [AVX512_F_BW_DQ_VL] = add_avx512,
-#endif
-    [NEON] = add_plain, /* which compilers for such processors vectorise */
-};
-
-/* The caller's idea of a job has to be of this size. */
-int inlay_low_rank_job_bytes(void) { return sizeof(struct job); }
-
-/* Units 0 <= i < total of a job: tokens. `omp` is GOMP_parallel, or NULL for one thread. */
-void inlay_low_rank_run(int variant, int function, const struct job *job, int64_t total, int64_t chunk, int threads,
-                        parallel *omp) {
-    (void)function;
-    share(RANGES[variant], job, total, chunk, threads, omp);
-}
+/* Units: tokens. */
+KERNEL(low_rank)

@@ -142,3 +142,37 @@ static void share(range *work, const struct job *job, int64_t total, int64_t chu
     else
         work(job, 0, total);
 }
+
+/* ---- A kernel of one function, `unit(job, i, dtype)`, whose instructions a compiler chooses by the variant: its ranges, and what
+   callers know it by. */
+
+#define UNITS(variant, target)                                                                 \
+    target static void units_##variant(const struct job *job, int64_t start, int64_t stop) {   \
+        if (job->dtype == FLOAT32)                                                             \
+            for (int64_t i = start; i < stop; i++) unit(job, i, FLOAT32);                      \
+        else                                                                                   \
+            for (int64_t i = start; i < stop; i++) unit(job, i, BFLOAT16);                     \
+    }
+
+#ifdef __x86_64__
+#define UNITS_X86                                        \
+    UNITS(avx2, __attribute__((target("avx2,fma,f16c")))) \
+    UNITS(avx512, __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512"))))
+#define RANGES_X86 [AVX2_FMA_F16C] = units_avx2, [AVX512_F_BW_DQ_VL] = units_avx512,
+#else
+#define UNITS_X86
+#define RANGES_X86
+#endif
+
+/* The caller's idea of a job has to be of this size; `omp` is GOMP_parallel, or NULL for one thread. Compilers for NEON vectorise
+   the plain way. */
+#define KERNEL(name)                                                                                                  \
+    UNITS(plain, )                                                                                                    \
+    UNITS_X86                                                                                                         \
+    static range *const RANGES[VARIANTS] = {[PLAIN] = units_plain, RANGES_X86[NEON] = units_plain};                    \
+    int inlay_##name##_job_bytes(void) { return sizeof(struct job); }                                                 \
+    void inlay_##name##_run(int variant, int function, const struct job *job, int64_t total, int64_t chunk, int threads, \
+                            parallel *omp) {                                                                          \
+        (void)function;                                                                                               \
+        share(RANGES[variant], job, total, chunk, threads, omp);                                                      \
+    }
