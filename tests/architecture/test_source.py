@@ -20,10 +20,6 @@ LARGE_ROOMS = {
     "io": (2_100, "every file that is read and written, and what keeps a reader safe"),
     "text": (2_070, "the program that renders templates, 180 lines, is a process of its own"),
     "cli": (3_200, "fifteen commands, one file each"),
-    "serve": (
-        2_800,
-        "the interface of OpenAI: its bodies, streams, forms and calls; who may ask; adapters that come and go",
-    ),
     "methods": (2_100, "fifteen methods, one file each"),
 }
 """Room -> (the lines that it may have, why it is larger than a room should be)."""

@@ -8,7 +8,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from inlay import extras, serve
+from inlay import extras, http
 from inlay.data import sources
 from inlay.errors import MissingExtraError
 from inlay.evaluation import score
@@ -46,10 +46,10 @@ def _part(name):
     """What a server asks first, where this part alone is missing."""
 
     def ask(place):
-        for other in serve.PARTS:
+        for other in http.PARTS:
             if other != name:
                 sys.modules.pop(other)
-        serve.check_parts()
+        http.check_parts()
 
     return ask
 
@@ -60,7 +60,7 @@ WAYS = {
     "pyarrow": (_file("rows.parquet"), "train"),
     "pyarrow of arrow": (_file("rows.arrow"), "train"),
     "rouge_score": (lambda place: score.rouge_l(["a"], [["a"]]), "eval"),
-    **{name: (_part(name), "serve") for name in serve.PARTS},
+    **{name: (_part(name), "serve") for name in http.PARTS},
     "sacrebleu": (lambda place: score.bleu(["a"], [["a"]]), "eval"),
 }
 

@@ -144,8 +144,8 @@ MUTANTS = {
     "missing tensors are passed over": ("Layout.problems", changed(lambda found, g: [text for text in found if "missing" not in text]), f"{INPUT} missing_extra"),
 
     # what a server answers, and to whom
-    "a request is answered by the plain base": ("serve:Service.ask", changed(version=lambda g: None), "tests/serve/test_openai.py -k does_alone"),
-    "every key sees every adapter": ("serve:Caller.sees", instead(True), "tests/serve/test_http.py -k a_key_sees"),
+    "a request is answered by the plain base": ("http:Service.ask", changed(version=lambda g: None), "tests/serve/test_openai.py -k does_alone"),
+    "every key sees every adapter": ("http:Caller.sees", instead(True), "tests/serve/test_http.py -k a_key_sees"),
     "a text goes on behind its stop string": ("serve:Stops.add", lambda original: lambda self, text: text, "tests/serve/test_words.py -k string"),
     "a grammar is not followed": ("serve:Guide.advance", instead(None), "tests/serve/test_openai.py -k held_to"),
     "changed files are read in silence": ("serve:files_of", instead({}), "tests/serve/test_slots.py -k files"),

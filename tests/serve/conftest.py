@@ -6,7 +6,7 @@ import openai
 import pytest
 
 from inlay.base.load import load
-from inlay.serve.server import Setup
+from inlay.http.server import Setup
 from tests.support import servers
 
 

@@ -16,8 +16,8 @@ from schemathesis import GenerationMode
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from inlay.base.load import load
-from inlay.serve.server import Setup
-from inlay.serve.service import Bounds
+from inlay.http.server import Setup
+from inlay.http.service import Bounds
 from inlay.serve.slots import Limits
 from tests.support import bases, servers
 

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 
 import inlay
 from inlay.base.load import load
-from inlay.serve.server import Setup
+from inlay.http.server import Setup
 from tests.serve.test_words import HERMES
 from tests.support import models, servers
 

@@ -15,10 +15,10 @@ from safetensors.torch import load_file, save_file
 
 from inlay.base.load import load
 from inlay.errors import ConfigError, FormatError, UnknownNameError
-from inlay.serve import access
+from inlay.http import access
+from inlay.http.server import Setup, check_host, serving
+from inlay.http.service import Bounds
 from inlay.serve.registry import Registry
-from inlay.serve.server import Setup, check_host, serving
-from inlay.serve.service import Bounds
 from tests.support import bases, servers
 
 CHAT = {"model": "red", "messages": [{"role": "user", "content": "hi"}], "temperature": 0, "max_tokens": 4}
@@ -89,7 +89,7 @@ def test_a_body_of_a_hundred_megabytes_is_not_read(served, says_length):
 
 
 def test_a_body_that_never_ends_is_not_waited_for(served, monkeypatch):
-    monkeypatch.setattr("inlay.serve.gate.BODY_SECONDS", 0.2)
+    monkeypatch.setattr("inlay.http.gate.BODY_SECONDS", 0.2)
     host, port = served.address.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=20) as connection:
         connection.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: 9\r\n\r\n{")

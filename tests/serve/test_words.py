@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from inlay.serve.tools import Calls, are_readable
+from inlay.http.tools import Calls, are_readable
 from inlay.serve.words import HALF, Detokenizer, Stops
 from tests.support import bases
 

@@ -5,7 +5,7 @@ import threading
 
 import inlay
 from inlay.base.load import load
-from inlay.serve.server import Setup, server, serving
+from inlay.http.server import Setup, server, serving
 from tests.support import bases, models
 
 TEMPLATE = (

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from inlay import serve
+from inlay import http
 from inlay.cli import _tasks, answered_by
 from inlay.cli._command import OnBase, num_bytes, repeated
 from inlay.cli._screen import emit, say, size
@@ -74,8 +74,8 @@ class Serve(OnBase):
 
     def run(self) -> int:
         """Load, listen, answer."""
-        serve.check_parts()
-        from inlay.serve import access, gate, server
+        http.check_parts()
+        from inlay.http import access, gate, server
 
         keys = access.read(self.api_keys) if self.api_keys else access.Access()
         server.check_host(self.host, keys)
@@ -94,7 +94,8 @@ class Serve(OnBase):
         return 0
 
     def _setup(self, keys: Any) -> Any:
-        from inlay.serve import registry, server, service, slots
+        from inlay.http import server, service
+        from inlay.serve import registry, slots
 
         return server.Setup(
             adapters=_named(self.adapters),

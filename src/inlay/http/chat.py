@@ -7,13 +7,13 @@ from fastapi.responses import Response
 
 from inlay.data import messages as turns
 from inlay.errors import ConfigError, explain
+from inlay.http.bodies import Chat, Drawn, ResponseFormat
+from inlay.http.exchange import answered
+from inlay.http.service import Service, Wanted
+from inlay.http.tools import Calls
 from inlay.serve import grammar
 from inlay.serve.answers import Answer, Group, Piece, TokenSaid
-from inlay.serve.bodies import Chat, Drawn, ResponseFormat
-from inlay.serve.exchange import answered
-from inlay.serve.service import Service, Wanted
 from inlay.serve.slots import Version
-from inlay.serve.tools import Calls
 from inlay.serve.words import token_of
 from inlay.text import template
 
@@ -91,7 +91,7 @@ def _one_of(given: dict[str, int | None]) -> int | None:
 
 
 class _Form:
-    """How a chat is written; see `inlay.serve.exchange.Form`."""
+    """How a chat is written; see `inlay.http.exchange.Form`."""
 
     kind, prefix, chunk_kind = "chat.completion", "chatcmpl", "chat.completion.chunk"
 

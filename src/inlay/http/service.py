@@ -15,11 +15,12 @@ from inlay.errors import CapacityError, ConfigError, UnknownNameError, explain
 from inlay.generation.blocks import SIZE
 from inlay.generation.sampling import Sampling
 from inlay.generation.sequence import Request
-from inlay.serve import grammar, tools
-from inlay.serve.access import Access, Caller
+from inlay.http import tools
+from inlay.http.access import Access, Caller
+from inlay.http.bodies import Drawn
+from inlay.http.metrics import Metrics
+from inlay.serve import grammar
 from inlay.serve.answers import Answer, Group, Way
-from inlay.serve.bodies import Drawn
-from inlay.serve.metrics import Metrics
 from inlay.serve.registry import Registry
 from inlay.serve.slots import Slots, Version
 from inlay.serve.worker import Worker
@@ -68,7 +69,7 @@ class Service:
 
     @functools.cached_property
     def reads_calls(self) -> bool:
-        """See `inlay.serve.tools`."""
+        """See `inlay.http.tools`."""
         return tools.are_readable(self.base.tokenizer)
 
     def named(self, model: str, caller: Caller) -> str | None:

@@ -12,14 +12,14 @@ from starlette.exceptions import HTTPException
 from inlay import __version__
 from inlay.data import messages as turns
 from inlay.errors import CapacityError, ConfigError, InlayError, explain
-from inlay.serve import faults
-from inlay.serve.bodies import Chat, Completion, Embedding, Load, Tokenize, Unload
-from inlay.serve.chat import chat
-from inlay.serve.completions import complete
-from inlay.serve.embeddings import embed
-from inlay.serve.faults import fault, reply
-from inlay.serve.gate import Gate, log
-from inlay.serve.service import Service
+from inlay.http import faults
+from inlay.http.bodies import Chat, Completion, Embedding, Load, Tokenize, Unload
+from inlay.http.chat import chat
+from inlay.http.completions import complete
+from inlay.http.embeddings import embed
+from inlay.http.faults import fault, reply
+from inlay.http.gate import Gate, log
+from inlay.http.service import Service
 from inlay.text import template
 
 _FAULTS: dict[int | str, dict[str, Any]] = {

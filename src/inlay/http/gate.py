@@ -12,9 +12,9 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from inlay.serve import faults
-from inlay.serve.access import Access
-from inlay.serve.metrics import NO_ADAPTER, Metrics
+from inlay.http import faults
+from inlay.http.access import Access
+from inlay.http.metrics import NO_ADAPTER, Metrics
 
 OPEN = ("/", "/health", "/ready")
 """Paths that need no key, and those below `STATIC`."""
@@ -24,7 +24,7 @@ STATIC = "/static/"
 BODY_SECONDS = 60.0
 """How long a client may take to send a body: one that never ends is not waited for."""
 
-_logger = logging.getLogger("inlay.serve")
+_logger = logging.getLogger("inlay.http")
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
 

@@ -9,10 +9,10 @@ from fastapi import Request
 from fastapi.responses import Response
 
 from inlay.base import predict
-from inlay.serve.bodies import Embedding
-from inlay.serve.faults import reply
-from inlay.serve.metrics import NO_ADAPTER
-from inlay.serve.service import Service
+from inlay.http.bodies import Embedding
+from inlay.http.faults import reply
+from inlay.http.metrics import NO_ADAPTER
+from inlay.http.service import Service
 
 
 async def embed(service: Service, body: Embedding, request: Request) -> Response:

@@ -8,11 +8,11 @@ from fastapi.responses import Response
 
 from inlay.errors import ConfigError, explain
 from inlay.generation.sequence import Logprob
+from inlay.http.bodies import Completion
+from inlay.http.chat import form_of
+from inlay.http.exchange import answered
+from inlay.http.service import Service, Wanted
 from inlay.serve.answers import Answer, Group, Piece
-from inlay.serve.bodies import Completion
-from inlay.serve.chat import form_of
-from inlay.serve.exchange import answered
-from inlay.serve.service import Service, Wanted
 from inlay.serve.slots import Version
 from inlay.serve.words import Detokenizer
 from inlay.text import template
@@ -55,7 +55,7 @@ def _ids(tokenizer: Any, prompt: str | list[int]) -> list[int]:
 
 
 class _Form:
-    """How a completion is written; see `inlay.serve.exchange.Form`."""
+    """How a completion is written; see `inlay.http.exchange.Form`."""
 
     kind, prefix, chunk_kind = "text_completion", "cmpl", "text_completion"
 

@@ -13,11 +13,11 @@ import uvicorn
 from inlay.base.base import Base
 from inlay.errors import ConfigError, OutputError, explain
 from inlay.generation.engine import Engine
-from inlay.serve.access import Access
-from inlay.serve.gate import LOOPBACK, Gate, log
-from inlay.serve.http import application
+from inlay.http.access import Access
+from inlay.http.gate import LOOPBACK, Gate, log
+from inlay.http.paths import application
+from inlay.http.service import Bounds, Service
 from inlay.serve.registry import Registry
-from inlay.serve.service import Bounds, Service
 from inlay.serve.slots import Limits, Slots
 from inlay.serve.worker import Worker
 
@@ -147,7 +147,7 @@ class Server(uvicorn.Server):
 
 
 def hosts(host: str, access: Access, more: tuple[str, ...] = ()) -> tuple[str, ...]:
-    """The names by which a server may be asked; see `inlay.serve.gate.Gate`."""
+    """The names by which a server may be asked; see `inlay.http.gate.Gate`."""
     return () if not access.is_open else (*LOOPBACK, host, *more)
 
 

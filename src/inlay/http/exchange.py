@@ -10,13 +10,13 @@ from fastapi import Request
 from fastapi.responses import Response
 
 from inlay.errors import InlayError
+from inlay.http.bodies import Drawn
+from inlay.http.faults import body_of, reply, status_of
+from inlay.http.metrics import NO_ADAPTER
+from inlay.http.service import Service
+from inlay.http.streams import Stream, unless_gone
 from inlay.serve.answers import Answer, Group, Piece
-from inlay.serve.bodies import Drawn
-from inlay.serve.faults import body_of, reply, status_of
-from inlay.serve.metrics import NO_ADAPTER
-from inlay.serve.service import Service
 from inlay.serve.slots import Version
-from inlay.serve.streams import Stream, unless_gone
 
 NOBODY = 499
 """The status that is noted where the client has gone."""
