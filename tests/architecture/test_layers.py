@@ -16,6 +16,7 @@ LAYERS = [
     {"generation"},
     {"tasks"},
     {"model"},
+    {"layout"},
     {"formats", "modules"},
     {"io", "data"},
     {"text", "methods", "quant"},

@@ -15,7 +15,6 @@ LARGE_ON_PURPOSE: dict[str, str] = {}
 """File or file:function -> why it is larger."""
 
 LARGE_ROOMS = {
-    "model": (2_900, "the runtime: batch, binding, changes, layers, prompts, and which layers a method has"),
     "base": (2_350, "making a base, and what one is asked for: labels, vectors"),
     "io": (2_100, "every file that is read and written, and what keeps a reader safe"),
     "text": (2_070, "the program that renders templates, 180 lines, is a process of its own"),

@@ -24,7 +24,7 @@ HOMES = {
     },
     "token_rows": {
         "methods/contract.py": "the name of the tensor",
-        "model/layout.py": "of which module it is",
+        "layout/layout.py": "of which module it is",
     },
 }
 """What names a special case -> the files that may, and why."""

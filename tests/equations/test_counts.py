@@ -18,7 +18,7 @@ from transformers import (
 )
 
 import inlay
-from inlay.model.layout import Layout
+from inlay.layout.layout import Layout
 from inlay.model.prompts import decoder_of
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers.pytorch_utils import Conv1D
 
-from inlay.model.layout import Layout
+from inlay.layout.layout import Layout
 from inlay.modules.frozen import FrozenLinear, Placeholder, QuantizedLinear
 from inlay.modules.linear import as_linear
 from inlay.quant import find

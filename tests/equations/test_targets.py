@@ -6,7 +6,7 @@ from torch import nn
 import inlay
 from inlay.errors import ConfigError, TargetError
 from inlay.formats._peft_forms import short_names
-from inlay.model import targets
+from inlay.layout import targets
 from tests.support import models
 
 ATTENTION, MLP = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")

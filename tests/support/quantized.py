@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 from inlay import quant
-from inlay.model import targets
+from inlay.layout import targets
 from tests.support import bases, models
 
 SIZES = dict(hidden_size=64, intermediate_size=128, num_attention_heads=4, num_key_value_heads=4, head_dim=16)

@@ -29,12 +29,12 @@ from inlay.generation.sampling import Sampling
 from inlay.io import meaning
 from inlay.io.checkpoint import Checkpoint
 from inlay.io.fingerprint import Fingerprint, check_unchanged, fingerprint
+from inlay.layout.fresh import Calibration
 from inlay.methods import hooks
 from inlay.methods.contract import Method
 from inlay.model.adapter import Adapter
 from inlay.model.adapter_set import AdapterSet
 from inlay.model.batch import Rows
-from inlay.model.fresh import Calibration
 from inlay.modules.frozen import QuantizedLinear
 from inlay.tasks.contract import DEFAULT_TASK, TaskSpec
 from inlay.text import stops

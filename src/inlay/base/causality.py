@@ -24,7 +24,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from inlay.errors import CompatibilityError, explain
-from inlay.model import targets
+from inlay.layout import targets
 from inlay.modules.trial import watching_for_nan
 
 NUM_KEPT, NUM_CHANGED = 5, 6

@@ -29,7 +29,7 @@ from inlay.errors import CompatibilityError, ConfigError, FormatError, explain, 
 from inlay.io import bitsandbytes, checkpoint, json_files, output, records, safetensors
 from inlay.io.checkpoint import Checkpoint
 from inlay.io.fingerprint import digest_of, fingerprint, identities
-from inlay.model import targets
+from inlay.layout import targets
 from inlay.modules.linear import Linear
 from inlay.quant.contract import Packed, Scheme
 

@@ -12,8 +12,8 @@ from inlay.cli._command import AdapterDirectory, Common, Model
 from inlay.formats.contract import ModelFacts
 from inlay.io import output
 from inlay.io.checkpoint import open_config
-from inlay.model.fitting import layers
-from inlay.model.layout import Layout
+from inlay.layout.fitting import layers
+from inlay.layout.layout import Layout
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ from inlay.errors import ConfigError, explain
 from inlay.export.agreement import SAMPLE
 from inlay.export.merge import merge, num_bytes
 from inlay.export.requantize import merge_quantized
-from inlay.model import targets
+from inlay.layout import targets
 from inlay.process import peak_rss_bytes
 from inlay.training.settings import require_above_zero
 

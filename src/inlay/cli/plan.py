@@ -12,7 +12,7 @@ from inlay.cli._command import METHOD_FIELD, Common, Model, given, with_method
 from inlay.cli._screen import count, say, size
 from inlay.cli.inspect import modules
 from inlay.io.checkpoint import open_config
-from inlay.model.layout import Layout
+from inlay.layout.layout import Layout
 from inlay.model.prompts import decoder_of
 
 BYTES_PER_WEIGHT = 16

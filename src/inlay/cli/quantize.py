@@ -14,7 +14,7 @@ from inlay.cli._command import Common, Model
 from inlay.cli._screen import count, say, size
 from inlay.io.checkpoint import open_checkpoint
 from inlay.io.fingerprint import Fingerprint, fingerprint, short
-from inlay.model import targets
+from inlay.layout import targets
 from inlay.process import peak_rss_bytes
 
 

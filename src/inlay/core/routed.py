@@ -1,12 +1,12 @@
 """The frozen linear map with its routed low-rank product: every token of a batch names its adapter, or none.
 
-    out[t] = W x[t] + b + sum over segments s that hold t of  scaling_k B_k (A_k x[t]),   k = s.adapter
+    out[t] = W x[t] + b + sum over segments s that hold t of  s.weight scaling_k B_k (A_k x[t]),   k = s.adapter
 
 A segment (start, stop, adapter) gives a run of consecutive tokens to one adapter, so padded batches (a segment per row),
 packed documents (a segment per document) and decoding steps (a segment per row, one token each) are one thing. Tokens in no
 segment get W x + b bit for bit.
 
-Gradients, with g = d loss / d out, h = A x, and sums over the tokens of the adapter's segments:
+Gradients, with g = d loss / d out times the segment's weight, h = A x, and sums over the tokens of the adapter's segments:
 
     d B = scaling g^T h,   d A = scaling (g B)^T x,   d x = g W + scaling (g B) A
 
@@ -32,11 +32,16 @@ from inlay.core.product import Rows, linear, linear_backward
 
 
 class Segment(NamedTuple):
-    """Tokens start <= t < stop belong to adapter number `adapter`."""
+    """Tokens start <= t < stop take what adapter number `adapter` adds, times `weight`."""
 
     start: int
     stop: int
     adapter: int
+    weight: float = 1.0
+
+
+Entry = int | Sequence[tuple[int, float]] | None
+"""Whose a row is: one adapter's by its number, that of several, each with its weight, or nobody's."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)  # its shapes are checked in tests; a tuple's fields would not be
@@ -48,20 +53,21 @@ class Factors:
     scaling: float
 
 
-def row_segments(adapters: Sequence[int | None], num_tokens: int) -> tuple[Segment, ...]:
+def row_segments(adapters: Sequence[Entry], num_tokens: int) -> tuple[Segment, ...]:
     """The segments of a batch whose rows hold `num_tokens` tokens each; see `packed_segments`."""
     return packed_segments(adapters, [num_tokens] * len(adapters))
 
 
-def packed_segments(adapters: Sequence[int | None], lengths: Sequence[int]) -> tuple[Segment, ...]:
+def packed_segments(adapters: Sequence[Entry], lengths: Sequence[int]) -> tuple[Segment, ...]:
     """The segments of rows that lie one after the other, of so many tokens; neighbours with one adapter become one segment."""
     segments: list[Segment] = []
     stop = 0
     for adapter, length in zip(adapters, lengths, strict=True):
         start, stop = stop, stop + length
-        if adapter is None:
+        if not isinstance(adapter, int):
+            segments += [Segment(start, stop, *share) for share in adapter or ()]
             continue
-        if segments and segments[-1].adapter == adapter and segments[-1].stop == start:
+        if segments and segments[-1][1:] == (start, adapter, 1.0):
             start = segments.pop().start
         segments.append(Segment(start, stop, adapter))
     return tuple(segments)
@@ -99,9 +105,12 @@ def routed(
     return result
 
 
-def add_low_rank_(out: Float[Tensor, "tokens out"], x: Float[Tensor, "tokens in"], factors: Factors) -> None:
-    """out += scaling (x A^T) B^T, without gradients, in the dtype of both."""
-    out.addmm_(x @ factors.A.to(x.dtype).T, factors.B.to(x.dtype).T, alpha=factors.scaling)
+def add_low_rank_(
+    out: Float[Tensor, "tokens out"], x: Float[Tensor, "tokens in"], factors: Factors, segment: Segment
+) -> None:
+    """out[t] += weight scaling (x[t] A^T) B^T for the tokens of a segment, without gradients, in the dtype of both."""
+    rows, alpha = slice(segment.start, segment.stop), segment.weight * factors.scaling
+    out[rows].addmm_(x[rows] @ factors.A.to(x.dtype).T, factors.B.to(x.dtype).T, alpha=alpha)
 
 
 def _product(
@@ -121,7 +130,7 @@ def _product(
     A, B = _cast([f.A for f in factors], dtype), _cast([f.B for f in factors], dtype)
     hidden = [wide_dropped[s.start : s.stop] @ A[s.adapter].T for s in segments]  # (segment tokens, r)
     for s, h in zip(segments, hidden, strict=True):
-        out[s.start : s.stop].addmm_(h, B[s.adapter].T, alpha=factors[s.adapter].scaling)
+        out[s.start : s.stop].addmm_(h, B[s.adapter].T, alpha=s.weight * factors[s.adapter].scaling)
     return out.to(x.dtype), hidden
 
 
@@ -163,7 +172,7 @@ class _Routed(torch.autograd.Function):
             A, B = _cast(pairs[0::2], dtype), _cast(pairs[1::2], dtype)
             into = grad_dropped if ctx.has_dropped else grad_x
             for s, h in zip(ctx.segments, hidden, strict=True):
-                k, scaling, rows = s.adapter, ctx.scalings[s.adapter], slice(s.start, s.stop)
+                k, scaling, rows = s.adapter, s.weight * ctx.scalings[s.adapter], slice(s.start, s.stop)
                 grad_hidden = (g[rows] @ B[k]).mul_(scaling)  # (segment tokens, r)
                 if ctx.needs_input_grad[_PAIRS + 2 * k]:
                     _accumulate(grads, 2 * k, grad_hidden.T @ x[rows], pairs[2 * k].dtype)

@@ -21,8 +21,9 @@ from inlay.generation.blocks import SIZE, Blocks
 from inlay.generation.pages import Kept, Pages, Span
 from inlay.generation.scheduler import Scheduler
 from inlay.generation.sequence import Request, Sequence, logprob
-from inlay.model import attention, targets
-from inlay.model.adapter import Adapter
+from inlay.layout import targets
+from inlay.model import attention
+from inlay.model.adapter import Adapter, Sum
 from inlay.model.batch import PLAIN, Batch, Current, Router, is_packing
 from inlay.model.changes import Replace
 from inlay.modules import trial
@@ -114,7 +115,7 @@ class Engine:
     def step(self) -> list[Sequence]:
         """One pass of the model; the sequences that have a new token, or whose logits are no numbers."""
         grown: list[Sequence] = []
-        for part in _parts(self.scheduler.step()):
+        for part in _passes(self.scheduler.step()):
             self._pass(part, grown)
         return grown
 
@@ -145,13 +146,13 @@ class Engine:
                 sequence.prompt_logprobs.append(logprob(logits[row], token, top))
 
     def _owner(self, sequence: Sequence) -> bytes:
-        """What decides keys and values beside tokens: the adapter, and how often its tensors were changed."""
-        adapter = sequence.request.adapter
-        if adapter is None:
-            return b"base"
+        """What decides keys and values beside tokens: its adapters, and how often their tensors were changed."""
+        return repr([(self._serial(one), one.version, weight) for one, weight in _parts(sequence)]).encode()
+
+    def _serial(self, adapter: Adapter) -> int:
         if (serial := self._serials.get(adapter)) is None:
             serial = self._serials[adapter] = next(self._next_serial)
-        return f"{serial} {adapter.version}".encode()
+        return serial
 
 
 def _wants_prompt(sequence: Sequence) -> bool:
@@ -159,16 +160,24 @@ def _wants_prompt(sequence: Sequence) -> bool:
     return sequence.request.prompt_logprobs is not None and sequence.num_computed < sequence.num_prompt
 
 
-def _parts(chosen: Many[tuple[Sequence, int]]) -> list[list[tuple[Sequence, int]]]:
+def _parts(sequence: Sequence) -> tuple[tuple[Adapter, float], ...]:
+    """The adapters of a sequence, each with its weight."""
+    adapter = sequence.request.adapter
+    return adapter.parts if isinstance(adapter, Sum) else () if adapter is None else ((adapter, 1.0),)
+
+
+def _passes(chosen: Many[tuple[Sequence, int]]) -> list[list[tuple[Sequence, int]]]:
     """The sequences of a step in groups that share a pass: all, but for adapters that have tensors instead of a module's own.
 
     A module is called once with one set of tensors; these adapters' sequences take a pass for each adapter.
     """
-    parts: dict[Adapter | None, list[tuple[Sequence, int]]] = {}
+    passes: dict[Adapter | None, list[tuple[Sequence, int]]] = {}
     for one, count in chosen:
         adapter = one.request.adapter
-        parts.setdefault(adapter if adapter and _replaces(adapter) else None, []).append((one, count))
-    return list(parts.values())
+        passes.setdefault(adapter if isinstance(adapter, Adapter) and _replaces(adapter) else None, []).append(
+            (one, count)
+        )
+    return list(passes.values())
 
 
 def _replaces(adapter: Adapter) -> bool:
@@ -181,16 +190,15 @@ class _Plans:
     def __init__(self) -> None:
         self._last: tuple[Any, Batch] | None = None
 
-    def batch(self, adapters: Many[Adapter | None], counts: Many[int], kept: Kept) -> Batch:
+    def batch(self, sequences: Many[Sequence], counts: Many[int], kept: Kept) -> Batch:
         """The batch of rows of so many tokens each."""
-        key = (
-            [None if adapter is None else (adapter, adapter.bound, adapter.version) for adapter in adapters],
-            counts,
-            kept.asked,
-        )
+        parts = [[(one, one.bound, one.version, weight) for one, weight in _parts(sequence)] for sequence in sequences]
+        key = parts, counts, kept.asked
         if self._last is not None and self._last[0] == key:
             return self._last[1].again(kept)
-        rows = adapters[0] if adapters[0] is not None and len(set(adapters)) == 1 else adapters
+        adapters = [sequence.request.adapter for sequence in sequences]
+        is_one = isinstance(adapters[0], Adapter) and len(set(adapters)) == 1
+        rows: Any = adapters[0] if is_one else adapters
         batch = Batch(rows, counts, brings=True, kept=kept)
         batch.plan = object()
         self._last = key, batch
@@ -221,8 +229,8 @@ def _logits(
     counts = [len(places) for places in asked]
     if not keep:  # the head computes something in any case
         keep, counts = [0], [1, *[0] * (len(counts) - 1)]
-    adapters = [sequence.request.adapter for sequence, _ in chosen]
-    batch = plans.batch(adapters, [span.count for span in spans], Kept(pages, spans, counts, device))
+    sequences = [sequence for sequence, _ in chosen]
+    batch = plans.batch(sequences, [span.count for span in spans], Kept(pages, spans, counts, device))
     with router.using(Current(None, batch)), router.passing(batch):
         out = type(model).forward(  # past what puts virtual tokens in front: they are there
             model,

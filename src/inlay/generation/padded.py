@@ -13,7 +13,7 @@ from torch import Tensor
 
 from inlay.generation.sequence import Sequence
 from inlay.generation.stopping import stopping
-from inlay.model import targets
+from inlay.layout import targets
 from inlay.modules import trial
 
 EFFECT = 0.1

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from inlay.generation.sampling import Sampling
-from inlay.model.adapter import Adapter
+from inlay.model.adapter import Adapter, Sum
 from inlay.model.prompts import virtual_ids
 
 Ending = Literal["stop", "length", "error", "aborted"]
@@ -36,8 +36,8 @@ class Request:
     tokens: tuple[int, ...]
     """The prompt, without virtual tokens."""
 
-    adapter: Adapter | None = None
-    """An attached adapter; None for the plain base."""
+    adapter: Adapter | Sum | None = None
+    """An attached adapter, or a sum of several; None for the plain base."""
 
     sampling: Sampling = dataclasses.field(default_factory=Sampling)
 

@@ -1,6 +1,6 @@
 """What low-rank adapters add to a linear map for a few tokens of any of them: `low_rank.c`, or a product for each segment.
 
-out[t] += scaling_k (x[t] A_k^T) B_k^T,    k = the adapter of token t
+out[t] += sum over segments s that hold t of  s.weight scaling_k (x[t] A_k^T) B_k^T,    k = s.adapter
 """
 
 import ctypes
@@ -61,7 +61,7 @@ class Entries:
         """The equation at the top of this file, without gradients; all of one dtype."""
         if self._arrays is None or len(x) > MOST_TOKENS or not _suits(out, x):
             for s, own in self._some:
-                add_low_rank_(out[s.start : s.stop], x[s.start : s.stop], Factors(own.A, own.B.T, own.scaling))
+                add_low_rank_(out, x, Factors(own.A, own.B.T, own.scaling), s)
             return
         own = x if x.is_contiguous() else x.contiguous()
         addresses = map(ctypes.addressof, self._arrays)
@@ -73,18 +73,18 @@ class Entries:
 
 def _arrays(some: Sequence[tuple[Segment, Packed]]) -> tuple[int, tuple[ctypes.Array[Any], ...]]:
     """(how many tokens there are, the arrays of a job)."""
-    entries = [(t, own) for s, own in some for t in range(s.start, s.stop)]
+    entries = [(t, own, s.weight) for s, own in some for t in range(s.start, s.stop)]
     entries.sort(key=lambda entry: entry[0])  # those of a token one after the other, as they were
-    tokens = [t for t, _ in entries]
+    tokens = [t for t, *_ in entries]
     starts = [i for i, t in enumerate(tokens) if not i or tokens[i - 1] != t]
     numbers, count = ctypes.c_int64, len(entries)
     return len(starts), (
         (numbers * len(starts))(*[tokens[i] for i in starts]),
         (numbers * (len(starts) + 1))(*starts, count),
-        (numbers * count)(*[own.A.data_ptr() for _, own in entries]),
-        (numbers * count)(*[own.B.data_ptr() for _, own in entries]),
-        (numbers * count)(*[own.A.shape[0] for _, own in entries]),
-        (ctypes.c_float * count)(*[own.scaling for _, own in entries]),
+        (numbers * count)(*[own.A.data_ptr() for _, own, _ in entries]),
+        (numbers * count)(*[own.B.data_ptr() for _, own, _ in entries]),
+        (numbers * count)(*[own.A.shape[0] for _, own, _ in entries]),
+        (ctypes.c_float * count)(*[weight * own.scaling for _, own, weight in entries]),
     )
 
 

@@ -161,7 +161,7 @@ class Adapted(nn.Module):
                 [change.factors(linear.product_dtype(x)) for change in low.values()],
                 {k: n for n, k in enumerate(low)},
             )
-            routes = [Segment(s.start, s.stop, numbers[s.adapter]) for s in segments if s.adapter in low]
+            routes = [s._replace(adapter=numbers[s.adapter]) for s in segments if s.adapter in low]
             y = _low_ranked(linear, x, dropped, factors, routes)
         elif y is None:
             y = linear(x)
@@ -287,7 +287,7 @@ def _low_ranked(
         return routed(x, linear.matrix, linear.bias, factors, segments, dropped=seen, dtype=dtype)
     out, wide = linear.wide(x, dtype)
     for s in segments:
-        add_low_rank_(out[s.start : s.stop], wide[s.start : s.stop], factors[s.adapter])
+        add_low_rank_(out, wide, factors[s.adapter], s)
     return out.to(x.dtype)
 
 

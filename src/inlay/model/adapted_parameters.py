@@ -41,7 +41,7 @@ class AdaptedParameters(Adapted):
     def _owned(self, batch: Batch, owning: Sequence[int], y: Tensor, *args: Tensor) -> Tensor:
         """`y` with the rows of adapters whose tensors replace the module's own."""
         out = y.clone()
-        for start, stop, n in self._segments(batch, len(y), owning):
+        for start, stop, n, _ in self._segments(batch, len(y), owning):
             changes = batch.adapters[n].at(self.path)
             out[start:stop] = self.with_tensors(changes, [given[start:stop] for given in args], {})
         return out
@@ -57,7 +57,7 @@ class AdaptedParameters(Adapted):
         def product(name: str, number: int, x: Tensor, tokens: Tensor) -> Tensor:
             if number not in parts:
                 cuts = torch.searchsorted(tokens, bounds).tolist()
-                parts[number] = [Segment(a, b, s.adapter) for (a, b), s in zip(cuts, segments, strict=True) if a < b]
+                parts[number] = [s._replace(start=a, stop=b) for (a, b), s in zip(cuts, segments, strict=True) if a < b]
             return changes[name].product(x, number, parts[number])
 
         return next(iter(self.maps.values())).computed(product, *args, **kwargs)
@@ -79,7 +79,7 @@ class _Changes:
         """What one of the maps makes of its tokens, with each segment's change."""
         linear, changed = self.linear.each[number], [s for s in segments if s.adapter in self._numbers]
         dropped = after_dropout(x, self.batch, self._bound, changed)
-        own = [Segment(s.start, s.stop, self._numbers[s.adapter]) for s in changed]
+        own = [s._replace(adapter=self._numbers[s.adapter]) for s in changed]
         return routed(
             x,
             linear.matrix,

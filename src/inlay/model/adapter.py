@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -147,6 +147,36 @@ class Adapter:
         self.train_(False)
         self.method, kept = self.kept()
         self.params = kept
+
+
+@dataclasses.dataclass(frozen=True)
+class Sum:
+    """What several adapters add, each times a weight; nothing is computed or copied for it.
+
+    **Raises:**
+
+    - `ConfigError`: one of them does more than add products of low rank, or stands there twice.
+    """
+
+    parts: tuple[tuple[Adapter, float], ...]
+    num_virtual: ClassVar[int] = 0
+
+    @property
+    def name(self) -> str:
+        """What it is called in a message."""
+        return " + ".join(f"{weight:g} {adapter.name}" for adapter, weight in self.parts)
+
+    def __post_init__(self) -> None:
+        adapters = [adapter for adapter, _ in self.parts]
+        found = [
+            f"{adapter.name}: {name_of(adapter.method)}"
+            for adapter in adapters
+            if any(len(own) != 1 or not isinstance(own[0], changes.LowRank) for own in adapter.bound.values())
+        ]
+        found += [f"{one.name}, twice" for one in dict.fromkeys(adapters) if adapters.count(one) > 1]
+        if found or not adapters:
+            wrong = "these adapters can't be added up"
+            raise ConfigError(explain(wrong, found=found or "none", do="adapters of low rank, such as lora, each once"))
 
 
 def _settings(method: Method, path: str) -> dict[str, Any]:

@@ -17,16 +17,17 @@ from torch import Tensor, nn
 from inlay import formats
 from inlay.errors import CompatibilityError, ConfigError, TargetError, UnknownNameError, explain, nearest
 from inlay.formats.contract import AdapterFile, ModelFacts
+from inlay.layout import targets
+from inlay.layout.fitting import check_heard, fitted, layers
+from inlay.layout.fresh import Calibration
+from inlay.layout.layout import Layout
 from inlay.methods.contract import Method
-from inlay.model import prompts, targets
+from inlay.model import prompts
 from inlay.model.adapted import Adapted
 from inlay.model.adapted_parameters import AdaptedParameters
 from inlay.model.adapter import Adapter
 from inlay.model.batch import PLAIN, Batch, Current, Router, Rows
 from inlay.model.binding import bind_
-from inlay.model.fitting import check_heard, fitted, layers
-from inlay.model.fresh import Calibration
-from inlay.model.layout import Layout
 from inlay.model.prompt_trial import PromptTrials
 from inlay.model.prompts import PromptedEmbedding
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from inlay.core.routed import Segment, packed_segments, row_segments
 from inlay.errors import CompatibilityError, ShapeError, explain, few
-from inlay.model.adapter import Adapter
+from inlay.model.adapter import Adapter, Sum
 from inlay.model.changes import Replace
 from inlay.modules.trial import Order
 
@@ -47,7 +47,7 @@ class Kept(Protocol):
 
 
 class Batch:
-    """Who takes which adapter: one adapter for every row, or one entry per row (None: the plain base).
+    """Who takes which adapter: one for every row, or one entry per row: an adapter, a sum of several, or None, the plain base.
 
     **Arguments:**
 
@@ -59,7 +59,7 @@ class Batch:
 
     def __init__(
         self,
-        rows: Adapter | Sequence[Adapter | None],
+        rows: Adapter | Sequence[Adapter | Sum | None],
         lengths: Sequence[int] | None = None,
         *,
         brings: bool = False,
@@ -68,12 +68,16 @@ class Batch:
     ):
         self.num_rows = None if isinstance(rows, Adapter) else len(rows)
         """How many rows name an adapter; None: one adapter for every row, however many."""
-        entries: Sequence[Adapter | None] = [rows] if isinstance(rows, Adapter) else rows
-        self.adapters = tuple(dict.fromkeys(entry for entry in entries if entry is not None))
+        self.rows: Sequence[Adapter | Sum | None] = [rows] if isinstance(rows, Adapter) else list(rows)
+        parts = [row.parts if isinstance(row, Sum) else ((row, 1.0),) if row else () for row in self.rows]
+        self.adapters = tuple(dict.fromkeys(adapter for some in parts for adapter, _ in some))
         """The adapters that occur, each once."""
         numbers = {adapter: number for number, adapter in enumerate(self.adapters)}
-        self.entries = tuple(None if entry is None else numbers[entry] for entry in entries)
-        """The number of each row's adapter among them."""
+        self.entries = tuple(
+            numbers[row] if isinstance(row, Adapter) else tuple((numbers[adapter], weight) for adapter, weight in some)
+            for row, some in zip(self.rows, parts, strict=True)
+        )
+        """The number of each row's adapter among them; of a sum the number and weight of each; of the plain base none."""
         self.lengths = None if lengths is None else tuple(lengths)
         self.brings, self.generator, self.kept = brings, generator, kept
         self.virtual: list[Virtual] = []
@@ -93,8 +97,7 @@ class Batch:
 
     def like(self, lengths: Sequence[int] | None = None) -> "Batch":
         """The same rows for one pass of their own: padded, or packed with so many tokens each."""
-        every = [None if n is None else self.adapters[n] for n in self.entries]
-        rows = self.adapters[0] if self.num_rows is None else every
+        rows = self.adapters[0] if self.num_rows is None else self.rows
         made = Batch(rows, lengths, brings=self.brings, generator=self.generator)
         made._order = self._order
         return made
@@ -102,7 +105,7 @@ class Batch:
     @property
     def num_virtual(self) -> tuple[int, ...]:
         """How many virtual tokens each entry's adapter has."""
-        return tuple(0 if n is None else self.adapters[n].num_virtual for n in self.entries)
+        return tuple(0 if row is None else row.num_virtual for row in self.rows)
 
     def follow_(self, order: Order | None, whole: Mapping[str, str], changed: Iterable[str]) -> None:
         """Take the rows as the modules get them; `changed` are the modules that the adapters change.

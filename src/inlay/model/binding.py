@@ -9,11 +9,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from inlay.layout.layout import Layout
 from inlay.methods import hooks
 from inlay.methods.contract import TOKEN_ROWS, LinearMethod, LowRankMethod, Method, Params, by_kind
 from inlay.model.adapter import Adapter
 from inlay.model.changes import Block, Change, Changes, Delta, LowRank, Replace, TokenRows
-from inlay.model.layout import Layout
 from inlay.modules.linear import Linear
 from inlay.names import selects
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from inlay.errors import CompatibilityError, explain
+from inlay.layout.layout import Layout
 from inlay.methods import name_of
 from inlay.methods.contract import PromptMethod
 from inlay.methods.prefix import Prefix
@@ -21,7 +22,6 @@ from inlay.methods.prompt import Prompt
 from inlay.model import attention
 from inlay.model.adapter import Adapter
 from inlay.model.batch import PLAIN, Batch, Current, Router
-from inlay.model.layout import Layout
 from inlay.modules import trial
 
 VIRTUAL = 2

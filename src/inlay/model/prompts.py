@@ -22,7 +22,7 @@ from inlay.core.cross_entropy import IGNORE
 from inlay.errors import CompatibilityError, explain
 from inlay.methods.contract import Decoder
 from inlay.model.adapted import Adapted
-from inlay.model.adapter import Adapter
+from inlay.model.adapter import Adapter, Sum
 from inlay.model.batch import Batch, Router, Virtual
 
 _CACHES = ("past_key_values", "cache_params", "state")
@@ -51,13 +51,13 @@ class PromptedEmbedding(Adapted):
         return y
 
 
-def virtual_ids(adapter: Adapter | None) -> list[int]:
+def virtual_ids(adapter: Adapter | Sum | None) -> list[int]:
     """The ids that stand in front of a row of this adapter."""
     return [-1 - k for k in range(adapter.num_virtual if adapter else 0)]
 
 
 def prepended(
-    ids: Int[Tensor, "rows t"], mask: Int[Tensor, "rows t"] | None, entries: Sequence[Adapter | None]
+    ids: Int[Tensor, "rows t"], mask: Int[Tensor, "rows t"] | None, entries: Sequence[Adapter | Sum | None]
 ) -> tuple[Int[Tensor, "rows more"], Int[Tensor, "rows more"]]:
     """Rows with the virtual tokens of their adapters in front, and the mask of what is not padding."""
     front = [virtual_ids(adapter) for adapter in entries]
@@ -132,10 +132,9 @@ def _extend_(kwargs: dict[str, Any], router: Router, batch: Batch, caches: Seque
             )
         )
     ids, mask = kwargs["input_ids"], kwargs.get("attention_mask")
-    numbers = batch.entries if batch.num_rows is not None else [0] * len(ids)
-    if len(numbers) != len(ids):
+    entries = batch.rows if batch.num_rows is not None else [*batch.rows] * len(ids)
+    if len(entries) != len(ids):
         raise batch.other_rows("the model", ids.shape)
-    entries = [None if number is None else batch.adapters[number] for number in numbers]
     if len({entry.num_virtual if entry else 0 for entry in entries}) > 1 and not router.takes_padding():
         raise CompatibilityError(
             explain(

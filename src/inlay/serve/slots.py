@@ -25,8 +25,8 @@ from inlay import formats
 from inlay.base.base import Base
 from inlay.errors import CapacityError, ConfigError, FormatError, UnknownNameError, explain, nearest
 from inlay.formats.contract import AdapterFile
+from inlay.layout.fitting import fitted
 from inlay.model.adapter import Adapter
-from inlay.model.fitting import fitted
 from inlay.serve.files import Files, digest_of, files_of
 from inlay.text import stops
 

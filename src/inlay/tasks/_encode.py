@@ -9,7 +9,7 @@ from torch import Tensor
 
 from inlay.core.pooling import pooled
 from inlay.errors import ConfigError, DataError, explain
-from inlay.model import targets
+from inlay.layout import targets
 from inlay.tasks.contract import Given, Loaded
 
 

@@ -7,7 +7,7 @@ that; a small one, whose products are short beside what lies between them, takes
 
 import torch
 
-from inlay.model import targets
+from inlay.layout import targets
 from inlay.tasks.contract import Loaded
 
 FEWEST_TOKENS, MOST_TOKENS = 512, 2048

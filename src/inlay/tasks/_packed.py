@@ -20,7 +20,8 @@ from torch import Tensor
 
 from inlay.core.cross_entropy import cross_entropy_sum, head_cross_entropy_sum
 from inlay.core.recompute import recomputing
-from inlay.model import attention, targets
+from inlay.layout import targets
+from inlay.model import attention
 from inlay.model.adapted import Adapted
 from inlay.model.batch import Batch, is_packing
 from inlay.model.prompts import virtual_ids

@@ -16,9 +16,9 @@ from torch import Tensor
 from inlay.base.base import Base
 from inlay.core import lowrank
 from inlay.errors import TargetError, explain
+from inlay.layout.fresh import Calibration, check_source
 from inlay.methods import hooks
 from inlay.methods.contract import LinearBase, LinearMethod, Method, Params
-from inlay.model.fresh import Calibration, check_source
 from inlay.training.attaching import attached
 
 NAME = "calibration"

@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 import torch
 
+from inlay.layout.fresh import Calibration, check_source, fresh
 from inlay.methods.contract import Block, BlockMethod, Decoder, LinearMethod, Params, PromptMethod
-from inlay.model.fresh import Calibration, check_source, fresh
 from inlay.modules.linear import Linear
 
 

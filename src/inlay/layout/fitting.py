@@ -10,10 +10,10 @@ from torch import Tensor
 from inlay import formats
 from inlay.errors import CompatibilityError, explain, few
 from inlay.formats.contract import AdapterFile, Layer, ModelFacts
+from inlay.layout import targets
+from inlay.layout.layout import Layout
 from inlay.methods import hooks
 from inlay.methods.contract import LinearMethod, by_kind
-from inlay.model import targets
-from inlay.model.layout import Layout
 from inlay.modules import trial
 from inlay.modules.linear import Linear
 from inlay.names import is_regex, split

@@ -14,6 +14,8 @@ import torch
 from torch import nn
 
 from inlay.errors import TargetError, explain, nearest
+from inlay.layout import places, targets
+from inlay.layout.fresh import Calibration
 from inlay.methods import hooks, name_of
 from inlay.methods.contract import (
     TOKEN_ROWS,
@@ -26,8 +28,6 @@ from inlay.methods.contract import (
     PromptMethod,
     by_kind,
 )
-from inlay.model import places, targets
-from inlay.model.fresh import Calibration
 from inlay.modules import trial
 from inlay.modules.frozen import QuantizedLinear
 from inlay.modules.linear import ParameterMaps
