@@ -29,7 +29,8 @@ def _expected(x, y, factors, segments):
     out = y.double()
     for s in segments:
         A, B = (tensor.to(x.dtype).double() for tensor in (factors[s.adapter].A, factors[s.adapter].B))
-        out[s.start : s.stop] += factors[s.adapter].scaling * (x[s.start : s.stop].double() @ A.T) @ B.T
+        scaling = s.weight * factors[s.adapter].scaling
+        out[s.start : s.stop] += scaling * (x[s.start : s.stop].double() @ A.T) @ B.T
     return out
 
 
@@ -44,7 +45,7 @@ def _added(x, y, factors, segments):
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 def test_each_token_gets_what_its_own_adapters_say(way, dtype, sizes):
     x, y, factors = _given(sizes, dtype)
-    several = (*SEGMENTS, Segment(0, 3, 3), Segment(2, 8, 1))
+    several = (*SEGMENTS, Segment(0, 3, 3, 0.25), Segment(2, 8, 1, -2.0))
     for segments in (SEGMENTS, several, ()):
         expected = _expected(x, y, factors, segments)
         with native.only(way):

@@ -89,13 +89,25 @@ def test_gradcheck_over_mixed_segments_and_ranks():
     W, b = (torch.randn(s, generator=generator, dtype=torch.float64) for s in ((6, 4), (6,)))
     x, *pairs = (torch.randn(s, generator=generator, dtype=torch.float64, requires_grad=True) for s in shapes)
     seen = torch.randn(9, 4, generator=generator, dtype=torch.float64, requires_grad=True)
-    segments = [Segment(0, 2, 0), Segment(3, 5, 1), Segment(5, 9, 0)]
+    segments = [Segment(0, 2, 0), Segment(3, 5, 1), Segment(5, 9, 0, 0.7), Segment(4, 8, 1, -1.5)]
 
     def call(x, seen, A0, B0, A1, B1):
         return routed(x, W, b, [Factors(A0, B0, 1.7), Factors(A1, B1, 0.3)], segments, dropped=seen)
 
     assert torch.autograd.gradcheck(lambda x, *pairs: call(x, None, *pairs), (x, *pairs))
     assert torch.autograd.gradcheck(call, (x, seen, *pairs))
+
+
+def test_a_row_of_several_adapters_gets_the_sum_of_what_they_add_each_times_its_weight():
+    W, b, x, adapters, names = _problem(["a", "b", "c"], torch.float64)
+    flat, factors = x.reshape(-1, x.shape[-1]), [Factors(*adapters[name]) for name in names]
+    plain = flat @ W.T + b
+    added = [routed(flat, W, b, factors, row_segments([k] * 3, 3)) - plain for k in range(3)]
+    rows = [((0, 0.5), (2, -2.0)), 1, ((1, 3.0), (0, 1.0))]
+    out = routed(flat, W, b, factors, row_segments(rows, 3))
+    expected = [0.5 * added[0] - 2 * added[2], added[1], 3 * added[1] + added[0]]
+    parts = [plain[3 * k : 3 * k + 3] + expected[k][3 * k : 3 * k + 3] for k in range(3)]
+    assert_close(out, torch.cat(parts), torch.float64, terms=1000)
 
 
 @given(

@@ -8,6 +8,8 @@ import openai
 import pytest
 import torch
 
+import inlay
+from inlay.base.load import load
 from tests.support import servers
 
 CHAT = [{"role": "user", "content": "hi"}]
@@ -313,3 +315,56 @@ def test_text_of_several_bytes_is_never_shown_in_halves(client, served):
     assert served.base.tokenizer.decode(served.base.tokenizer("abc")["input_ids"]) == "abc"
     parts = [part.choices[0].delta.content or "" for part in _chat(client, "red", stream=True)]
     assert not any("�" in part for part in parts)
+
+
+def _sum(client, adapters, model="tiny", **more):
+    return _chat(client, model, extra_body={"adapters": adapters}, **more)
+
+
+def test_a_request_takes_several_adapters_each_times_its_weight(alone, client, served):
+    whole = _sum(client, {"red": 1})
+    assert (whole.choices[0].message.content, whole.usage.adapter_digest) == (
+        alone["red"],
+        served.service.slots.digest("red"),
+    )
+    assert _sum(client, {"red": 0, "tiny:green": 0.0}).choices[0].message.content == alone[None]
+    answer = _sum(client, {"red": 0.5, "green": 2}, logprobs=True)
+    digests = [served.service.slots.digest(name) for name in ("red", "green")]
+    assert answer.usage.adapter_digest == f"0.5*{digests[0]}+2.0*{digests[1]}"
+    said, tokenizer = answer.choices[0].logprobs.content, served.base.tokenizer
+    ids = [*tokenizer(PROMPT)["input_ids"], *(tokenizer.convert_tokens_to_ids(one.token) for one in said)]
+    wanted = _logits_of_sum(served, {"red": 0.5, "green": 2}, ids[:-1])[len(PROMPT) - 1 :]
+    for one, row, token in zip(said, wanted, ids[len(PROMPT) :], strict=True):
+        assert math.isclose(one.logprob, float(row[token]), abs_tol=1e-4)
+    other = _sum(client, {"red": 2, "green": 0.5})
+    assert other.choices[0].message.content != answer.choices[0].message.content
+    assert other.system_fingerprint != answer.system_fingerprint
+    assert not any(version.users for version in served.service.slots.loaded())
+
+
+def _logits_of_sum(served, weights, ids):
+    """What the base says with one adapter that has the factors of several."""
+    base = load(served.directory, dtype="float32")
+    parts = [(base.attach(served.adapters / name, name), weight) for name, weight in weights.items()]
+    whole = base.create(inlay.Lora(r=4, lora_alpha=4), "whole")
+    whole.params = {
+        path: {
+            "lora_A": torch.cat([one.params[path]["lora_A"] for one, _ in parts]),
+            "lora_B": torch.cat([2 * weight * one.params[path]["lora_B"] for one, weight in parts], 1),
+        }
+        for path in whole.params
+    }
+    with torch.no_grad():
+        return base.model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+
+
+def test_a_sum_that_can_not_be_made_is_refused(client):
+    for adapters, model, says in (
+        ({"red": 1, "tiny:red": 1}, "tiny", "each of which stands there once"),
+        ({"red": 1, "tiny": 1}, "tiny", "each of which stands there once"),
+        ({"green": 1}, "red", "by the model of the base"),
+        ({}, "tiny", "adapters"),
+        ({"red": 1e9}, "tiny", "adapters.red"),
+    ):
+        _refused(openai.BadRequestError, says, lambda: _sum(client, adapters, model))  # noqa: B023  # called at once
+    _refused(openai.NotFoundError, "no model of that name", lambda: _sum(client, {"violet": 1}))

@@ -50,6 +50,10 @@ class Drawn(Idle):
     """How answers are drawn, and what ends them."""
 
     model: Name
+    adapters: (
+        Annotated[dict[Name, Annotated[float, Field(ge=-100, le=100)]], Field(min_length=1, max_length=8)] | None
+    ) = None
+    """Several adapters in one answer, what each adds times its weight; `model` is the base then."""
     max_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
     temperature: Annotated[float, Field(ge=0, le=100)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None

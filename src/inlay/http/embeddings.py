@@ -19,7 +19,7 @@ async def embed(service: Service, body: Embedding, request: Request) -> Response
     """A vector of length 1 for each text."""
     service.check_answers(service.base.spec.pools, "embeddings")
     texts = [body.input] if isinstance(body.input, str) else body.input
-    async with service.taken(service.named(body.model, request.state.caller)) as version:
+    async with service.taken(service.shares(body.model, None, request.state.caller)) as version:
         items = await service.apart(predict.prepare, service.base, texts)
         name = version and version.adapter.name
         said = await asyncio.wrap_future(service.worker.between(lambda: predict.predict(service.base, items, name)))

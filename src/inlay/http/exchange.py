@@ -1,6 +1,7 @@
 """A request that asks for answers: from its body to the response, whole or in parts."""
 
 import contextlib
+import hashlib
 import time
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -50,7 +51,8 @@ Begin = Callable[[Version | None], Awaitable[tuple[Group, Form]]]
 async def answered(service: Service, request: Request, body: Drawn, begin: Begin) -> Response:
     """The response to a request: answers under the adapter that it names."""
     async with contextlib.AsyncExitStack() as held:
-        version = await held.enter_async_context(service.taken(service.named(body.model, request.state.caller)))
+        shares = service.shares(body.model, body.adapters, request.state.caller)
+        version = await held.enter_async_context(service.taken(shares))
         group, form = await begin(version)
         held.callback(group.close)
         exchange = _Exchange(service, body, version, form, request, group)
@@ -84,7 +86,7 @@ class _Exchange:
 
     def object(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
         """Choices with what stands before them."""
-        system = "-".join((digest or "none")[:12] for digest in self._digests.values())
+        system = hashlib.sha256(repr(self._digests).encode()).hexdigest()[:24]
         about = {"id": self._id, "object": kind, "created": self._created, "model": self._body.model}
         return {**about, "system_fingerprint": system, "choices": choices}
 

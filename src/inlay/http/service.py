@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -22,7 +22,7 @@ from inlay.http.metrics import Metrics
 from inlay.serve import grammar
 from inlay.serve.answers import Answer, Group, Way
 from inlay.serve.registry import Registry
-from inlay.serve.slots import Slots, Version
+from inlay.serve.slots import Slots, Version, added_up
 from inlay.serve.worker import Worker
 
 
@@ -86,22 +86,53 @@ class Service:
             raise UnknownNameError(explain("there is no model of that name", found=found))
         return name
 
+    def shares(self, model: str, adapters: Mapping[str, float] | None, caller: Caller) -> dict[str, float]:
+        """The adapters that a request names, each with its weight; none: the plain base.
+
+        **Raises:**
+
+        - `UnknownNameError`: see `named`.
+        - `ConfigError`: it names an adapter as its model and others beside, one twice, or the base among them.
+        """
+        name = self.named(model, caller)
+        if adapters is None:
+            return {} if name is None else {name: 1.0}
+        if name is not None:
+            do = f'"model": "{self.name}"'
+            raise ConfigError(explain("a sum of adapters is asked for by the model of the base", found=model, do=do))
+        named = [self.named(each, caller) for each in adapters]
+        found = {each: weight for each, weight in zip(named, adapters.values(), strict=True) if each is not None}
+        if len(found) < len(named):
+            do = "other names, each once"
+            raise ConfigError(
+                explain("a sum is of adapters, each of which stands there once", found=", ".join(adapters), do=do)
+            )
+        return found
+
     @contextlib.asynccontextmanager
-    async def taken(self, name: str | None) -> AsyncIterator[Version | None]:
-        """Within the block an adapter is taken, and loaded first where it is not."""
-        version = None if name is None else self.slots.taken(name)
-        if name is not None and version is None:
-            loading = asyncio.get_running_loop().run_in_executor(self.loads, self.slots.acquire, name)
-            try:
-                version = await asyncio.shield(loading)
-            except asyncio.CancelledError:
-                loading.add_done_callback(self._give_back)
-                raise
+    async def taken(self, shares: Mapping[str, float]) -> AsyncIterator[Version | None]:
+        """Within the block adapters are taken, and loaded first where they are not: as one, times their weights.
+
+        **Raises:** what `Slots.acquire` and `inlay.serve.slots.added_up` do.
+        """
+        with contextlib.ExitStack() as held:
+            versions: list[Version] = []
+            for name in shares:
+                versions.append(await self._taken(name))
+                held.callback(self.slots.release, versions[-1])
+            is_sum = len(versions) > 1 or any(weight != 1 for weight in shares.values())
+            parts = list(zip(versions, shares.values(), strict=True))
+            yield added_up(parts) if is_sum else versions[0] if versions else None
+
+    async def _taken(self, name: str) -> Version:
+        if (version := self.slots.taken(name)) is not None:
+            return version
+        loading = asyncio.get_running_loop().run_in_executor(self.loads, self.slots.acquire, name)
         try:
-            yield version
-        finally:
-            if version is not None:
-                self.slots.release(version)
+            return await asyncio.shield(loading)
+        except asyncio.CancelledError:
+            loading.add_done_callback(self._give_back)
+            raise
 
     def _give_back(self, loading: "asyncio.Future[Version]") -> None:
         if not loading.cancelled() and loading.exception() is None:

@@ -26,12 +26,15 @@ from inlay.base.base import Base
 from inlay.errors import CapacityError, ConfigError, FormatError, UnknownNameError, explain, nearest
 from inlay.formats.contract import AdapterFile
 from inlay.layout.fitting import fitted
-from inlay.model.adapter import Adapter
+from inlay.model.adapter import Adapter, Sum
 from inlay.serve.files import Files, digest_of, files_of
 from inlay.text import stops
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,99}(/[\w.-]{1,100})?", re.ASCII)
 """What an adapter may be called."""
+
+SEVERAL = "+"
+"""What sums are called in logs and figures; no adapter can be called so."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,10 +58,10 @@ class Limits:
 
 @dataclasses.dataclass(eq=False)
 class Version:
-    """An adapter as it is in memory."""
+    """An adapter as it is in memory; or a sum of several, for as long as these are taken."""
 
     name: str
-    adapter: Adapter
+    adapter: Adapter | Sum
     digest: str
     num_bytes: int
     stop_ids: tuple[int, ...]
@@ -67,6 +70,19 @@ class Version:
     """How many requests have taken it."""
     is_current: bool = False
     """New requests for its name take it."""
+
+
+def added_up(parts: Sequence[tuple[Version, float]]) -> Version:
+    """What several versions add, each times its weight.
+
+    **Raises:**
+
+    - `ConfigError`: see `inlay.model.adapter.Sum`.
+    """
+    adapters = tuple((version.adapter, weight) for version, weight in parts if isinstance(version.adapter, Adapter))
+    digest = "+".join(f"{weight!r}*{version.digest}" for version, weight in parts)
+    ends = tuple(dict.fromkeys(token for version, _ in parts for token in version.stop_ids))
+    return Version(SEVERAL, Sum(adapters), digest, 0, ends)
 
 
 @dataclasses.dataclass(eq=False)
