@@ -135,10 +135,10 @@ def test_what_the_system_refuses_at_the_end_loses_nothing(place, capsys, monkeyp
 def test_a_conversation_outlives_a_message_that_does_not_fit(place, capsys, monkeypatch):
     import io
 
-    monkeypatch.setattr("sys.stdin", io.StringIO("say 3\n" + "x" * 100 + "\nsay 4\n/use nobody\n"))
+    monkeypatch.setattr("sys.stdin", io.StringIO("say 3\n" + "x" * 100 + "\nsay 4\n/adapter nobody\n"))
     status, out, err = run(capsys, "chat", place / "base", "--max-new-tokens", 3)
     assert status == 0
     assert "longer than this model's positions" in err
-    assert "/new forgets" in err
+    assert "/new forgets all; then /retry" in err
     assert out.strip()
     assert "'nobody'; there are none" in err

@@ -34,9 +34,7 @@ def said(conversation):
 
 
 def test_a_pipe_with_several_questions_is_answered_to_its_end(adapters, tmp_path):
-    text = (
-        b"hello\nwho are you\n/use two\n\xff and\n/use none\n/system be brief\nonce more\n/new\nlast, without a newline"
-    )
+    text = b"hello\nwho are you\n/adapter two\n\xff and\n/adapter none\n/system be brief\nonce more\n/new\nlast, without a newline"
     chosen = ["--adapter", adapters / "one", "--adapter", adapters / "two"]
     status, out, err = piped(tmp_path / "log", text, "chat", demo.BASE, *chosen, "--max-new-tokens", 3)
     assert status == 0, err
@@ -59,7 +57,7 @@ def test_a_terminal_with_everything_that_a_person_does(adapters, tmp_path):
         answer = terminal.until("one> ")
         terminal.type("\x1b[A\n")  # arrow up: the last line again
         assert terminal.until("one> ").strip()
-        terminal.type("/use two\n")
+        terminal.type("/adapter two\n")
         terminal.until("two> ")
         terminal.type("abd\x1b[D\x7fc\n")  # arrow left and backspace
         terminal.until("two> ")

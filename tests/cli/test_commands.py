@@ -260,7 +260,7 @@ def test_chat_draws_as_the_checkpoint_recommends(home, tmp_path, capsys, monkeyp
 def test_chat_switches_adapters(home, adapter, capsys, monkeypatch):
     import io
 
-    monkeypatch.setattr("sys.stdin", io.StringIO("say 3\n/use none\nsay 3\n/use nobody\n/new\n/what\n"))
+    monkeypatch.setattr("sys.stdin", io.StringIO("say 3\n/adapter none\nsay 3\n/adapter nobody\n/new\n/what\n"))
     status, _, err = run(capsys, "chat", home / "base", "--adapter", adapter, "--max-new-tokens", 3)
     assert status == 0
     assert "active: mine" in err

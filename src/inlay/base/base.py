@@ -296,7 +296,7 @@ class Base:
         top_p: float = 1.0,
         top_k: int = 0,
         repetition_penalty: float = 1.0,
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
         streamer: Streamer | None = None,
         raw: bool | None = None,
         system: str | None = None,
@@ -309,11 +309,11 @@ class Base:
           adapter that was trained on texts is taken as it is.
         - `adapters`: a name for all rows, or one name or None per row; None: the plain base.
         - `max_new_tokens`: longest answer; `DEFAULT_NEW_TOKENS`, or what the positions leave, unless given.
-        - `temperature`: 0 takes the likeliest token; above, tokens are drawn with `seed`.
+        - `temperature`: 0 takes the likeliest token; above, tokens are drawn.
+        - `seed`: of the first row's draws, each other row has the next; or one for every row.
         - `top_p`, `top_k`, `repetition_penalty`: see `inlay.generation.sampling.Sampling`.
         - `streamer`: a `transformers` streamer, for one row.
-        - `raw`: True takes texts as they are, False renders them, whatever the adapters were trained on.
-        - `system`: what the system says before each prompt.
+        - `raw`: True takes texts as they are, False renders them; `system`: what the system says before each prompt.
 
         **Returns:** the new text of each row, without special tokens, up to one of its adapter's `stop_ids`.
 

@@ -63,7 +63,7 @@ def commands() -> list[str]:
 
 def _guarded(command: str, arguments: list[str]) -> int:
     """Run a command, and turn what it raises into a message and a status."""
-    from inlay.errors import CapacityError, InlayError, explain, within_memory
+    from inlay.errors import CapacityError, InlayError, within_memory
 
     debug = "--debug" in arguments
     try:
@@ -85,15 +85,10 @@ def _guarded(command: str, arguments: list[str]) -> int:
     except BrokenPipeError:  # whoever read our output has stopped, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except OSError as error:
-        if debug:
-            raise
-        _print(f"error: {explain('the system refused a file', found=str(error))}")
-        return 1
     except BaseException as error:  # a panic of a library in Rust is no Exception
         if debug or isinstance(error, (SystemExit, GeneratorExit)):
             raise
-        _print(f"error: {_unforeseen(error)}")
+        _print(f"error: {told(error)}")
         return 1
 
 
@@ -108,10 +103,14 @@ def _run(command: str, arguments: list[str]) -> int:
         return runner.run(command, arguments)
 
 
-def _unforeseen(error: BaseException) -> str:
-    """What nobody foresaw, in words: a library that fails on what it was given, or a fault of ours."""
-    from inlay.errors import explain
+def told(error: BaseException) -> str:
+    """An error in words. One that nobody foresaw is of a library that fails on what it was given, or a fault of ours."""
+    from inlay.errors import InlayError, explain
 
+    if isinstance(error, InlayError):
+        return str(error)
+    if isinstance(error, OSError):
+        return explain("the system refused a file", found=str(error))
     reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
     places = [Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__)]
     libraries = [path.parts[path.parts.index("site-packages") + 1] for path in places if "site-packages" in path.parts]

@@ -17,6 +17,9 @@ from typing import Any
 
 from inlay.errors import DataError, explain
 
+QUOTES = '"""'
+"""Alone on a line they begin a message of several lines, and alone on one they end it."""
+
 PASTE_SECONDS = 0.03
 """Lines that follow each other faster than this have been pasted."""
 
@@ -45,13 +48,25 @@ class Lines:
     def read(self, prompt: str) -> str | None:
         """The next message without the spaces around it; None at the end of the input.
 
+        What stands between lines of `QUOTES` is a message whatever it begins with: a slash in front becomes two.
+
         **Raises:**
 
         - `DataError`: the terminal has cut a line, or its bytes are not text.
         """
+        text = self._next(prompt)
+        if text is None or text.partition("\n")[0].strip() != QUOTES:
+            return text and text.strip()
+        while not text.rstrip().endswith(f"\n{QUOTES}") and (more := self._next("... ")) is not None:
+            text += f"\n{more}"
+        text = text.strip().removeprefix(QUOTES).removesuffix(QUOTES).strip()
+        return f"/{text}" if text.startswith("/") else text
+
+    def _next(self, prompt: str) -> str | None:
+        """What comes in at a time: a line, or several that were pasted."""
         if not self.is_terminal:
             line = sys.stdin.readline()
-            return line.strip() if line else None
+            return line.rstrip("\n") if line else None
         early = self._editor is None or _waits(0)
         try:
             with _stdout_is_terminal():
@@ -71,7 +86,7 @@ class Lines:
                     do="shorter lines, or inlay chat ... < FILE",
                 )
             )
-        return "\n".join(lines).strip()
+        return "\n".join(lines)
 
     def _line(self, prompt: str) -> str:
         with _mode(sys.stdin.fileno(), echo=True) if self._editor else contextlib.nullcontext():

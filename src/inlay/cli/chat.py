@@ -1,24 +1,26 @@
-"""Talk with the base and its adapters."""
+"""Talk with the base and its adapters.
 
-import contextlib
+Lines are messages, but for those that begin with a slash: /help lists what they do, and a message that begins with a slash has
+two. Three quotation marks alone on a line begin and end a message of several lines; so is a paste of several lines one message.
+Ctrl-C stops an answer; pressed twice it ends the chat, as Ctrl-D does.
+"""
+
 import dataclasses
 import signal
 import sys
-from collections.abc import Iterator
 from typing import Any
 
-from inlay.base.base import Base
 from inlay.cli import _tasks, answered_by
 from inlay.cli._command import OnBase, repeated
 from inlay.cli._lines import Lines
 from inlay.cli._screen import say
+from inlay.cli._talk import How, Talk
 from inlay.cli.generate import attach_all, check_raw
 from inlay.errors import ConfigError, InlayError, explain
 from inlay.generation.generate import check_sampling
 from inlay.generation.sampling import GENERATED_BY, Sampling, recommended
 
-HELP = "/use NAME, /use none, /system TEXT, /new, or Ctrl-D to end; Ctrl-C ends an answer"
-"""What can be typed beside messages."""
+HINT = "/help lists what can be typed beside messages; Ctrl-C stops an answer, twice it ends the chat"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,7 +28,7 @@ class Chat(OnBase):
     """A conversation on stdin and stdout."""
 
     adapter: repeated(str) = ()  # type: ignore[valid-type]  # an annotation built by a function
-    """An adapter directory, the first of which answers; given several times, /use NAME changes between them."""
+    """An adapter directory, the first of which answers; given several times, /adapter NAME changes between them."""
 
     system: str | None = None
     """A system message in front of the conversation."""
@@ -79,13 +81,16 @@ class Chat(OnBase):
         say("base", base.describe())
         say("adapters", f"{', '.join(base.adapters) or 'none'} · active: {base.active or 'none'}")
         say("answers", f"{sampling} ({source if sampling == start else 'as asked'})")
-        say("", HELP)
-        talk = _Talk(base, sampling, self.max_new_tokens, self.system or "", self.raw or None)
+        how = How(
+            model=self.model, sampling=sampling, max_new_tokens=self.max_new_tokens, raw=self.raw, force=self.force
+        )
+        talk = Talk(base, how, [])
+        if self.system:
+            talk.set_system(self.system)
+        say("", HINT)
         talk.say_form()
         with Lines() as lines:
-            while talk.take(lines):
-                pass
-        return 0
+            return _converse(talk, lines)
 
     def _given(self, start: Sampling) -> Sampling:
         """`start` with what the flags say."""
@@ -93,133 +98,31 @@ class Chat(OnBase):
         return dataclasses.replace(start, **{name: value for name, value in given.items() if value is not None})
 
 
-class _Talk:
-    """The conversation so far, and what is done with the next message."""
-
-    def __init__(self, base: Base, sampling: Sampling, max_new_tokens: int | None, system: str, raw: bool | None):
-        self.base, self.sampling, self.max_new_tokens = base, sampling, max_new_tokens
-        self.system, self.raw = system, raw
-        self.messages: list[dict[str, str]] = []
-        self.num_answers = 0
-
-    def take(self, lines: Lines) -> bool:
-        """Read one message and answer it; False at the end of the input."""
-        ctrl_c: list[int] = []
-        try:
-            with _interruptible(ctrl_c):
-                line = lines.read(f"{self.base.active or 'base'}> ")
-        except KeyboardInterrupt:
-            if not (lines.is_terminal and ctrl_c):
-                raise
-            print(f"\n{HELP}", file=sys.stderr)  # the line is thrown away, as a shell does
-            return True
-        except InlayError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return True
-        if line:
-            (self._order if line.startswith("/") else self._answer)(line)
-        return line is not None
-
-    def say_form(self) -> None:
-        """Say so where lines are continued as they stand."""
-        if self._is_raw:
-            why = (
-                "as asked"
-                if self.raw
-                else f"{self.base.active} was trained on plain text; /system TEXT asks through the template"
-            )
-            say("raw", f"every line is continued as it stands, each on its own ({why})")
-
-    @property
-    def _is_raw(self) -> bool:
-        active = self.base.active
-        return self.base.asks_raw("", active if isinstance(active, str) else None, self.raw, self.system or None)
-
-    def _answer(self, line: str) -> None:
-        """Answer a message; the conversation goes on whatever happens."""
-        said = [*self.messages, {"role": "user", "content": line}]
-        system = [{"role": "system", "content": self.system}] if self.system else []
-        streamer = _streamer(self.base.tokenizer)
-        self.num_answers += 1
-        ctrl_c: list[int] = []
-        streamer.interrupted = ctrl_c
-        try:
-            with _interruptible(ctrl_c):
-                answer = self.base.generate(
-                    [line if self._is_raw else [*system, *said]],
-                    self.base.active,
-                    raw=self._is_raw,
-                    max_new_tokens=self.max_new_tokens,
-                    seed=self.num_answers,
-                    streamer=streamer,
-                    **{name: getattr(self.sampling, name) for name in GENERATED_BY},
-                )[0]
-        except KeyboardInterrupt:
-            if not ctrl_c:  # a request to end the program
-                raise
-            answer = streamer.text
-            print(flush=True)
-            print("the answer was interrupted; the conversation goes on", file=sys.stderr)
-        except InlayError as error:  # most often, the conversation has outgrown the model's positions
-            way_out = "\n  or:    /new forgets the conversation so far" if self.messages else ""
-            print(f"error: {error}{way_out}", file=sys.stderr)
-            return
-        if not self._is_raw:
-            self.messages = [*said, {"role": "assistant", "content": answer.strip()}]
-
-    def _order(self, line: str) -> None:
-        """Do what a line with a slash says; a mistake is told, and the conversation goes on."""
-        order, _, name = (part.strip() for part in line.partition(" "))
-        base = self.base
-        if order == "/use":
-            if name in ("", "none", *base.adapters):
-                base.active = None if name in ("", "none") else name
-                say("active", str(base.active or "none"))
-                self.say_form()
-            else:
-                known = ", ".join([*base.adapters, "none"])
-                print(
-                    f"error: no adapter of that name is attached\n  found: {name!r}; there are {known}", file=sys.stderr
-                )
-        elif order == "/system":
-            self.system = name
-            say("system", name or "no system message")
-        elif order == "/new":
-            self.messages.clear()
-            say("new", "the conversation so far is forgotten")
-        elif order == "/help":
-            say("", HELP)
-        else:
-            print(f"error: there is no {order}\n  hint:  {HELP}", file=sys.stderr)
-
-
-@contextlib.contextmanager
-def _interruptible(pressed: list[int]) -> Iterator[None]:
-    """Within the block Ctrl-C raises KeyboardInterrupt, as other signals do, and is noted in `pressed`."""
+def _converse(talk: Talk, lines: Lines) -> int:
+    """Read and hear until there is no more, or Ctrl-C is pressed twice; the exit status."""
+    pressed = talk.pressed
 
     def press(number: int, frame: Any) -> None:
         pressed.append(number)
         signal.default_int_handler(number, frame)
 
     with answered_by(signal.SIGINT, press):
-        yield
-
-
-def _streamer(tokenizer: Any) -> Any:
-    """Prints an answer as it is made, and keeps it in `text`; `interrupted` is the list that Ctrl-C fills."""
-    from transformers import TextStreamer
-
-    class Streamer(TextStreamer):
-        text = ""
-        interrupted: list[int] = []  # noqa: RUF012  # replaced before use
-
-        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-            self.text += text
-            super().on_finalized_text(text, stream_end)
-            if self.interrupted:  # some library has swallowed the exception
-                signal.default_int_handler(signal.SIGINT, None)
-
-    return Streamer(tokenizer, skip_prompt=True, skip_special_tokens=True)  # type: ignore[arg-type]
+        while True:
+            try:
+                line = lines.read(f"{talk.base.active or 'base'}> ")
+                pressed.clear()
+                if line is None or (line and not talk.hear(line)):
+                    return 0
+                pressed.clear()
+            except InlayError as error:  # a line that could not be read
+                print(f"error: {error}", file=sys.stderr)
+            except KeyboardInterrupt:
+                if not (pressed and lines.is_terminal):
+                    raise
+                print(file=sys.stderr)  # the line is thrown away, as a shell does
+                if len(pressed) > 1:
+                    return 130
+                print("Ctrl-C once more ends the chat", file=sys.stderr)
 
 
 Command = Chat

@@ -56,14 +56,15 @@ def generate(
     *,
     max_new_tokens: int | None = None,
     sampling: Sampling,
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
     streamer: Streamer | None = None,
     raw: bool | None = None,
     system: str | None = None,
 ) -> list[str]:
     """The new text of each row; see `inlay.base.base.Base.generate`."""
-    check_sampling(max_new_tokens, sampling, seed)
-    names = names_of(prompts, adapters)
+    for one in [seed] if isinstance(seed, int) else seed:
+        check_sampling(max_new_tokens, sampling, one)
+    names, seeds = names_of(prompts, adapters), _seeds(seed, len(prompts))
     _check_generates(base.spec)
     base.check_causal()
     if not prompts:
@@ -82,9 +83,9 @@ def generate(
             sampling=sampling,
             max_new_tokens=most,
             stops=tuple(base.stop_ids(name)),
-            seed=(seed + number) % 2**63,
+            seed=own,
         )
-        for number, (row, entry, name) in enumerate(zip(rows, entries, names, strict=True))
+        for row, entry, name, own in zip(rows, entries, names, seeds, strict=True)
     ]
     said = answers(base, requests, streamer)
     base.check_unchanged()
@@ -107,6 +108,20 @@ def names_of(prompts: Sequence[Any], adapters: Rows) -> Sequence[str | None]:
         wrong = "rows and names of their adapters differ in number"
         raise ConfigError(explain(wrong, found=found, do="one name for all rows"))
     return adapters
+
+
+def _seeds(seed: int | Sequence[int], count: int) -> list[int]:
+    """The seed of each row: its own, or one that follows that of the row before.
+
+    **Raises:**
+
+    - `ConfigError`: rows and seeds differ in number.
+    """
+    given = [seed + number for number in range(count)] if isinstance(seed, int) else seed
+    if len(given) != count:
+        found = f"{count} rows, {len(given)} seeds"
+        raise ConfigError(explain("rows and their seeds differ in number", found=found, do="one seed for all rows"))
+    return [one % 2**63 for one in given]
 
 
 def _new_tokens(base: Answering, num_tokens: int, wanted: int | None) -> int:
