@@ -10,7 +10,10 @@ from transformers import AutoTokenizer
 
 import inlay
 from inlay.base.load import load
+from inlay.http.bodies import Chat
+from inlay.http.chat import form_asked
 from inlay.http.server import Setup
+from inlay.serve import grammar
 from tests.serve.test_words import HERMES
 from tests.support import models, servers
 
@@ -25,7 +28,7 @@ def wide(tmp_path_factory):
     place = tmp_path_factory.mktemp("forms")
     tokenizer = AutoTokenizer.from_pretrained(Path(__file__).parents[1] / "data" / "byte_level")
     tokenizer.chat_template = HERMES
-    sizes = {"vocab_size": len(tokenizer), "max_position_embeddings": 512}
+    sizes = {"vocab_size": len(tokenizer), "max_position_embeddings": 1024}
     ends = {name: tokenizer.eos_token_id for name in ("eos_token_id", "bos_token_id", "pad_token_id")}
     model = models.model("llama", sizes=sizes | ends)
     model.generation_config.update(**ends)
@@ -91,8 +94,127 @@ def test_a_call_and_its_result_go_back_into_the_conversation(wide):
     said[-1] = result | {"tool_call_id": "another"}
     with pytest.raises(openai.BadRequestError, match="no call before it has that id"):
         wide.client.chat.completions.create(model="wide", messages=said, tools=TOOLS, max_tokens=3)
-    with pytest.raises(openai.BadRequestError, match="tool_choice"):
-        wide.client.chat.completions.create(model="wide", messages=CHAT, tools=TOOLS, tool_choice="required")
+
+
+def _tool(name, properties, **more):
+    schema = {"type": "object", "properties": properties, "required": [*properties], "additionalProperties": False}
+    return {"type": "function", "function": {"name": name, "parameters": schema, **more}}
+
+
+HARBOURS, DEPTHS = ["Brest", "Le }</tool_call> Havre"], [3, 5]
+PORTS = [
+    _tool("tide", {"harbour": {"enum": HARBOURS}, "night": {"type": "boolean"}}),
+    _tool("depth", {"metres": {"enum": DEPTHS}}),
+    {"type": "function", "function": {"name": "now"}},
+]
+
+
+def _is_right(call):
+    """A call has a name of `PORTS`, and arguments of its schema."""
+    arguments = json.loads(call.function.arguments)
+    if call.function.name == "tide":
+        return arguments.keys() == {"harbour", "night"} and arguments["harbour"] in HARBOURS
+    return arguments == {} if call.function.name == "now" else arguments["metres"] in DEPTHS and len(arguments) == 1
+
+
+def _forced(wide, seed, **settings):
+    drawn = {"temperature": 1.5, "max_tokens": 300, "seed": seed, "messages": CHAT, "tools": PORTS}
+    return wide.client.chat.completions.create(model="wide", **{**drawn, **settings})
+
+
+def test_a_call_that_is_required_is_made(wide):
+    names = set()
+    for seed in range(4):
+        (choice,) = _forced(wide, seed, tool_choice="required", parallel_tool_calls=False).choices
+        assert (choice.finish_reason, choice.message.content) == ("tool_calls", None)
+        (call,) = choice.message.tool_calls
+        assert _is_right(call)
+        names.add(call.function.name)
+        text, calls, reason = _assembled(
+            _forced(wide, seed, tool_choice="required", parallel_tool_calls=False, stream=True)
+        )
+        assert (text, reason, [one.function.arguments for one in calls]) == (
+            "",
+            "tool_calls",
+            [call.function.arguments],
+        )
+    assert len(names) > 1, "which one is the model's choice"
+
+
+@pytest.mark.parametrize("name", ["tide", "depth", "now"])
+def test_the_call_that_is_named_is_made(wide, name):
+    choice = {"type": "function", "function": {"name": name}}
+    for seed in range(3):
+        (made,) = _forced(wide, seed, tool_choice=choice, parallel_tool_calls=False).choices
+        (call,) = made.message.tool_calls
+        assert (call.function.name, made.finish_reason, _is_right(call)) == (name, "tool_calls", True)
+
+
+def test_a_call_that_is_cut_is_not_made(wide):
+    (choice,) = _forced(wide, 0, tool_choice="required", max_tokens=5).choices
+    assert (choice.finish_reason, choice.message.tool_calls) == ("length", None)
+    assert choice.message.content.startswith("<tool")
+
+
+STRICT = [_tool("tide", {"harbour": {"enum": HARBOURS}, "night": {"type": "boolean"}}, strict=True), *PORTS[1:]]
+
+
+@pytest.mark.parametrize(
+    ("settings", "free", "several"),
+    [
+        ({"tools": STRICT}, True, True),
+        ({"parallel_tool_calls": False}, True, False),
+        ({"tool_choice": "required"}, False, True),
+        ({"tool_choice": "required", "parallel_tool_calls": False}, False, False),
+        ({"tool_choice": {"type": "function", "function": {"name": "tide"}}}, False, True),
+    ],
+)
+def test_what_calls_are_held_to(wide, settings, free, several):
+    tokenizer = wide.base.tokenizer
+    body = Chat(model="wide", messages=CHAT, **{"tools": PORTS, **settings})
+    kind, lark = form_asked(wide.service, body, body.tools)
+    form = grammar.compiled(kind, lark, tokenizer)
+
+    def takes(text):
+        guide, ids = form.deep_copy(), tokenizer(text)["input_ids"]
+        return guide.try_consume_tokens(ids) == len(ids) and guide.is_accepting()
+
+    call = CALL.replace('"Brest"', '"Brest", "night": true')
+    assert takes("no call, and <tool") == free
+    assert takes(f"let me see\n{call}") == free
+    assert takes(call)
+    assert takes(call + call) == several
+    assert takes(call.replace("Brest", HARBOURS[1]))
+    assert not takes(call.replace("Brest", "Paris"))
+    assert not takes(f"{call} and more")
+    assert not takes(call[:-3])
+
+
+def test_free_calls_that_are_held_leave_text_alone(wide):
+    assert form_asked(wide.service, Chat(model="wide", messages=CHAT, tools=PORTS), PORTS) is None
+    (choice,) = _forced(wide, 1, parallel_tool_calls=False, max_tokens=20).choices
+    assert choice.message.content
+
+
+def _refused(wide, says, **settings):
+    with pytest.raises(openai.BadRequestError, match=says):
+        _forced(wide, 0, **settings)
+
+
+def test_calls_that_can_not_be_forced_are_refused(wide, monkeypatch):
+    nobody = {"type": "function", "function": {"name": "tid"}}
+    _refused(wide, "names no function of tools", tool_choice=nobody)
+    _refused(wide, "hint:  tide", tool_choice=nobody)
+    _refused(wide, "there is no function", tool_choice="required", tools=openai.NOT_GIVEN)
+    _refused(wide, "tool_choice", tool_choice="whatever")
+    _refused(wide, "two forms", tool_choice="required", response_format={"type": "json_object"})
+    for function in ({"parameters": {}}, {"name": "f", "parameters": {"type": "array"}}):
+        tool = {"type": "function", "function": function}
+        _refused(wide, "can't be held to this function", tool_choice="required", tools=[tool])
+    broken = _tool("f", {"x": {"type": "string", "not": {"const": 1}}})
+    _refused(wide, "can't be held to this form", tool_choice="required", tools=[broken])
+    monkeypatch.setitem(vars(wide.service), "call_form", None)
+    _refused(wide, "not read here", tool_choice="required")
 
 
 @pytest.mark.parametrize("text", ["日本語の text", "👩‍👩‍👧 naïve", "a\n\n  b"])

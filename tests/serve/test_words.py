@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from inlay.http.tools import Calls, are_readable
+from inlay.http.tools import Calls, form_of
 from inlay.serve.words import HALF, Detokenizer, Stops
 from tests.support import bases
 
@@ -91,7 +91,7 @@ JSON_ALONE = HERMES.replace("<tool_call>", "").replace("</tool_call>", "")
 
 @pytest.mark.parametrize(("template", "wanted"), [(HERMES, True), (JSON_ALONE, False), (None, False)])
 def test_calls_are_read_where_the_template_leaves_no_doubt(template, wanted):
-    assert are_readable(bases.tokenizer(template=template)) == wanted
+    assert (form_of(bases.tokenizer(template=template)) is not None) == wanted
 
 
 CALL = '<tool_call>\n{"name": "tide", "arguments": {"harbour": "Brest", "list": ["</b>", {"x": 1}]}}\n</tool_call>'

@@ -91,6 +91,15 @@ class ResponseFormat(Body):
     json_schema: JsonSchema | None = None
 
 
+class FunctionName(Body):
+    name: Name
+
+
+class NamedTool(Body):
+    type: Literal["function"]
+    function: FunctionName
+
+
 class Chat(Drawn):
     """`/v1/chat/completions`."""
 
@@ -100,8 +109,8 @@ class Chat(Drawn):
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     response_format: ResponseFormat | None = None
     tools: Annotated[list[dict[str, Any]], Field(max_length=128)] | None = None
-    tool_choice: Literal["none", "auto"] | None = None
-    parallel_tool_calls: Literal[True] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    parallel_tool_calls: bool | None = None
 
 
 class Completion(Drawn):

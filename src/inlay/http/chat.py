@@ -7,7 +7,8 @@ from fastapi.responses import Response
 
 from inlay.data import messages as turns
 from inlay.errors import ConfigError, explain
-from inlay.http.bodies import Chat, Drawn, ResponseFormat
+from inlay.http import tools
+from inlay.http.bodies import Chat, Drawn, NamedTool, ResponseFormat
 from inlay.http.exchange import answered
 from inlay.http.service import Service, Wanted
 from inlay.http.tools import Calls
@@ -26,7 +27,7 @@ async def chat(service: Service, body: Chat, request: Request) -> Response:
     if body.top_logprobs and not body.logprobs:
         raise ConfigError(explain("top_logprobs says nothing without logprobs", found="logprobs is not true"))
     top = (body.top_logprobs or 0) if body.logprobs else None
-    wanted = Wanted(num_logprobs=top, form=form_of(body, body.response_format))
+    wanted = Wanted(num_logprobs=top, form=form_asked(service, body, schemas))
     most = _one_of({"max_completion_tokens": body.max_completion_tokens, "max_tokens": body.max_tokens})
     tokenizer = service.base.tokenizer
 
@@ -72,13 +73,34 @@ def form_of(body: Drawn, response: ResponseFormat | None) -> tuple[grammar.Kind,
 
 
 def _schemas(service: Service, body: Chat) -> list[dict[str, Any]] | None:
-    """The functions that may be called."""
+    """The functions that may be called.
+
+    **Raises:**
+
+    - `ConfigError`: one has to be and there is none, or the calls of this model are not known.
+    """
+    is_forced = body.tool_choice not in (None, "auto", "none")
+    if not body.tools and is_forced:
+        raise ConfigError(explain("tool_choice asks for a call, and there is no function", found="no tools"))
     if not body.tools or body.tool_choice == "none":
         return None
-    if not service.reads_calls:
+    if service.call_form is None:
         wrong = "this model's chat template writes calls of functions in a way that is not read here"
         raise ConfigError(explain(wrong, found="tools", do='tool_choice="none"'))
     return turns.schemas(body.tools, "tools")
+
+
+def form_asked(service: Service, body: Chat, schemas: list[dict[str, Any]] | None) -> tuple[grammar.Kind, Any] | None:
+    """The form of an answer: that of its calls where these are forced, alone or strict, else what is asked for."""
+    form, calls, choice = form_of(body, body.response_format), service.call_form, body.tool_choice
+    is_free, is_single = choice in (None, "auto"), body.parallel_tool_calls is False
+    if schemas is None or calls is None or (is_free and not is_single and not tools.are_strict(schemas)):
+        return form
+    if form is not None:
+        found = "tools whose calls are forced, single or strict, beside response_format or structured_outputs"
+        raise ConfigError(explain("an answer can't have two forms", found=found, do="leave one of them out"))
+    name = choice.function.name if isinstance(choice, NamedTool) else None
+    return "grammar", calls.held(schemas, forced=not is_free, name=name, several=not is_single)
 
 
 def _one_of(given: dict[str, int | None]) -> int | None:

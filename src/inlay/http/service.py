@@ -68,9 +68,9 @@ class Service:
             pool.shutdown(wait=False, cancel_futures=True)
 
     @functools.cached_property
-    def reads_calls(self) -> bool:
+    def call_form(self) -> tools.CallForm | None:
         """See `inlay.http.tools`."""
-        return tools.are_readable(self.base.tokenizer)
+        return tools.form_of(self.base.tokenizer)
 
     def named(self, model: str, caller: Caller) -> str | None:
         """The adapter that a request names, which its caller may see; None: the plain base.
