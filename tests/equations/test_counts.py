@@ -18,8 +18,8 @@ from transformers import (
 )
 
 import inlay
+from inlay.layout.decoder import decoder_of
 from inlay.layout.layout import Layout
-from inlay.model.prompts import decoder_of
 
 
 def _gpt(layers, width, heads):

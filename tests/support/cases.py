@@ -4,10 +4,10 @@ import dataclasses
 import functools
 
 from inlay import methods
+from inlay.layout.decoder import decoder_of
 from inlay.layout.layout import Layout
 from inlay.methods import hooks
 from inlay.methods.contract import BlockMethod, LinearMethod, PromptMethod
-from inlay.model.prompts import decoder_of
 from tests.support import models
 
 SETTINGS = {

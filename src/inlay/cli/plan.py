@@ -12,8 +12,8 @@ from inlay.cli._command import METHOD_FIELD, Common, Model, given, with_method
 from inlay.cli._screen import count, say, size
 from inlay.cli.inspect import modules
 from inlay.io.checkpoint import open_config
+from inlay.layout.decoder import decoder_of
 from inlay.layout.layout import Layout
-from inlay.model.prompts import decoder_of
 
 BYTES_PER_WEIGHT = 16
 """Of a trained weight in float32: itself, its gradient, and the optimiser's two moments."""

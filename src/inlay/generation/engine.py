@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from inlay.errors import CompatibilityError, ConfigError, explain
+from inlay.generation import replay
 from inlay.generation.blocks import SIZE, Blocks
 from inlay.generation.pages import Kept, Pages, Span
 from inlay.generation.scheduler import Scheduler
@@ -24,7 +25,7 @@ from inlay.generation.sequence import Request, Sequence, logprob
 from inlay.layout import targets
 from inlay.model import attention
 from inlay.model.adapter import Adapter, Sum
-from inlay.model.batch import PLAIN, Batch, Current, Router, is_packing
+from inlay.model.batch import PLAIN, Batch, Current, Plan, Router, is_packing
 from inlay.model.changes import Replace
 from inlay.modules import trial
 from inlay.modules.fused import fuse_rotation_
@@ -195,12 +196,17 @@ class _Plans:
         parts = [[(one, one.bound, one.version, weight) for one, weight in _parts(sequence)] for sequence in sequences]
         key = parts, counts, kept.asked
         if self._last is not None and self._last[0] == key:
-            return self._last[1].again(kept)
+            batch = self._last[1].again(kept)
+            last = self._last[1].kept
+            if last is None or not kept.take_places_(last):
+                batch.plan = Plan() if kept.is_newest else None
+            self._last = key, batch
+            return batch
         adapters = [sequence.request.adapter for sequence in sequences]
         is_one = isinstance(adapters[0], Adapter) and len(set(adapters)) == 1
         rows: Any = adapters[0] if is_one else adapters
         batch = Batch(rows, counts, brings=True, kept=kept)
-        batch.plan = object()
+        batch.plan = Plan() if kept.is_newest else None
         self._last = key, batch
         return batch
 
@@ -257,7 +263,8 @@ def _problem(model: Any, router: Router) -> str | None:
     """What is wrong with passes over blocks for this model: two sequences that come in parts, against the plain pass."""
     attention.adopt_(model, router)
     fuse_rotation_(model.base_model, is_packing)
-    ids = trial.example(model, 2).repeat(1, SIZE)[:, : SIZE + 4]
+    replay.adopt_(model.base_model)
+    ids = trial.example(model, 2).repeat(1, SIZE)[:, : SIZE + 8]
     rows = [ids[0].tolist(), ids[1, :-2].tolist()]
     try:
         expected = [trial.called(model, torch.tensor([row], device=ids.device)).logits[0].float() for row in rows]
@@ -274,18 +281,16 @@ def _problem(model: Any, router: Router) -> str | None:
 
 
 def _in_parts(model: Any, router: Router, rows: Many[Many[int]]) -> list[Tensor]:
-    """The logits of rows of tokens, computed in a step for most of each and one for each of its last two."""
+    """The logits of rows of tokens, computed in a step for most of each and one for each of its last four."""
     sequences = [Sequence(Request(tokens=tuple(row)), number) for number, row in enumerate(rows)]
     blocks = Blocks(2 * len(rows))
-    pages = Pages(blocks.count)
+    pages, plans = Pages(blocks.count), _Plans()
     found: list[list[Tensor]] = [[] for _ in rows]
-    for first, last in ((0, -2), (-2, -1), (-1, None)):
+    for first, last in ((0, -4), (-4, -3), (-3, -2), (-2, -1), (-1, None)):
         counts = [len(row[first:last]) for row in rows]
         for one, count in zip(sequences, counts, strict=True):
             assert blocks.grow(one, one.num_computed + count), "there are blocks for all"
-        logits = _logits(
-            model, router, pages, _Plans(), list(zip(sequences, counts, strict=True)), [*map(range, counts)]
-        )
+        logits = _logits(model, router, pages, plans, list(zip(sequences, counts, strict=True)), [*map(range, counts)])
         for part, own, one, count in zip(logits.split(counts), found, sequences, counts, strict=True):
             own.append(part)
             one.num_computed += count

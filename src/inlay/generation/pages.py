@@ -24,6 +24,10 @@ USUAL = {"scaling", "dropout", "sliding_window", "position_ids", "use_cache", "c
 """What a layer may ask of attention; anything else is refused, since it may mean anything."""
 
 
+_MORE = 4
+"""Tables of blocks are as wide as a multiple of this, so that they keep their shape for some time."""
+
+
 class Pages:
     """The keys and values of all layers, made as the layers come.
 
@@ -86,7 +90,7 @@ class Kept:
         single = [span for span in spans if span.count == 1]
         self._several = [span for span in spans if span.count > 1]
         self._spans, self._device = spans, device
-        most = max((len(span.blocks) for span in single), default=0)
+        most = -(-max((len(span.blocks) for span in single), default=0) // _MORE) * _MORE
         self._newest = cache.Newest(
             torch.tensor([span.start for span in single], dtype=torch.long, device=device),
             torch.tensor([span.first + 1 for span in single], dtype=torch.long, device=device),
@@ -96,6 +100,20 @@ class Kept:
         )
         self._num_newest = len(single)
         self._masks: dict[int | None, Bool[Tensor, "rows 1 1 s"]] = {}
+
+    @property
+    def is_newest(self) -> bool:
+        """Every sequence has one token."""
+        return not self._several
+
+    def take_places_(self, last: Any) -> bool:
+        """Put the places of the newest tokens where those of an earlier step of these sequences are; whether they fit."""
+        if self._newest.tables.shape != last._newest.tables.shape:
+            return False
+        for now, before in zip(self._newest, last._newest, strict=True):
+            before.copy_(now)
+        self._newest = last._newest
+        return True
 
     @functools.cached_property
     def _of_all(self) -> Places | None:

@@ -68,7 +68,7 @@ class Entries:
         job = native.LowRankJob(
             own.data_ptr(), out.data_ptr(), *addresses, x.shape[1], out.shape[1], _DTYPES.index(x.dtype)
         )
-        native.do("low_rank", 0, job, self._num_tokens, self._size)
+        native.do("low_rank", 0, job, self._num_tokens, self._size, keep=self)
 
 
 def _arrays(some: Sequence[tuple[Segment, Packed]]) -> tuple[int, tuple[ctypes.Array[Any], ...]]:

@@ -15,8 +15,10 @@ import functools
 import importlib.machinery
 import mmap
 import sys
-from collections.abc import Callable, Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -190,11 +192,74 @@ def run(
     do(kernel, function, KERNELS[kernel](**fields, **{name: t.data_ptr() for name, t in tensors.items()}), total, size)
 
 
-def do(kernel: str, function: int, job: ctypes.Structure, total: int, size: int) -> None:
-    """`run` for a job that is made already; what its addresses point to has to live as long as this takes."""
+def do(kernel: str, function: int, job: ctypes.Structure, total: int, size: int, *, keep: object = None) -> None:
+    """`run` for a job that is made already; what its addresses point to has to live as long as this takes.
+
+    **Arguments:**
+
+    - `keep`: what has to live for that and is no tensor, for whoever does the job again.
+    """
     threads = torch.get_num_threads() if size >= FEWEST_NUMBERS else 1
     chunk = max(1, -(-total // (_CHUNKS * threads)))
+    if (noted := getattr(_local, "noted", None)) is not None:
+        noted.append(Done(kernel, function, job, total, chunk, threads, keep))
     _function(kernel)(_NUMBERS[variant()], function, ctypes.byref(job), total, chunk, threads, _gomp_parallel())
+
+
+class Done(NamedTuple):
+    """A job that was done, and how."""
+
+    kernel: str
+    function: int
+    job: ctypes.Structure
+    total: int
+    chunk: int
+    threads: int
+    keep: object
+
+
+_local = threading.local()
+
+
+@contextlib.contextmanager
+def noting() -> Iterator[list[Done]]:
+    """Within it, the jobs that this thread does, as it does them."""
+    before, _local.noted = getattr(_local, "noted", None), list[Done]()
+    try:
+        yield _local.noted
+    finally:
+        _local.noted = before
+
+
+class _Step(ctypes.Structure):
+    """`struct step` of `program.c`."""
+
+    _fields_ = (
+        *[(name, ctypes.c_void_p) for name in ("run", "job")],
+        *[(name, ctypes.c_int64) for name in ("total", "chunk")],
+        *[(name, ctypes.c_int32) for name in ("variant", "function", "threads", "padding")],
+    )
+
+
+class Program:
+    """Jobs to be done again, one after the other, in one call: what their addresses point to has to live as long as this."""
+
+    def __init__(self, jobs: Sequence[Done]):
+        self._jobs = tuple(jobs)
+        number, library = _NUMBERS[variant()], _load()
+        assert not isinstance(library, str), library
+        steps = []
+        for one in self._jobs:
+            addresses = (
+                ctypes.cast(library[f"inlay_{one.kernel}_run"], ctypes.c_void_p).value,
+                ctypes.addressof(one.job),
+            )
+            steps.append(_Step(*addresses, one.total, one.chunk, number, one.function, one.threads))
+        self._given = (_Step * len(steps))(*steps), ctypes.c_int64(len(steps)), ctypes.c_void_p(_gomp_parallel())
+        self._run = library.inlay_program_run
+
+    def __call__(self) -> None:
+        self._run(*self._given)
 
 
 _NUMBERS = {name: number for number, name in enumerate(VARIANTS)}
@@ -222,6 +287,7 @@ def _load() -> ctypes.CDLL | str:
     try:
         library = ctypes.CDLL(str(path))
         fits = all(library[f"inlay_{name}_job_bytes"]() == ctypes.sizeof(job) for name, job in KERNELS.items())
+        fits = fits and library.inlay_program_step_bytes() == ctypes.sizeof(_Step)
     except (OSError, AttributeError) as error:  # of another processor, or of another version
         return f"{path.name} can't be loaded: {error}"
     if not fits:

@@ -8,6 +8,8 @@
        rotate           y1 = x1 c1 - x2 s1,   y2 = x2 c2 + x1 s2        the halves of a head, by the cosines and sines of its token
        rotate_backward  the transpose: y1 = x1 c1 + x2 s2,   y2 = x2 c2 - x1 s1
 
+       add              y = x + w
+
    A row has an even number of numbers, one that is rotated a multiple of four. In float32 within, whatever the dtype in memory, and rounded once. There are no instructions by name: loops over WIDTH numbers
    side by side, which a compiler turns into those of the variant. Sums have WIDTH parts, in the same order everywhere, so that
    all variants give the same bits.
@@ -25,7 +27,7 @@
 
 struct job {
     const void *x;    /* (rows, width): x, or a */
-    const void *w;    /* (width,): w; or (rows, width): b; or (rows / heads, width): cosines */
+    const void *w;    /* (width,): w; or (rows, width): b; or (rows / heads, width): cosines; or (heads, width): what is added */
     const void *g;    /* (rows, width): the gradient of y; or (rows / heads, width): sines */
     void *y;          /* (rows, width): y, dx, or da */
     void *z;          /* (rows, width): db */
@@ -159,6 +161,17 @@ INLINE void turned(const struct job *job, int64_t row, int dtype, float way) {
 INLINE void rotate(const struct job *job, int64_t row, int dtype) { turned(job, row, dtype, 1); }
 INLINE void rotate_backward(const struct job *job, int64_t row, int dtype) { turned(job, row, dtype, -1); }
 
+/* x may be y. */
+INLINE void add(const struct job *job, int64_t row, int dtype) {
+    int64_t width = job->width, half = width / 2;
+    const void *x = row_of(job->x, dtype, row * width), *w = row_of(job->w, dtype, row % job->heads * width);
+    void *y = row_of(job->y, dtype, row * width);
+    APART for (int64_t i = 0; i < half; i++) {
+        struct pair p = get(x, dtype, i, half), q = get(w, dtype, i, half);
+        put(y, dtype, i, half, p.first + q.first, p.second + q.second);
+    }
+}
+
 /* The ranges of a function for one variant, its dtype known to the compiler. */
 #define RANGE(function, variant, target)                                                                  \
     target static void function##_##variant(const struct job *job, int64_t start, int64_t stop) {         \
@@ -173,10 +186,11 @@ INLINE void rotate_backward(const struct job *job, int64_t row, int dtype) { tur
     RANGE(gate, variant, target)           \
     RANGE(gate_backward, variant, target)  \
     RANGE(rotate, variant, target)         \
-    RANGE(rotate_backward, variant, target)
+    RANGE(rotate_backward, variant, target) \
+    RANGE(add, variant, target)
 #define ROW(variant)                                                                                 \
     {norm_##variant, norm_backward_##variant, gate_##variant, gate_backward_##variant, rotate_##variant, \
-     rotate_backward_##variant}
+     rotate_backward_##variant, add_##variant}
 
 VARIANT(plain, )
 #ifdef __x86_64__
@@ -184,7 +198,7 @@ VARIANT(avx2, __attribute__((target("avx2,fma,f16c"))))
 VARIANT(avx512, __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512"))))
 #endif
 
-static range *const RANGES[VARIANTS][6] = {
+static range *const RANGES[VARIANTS][7] = {
     [PLAIN] = ROW(plain),
 #ifdef __x86_64__
     [AVX2_FMA_F16C] = ROW(avx2),

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from inlay.kernels import native
 
-_NORM, _NORM_BACKWARD, _GATE, _GATE_BACKWARD, _ROTATE, _ROTATE_BACKWARD = range(6)
+_NORM, _NORM_BACKWARD, _GATE, _GATE_BACKWARD, _ROTATE, _ROTATE_BACKWARD, _ADD = range(7)
 """The functions of `pointwise.c`."""
 
 _DTYPES = (torch.float32, torch.bfloat16)
@@ -71,6 +71,14 @@ def rotate(
     y = torch.empty(x.shape, dtype=x.dtype)
     _run(_ROTATE_BACKWARD if backward else _ROTATE, x, {"w": cos, "g": sin, "y": y}, heads=x.shape[1])
     return y
+
+
+def add_into(
+    y: Float[Tensor, "*batch width"], x: Float[Tensor, "*batch width"], w: Float[Tensor, "*more width"]
+) -> None:
+    """y = x + w, all contiguous; y may be x, and w a row for all of its rows."""
+    width = x.shape[-1]
+    _run(_ADD, x, {"w": w, "y": y}, heads=max(1, w.numel() // width))
 
 
 def _run(function: int, x: Tensor, others: dict[str, Tensor], eps: float = 0.0, heads: int = 1) -> None:

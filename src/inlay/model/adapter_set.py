@@ -18,6 +18,7 @@ from inlay import formats
 from inlay.errors import CompatibilityError, ConfigError, TargetError, UnknownNameError, explain, nearest
 from inlay.formats.contract import AdapterFile, ModelFacts
 from inlay.layout import targets
+from inlay.layout.decoder import decoder_of
 from inlay.layout.fitting import check_heard, fitted, layers
 from inlay.layout.fresh import Calibration
 from inlay.layout.layout import Layout
@@ -63,7 +64,7 @@ class AdapterSet:
         self.title = title or type(module).__name__
         self.reference, self.task_type, self.heads = reference, task_type, tuple(heads)
         self._held: dict[str, Adapter] = {}
-        self.layout = Layout(module, lambda: prompts.decoder_of(module, tokenize), lambda: self.using(None))
+        self.layout = Layout(module, lambda: decoder_of(module, tokenize), lambda: self.using(None))
         """What the model is made of, as it is without adapters."""
         self.maps = self.layout.maps
         """The maps that can be adapted, by path: linear layers, embeddings, convolutions."""

@@ -43,7 +43,22 @@ class Kept(Protocol):
     asked: Sequence[int]
     """Of how many tokens of each row the head is asked."""
 
+    @property
+    def is_newest(self) -> bool: ...
+
+    def take_places_(self, last: Any) -> bool: ...
+
     def attended(self, module: Any, query: Tensor, key: Tensor, value: Tensor, settings: dict[str, Any]) -> Tensor: ...
+
+
+class Plan:
+    """What passes have in common whose rows are the same, of the same adapters with the same tensors, without gradients."""
+
+    def __init__(self) -> None:
+        self.num_passes = 1
+        """How many of its passes there were, with the one under way."""
+        self.kept: dict[Any, Any] = {}
+        """What is kept of it for the passes that follow, by whoever keeps it."""
 
 
 class Batch:
@@ -86,12 +101,13 @@ class Batch:
         self._masks: list[tuple[Tensor, bool]] = []
         """Every attention mask that was seen, and whether it is that of the rows."""
         self._order: Order | None = None
-        self.plan: object | None = None
-        """Batches of one plan have the same rows of the same adapters, whose tensors are the same, and no gradients."""
+        self.plan: Plan | None = None
 
     def again(self, kept: Kept) -> "Batch":
         """The batch of another pass of the same plan; `kept` asks for as many tokens of each row."""
         made = copy.copy(self)
+        if made.plan is not None:
+            made.plan.num_passes += 1
         made.kept, made.virtual, made._masks = kept, [], []
         return made
 
