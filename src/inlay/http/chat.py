@@ -168,7 +168,7 @@ class _Form:
     def _logprob(self, one: TokenSaid) -> dict[str, Any]:
         top = [{**token_of(self._tokenizer, token), "logprob": value} for token, value in one.logprob.top.items()]
         known = token_of(self._tokenizer, one.logprob.token)
-        return {**known, "logprob": one.logprob.value, "top_logprobs": top}
+        return {**known, "logprob": one.logprob.value, "top_logprobs": top, "text_offset": one.start}
 
 
 def _choice(

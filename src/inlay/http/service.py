@@ -72,6 +72,11 @@ class Service:
         """See `inlay.http.tools`."""
         return tools.form_of(self.base.tokenizer)
 
+    @property
+    def answers(self) -> list[str]:
+        """What this base can be asked for, as `/v1/models` says it."""
+        return [*["chats", "completions"] * (self.worker.engine is not None), *["embeddings"] * self.base.spec.pools]
+
     def named(self, model: str, caller: Caller) -> str | None:
         """The adapter that a request names, which its caller may see; None: the plain base.
 
