@@ -61,7 +61,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(built):
         ["git", "ls-files", "src/inlay"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.splitlines()
     package = {name.removeprefix("src/") for name in listed if (ROOT / name).is_file()}
-    assert "inlay/cli/demo_base/model.safetensors" in package
+    assert {"inlay/cli/demo_base/model.safetensors", "inlay/http/page/index.html"} <= package
     libraries = {name for name in names if LIBRARY.fullmatch(name)}
     assert {name for name in names if ".dist-info/" not in name} == package | libraries
     assert len(libraries) == (1 if has_compiler() else 0)

@@ -1,6 +1,7 @@
 """OpenAI's own client against a server: what it asks for is answered, and as the base answers alone."""
 
 import contextlib
+import itertools
 import json
 import math
 
@@ -69,7 +70,8 @@ def test_digests_stand_in_headers(client, served):
 def test_models_are_the_base_and_every_adapter_under_two_names(client):
     listed = {model.id for model in client.models.list()}
     assert listed == {"tiny", *servers.NAMES, *(f"tiny:{name}" for name in servers.NAMES)}
-    assert client.models.retrieve("tiny:red").parent == "tiny"
+    found = client.models.retrieve("tiny:red")
+    assert (found.parent, found.answers, found.chat_template) == ("tiny", ["chats", "completions"], "own")
     _refused(openai.NotFoundError, "no model of that name", lambda: client.models.retrieve("violet"))
 
 
@@ -142,6 +144,8 @@ def test_logprobs_are_those_of_the_pass_that_trains(client, served):
     parts = list(_chat(client, "red", logprobs=True, stream=True))
     streamed = [one for part in parts if part.choices[0].logprobs for one in part.choices[0].logprobs.content]
     assert [one.token for one in streamed] == [one.token for one in said]
+    starts = [0, *itertools.accumulate(len(one.token) for one in said)][:-1]
+    assert [one.text_offset for one in streamed] == [one.text_offset for one in said] == starts
 
 
 @pytest.mark.parametrize("most", [0, 3])

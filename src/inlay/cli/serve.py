@@ -111,7 +111,8 @@ class Serve(OnBase):
     def _say(self, service: Any, port: int) -> None:
         loaded = size(service.slots.num_bytes)
         say("adapters", f"{len(service.slots):,} · {loaded} loaded, {self.adapter_memory} at most")
-        say("serves", f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{port}/v1")
+        address = f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{port}/"
+        say("serves", f"{address}v1 · a page for a browser: {address}")
         if self.json:
             emit({"port": port, "adapters": service.slots.names(), "base_fingerprint": service.base_digest})
 

@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from inlay import __version__
 from inlay.data import messages as turns
 from inlay.errors import CapacityError, ConfigError, InlayError, explain
-from inlay.http import faults
+from inlay.http import faults, page
 from inlay.http.bodies import Chat, Completion, Embedding, Load, Tokenize, Unload
 from inlay.http.chat import chat
 from inlay.http.completions import complete
@@ -34,6 +34,7 @@ def application(service: Service, hosts: tuple[str, ...] = ()) -> Gate:
     _add_openai(app, service)
     _add_adapters(app, service)
     _add_state(app, service)
+    page.add(app)
     document = app.openapi()
     for path in document["paths"].values():
         for operation in path.values():
@@ -110,6 +111,7 @@ def _add_openai(app: FastAPI, service: Service) -> None:
 
 def _model(service: Service, name: str | None, prefix: str) -> dict[str, Any]:
     about = {"object": "model", "created": service.started, "owned_by": "inlay", "root": service.name}
+    about |= {"answers": service.answers, "chat_template": "own" if service.base.tokenizer.chat_template else "plain"}
     if name is None:
         return {"id": service.name, **about, "parent": None, "digest": service.base_digest}
     is_loaded = any(version.name == name and version.is_current for version in service.slots.loaded())

@@ -1,0 +1,32 @@
+// Elements, and what a browser keeps. A text becomes text, whatever stands in it: nothing here makes markup.
+
+export const byId = (id) => document.getElementById(id);
+
+/** An element with its properties and what is in it. */
+export function make(name, properties = {}, ...children) {
+  const element = Object.assign(document.createElement(name), properties);
+  element.append(...children);
+  return element;
+}
+
+/** The beginning and end of a digest, as the command line writes it. */
+export const short = (digest) => (digest ? `${digest.slice(0, 4)}…${digest.slice(-2)}` : '');
+
+/** What this browser kept under a name; `otherwise` where there is nothing, or it may keep nothing. */
+export function kept(name, otherwise) {
+  try {
+    return JSON.parse(localStorage.getItem(name)) ?? otherwise;
+  } catch {
+    return otherwise;
+  }
+}
+
+/** Keep a value; whether there was room for it. */
+export function keep(name, value) {
+  try {
+    localStorage.setItem(name, JSON.stringify(value));
+    return true;
+  } catch {
+    return false;
+  }
+}
