@@ -209,6 +209,14 @@ def test_answers_come_in_parts_and_stop_when_they_are_told_to(page, served):
         page.wait_for_timeout(20)
     assert served.service.worker.num_open == 0, "the server computes them no more"
     assert (len(said(page, "red")), answer(page, "red").get_attribute("data-state")) == (length, "stopped")
+    page.fill("#message", "more")
+    page.click("#send")
+    expect(answer(page, "red")).to_have_attribute("data-state", "streams")
+    page.click("#new")
+    expect(page.locator("#status")).to_contain_text("2 stopped")
+    ask(page, "hi", ends="2 done")
+    entries = page.evaluate("JSON.parse(localStorage.getItem('inlay.history.1')).map((one) => one.turns.length)")
+    assert entries == [1, 2], "what was left is kept as it was left"
 
 
 def test_what_the_server_refuses_stands_in_the_column_that_it_refuses(opened, served):
@@ -256,7 +264,7 @@ def _copied(page, model, kind):
     return page.evaluate("navigator.clipboard.readText()")
 
 
-@pytest.mark.parametrize("is_text", [False, True])
+@pytest.mark.parametrize("is_text", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_what_is_copied_runs_and_has_the_same_answer(page, served, is_text):
     choose(page, "red")
     page.set_checked("#as-text" if is_text else "#as-chat", True)
@@ -507,7 +515,7 @@ def test_the_keyboard_alone_does_all(page):
     assert page.input_value("#message") == "hi?"
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", ["dark", pytest.param("light", marks=pytest.mark.slow)])
 def test_a_phone_shows_it_without_going_sideways(opened, served, scheme):
     page = opened(served.address, viewport={"width": 360, "height": 740}, color_scheme=scheme)
     expect(page.locator("#settings")).not_to_have_attribute("open", "")

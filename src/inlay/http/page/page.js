@@ -60,20 +60,20 @@ function compare(shown) {
   CSS.highlights?.set('differs', new Highlight(...turns.flatMap((one) => one.ranges)));
 }
 
-/** Draw a turn, at most once for each picture of the screen. */
-function drawer(shown) {
+function draw(shown) {
+  for (const view of shown.views) view.draw();
+  compare(shown);
+}
+
+/** What does something at most once for each picture of the screen. */
+function paced(act) {
   let asked = 0;
   return () => {
     asked ||= requestAnimationFrame(() => {
       asked = 0;
-      draw(shown);
+      act();
     });
   };
-}
-
-function draw(shown) {
-  for (const view of shown.views) view.draw();
-  compare(shown);
 }
 
 /** Ask every chosen model. */
@@ -95,23 +95,24 @@ async function send() {
 }
 
 async function run(turn) {
+  const own = conversation;
+  own.turns.push(turn);
   running = new AbortController();
-  conversation.turns.push(turn);
   byId('message').value = '';
   const shown = show(turn);
   if (window.matchMedia(NARROW).matches) for (const part of ['models', 'settings']) byId(part).open = false;
   shown.element.scrollIntoView({ block: 'start' });
   busy(true);
   say(`${turn.answers.length === 1 ? 'One model answers' : `${turn.answers.length} models answer`}.`);
-  const changes = drawer(shown);
+  const changes = paced(() => draw(shown));
   const done = await Promise.allSettled(turn.answers.map((answer) => server.answer(answer, running.signal, changes)));
   running = null;
   draw(shown);
   busy(false);
   const counts = ['done', 'stopped', 'failed'].map((state) => [turn.answers.filter((answer) => answer.state === state).length, state]);
-  const isKept = history.put({ ...conversation, choice: written() });
-  const ends = counts.filter(([count]) => count).map(([count, state]) => `${count} ${state}`).join(', ');
-  say([`${ends}.`, shown.note.textContent, isKept ? '' : 'There is no room to keep this.'].filter(Boolean).join(' '));
+  const ends = counts.filter(([count]) => count).map(([count, state]) => `${count} ${state}`);
+  const isKept = history.put({ ...own, choice: written() });
+  say([`${ends.join(', ')}.`, shown.note.textContent, isKept ? '' : 'There is no room to keep this.'].filter(Boolean).join(' '));
   const refused = done.find((one) => one.status === 'rejected');
   if (refused) needKey(refused.reason);
 }
@@ -126,7 +127,8 @@ function busy(isBusy) {
 
 /** Take back the last turn, to say it otherwise; the history has it still. */
 function editLast() {
-  if (running || !turns.length) return;
+  if (!turns.length) return;
+  running?.abort();
   const { turn, element } = turns.pop();
   element.remove();
   conversation = fresh(conversation.turns.slice(0, -1));
@@ -135,8 +137,9 @@ function editLast() {
   byId('message').focus();
 }
 
+/** Leave this conversation for a new one, or for one of before. */
 function restart(next = fresh()) {
-  if (running) return;
+  running?.abort();
   conversation = next;
   turns = [];
   byId('turns').replaceChildren();
@@ -204,7 +207,7 @@ async function load() {
     if (unreached) fault('');
     unreached = false;
     const [first] = found;
-    byId('base').textContent = first ? first.root : '';
+    if (first) byId('base').textContent = document.title = first.root;
     byId('template-note').hidden = first?.chat_template !== 'plain';
     if (first && !first.answers.includes('chats')) fault(`${first.root} answers no prompts\n  found: it is served for ${first.answers.join(', ') || 'nothing'}`);
   } catch (error) {

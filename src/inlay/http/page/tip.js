@@ -12,21 +12,26 @@ const seen = (text) => JSON.stringify(text);
 
 /** Show what is known of a token's element, if it is one. */
 export function point(target) {
+  hide();
   const span = target.closest('.token');
-  if (!span?.tokens?.length) return hide();
-  const tip = byId('tip');
-  tip.replaceChildren(...span.tokens.flatMap(described));
-  tip.hidden = false;
-  const box = span.getClientRects()[0] ?? span.getBoundingClientRect();
-  const { offsetWidth: width, offsetHeight: height } = tip;
-  const isBelow = box.bottom + 6 + height < window.innerHeight;
-  tip.style.left = `${Math.max(4, Math.min(box.left, document.documentElement.clientWidth - width - 4))}px`;
-  tip.style.top = `${isBelow ? box.bottom + 6 : Math.max(4, box.top - height - 6)}px`;
-  pointed?.removeAttribute('aria-describedby');
+  if (!span?.tokens.length) return;
   pointed = span;
   span.setAttribute('aria-describedby', 'tip');
-  return undefined;
+  byId('tip').replaceChildren(...span.tokens.flatMap(described));
+  byId('tip').hidden = false;
+  place();
 }
+
+/** Put it below its token, or above where there is no room. */
+function place() {
+  if (!pointed) return;
+  const { top, bottom, left } = pointed.getClientRects()[0] ?? pointed.getBoundingClientRect();
+  const { offsetWidth: width, offsetHeight: height, style } = byId('tip');
+  style.left = `${Math.max(4, Math.min(left, document.documentElement.clientWidth - width - 4))}px`;
+  style.top = `${bottom + 6 + height < window.innerHeight ? bottom + 6 : Math.max(4, top - height - 6)}px`;
+}
+
+document.addEventListener('scroll', place, { capture: true, passive: true });
 
 /** Show nothing. */
 export function hide() {
