@@ -123,7 +123,7 @@ def test_models_answer_side_by_side_as_the_server_answers_each(page, served):
         digests = [button.get_attribute("title") for button in answer(page, model).locator(".digests button").all()]
         assert digests == [one for one in (alone["usage"]["base_digest"], alone["usage"]["adapter_digest"]) if one]
         number = alone["usage"]["completion_tokens"]
-        facts = answer(page, model).locator(".facts").text_content()
+        facts = answer(page, model).locator(".facts").inner_text().replace("\u00a0", " ")
         assert re.fullmatch(rf"{number} tokens · \d+ tokens/s · first after \d+ ms( · cut at max tokens)?", facts)
     boxes = [answer(page, model).bounding_box() for model in ("tiny", "red", "green")]
     assert len({round(box["y"]) for box in boxes}) == 1, "side by side"
@@ -272,7 +272,7 @@ def test_what_is_copied_runs_and_has_the_same_answer(page, served, is_text):
     page.fill("[name=top_k]", "7")
     ask(page, QUOTES, temperature="0.7")
     body = page.evaluate("JSON.parse(localStorage.getItem('inlay.history.1'))[0].turns[0].answers[0].body")
-    assert body["seed"] == int(re.search(r"seed (\d+)", answer(page, "red").locator(".facts").text_content())[1])
+    assert body["seed"] == int(re.search(r"seed\s(\d+)", answer(page, "red").locator(".facts").text_content())[1])
     command = _copied(page, "red", "curl")
     assert json.loads(shlex.split(command)[-1]) == body
     assert (body["prompt"] if is_text else body["messages"][-1]["content"]) == QUOTES
@@ -285,6 +285,9 @@ def test_what_is_copied_runs_and_has_the_same_answer(page, served, is_text):
 
 
 def test_history_is_kept_put_back_and_cleared(page):
+    expect(page.locator("#model-count")).to_have_text("3 of 4")
+    page.reload()
+    expect(page.locator("#model-count")).to_have_text("3 of 4")  # nobody chose yet
     choose(page, "tiny", "green")
     page.fill("#system", "be short")
     ask(page, "hi")

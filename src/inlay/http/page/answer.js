@@ -47,7 +47,7 @@ export class AnswerView {
     this.element.dataset.state = answer.state;
     this.error.hidden = !answer.error;
     this.error.textContent = answer.error ?? '';
-    this.facts.textContent = facts(answer).join(' · ');
+    this.facts.textContent = facts(answer).map((fact) => fact.replaceAll(' ', '\u00a0')).join(' · ');
     if (answer.base && !this.digests.childElementCount) {
       const known = Object.entries({ base: answer.base, adapter: answer.adapter }).filter(([, digest]) => digest && digest !== 'none');
       this.digests.append(...known.map(([kind, digest]) => this.copyDigest(kind, digest)));

@@ -37,7 +37,7 @@ function thread(model, said) {
 function show(turn) {
   const views = turn.answers.map((answer) => new AnswerView(answer, copy, asCode));
   const note = make('p', { className: 'note difference' });
-  const edit = make('button', { type: 'button', className: 'edit', title: 'e' }, 'Edit and ask again');
+  const edit = make('button', { type: 'button', className: 'edit', title: 'Edit and ask again (e)' }, 'Edit');
   edit.addEventListener('click', editLast);
   const head = make('div', { className: 'said' }, make('h2', {}, turn.said), edit);
   const element = make('section', { className: turn.isText ? 'turn text' : 'turn' }, head, make('div', { className: 'answers' }, ...views.map((view) => view.element)), note);

@@ -11,7 +11,7 @@ const numbers = [...document.querySelectorAll('#numbers input')];
 
 export const isText = () => byId('as-text').checked;
 
-/** What is chosen and written, to be put back by `write`. */
+/** What is chosen and written, to be kept and put back. */
 export const written = () => ({
   isText: isText(),
   models: models.wanted(),
@@ -21,18 +21,29 @@ export const written = () => ({
   numbers: Object.fromEntries(numbers.map((field) => [field.name, field.value])),
 });
 
-export function write(choice) {
+function fill(choice) {
   byId(choice.isText ? 'as-text' : 'as-chat').checked = true;
   models.choose(choice.models);
   byId('system').value = choice.system;
   byId('other').value = choice.other;
   byId('shade').checked = choice.shade;
   for (const field of numbers) field.value = choice.numbers[field.name] ?? '';
+  reflect();
+}
+
+/** Put back what `written` was. */
+export function write(choice) {
+  fill(choice);
   changed();
 }
 
 function changed() {
   keep(NAME, written());
+  reflect();
+}
+
+/** Let the page follow what is chosen. */
+function reflect() {
   byId('system').disabled = isText();
   byId('message-label').textContent = isText() ? 'Text' : 'Message';
   byId('message').placeholder = isText() ? 'Text to continue' : 'Message';
@@ -76,7 +87,7 @@ function others(text) {
 /** Put back what was chosen at the last visit; whether there was one. */
 export function restore() {
   const last = kept(NAME, null);
-  write(last ?? written());
+  fill(last ?? written());
   byId('settings').addEventListener('input', changed);
   models.onChange(changed);
   return last !== null;
