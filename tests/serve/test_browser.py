@@ -234,6 +234,29 @@ def test_what_the_server_refuses_stands_in_the_column_that_it_refuses(opened, se
         page.click("#new")
 
 
+def test_a_list_that_can_not_be_had_is_said_and_asked_for_again(opened, served):
+    page = opened(served.address, expects=["ERR_FAILED"])
+    fault = page.locator("#list-fault")
+    focus = "window.dispatchEvent(new Event('focus'))"
+    expect(page.locator("#model-list input")).to_have_count(4)
+    base = {"id": "vectors", "parent": None, "root": "vectors", "answers": ["embeddings"], "chat_template": "plain"}
+    listed = [base]
+    page.route("**/v1/models", lambda route: route.fulfill(json={"data": listed}))
+    page.evaluate(focus)
+    expect(fault).to_contain_text("it is served for embeddings")
+    listed.clear()
+    page.evaluate(focus)
+    expect(fault).to_contain_text("there is no model that may be asked")
+    page.unroute("**/v1/models")
+    page.route("**/v1/models", lambda route: route.abort())
+    page.evaluate(focus)
+    expect(fault).to_contain_text("the server can't be reached")
+    page.unroute("**/v1/models")
+    page.evaluate(focus)
+    expect(fault).to_be_empty()
+    expect(page.locator("#model-list input")).to_have_count(4)
+
+
 def test_what_can_not_be_sent_is_said_before_it_is(page):
     choose(page)
     fault = page.locator("#fault")

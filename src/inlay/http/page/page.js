@@ -196,26 +196,24 @@ function showHistory() {
 
 // ---- models and key
 
-let unreached = false; // the fault that is shown is that the list could not be had
-
 async function load() {
+  let fault = '';
   try {
     const found = await server.models();
     byId('key').hidden = true;
     models.show(found, !hasChosen);
     hasChosen = true;
-    if (unreached) fault('');
-    unreached = false;
     const [first] = found;
     if (first) byId('base').textContent = document.title = first.root;
     byId('template-note').hidden = first?.chat_template !== 'plain';
-    if (first && !first.answers.includes('chats')) fault(`${first.root} answers no prompts\n  found: it is served for ${first.answers.join(', ') || 'nothing'}`);
+    if (!found.length) fault = 'there is no model that may be asked';
+    else if (!first.answers.includes('chats')) fault = `${first.root} answers no prompts\n  found: it is served for ${first.answers}`;
   } catch (error) {
     if (!(error instanceof server.Refused)) throw error;
     if (error.status === 401) needKey(error);
-    else fault(error.message);
-    unreached = error.status !== 401;
+    else fault = error.message;
   }
+  byId('list-fault').textContent = fault;
 }
 
 function needKey(error) {
