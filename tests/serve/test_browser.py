@@ -144,6 +144,10 @@ def test_each_model_goes_on_with_its_own_answers(page, served):
     messages = [("system", "be short"), ("user", "hi"), ("assistant", first), ("user", "more")]
     alone = wanted(served, "red", [{"role": role, "content": content} for role, content in messages])
     assert said(page, "red") == alone["choices"][0]["message"]["content"]
+    page.fill("#message", "a draft")
+    page.click(".turn:last-child .edit")
+    expect(page.locator("#fault")).to_contain_text("would be lost")
+    page.fill("#message", "")
     page.click(".turn:last-child .edit")
     assert page.input_value("#message") == "more"
     assert page.locator(".turn").count() == 1
@@ -447,9 +451,9 @@ def test_the_first_word_that_differs_is_found_as_soon_as_it_is_sure(page):
 def test_tokens_are_shaded_by_their_probability_and_those_of_one_character_together(page):
     parts = [
         ("😀", [("\ufffd", 0, -1.0), ("\ufffd", 0, -1.0)]),
-        (" a", [(" a", 1, -0.1)]),
+        (" a", [(" a", 1, -0.69)]),
         ("", []),
-        ("bcd", [("b", 3, -0.11), ("c", 4, -0.7), ("d", 5, -4.0)]),
+        ("bcd", [("b", 3, -0.7), ("c", 4, -3.1), ("d", 5, -4.7)]),
     ]
     kind = {"content-type": "text/event-stream"}
     page.route("**/v1/chat/completions", lambda route: route.fulfill(body=_stream(parts), headers=kind))
@@ -458,14 +462,18 @@ def test_tokens_are_shaded_by_their_probability_and_those_of_one_character_toget
     tokens = answer(page, "red").locator(".token")
     assert tokens.all_text_contents() == ["😀", " a", "b", "c", "d"]
     levels = [one.get_attribute("class") for one in tokens.all()]
-    assert levels == [f"token level{level}" for level in (3, 0, 1, 2, 4)]
+    assert levels == [f"token level{level}" for level in (2, 0, 1, 3, 4)]
     tokens.first.hover()
     assert page.locator("#tip > p").count() == 2
     expect(page.locator(".difference")).to_have_text("They are the same.")
     shade = "e => getComputedStyle(e).backgroundColor"
-    assert tokens.last.evaluate(shade) == "rgb(238, 174, 88)"
+    none, most = "rgba(0, 0, 0, 0)", "rgb(238, 174, 88)"
+    assert [answer(page, model).locator(".token").last.evaluate(shade) for model in ("red", "green")] == [most, none]
+    page.check("#shade")
+    page.mouse.move(0, 0)
+    assert tokens.last.evaluate(shade) == most
     page.uncheck("#shade")
-    assert tokens.last.evaluate(shade) == "rgba(0, 0, 0, 0)"
+    assert tokens.last.evaluate(shade) == none
 
 
 def test_an_answer_whose_connection_ends_is_not_taken_for_whole(page):

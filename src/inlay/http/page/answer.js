@@ -4,7 +4,7 @@ import { make, short } from './dom.js';
 import { hide, point } from './tip.js';
 
 /** The least probabilities of tokens that are shaded as 0, which is not at all, 1, 2 and 3; what is less likely is 4. */
-const LEVELS = [0.9, 0.5, 0.2, 0.05];
+const LEVELS = [0.5, 0.2, 0.05, 0.01];
 const KEYS = { ArrowRight: 1, ArrowLeft: -1, Home: -Infinity, End: Infinity };
 
 /** Over for good: no more of it comes. */

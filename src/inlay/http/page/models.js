@@ -49,7 +49,7 @@ function row(model) {
     count();
     listen();
   });
-  const digest = make('span', { className: 'digest', title: model.digest ?? '' }, short(model.digest) || 'not read yet');
+  const digest = make('span', { className: 'digest', title: model.digest ?? '' }, short(model.digest));
   return make('li', {}, make('label', {}, box, make('span', { className: 'name' }, model.id), model.parent ? '' : make('i', {}, 'base'), digest));
 }
 

@@ -115,6 +115,7 @@ async function run(turn) {
   say([`${ends.join(', ')}.`, shown.note.textContent, isKept ? '' : 'There is no room to keep this.'].filter(Boolean).join(' '));
   const refused = done.find((one) => one.status === 'rejected');
   if (refused) needKey(refused.reason);
+  else load(); // adapters that were read now have digests
 }
 
 function busy(isBusy) {
@@ -128,11 +129,16 @@ function busy(isBusy) {
 /** Take back the last turn, to say it otherwise; the history has it still. */
 function editLast() {
   if (!turns.length) return;
+  if (byId('message').value.trim()) {
+    fault('a message is written already, and would be lost\n  hint:  send it, or clear it');
+    return;
+  }
   running?.abort();
   const { turn, element } = turns.pop();
   element.remove();
   conversation = fresh(conversation.turns.slice(0, -1));
   byId('empty').hidden = turns.length > 0;
+  fault('');
   byId('message').value = turn.said;
   byId('message').focus();
 }

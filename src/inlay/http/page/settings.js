@@ -48,7 +48,7 @@ function reflect() {
   byId('message-label').textContent = isText() ? 'Text' : 'Message';
   byId('message').placeholder = isText() ? 'Text to continue' : 'Message';
   byId('max-tokens').placeholder = isText() ? '16' : 'what fits';
-  byId('turns').classList.toggle('plain', !byId('shade').checked);
+  byId('turns').classList.toggle('shaded', byId('shade').checked);
 }
 
 /** The fields of a request; a seed is always among them where answers are drawn, so that they can be had again. */
