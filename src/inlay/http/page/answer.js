@@ -1,6 +1,6 @@
 // One answer on the page: its text token by token, and what is known of it.
 
-import { make, short } from './dom.js';
+import { button, make, short } from './dom.js';
 import { hide, point } from './tip.js';
 
 /** The least probabilities of tokens that are shaded as 0, which is not at all, 1, 2 and 3; what is less likely is 4. */
@@ -22,19 +22,10 @@ export class AnswerView {
     this.error = make('pre', { className: 'error', hidden: true });
     this.digests = make('span', { className: 'digests' });
     this.facts = make('p', { className: 'facts' });
-    const button = (kind, text) => {
-      const made = make('button', { type: 'button', ariaLabel: `Copy ${kind} of ${answer.model}` }, kind);
-      made.addEventListener('click', () => copy(text(), kind));
-      return made;
-    };
-    this.copyDigest = (kind, digest) => {
-      const made = button(`${kind} digest`, () => digest);
-      made.replaceChildren(`${kind} ${short(digest)}`);
-      made.title = digest;
-      return made;
-    };
-    const kinds = ['curl', 'Python'].map((kind) => button(kind, () => asCode(kind, answer)));
-    const tools = make('p', { className: 'tools' }, 'Copy: ', button('text', () => answer.text), ...kinds);
+    this.copy = (kind, text, what = kind, title = '') =>
+      button(what, () => copy(text(), kind), { ariaLabel: `Copy ${kind} of ${answer.model}`, title });
+    const codes = ['curl', 'Python'].map((kind) => this.copy(kind, () => asCode(kind, answer)));
+    const tools = make('p', { className: 'tools' }, 'Copy: ', this.copy('text', () => answer.text), ...codes);
     const head = make('header', {}, make('h3', {}, answer.model), this.digests);
     this.element = make('article', { className: 'answer', ariaLabel: answer.model }, head, this.text, this.error, this.facts, tools);
     this.draw();
@@ -50,7 +41,7 @@ export class AnswerView {
     this.facts.textContent = facts(answer).map((fact) => fact.replaceAll(' ', '\u00a0')).join(' · ');
     if (answer.base && !this.digests.childElementCount) {
       const known = Object.entries({ base: answer.base, adapter: answer.adapter }).filter(([, digest]) => digest && digest !== 'none');
-      this.digests.append(...known.map(([kind, digest]) => this.copyDigest(kind, digest)));
+      this.digests.append(...known.map(([kind, digest]) => this.copy(`${kind} digest`, () => digest, `${kind} ${short(digest)}`, digest)));
     }
   }
 

@@ -9,6 +9,13 @@ export function make(name, properties = {}, ...children) {
   return element;
 }
 
+/** A button, and what it does. */
+export function button(text, act, properties = {}) {
+  const made = make('button', { type: 'button', ...properties }, text);
+  made.addEventListener('click', act);
+  return made;
+}
+
 /** The beginning and end of a digest, as the command line writes it. */
 export const short = (digest) => (digest ? `${digest.slice(0, 4)}…${digest.slice(-2)}` : '');
 

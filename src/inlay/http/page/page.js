@@ -3,7 +3,7 @@
 import { AnswerView, isOver } from './answer.js';
 import { curl, python } from './code.js';
 import { firstDifference, inWords } from './differ.js';
-import { byId, make } from './dom.js';
+import { button, byId, make } from './dom.js';
 import * as history from './history.js';
 import * as models from './models.js';
 import * as server from './server.js';
@@ -37,10 +37,10 @@ function thread(model, said) {
 function show(turn) {
   const views = turn.answers.map((answer) => new AnswerView(answer, copy, asCode));
   const note = make('p', { className: 'note difference' });
-  const edit = make('button', { type: 'button', className: 'edit', title: 'Edit and ask again (e)' }, 'Edit');
-  edit.addEventListener('click', editLast);
+  const edit = button('Edit', editLast, { className: 'edit', title: 'Edit and ask again (e)' });
   const head = make('div', { className: 'said' }, make('h2', {}, turn.said), edit);
-  const element = make('section', { className: turn.isText ? 'turn text' : 'turn' }, head, make('div', { className: 'answers' }, ...views.map((view) => view.element)), note);
+  const answers = make('div', { className: 'answers' }, ...views.map((view) => view.element));
+  const element = make('section', { className: turn.isText ? 'turn text' : 'turn' }, head, answers, note);
   byId('turns').append(element);
   byId('empty').hidden = true;
   const shown = { turn, views, note, element, ranges: [] };
@@ -181,23 +181,26 @@ async function copy(text, kind) {
 // ---- history
 
 function showHistory() {
-  const entries = history.all().map((entry) => {
-    const open = make('button', { type: 'button', className: 'entry' }, make('span', {}, entry.turns[0].said.slice(0, 80)), make('time', {}, new Date(entry.time).toLocaleString()));
-    open.addEventListener('click', () => {
-      byId('history').close();
-      restart({ id: entry.id, time: entry.time, turns: entry.turns });
-      write(entry.choice);
-      byId('message').focus();
-    });
-    const remove = make('button', { type: 'button', ariaLabel: `Remove ${entry.turns[0].said.slice(0, 40)}` }, 'Remove');
-    remove.addEventListener('click', () => {
-      history.remove(entry.id);
-      showHistory();
-    });
-    return make('li', {}, open, remove);
-  });
+  const entries = history.all().map(entryOf);
   byId('history-list').replaceChildren(...(entries.length ? entries : [make('li', { className: 'note' }, 'Nothing yet.')]));
   if (!byId('history').open) byId('history').showModal();
+}
+
+function entryOf({ choice, ...kept }) {
+  const { said } = kept.turns[0];
+  const open = () => {
+    byId('history').close();
+    restart(kept);
+    write(choice);
+    byId('message').focus();
+  };
+  const remove = () => {
+    history.remove(kept.id);
+    showHistory();
+  };
+  const item = make('li', {}, button(said.slice(0, 80), open, { className: 'entry' }), button('Remove', remove, { ariaLabel: `Remove ${said.slice(0, 40)}` }));
+  item.firstChild.append(make('time', {}, new Date(kept.time).toLocaleString()));
+  return item;
 }
 
 // ---- models and key
