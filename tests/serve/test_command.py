@@ -28,6 +28,7 @@ def test_a_server_says_where_it_is_answers_and_ends_when_it_is_asked_to(made):
         said.append(process.stderr.readline())
         assert said[-1], said
     address = re.search(r"http://127\.0\.0\.1:\d+/v1", said[-1])[0]
+    assert "<title>Inlay</title>" in httpx.get(re.search(r"a page for a browser: (\S+)", said[-1])[1]).text
     listed = httpx.get(f"{address}/models").json()["data"]
     assert {"tiny", "mine", "red", "green", "blue"} <= {model["id"] for model in listed}
     body = {"model": "mine", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 50, "ignore_eos": True}
@@ -40,8 +41,9 @@ def test_a_server_says_where_it_is_answers_and_ends_when_it_is_asked_to(made):
     out, err = process.communicate(timeout=30)
     assert (process.returncode, out) == (0, "")
     logged = [json.loads(line) for line in err.splitlines()]
-    assert [(one["path"], one["status"]) for one in logged] == [("/v1/models", 200), ("/v1/chat/completions", 200)]
-    assert (logged[1]["adapter"], logged[1]["completion_tokens"]) == ("mine", 50)
+    asked = ["/", "/v1/models", "/v1/chat/completions"]
+    assert [(one["path"], one["status"]) for one in logged] == [(path, 200) for path in asked]
+    assert (logged[2]["adapter"], logged[2]["completion_tokens"]) == ("mine", 50)
 
 
 def _refused(capsys, *arguments, says):
