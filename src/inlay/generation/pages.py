@@ -3,8 +3,9 @@
     out[t] = softmax_s(scaling q[t] . k[s]) v[s],    s <= t, of the same sequence, within the layer's window
 
 A step's tokens, of all its sequences one after the other, write their keys and values first and then look at all of their
-sequence. A sequence's newest token is computed where its blocks lie, if `inlay.kernels.cache` takes it; `attend` is the plain
-way, which makes a copy of what each sequence looks at.
+sequence. A sequence's newest token is computed where its blocks lie, if `inlay.kernels.cache` takes it; the first tokens of a
+sequence look at nothing but each other, as documents do in training; `attend` is the plain way, which makes a copy of what
+each sequence looks at.
 """
 
 import dataclasses
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from inlay.errors import CompatibilityError, explain
 from inlay.generation.blocks import SIZE
 from inlay.kernels import cache
+from inlay.kernels.attention import document_attention
 
 USUAL = {"scaling", "dropout", "sliding_window", "position_ids", "use_cache", "cache_position", "softcap"}
 """What a layer may ask of attention; anything else is refused, since it may mean anything."""
@@ -65,21 +67,35 @@ class Span:
     blocks: tuple[int, ...]
 
 
-class Places(NamedTuple):
-    """Where keys and values of some of a step's tokens are written."""
+class Run(NamedTuple):
+    """The first tokens of some sequences, one after the other."""
 
-    tokens: Int[Tensor, " n"]
-    blocks: Int[Tensor, " n"]
-    offsets: Int[Tensor, " n"]
+    start: int
+    lengths: list[int]
 
 
-def _places(spans: Many[Span], device: torch.device) -> Places | None:
+def _runs(spans: Many[Span]) -> list[Run]:
+    """The spans with the first tokens of their sequences, by neighbours."""
+    runs: list[Run] = []
+    for span in spans:
+        if runs and runs[-1].start + sum(runs[-1].lengths) == span.start:
+            runs[-1].lengths.append(span.count)
+        else:
+            runs.append(Run(span.start, [span.count]))
+    return runs
+
+
+def _places(spans: Many[Span], device: torch.device) -> cache.Newest | None:
+    """Where the tokens of some sequences are written: each with the block that it is in for a table."""
     found = [
-        (span.start + i, span.blocks[(span.first + i) // SIZE], (span.first + i) % SIZE)
+        (span.start + i, (span.first + i) % SIZE + 1, span.blocks[(span.first + i) // SIZE])
         for span in spans
         for i in range(span.count)
     ]
-    return Places(*torch.tensor(found, device=device).T) if found else None
+    if not found:
+        return None
+    tokens, lengths, blocks = torch.tensor(found, device=device).T.contiguous()
+    return cache.Newest(tokens, lengths, blocks[:, None])
 
 
 class Kept:
@@ -116,11 +132,11 @@ class Kept:
         return True
 
     @functools.cached_property
-    def _of_all(self) -> Places | None:
+    def _of_all(self) -> cache.Newest | None:
         return _places(self._spans, self._device)
 
     @functools.cached_property
-    def _of_several(self) -> Places | None:
+    def _of_several(self) -> cache.Newest | None:
         return _places(self._several, self._device)
 
     def attended(
@@ -147,8 +163,9 @@ class Kept:
         scaling = settings.get("scaling") or query.shape[-1] ** -0.5
         window, cap = settings.get("sliding_window"), settings.get("softcap")
         out = query.new_empty(query.shape[2], query.shape[1], value.shape[3])
-        by_kernel = self._num_newest > 0 and cap is None and cache.available(query, value, pages[0])
-        _write_(pages, key[0], value[0], self._of_several if by_kernel else self._of_all)
+        is_known = cap is None and cache.available(query, value, pages[0])
+        by_kernel = is_known and self._num_newest > 0
+        _write_(pages, key[0], value[0], self._of_several if by_kernel else self._of_all, is_known)
         if by_kernel:
             cache.attend_(query[0], key[0], value[0], pages, self._newest, out, scaling=scaling, window=window)
         elif self._num_newest:
@@ -156,7 +173,11 @@ class Kept:
             k, v = _rows(pages, self._newest.tables)
             made = attend(query[0][:, rows].transpose(0, 1)[:, :, None], k, v, self._mask(window), scaling, cap)
             out[rows] = made[:, :, 0]
-        for span in self._several:
+        first = [s for s in self._several if not s.first and cap is None and (window is None or s.count <= window)]
+        for start, lengths in _runs(first):
+            own = slice(start, start + sum(lengths))
+            out[own] = document_attention(query[0][:, own], key[0][:, own], value[0][:, own], lengths, scaling)
+        for span in (span for span in self._several if span not in first):
             table, last = torch.tensor([span.blocks], device=query.device), span.first + span.count
             k, v = (x[:, :, :last] for x in _rows(pages, table))
             q = query[:, :, span.start : span.start + span.count]
@@ -176,10 +197,15 @@ class Kept:
         return self._masks[window]
 
 
-def _write_(pages: tuple[Tensor, Tensor], key: Tensor, value: Tensor, places: Places | None) -> None:
+def _write_(
+    pages: tuple[Tensor, Tensor], key: Tensor, value: Tensor, places: cache.Newest | None, by_kernel: bool
+) -> None:
     """Put keys and values (heads, t, dim) of some tokens into their places."""
-    if places is not None:
-        tokens, blocks, offsets = places
+    if places is not None and by_kernel:
+        cache.write_(key, value, pages, places)
+    elif places is not None:
+        tokens, lengths, tables = places
+        blocks, offsets = tables[:, 0], lengths - 1
         pages[0][blocks, :, :, offsets] = key[:, tokens].transpose(0, 1)
         pages[1][blocks, :, offsets] = value[:, tokens].transpose(0, 1)
 

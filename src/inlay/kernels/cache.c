@@ -14,7 +14,7 @@
 enum { BLOCK = WIDTH, WIDEST = 256 };
 
 struct job {
-    const void *q, *k, *v;    /* of the step: (tokens, heads, dim), strides below */
+    const void *q, *k, *v;    /* of the step: (tokens, heads, dim), strides below; without q keys and values are written, no more */
     void *keys, *values;      /* (blocks, kv_heads, dim, BLOCK), and (blocks, kv_heads, BLOCK, dim) */
     void *out;                /* (tokens, heads, dim) dense */
     const int64_t *tokens;    /* (rows,) which token of the step is a sequence's */
@@ -72,6 +72,7 @@ INLINE void unit(const struct job *job, int64_t i, int dtype) {
         put_number(job->keys, dtype, (own * dim + d) * BLOCK + place, key);
         put_number(job->values, dtype, (own * BLOCK + place) * dim + d, value);
     }
+    if (job->q == NULL) return;
     int64_t first = last >= job->window ? last + 1 - job->window : 0;
     for (int64_t h = head * group; h < (head + 1) * group; h++) {
         float q[WIDEST];

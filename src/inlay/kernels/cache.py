@@ -41,6 +41,29 @@ def available(query: Tensor, value: Tensor, keys: Tensor) -> bool:
     return suits and keys.dtype == query.dtype == value.dtype and value.shape[-1] == dim <= WIDEST and dim % 16 == 0
 
 
+def write_(
+    key: Float[Tensor, "kv_heads t dim"],
+    value: Float[Tensor, "kv_heads t dim"],
+    pages: tuple[Float[Tensor, "blocks kv_heads dim 16"], Float[Tensor, "blocks kv_heads 16 dim"]],
+    places: Newest,
+) -> None:
+    """Write keys and values of some tokens, each with a table and a length of its own, into their blocks."""
+    k, v = (x if x.stride(2) == 1 else x.contiguous() for x in (key, value))
+    kv_heads, _, dim = k.shape
+    rows, most = places.tables.shape
+    addresses = [
+        None,
+        k.data_ptr(),
+        v.data_ptr(),
+        *[x.data_ptr() for x in pages],
+        None,
+        *[x.data_ptr() for x in places],
+    ]
+    strides = [0, 0, *[stride for x in (k, v) for stride in (x.stride(1), x.stride(0))]]
+    job = native.CacheJob(*addresses, *strides, kv_heads, kv_heads, dim, most, 0, 0.0, _DTYPES.index(k.dtype))
+    native.do("cache", 0, job, rows * kv_heads, rows * kv_heads * dim)
+
+
 def attend_(
     query: Float[Tensor, "heads t dim"],
     key: Float[Tensor, "kv_heads t dim"],
