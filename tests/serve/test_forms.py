@@ -4,6 +4,7 @@ import json
 import types
 from pathlib import Path
 
+import httpx
 import openai
 import pytest
 from transformers import AutoTokenizer
@@ -11,7 +12,7 @@ from transformers import AutoTokenizer
 import inlay
 from inlay.base.load import load
 from inlay.http.bodies import Chat
-from inlay.http.chat import form_asked
+from inlay.http.chat import form_asked, messages_of
 from inlay.http.server import Setup
 from inlay.serve import grammar
 from tests.serve.test_words import HERMES
@@ -258,3 +259,119 @@ def test_adapters_with_virtual_tokens_answer_and_say_how_likely_prompts_are(wide
     assert choice.text.startswith("once upon")
     assert choice.logprobs.token_logprobs[0] is None
     assert len(choice.logprobs.tokens) == len(wide.base.tokenizer("once upon")["input_ids"]) + 2
+
+
+TALK = [{"role": "system", "content": "s"}, {"role": "user", "content": "hi"}]
+AS_THEY_ARE = {
+    "the client of OpenAI, all spelled out": {
+        **{
+            "frequency_penalty": 0,
+            "presence_penalty": 0,
+            "logit_bias": {},
+            "n": 1,
+            "top_p": 1,
+            "stop": None,
+            "tools": [],
+        },
+        **{
+            "logprobs": False,
+            "top_logprobs": None,
+            "max_tokens": None,
+            "response_format": {"type": "text"},
+            "store": False,
+        },
+        **{"tool_choice": "auto", "parallel_tool_calls": True, "functions": [], "function_call": "none", "user": "u"},
+        **{
+            "modalities": ["text"],
+            "audio": None,
+            "prediction": None,
+            "web_search_options": None,
+            "verbosity": "medium",
+        },
+        **{"reasoning_effort": None, "service_tier": "auto", "metadata": {"a": "b", "c": 1}, "stream": False},
+        **{"stream_options": {"include_usage": True, "include_obfuscation": False}, "prompt_cache_retention": "24h"},
+    },
+    "that of vLLM": {
+        **{"best_of": 1, "use_beam_search": False, "length_penalty": 1.0, "min_tokens": 0, "skip_special_tokens": True},
+        **{"spaces_between_special_tokens": True, "include_stop_str_in_output": False, "top_k": -1, "min_p": 0.0},
+        **{"repetition_penalty": 1.0, "add_generation_prompt": True, "continue_final_message": False},
+        **{"chat_template_kwargs": {}, "stop_token_ids": [], "ignore_eos": False},
+    },
+    "contents in parts": {
+        "messages": [{"role": each["role"], "content": [{"type": "text", "text": each["content"]}]} for each in TALK]
+    },
+    "a developer": {"messages": [{"role": "developer", "content": "s"}, TALK[1]]},
+    "what is null": {"messages": [each | {"name": None, "tool_calls": None, "refusal": None} for each in TALK]},
+}
+
+
+def _post(wide, path, **body):
+    body = {"model": "wide", "temperature": 0, "max_completion_tokens": 6, "messages": TALK, **body}
+    if path == "completions":
+        body = {name: body[name] for name in body if name not in ("messages", "max_completion_tokens")}
+    return httpx.post(f"{wide.client.base_url}{path}", json=body, timeout=60)
+
+
+@pytest.mark.parametrize("name", AS_THEY_ARE)
+def test_fields_that_clients_send_as_they_are_change_nothing(wide, name):
+    plain, asked = (_post(wide, "chat/completions", **body) for body in ({}, AS_THEY_ARE[name]))
+    assert (plain.status_code, asked.status_code) == (200, 200), asked.text
+    assert asked.json()["choices"] == plain.json()["choices"]
+
+
+def test_a_developer_stays_one_where_the_template_knows_developers(wide, monkeypatch):
+    messages = AS_THEY_ARE["a developer"]["messages"]
+    assert [each["role"] for each in messages_of(wide.service, messages)] == ["system", "user"]
+    monkeypatch.setattr(wide.base.tokenizer, "chat_template", HERMES + "{# developer #}")
+    assert [each["role"] for each in messages_of(wide.service, messages)] == ["developer", "user"]
+
+
+def test_completions_as_langchain_asks_for_them(wide):
+    sent = {"frequency_penalty": 0, "logprobs": None, "n": 1, "presence_penalty": 0, "seed": None, "top_p": 1}
+    for prompt in ("hi", ["hi"]):
+        plain, asked = (
+            _post(wide, "completions", prompt="hi", max_tokens=5),
+            _post(wide, "completions", prompt=prompt, max_tokens=5, best_of=1, suffix=None, echo=False, **sent),
+        )
+        assert asked.json()["choices"] == plain.json()["choices"], asked.text
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("reasoning_effort", "low"),
+        ("verbosity", "low"),
+        ("modalities", ["text", "audio"]),
+        ("audio", {"voice": "alloy", "format": "wav"}),
+        ("functions", [{"name": "f"}]),
+        ("function_call", {"name": "f"}),
+        ("web_search_options", {}),
+        ("best_of", 2),
+        ("min_tokens", 3),
+        ("length_penalty", 0.5),
+        ("use_beam_search", True),
+        ("skip_special_tokens", False),
+        ("include_stop_str_in_output", True),
+        ("continue_final_message", True),
+        ("chat_template_kwargs", {"enable_thinking": False}),
+        ("stream_options", {"include_obfuscation": True}),
+        ("response_format", {"type": "xml"}),
+        ("guided_json", {"type": "object"}),
+    ],
+)
+def test_fields_that_would_change_the_answer_are_refused_by_name(wide, field, value):
+    refused = _post(wide, "chat/completions", **{field: value})
+    assert refused.status_code == 400
+    error = refused.json()["error"]
+    assert field in error["message"]
+    assert error["type"] == "invalid_request_error"
+    if field == "guided_json":
+        assert "not a field that is known here" in error["message"]
+
+
+def test_a_conversation_comes_back_as_the_client_keeps_it(wide):
+    """What OpenAI's client makes of an answer is a message of the next request, whole."""
+    made = _forced(wide, 0, tool_choice="required", parallel_tool_calls=False).choices[0].message
+    result = {"role": "tool", "tool_call_id": made.tool_calls[0].id, "content": [{"type": "text", "text": "12:40"}]}
+    answer = _post(wide, "chat/completions", messages=[*CHAT, made.model_dump(), result], tools=PORTS)
+    assert answer.status_code == 200, answer.text

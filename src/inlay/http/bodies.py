@@ -26,15 +26,17 @@ class Idle(Body):
     """Fields that say something about a request, and change no answer."""
 
     user: str | None = None
-    metadata: dict[str, str] | None = None
+    metadata: dict[str, Any] | None = None
     store: bool | None = None
     service_tier: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
+    prompt_cache_retention: str | None = None
 
 
 class StreamOptions(Body):
     include_usage: bool | None = None
+    include_obfuscation: Literal[False] | None = None
 
 
 class StructuredOutputs(Body):
@@ -46,7 +48,19 @@ class StructuredOutputs(Body):
     grammar: Text | None = None
 
 
-class Drawn(Idle):
+class Still(Idle):
+    """Fields that clients send as they are where nothing is said: with another value they would change the answer."""
+
+    best_of: Literal[1] | None = None
+    use_beam_search: Literal[False] | None = None
+    length_penalty: Annotated[float, Field(ge=1, le=1)] | None = None
+    min_tokens: Literal[0] | None = None
+    skip_special_tokens: Literal[True] | None = None
+    spaces_between_special_tokens: Literal[True] | None = None
+    include_stop_str_in_output: Literal[False] | None = None
+
+
+class Drawn(Still):
     """How answers are drawn, and what ends them."""
 
     model: Name
@@ -111,6 +125,18 @@ class Chat(Drawn):
     tools: Annotated[list[dict[str, Any]], Field(max_length=128)] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None
+    functions: Annotated[list[Any], Field(max_length=0)] | None = None
+    function_call: Literal["none"] | None = None
+    modalities: list[Literal["text"]] | None = None
+    audio: None = None
+    web_search_options: None = None
+    reasoning_effort: None = None
+    verbosity: Literal["medium"] | None = None
+    prediction: dict[str, Any] | None = None
+    """What the answer may be, to make it sooner: no answer is another."""
+    add_generation_prompt: Literal[True] | None = None
+    continue_final_message: Literal[False] | None = None
+    chat_template_kwargs: Annotated[dict[str, Any], Field(max_length=0)] | None = None
 
 
 class Completion(Drawn):
@@ -124,6 +150,7 @@ class Completion(Drawn):
     )
     max_tokens: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     echo: bool | None = None
+    suffix: Literal[""] | None = None
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
 
 

@@ -23,7 +23,7 @@ async def chat(service: Service, body: Chat, request: Request) -> Response:
     """The answer to a conversation."""
     service.check_answers(service.worker.engine is not None, "chats")
     schemas = _schemas(service, body)
-    messages = turns.conversation(body.messages, "messages")[0]
+    messages = messages_of(service, body.messages)
     if body.top_logprobs and not body.logprobs:
         raise ConfigError(explain("top_logprobs says nothing without logprobs", found="logprobs is not true"))
     top = (body.top_logprobs or 0) if body.logprobs else None
@@ -37,6 +37,14 @@ async def chat(service: Service, body: Chat, request: Request) -> Response:
         return group, _Form(tokenizer, len(ids), len(group.answers), bool(schemas))
 
     return await answered(service, request, body, begin)
+
+
+def messages_of(service: Service, given: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The messages of a conversation. What a developer says is the system's, where the template does not know developers."""
+    messages = turns.conversation(given, "messages")[0]
+    if "developer" in str(service.base.tokenizer.chat_template):
+        return messages
+    return [each | {"role": "system"} if each["role"] == "developer" else each for each in messages]
 
 
 def form_of(body: Drawn, response: ResponseFormat | None) -> tuple[grammar.Kind, Any] | None:

@@ -14,7 +14,7 @@ from inlay.data import messages as turns
 from inlay.errors import CapacityError, ConfigError, InlayError, explain
 from inlay.http import faults, page
 from inlay.http.bodies import Chat, Completion, Embedding, Load, Tokenize, Unload
-from inlay.http.chat import chat
+from inlay.http.chat import chat, messages_of
 from inlay.http.completions import complete
 from inlay.http.embeddings import embed
 from inlay.http.faults import fault, reply
@@ -49,7 +49,11 @@ def _answer_faults(app: FastAPI) -> None:
     async def invalid(request: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"] if part != "body")
-        found = f"{where or 'the body'}: {first['msg']}"
+        is_unknown = first["type"] == "extra_forbidden"
+        says = (
+            "not a field that is known here, and it may be meant to change the answer" if is_unknown else first["msg"]
+        )
+        found = f"{where or 'the body'}: {says}"
         return fault(400, "this request is not as it has to be", found=found, param=where or None)
 
     @app.exception_handler(HTTPException)
@@ -100,7 +104,7 @@ def _add_openai(app: FastAPI, service: Service) -> None:
         service.named(body.model, request.state.caller)
         if (body.prompt is None) == (body.messages is None) or (body.tools and body.messages is None):
             raise ConfigError(explain("tokenize takes a prompt, or messages and tools", found="both, or none"))
-        said = body.prompt if body.messages is None else turns.conversation(body.messages, "messages")[0]
+        said = body.prompt if body.messages is None else messages_of(service, body.messages)
         settings = {"raw": body.messages is None, "tools": turns.schemas(body.tools, "tools")}
         tokenizer = service.base.tokenizer
         ids = await service.apart(template.prompt_ids, tokenizer, said, **settings)
