@@ -58,19 +58,17 @@ export class AnswerView {
     return range;
   }
 
-  /** Write what is new: spans whose text was whole already stay as they are. */
+  /** Write what is new: of the spans that are there, the last alone may still change. */
   #drawText() {
     const characters = Array.from(this.answer.text);
     const groups = grouped(this.answer.tokens);
-    groups.forEach((group, at) => {
-      const text = characters.slice(group.start, groups[at + 1]?.start).join('');
-      const span = this.spans[at] ?? this.text.appendChild(make('span', { tabIndex: -1 }));
-      this.spans[at] = span;
-      if (span.textContent !== text) span.textContent = text;
-      if (span.tokens?.length === group.tokens.length) return;
-      span.tokens = group.tokens;
-      span.className = group.tokens.length ? `token level${level(group.tokens)}` : '';
-    });
+    for (let at = Math.max(0, this.spans.length - 1); at < groups.length; at += 1) {
+      const { start, tokens } = groups[at];
+      this.spans[at] ??= this.text.appendChild(make('span', { tabIndex: -1 }));
+      this.spans[at].textContent = characters.slice(start, groups[at + 1]?.start).join('');
+      this.spans[at].className = tokens.length ? `token level${level(tokens)}` : '';
+      this.spans[at].tokens = tokens;
+    }
   }
 
   /** Go from token to token. */
