@@ -1,4 +1,4 @@
-"""The product of a few tokens with a weight: what it is, and that it depends on nothing beside it."""
+"""The product of tokens with a weight: what it is, and that of few it depends on nothing beside it, by tiles of any."""
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ def _given(shape, tokens, dtypes, seed=0):
 @pytest.mark.parametrize("dtypes", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_it_is_the_product(way, dtypes, shape):
-    for tokens in (1, 2, 5, 16, 17):
+    for tokens in (1, 2, 5, 16, 17, 70):
         x, W, b = _given(shape, tokens, dtypes)
         with native.only(way):
             y, plain = product.linear(x, W, b), product.linear(x, W, None)
@@ -51,6 +51,18 @@ def test_a_token_s_output_does_not_depend_on_those_beside_it(way, dtypes, shape)
         together = product.linear(x, W, None)
         for first, last in ((0, 1), (3, 5), (7, 14), (15, 16)):
             assert torch.equal(product.linear(x[first:last], W, None), together[first:last])
+
+
+@pytest.mark.skipif(not native.has_tiles(), reason="this processor has no tiles")
+@pytest.mark.parametrize("shape", [(16, 32), (80, 64), (100, 96), (65, 1056), (200, 2080)], ids=str)
+def test_many_tokens_have_the_bits_of_few_by_tiles(shape):
+    for tokens in (17, 31, 32, 100, 513, 540):
+        x, W, b = _given(shape, tokens, DTYPES[2])
+        with native.noting() as done:
+            y = product.linear(x, W, b)
+        assert [(one.kernel, one.function) for one in done] == [("product", product._MANY)]
+        few = [product.linear(part, W, b) for part in x.split(product.MOST_TOKENS)]
+        assert torch.equal(y, torch.cat(few))
 
 
 def test_what_it_does_not_take_torch_multiplies():

@@ -1,4 +1,4 @@
-/* The product of a few tokens with a weight, which is bound by the memory that the weight comes from:
+/* The product of tokens with a weight; of a few it is bound by the memory that the weight comes from:
 
        y[t, r] = sum_i x[t, i] W[r, i],    in float32, rounded once to the dtype of y
 
@@ -7,13 +7,13 @@
    not depend on how many tokens there are.
 
    W is float32, or bfloat16: that is widened where x is float32. Where both are bfloat16 and the processor multiplies it, one
-   instruction adds two products to each of 16 sums. */
+   instruction adds two products to each of 16 sums. Many tokens are for tiles alone. */
 
 #include <stdlib.h>
 
 #include "team.h"
 
-enum { ROWS = 4, TOKENS = 4, FUNCTIONS = 4 };
+enum { ROWS = 4, TOKENS = 4, TILES = 3, FUNCTIONS = 5 };
 
 struct job {
     const void *x; /* (tokens, in); by tiles (in / 2, tokens) words of two numbers */
@@ -23,6 +23,7 @@ struct job {
 };
 
 #define UNROLL _Pragma("GCC unroll 4")
+#define UNROLL_ALL _Pragma("GCC unroll 16")
 
 INLINE void store_float32(const struct job *job, int64_t token, int64_t row, float sum) {
     ((float *)job->y)[token * job->rows + row] = sum;
@@ -182,6 +183,123 @@ TILES_TARGET static void product_tiles(const struct job *job, int64_t start, int
     }
     _tile_loadconfig(&before);
 }
+
+/* Many tokens: tiles of 16 tokens times 16 rows, two by two. The words of rows are put side by side, as tiles want them, for PANEL
+   rows and as many numbers as the cache holds; what is left of the sum waits in memory where there are more. */
+enum { PANEL = BLOCKS * TILE, DEEPEST = 1024, TOGETHER = 512 };
+#define MANY_TARGET __attribute__((target("amx-tile,amx-bf16,avx512f,avx512bw,avx512vl,avx512dq,prefer-vector-width=512")))
+
+/* 16 words of each of 16 rows, `stride` numbers apart, word by word. */
+MANY_TARGET INLINE void turn(uint32_t *to, const uint16_t *from, int64_t stride) {
+    __m512i a[TILE], b[TILE];
+    UNROLL_ALL for (int i = 0; i < TILE; i++) a[i] = _mm512_loadu_si512(from + i * stride);
+    UNROLL_ALL for (int i = 0; i < TILE; i += 2) {
+        b[i] = _mm512_unpacklo_epi32(a[i], a[i + 1]);
+        b[i + 1] = _mm512_unpackhi_epi32(a[i], a[i + 1]);
+    }
+    UNROLL_ALL for (int i = 0; i < TILE; i += 4) UNROLL_ALL for (int j = 0; j < 2; j++) {
+        a[i + 2 * j] = _mm512_unpacklo_epi64(b[i + j], b[i + j + 2]);
+        a[i + 2 * j + 1] = _mm512_unpackhi_epi64(b[i + j], b[i + j + 2]);
+    }
+    UNROLL_ALL for (int i = 0; i < TILE; i += 8) UNROLL_ALL for (int j = 0; j < 4; j++) {
+        b[i + j] = _mm512_shuffle_i32x4(a[i + j], a[i + j + 4], 0x88);
+        b[i + j + 4] = _mm512_shuffle_i32x4(a[i + j], a[i + j + 4], 0xdd);
+    }
+    UNROLL_ALL for (int j = 0; j < 8; j++) {
+        _mm512_storeu_si512(to + j * TILE, _mm512_shuffle_i32x4(b[j], b[j + 8], 0x88));
+        _mm512_storeu_si512(to + (j + 8) * TILE, _mm512_shuffle_i32x4(b[j], b[j + 8], 0xdd));
+    }
+}
+
+/* Where tile number i of `count` things begins: the last ones may have things of the one before it once more. */
+INLINE int64_t begin_of(int64_t i, int64_t count) { return i * TILE + TILE <= count ? i * TILE : count - TILE; }
+
+/* Sums of two tiles of tokens and two of rows, over `depth` numbers; `sums` has what was added before, where that is so. */
+MANY_TARGET INLINE void two_by_two(const uint16_t *x, const uint16_t *x2, int64_t in, const uint32_t *w, const uint32_t *w2,
+                                   int64_t depth, float (*sums)[TILE * TILE], int goes_on) {
+    if (goes_on) {
+        _tile_loadd(0, sums[0], 4 * TILE);
+        _tile_loadd(1, sums[1], 4 * TILE);
+        _tile_loadd(2, sums[2], 4 * TILE);
+        _tile_loadd(3, sums[3], 4 * TILE);
+    } else {
+        _tile_zero(0);
+        _tile_zero(1);
+        _tile_zero(2);
+        _tile_zero(3);
+    }
+    for (int64_t i = 0; i < depth; i += DEPTH) {
+        _tile_loadd(4, x + i, 2 * in);
+        _tile_loadd(6, w + i / 2 * TILE, 4 * TILE);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_loadd(7, w2 + i / 2 * TILE, 4 * TILE);
+        _tile_dpbf16ps(1, 4, 7);
+        _tile_loadd(5, x2 + i, 2 * in);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+    }
+    _tile_stored(0, sums[0], 4 * TILE);
+    _tile_stored(1, sums[1], 4 * TILE);
+    _tile_stored(2, sums[2], 4 * TILE);
+    _tile_stored(3, sums[3], 4 * TILE);
+}
+
+struct room {
+    uint32_t words[BLOCKS][DEEPEST / 2 * TILE];
+    float sums[TOGETHER / TILE / 2][BLOCKS / 2][4][TILE * TILE];
+};
+
+/* Tokens first <= t < first + count, for a panel of rows. */
+MANY_TARGET static void panel(const struct job *job, int64_t row, int64_t first, int64_t count, struct room *room) {
+    const int64_t in = job->in, rows = job->rows - row;
+    const uint16_t *w = (const uint16_t *)job->w + row * in, *x = (const uint16_t *)job->x + first * in;
+    uint16_t *y = (uint16_t *)job->y + first * job->rows + row;
+    const int64_t pairs = (count + 2 * TILE - 1) / (2 * TILE), wide = rows < PANEL ? (rows + 2 * TILE - 1) / (2 * TILE) : BLOCKS / 2;
+    int64_t begins[BLOCKS];
+    for (int64_t b = 0; b < 2 * wide; b++) begins[b] = b * TILE + TILE <= rows ? b * TILE : rows - TILE;
+    for (int64_t k = 0; k < in; k += DEEPEST) {
+        const int64_t depth = in - k < DEEPEST ? in - k : DEEPEST;
+        for (int64_t b = 0; b < 2 * wide; b++)
+            for (int64_t i = 0; i < depth; i += DEPTH) turn(room->words[b] + i / 2 * TILE, w + begins[b] * in + k + i, in);
+        for (int64_t p = 0; p < pairs; p++) {
+            const int64_t one = begin_of(2 * p, count), two = begin_of(2 * p + 1, count);
+            for (int64_t b = 0; b < wide; b++) {
+                float(*sums)[TILE * TILE] = room->sums[p][b];
+                two_by_two(x + one * in + k, x + two * in + k, in, room->words[2 * b], room->words[2 * b + 1], depth, sums, k > 0);
+                if (k + depth < in) continue;
+                for (int tile = 0; tile < 4; tile++) {
+                    uint16_t *to = y + (tile < 2 ? one : two) * job->rows + begins[2 * b + tile % 2];
+                    for (int t = 0; t < TILE; t++)
+                        for (int r = 0; r < TILE; r++) to[t * job->rows + r] = to_bfloat16(sums[tile][t * TILE + r]);
+                }
+            }
+        }
+    }
+}
+
+/* Units of PANEL rows. */
+MANY_TARGET static void product_many(const struct job *job, int64_t start, int64_t stop) {
+    struct room *room = aligned_alloc(64, (sizeof *room + 63) / 64 * 64);
+    if (room == NULL) { /* the same, another way */
+        product_bfloat16(job, start * PANEL / ROWS, stop * PANEL / ROWS);
+        return;
+    }
+    struct tiles before, config = {.palette = 1};
+    _tile_storeconfig(&before);
+    for (int i = 0; i < 8; i++) {
+        config.rows[i] = TILE;
+        config.row_bytes[i] = 4 * TILE;
+    }
+    _tile_loadconfig(&config);
+    for (int64_t row = start * PANEL; row < stop * PANEL && row < job->rows; row += PANEL)
+        for (int64_t first = 0; first < job->tokens; first += TOGETHER) {
+            int64_t count = job->tokens - first < TOGETHER ? job->tokens - first : TOGETHER;
+            if (count < TILE) first = job->tokens - (count = TILE);
+            panel(job, row, first, count, room);
+        }
+    _tile_loadconfig(&before);
+    free(room);
+}
 #endif
 #endif
 
@@ -196,12 +314,12 @@ VARIANT(neon, , float32x4_t, 4, vdupq_n_f32(0), vld1q_f32, widen_neon, ADD_NEON,
 #endif
 
 #ifdef HAS_TILES
-#define TILES_OR_NOT product_tiles
+#define TILES_OR_NOT product_tiles, product_many
 #else
-#define TILES_OR_NOT NULL
+#define TILES_OR_NOT NULL, NULL
 #endif
 
-/* By variant: W in float32, in bfloat16 that is widened, in bfloat16 as x, the same by tiles. */
+/* By variant: W in float32, in bfloat16 that is widened, in bfloat16 as x, the same by tiles, and for many tokens. */
 static range *const RANGES[VARIANTS][FUNCTIONS] = {
     [PLAIN] = {product_plain_float32, product_plain_widened},
 #ifdef __x86_64__
@@ -233,7 +351,7 @@ void inlay_product_run(int variant, int function, const struct job *job, int64_t
                        parallel *omp) {
     struct job own = *job;
     uint32_t *words = NULL;
-    if (function == FUNCTIONS - 1 && job->tokens > 1) {
+    if (function == TILES && job->tokens > 1) {
         words = malloc(job->in / 2 * job->tokens * sizeof *words);
         if (words == NULL) { /* the same tokens one after the other */
             for (own.tokens = 1; own.y != (char *)job->y + 2 * job->tokens * job->rows;) {

@@ -1,7 +1,8 @@
-"""The product with a frozen weight where nothing is trained: of few tokens by `product.c`, else that of `inlay.core.product`.
+"""The product with a frozen weight where nothing is trained: by `product.c`, or that of `inlay.core.product`.
 
 torch's products of a few tokens take up to five times as long as the memory needs to bring the weight, and widen a narrower
-weight first. Ours reads it once; a token's output does not depend on the tokens beside it, as long as they are few.
+weight first. Ours reads it once; a token's output does not depend on the tokens beside it, as long as they are few. By tiles
+those of many tokens are ours too, since torch turns the whole weight for each.
 """
 
 import functools
@@ -15,9 +16,9 @@ from inlay.core.product import Rows
 from inlay.kernels import native
 
 MOST_TOKENS = 16
-"""With more, torch's own products are as fast."""
+"""With more, torch's own products are as fast, but for tiles."""
 
-_FLOAT32, _WIDENED, _BFLOAT16, _TILES = range(4)
+_FLOAT32, _WIDENED, _BFLOAT16, _TILES, _MANY = range(5)
 """The functions of `product.c`."""
 
 _ROWS, _TILE_ROWS, _DEPTH = 4, 64, 32
@@ -32,8 +33,10 @@ def linear(
     width = shape[-1]
     tokens = x.numel() // width if width else 0
     function = None
-    if 0 < tokens <= MOST_TOKENS and isinstance(weight, Tensor) and weight.is_cpu and weight.is_contiguous():
+    if tokens and isinstance(weight, Tensor) and weight.is_cpu and weight.is_contiguous():
         function = _function(x.dtype, weight.dtype, weight.shape, native.variant())
+        if tokens > MOST_TOKENS:
+            function = _MANY if function == _TILES else None
     if function is None:
         y = in_torch.linear(x.reshape(-1, width) if len(shape) != 2 else x, weight, bias)
         return y if len(shape) == 2 else y.view(*shape[:-1], y.shape[-1])
@@ -42,7 +45,7 @@ def linear(
     own = x if x.is_contiguous() else x.contiguous()
     y = torch.empty(*shape[:-1], rows, dtype=x.dtype)
     job = native.ProductJob(own.data_ptr(), weight.data_ptr(), y.data_ptr(), tokens, rows, width)
-    unit = _TILE_ROWS if function == _TILES else _ROWS
+    unit = _TILE_ROWS if function in (_TILES, _MANY) else _ROWS
     native.do("product", function, job, -(-rows // unit), rows * width)
     return y if bias is None else y.add_(bias)
 

@@ -135,7 +135,7 @@ static void member(void *shared) {
 }
 
 /* Units 0 <= i < total of a job; `omp` is GOMP_parallel, or NULL for one thread. */
-static void share(range *work, const struct job *job, int64_t total, int64_t chunk, int threads, parallel *omp) {
+INLINE void share(range *work, const struct job *job, int64_t total, int64_t chunk, int threads, parallel *omp) {
     struct team team = {work, job, total, chunk, 0};
     if (omp != NULL && threads > 1)
         omp(member, &team, threads, 0);
