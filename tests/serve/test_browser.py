@@ -1,7 +1,6 @@
 """The page at `/` in a browser: it does what it says, with the keyboard alone too, and no text becomes markup."""
 
 import json
-import os
 import re
 import shlex
 import shutil
@@ -21,6 +20,10 @@ from tests.support import servers
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 
+PATIENCE = 30_000
+"""Milliseconds that a busy machine may take for a step."""
+
+expect.set_options(timeout=PATIENCE)
 KEY = "a-key-of-the-tests"
 HOSTILE = "<img src=x onerror=alert(1)><script>alert(2)</script>"
 QUOTES = """it's "so" $HOME `id` $(id) \\ !! #\n<<EOF %s"""
@@ -49,11 +52,12 @@ def opened(browser):
     """A function that opens the page of a server; at the end nothing has gone wrong that a test did not expect."""
     contexts, wrong, foreign, hosts = [], [], [], set()
 
-    def look(address, *, expects=(), **settings):
+    def look(address, *, expects=(), before="", **settings):
         context = browser.new_context(permissions=["clipboard-read", "clipboard-write"], **settings)
-        context.set_default_timeout(10_000)
+        context.set_default_timeout(PATIENCE)
         contexts.append(context)
         page = context.new_page()
+        page.add_init_script(before)
         hosts.add(address)
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.on("dialog", lambda dialog: (wrong.append(f"a dialog: {dialog.message}"), dialog.dismiss()))
@@ -340,7 +344,7 @@ def test_history_is_kept_put_back_and_cleared(page):
     assert page.locator("#history-list .entry").count() == 1, "the same conversation, further on"
     page.click("#clear")
     expect(page.locator("#history-list")).to_have_text("Nothing yet.")
-    assert page.evaluate("localStorage.getItem('inlay.history.1')") is None
+    assert page.evaluate("localStorage.getItem('inlay.history.1')") == "[]"
 
 
 def test_history_is_bounded(page):
@@ -356,7 +360,41 @@ def test_history_is_bounded(page):
     assert kept == [list(range(59, 9, -1)), [104, 103], False, 2]
 
 
-def test_a_key_is_asked_for_and_kept_for_the_tab_alone(opened, tiny):
+def test_where_the_browser_keeps_and_copies_nothing_it_works_all_the_same(opened, served):
+    refuse = "() => { throw new DOMException('not here', 'SecurityError'); }"
+    denied = "".join(
+        f"Object.defineProperty(window, '{name}Storage', {{get: {refuse}}});" for name in ("local", "session")
+    )
+    page = opened(served.address, before=denied + "Object.defineProperty(navigator, 'clipboard', {value: undefined});")
+    choose(page, "red")
+    ask(page, "hi", ends="1 done. There is no room to keep this.")
+    answer(page, "red").get_by_role("button", name="Copy text of").click()
+    assert page.input_value("#copy-text") == said(page, "red")
+    assert page.evaluate("String(getSelection())") == said(page, "red")
+    page.keyboard.press("Escape")
+    page.click("#open-history")
+    expect(page.locator("#history-list")).to_have_text("Nothing yet.")
+
+
+def test_no_more_models_are_asked_than_a_browser_can_ask_at_once(page):
+    about = {"root": "m0", "digest": None, "answers": ["chats", "completions"], "chat_template": "own"}
+    listed = {"data": [{"id": f"m{number}", "parent": number and "m0", **about} for number in range(9)]}
+    listed["data"][0]["parent"] = None
+    listed["data"] += [{"id": f"m0:m{number}", "parent": "m0", **about} for number in range(1, 9)]
+    page.route("**/v1/models", lambda route: route.fulfill(json=listed))
+    page.reload()
+    expect(page.locator("#model-count")).to_have_text("3 of 9")
+    boxes = page.locator("#model-list input")
+    for number in (3, 4, 5):
+        expect(boxes.nth(6)).to_be_enabled()
+        boxes.nth(number).check()
+    expect(page.locator("#model-count")).to_contain_text("6 of 9")
+    assert [box.is_disabled() for box in boxes.all()] == [False] * 6 + [True] * 3
+    page.fill("#filter", "M8")
+    assert [box.is_visible() for box in boxes.all()] == [False] * 8 + [True]
+
+
+def test_a_key_is_asked_for_and_kept_for_the_tab_alone(opened, tiny, monkeypatch, capsys):
     setup = Setup(
         directories=(tiny.adapters,), cache_tokens=512, access=Access({KEY: Caller("me", frozenset(["red"]))})
     )
@@ -374,14 +412,13 @@ def test_a_key_is_asked_for_and_kept_for_the_tab_alone(opened, tiny):
         assert [box.get_attribute("value") for box in page.locator("#model-list input").all()] == ["red"]
         ask(page, "hi")
         assert said(page, "red")
-        for kind, command in (("curl", ["bash", "-c"]), ("Python", [sys.executable, "-c"])):
-            code = _copied(page, "red", kind)
-            assert KEY not in code
-            environment = {**os.environ, "INLAY_API_KEY": KEY}
-            ran = subprocess.run(
-                [*command, code], env=environment, capture_output=True, text=True, check=True, timeout=120
-            )
-            assert json.dumps(said(page, "red"))[1:-1] in json.dumps(ran.stdout)
+        monkeypatch.setenv("INLAY_API_KEY", KEY)
+        command, code = (_copied(page, "red", kind) for kind in ("curl", "Python"))
+        assert KEY not in command + code
+        ran = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True, timeout=60)
+        assert json.loads(ran.stdout)["choices"][0]["message"]["content"] == said(page, "red")
+        exec(code, {})
+        assert capsys.readouterr().out == said(page, "red") + "\n"
         page.reload()
         expect(page.locator("#model-count")).to_have_text("1 of 1")
         assert KEY not in page.evaluate("JSON.stringify(localStorage)")

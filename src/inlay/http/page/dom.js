@@ -20,18 +20,18 @@ export function button(text, act, properties = {}) {
 export const short = (digest) => (digest ? `${digest.slice(0, 4)}…${digest.slice(-2)}` : '');
 
 /** What this browser kept under a name; `otherwise` where there is nothing, or it may keep nothing. */
-export function kept(name, otherwise) {
+export function kept(name, otherwise, store = 'localStorage') {
   try {
-    return JSON.parse(localStorage.getItem(name)) ?? otherwise;
+    return JSON.parse(window[store].getItem(name)) ?? otherwise;
   } catch {
     return otherwise;
   }
 }
 
 /** Keep a value; whether there was room for it. */
-export function keep(name, value) {
+export function keep(name, value, store = 'localStorage') {
   try {
-    localStorage.setItem(name, JSON.stringify(value));
+    window[store].setItem(name, JSON.stringify(value));
     return true;
   } catch {
     return false;

@@ -7,7 +7,7 @@ const MOST = 50;
 const MOST_CHARACTERS = 2_000_000; // browsers keep about five million for a server
 
 export const all = () => kept(NAME, []);
-export const clear = () => localStorage.removeItem(NAME);
+export const clear = () => keep(NAME, []);
 export const remove = (id) => keep(NAME, all().filter((one) => one.id !== id));
 
 /** Keep a conversation in the place of what it was, without the oldest where there is no room; whether it is kept. */

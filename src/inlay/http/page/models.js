@@ -25,11 +25,11 @@ export function choose(ids) {
   draw();
 }
 
-/** Show these models; those that are chosen come first. `isFirst`: nobody chose yet, so that some are. */
-export function show(models, isFirst) {
+/** Show these models; those that are chosen come first. Where the choice of the last visit is of other models, some are chosen. */
+export function show(models) {
   if (JSON.stringify(models) === shown) return; // and whoever is in the list stays there
+  if (!shown && !models.some((model) => chosen.includes(model.id))) chosen = models.slice(0, 3).map((model) => model.id);
   shown = JSON.stringify(models);
-  if (isFirst) chosen = models.slice(0, 3).map((model) => model.id);
   const isChosen = (model) => chosen.includes(model.id);
   list = [...models.filter(isChosen), ...models.filter((model) => !isChosen(model))];
   draw();

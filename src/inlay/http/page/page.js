@@ -210,8 +210,7 @@ async function load() {
   try {
     const found = await server.models();
     byId('key').hidden = true;
-    models.show(found, !hasChosen);
-    hasChosen = true;
+    models.show(found);
     const [first] = found;
     if (first) byId('base').textContent = document.title = first.root;
     byId('template-note').hidden = first?.chat_template !== 'plain';
@@ -296,5 +295,5 @@ for (const button of document.querySelectorAll('dialog .close')) button.addEvent
 window.addEventListener('focus', () => running || load());
 
 if (window.matchMedia(NARROW).matches) byId('settings').open = false;
-let hasChosen = restore();
+restore();
 load();

@@ -1,5 +1,7 @@
 // Requests to the server that this page came from, and what they bring.
 
+import { keep, kept } from './dom.js';
+
 const KEY = 'inlay.key';
 const TOP = 5; // alternatives that are asked for with each token
 
@@ -11,9 +13,15 @@ export class Refused extends Error {
   }
 }
 
-/** The API key, for as long as this tab is open. */
-export const key = () => sessionStorage.getItem(KEY);
-export const useKey = (text) => sessionStorage.setItem(KEY, text);
+let held = kept(KEY, null, 'sessionStorage');
+
+/** The API key, for as long as this tab is open; where the browser keeps nothing, until the page is loaded again. */
+export const key = () => held;
+
+export function useKey(text) {
+  held = text;
+  keep(KEY, text, 'sessionStorage');
+}
 
 async function ask(path, options = {}) {
   const headers = { 'content-type': 'application/json' };

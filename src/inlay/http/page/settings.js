@@ -84,11 +84,9 @@ function others(text) {
   return found;
 }
 
-/** Put back what was chosen at the last visit; whether there was one. */
+/** Put back what was chosen at the last visit, and follow what is chosen now. */
 export function restore() {
-  const last = kept(NAME, null);
-  fill(last ?? written());
+  fill(kept(NAME, null) ?? written());
   byId('settings').addEventListener('input', changed);
   models.onChange(changed);
-  return last !== null;
 }
