@@ -128,7 +128,7 @@ def test_models_answer_side_by_side_as_the_server_answers_each(page, served):
         assert digests == [one for one in (alone["usage"]["base_digest"], alone["usage"]["adapter_digest"]) if one]
         number = alone["usage"]["completion_tokens"]
         facts = answer(page, model).locator(".facts").inner_text().replace("\u00a0", " ")
-        assert re.fullmatch(rf"{number} tokens · \d+ tokens/s · first after \d+ ms( · cut at max tokens)?", facts)
+        assert re.fullmatch(rf"{number} tokens · \d+ tokens/s · first after \d+ ms( · cut off by length)?", facts)
     boxes = [answer(page, model).bounding_box() for model in ("tiny", "red", "green")]
     assert len({round(box["y"]) for box in boxes}) == 1, "side by side"
     assert len({box["x"] for box in boxes}) == 3

@@ -107,7 +107,7 @@ function facts(answer) {
   if (number) found.push(`${number} token${number === 1 ? '' : 's'}`);
   if (last) found.push(`${((1000 * number) / last).toFixed(0)} tokens/s`);
   if (first !== undefined) found.push(`first after ${first.toFixed(0)} ms`);
-  if (reason === 'length') found.push('cut at max tokens');
+  if (reason === 'length') found.push('cut off by length');
   if (body.seed !== undefined) found.push(`seed ${body.seed}`);
   if (state === 'done' && !answer.text) found.push('empty');
   return found;
