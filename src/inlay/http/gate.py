@@ -24,6 +24,10 @@ STATIC = "/static/"
 BODY_SECONDS = 60.0
 """How long a client may take to send a body: one that never ends is not waited for."""
 
+READ_AND_LEFT = 4
+"""Of a request that is refused, this many times the largest body is read and thrown away: who still sends when the connection
+closes, as a proxy does, never sees the answer."""
+
 _logger = logging.getLogger("inlay.http")
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
@@ -93,7 +97,8 @@ class Gate:
         scope["state"] = {**scope.get("state", {}), "caller": caller, "facts": facts}
         try:
             refused = self._refused(scope["path"], headers, caller is not None)
-            body = await self._taken(receive) if refused is None else refused
+            taken: Any = None if self._is_huge(headers) else await self._taken(receive, 0 if refused else self._most)
+            body = refused or taken
             if isinstance(body, bytes):
                 await self._app(scope, _again(body, receive), answer)
             else:
@@ -119,13 +124,17 @@ class Gate:
             return faults.fault(403, "this server is asked by another name", found=host[:100], do="--allow-host NAME")
         if not is_known and path not in OPEN and not path.startswith(STATIC):
             return faults.fault(401, "this key is not known", found="Authorization", do="Authorization: Bearer KEY")
-        length = headers.get("content-length", "0")
-        return self._too_large() if not length.isdecimal() or int(length[:20]) > self._most else None
+        return self._too_large() if self._is_huge(headers) else None
 
-    async def _taken(self, receive: Receive) -> Any:
-        """The body of a request, or the answer to one that is too large or never came whole."""
+    def _is_huge(self, headers: dict[str, str]) -> bool:
+        """A request says itself that its body is so large, and is not read; or it says what is no number."""
+        length = headers.get("content-length", "0")
+        return not length.isdecimal() or int(length[:20]) > READ_AND_LEFT * self._most
+
+    async def _taken(self, receive: Receive, most: int) -> Any:
+        """The body of a request, or the answer to one that is larger than `most` or never came whole."""
         try:
-            body = await asyncio.wait_for(_body(receive, self._most), BODY_SECONDS)
+            body = await asyncio.wait_for(_body(receive, most, READ_AND_LEFT * self._most), BODY_SECONDS)
         except asyncio.TimeoutError:
             refused = faults.fault(408, "this request never came whole", found=f"waited for {BODY_SECONDS:g} s")
             refused.headers["connection"] = "close"
@@ -147,16 +156,19 @@ class Gate:
         log("request", **about, seconds=round(seconds, 4), caller=caller and caller.name, **facts)
 
 
-async def _body(receive: Receive, most: int) -> bytes | None:
-    """What a client sends, where it is not more than that; None where it is, or where the client went before its end."""
-    parts: list[bytes] = []
+async def _body(receive: Receive, most: int, most_read: int) -> bytes | None:
+    """What a client sends, where it is not more than `most`; None where it is, or where the client went before its end."""
+    parts, count = list[bytes](), 0
     while True:
         message = await receive()
-        parts.append(message.get("body", b""))
-        if message["type"] == "http.disconnect" or sum(map(len, parts)) > most:
+        part = message.get("body", b"")
+        count += len(part)
+        if count <= most:
+            parts.append(part)
+        if message["type"] == "http.disconnect" or count > most_read:
             return None
         if not message.get("more_body"):
-            return b"".join(parts)
+            return b"".join(parts) if count <= most else None
 
 
 def _again(body: bytes, receive: Receive) -> Receive:
