@@ -145,3 +145,14 @@ def test_other_widths_and_dtypes_take_torchs_way():
     for dtype, dim in ((torch.bfloat16, 8), (torch.float32, 16)):
         q, k, v = _inputs(2, 1, 9, dtype, dim=dim)
         assert "_Attention" not in document_attention(q, k, v, (9,), 0.3).grad_fn.name()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("length", [1, 3, 15, 16, 40])
+def test_what_is_no_number_is_lost_nowhere(dtype, length):
+    for which, place, rows in ((0, length // 2, [length // 2]), (1, length // 2, range(length // 2, length))):
+        given = [x.detach() for x in _inputs(4, 2, length + 2, dtype, dim=16)]
+        given[which][:, place] = torch.nan
+        for attend in (document_attention, in_torch.document_attention):
+            broken = attend(*given, (length, 2), 0.3).isnan().any(-1).any(-1)
+            assert torch.where(broken)[0].tolist() == list(rows)
