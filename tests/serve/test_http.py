@@ -237,6 +237,21 @@ def test_files_that_change_under_a_server_are_an_error_of_its_own(own, tiny):
     assert _answers(client)
 
 
+def test_what_nobody_foresaw_is_said_in_one_form_and_its_words_stay_in_the_log(http, monkeypatch, caplog):
+    with monkeypatch.context() as broken:
+        broken.setattr("inlay.text.template.prompt_ids", lambda *given, **how: 1 / 0)
+        with caplog.at_level("INFO", "inlay.http"):
+            message = _error(http.post("/v1/chat/completions", json=CHAT), 500)
+            end = time.monotonic() + 10
+            while not caplog.records:  # it is noted once the answer has gone
+                assert time.monotonic() < end
+                time.sleep(0.01)
+    assert "the server failed" in message
+    assert "zero" not in message
+    assert "ZeroDivisionError" in caplog.records[-1].facts["error"]
+    assert _answers(http)
+
+
 def test_only_the_engines_thread_runs_the_model(tiny, tmp_path):
     (tmp_path / "adapters").mkdir()
     base, threads = load(tiny.directory, dtype="float32"), set()

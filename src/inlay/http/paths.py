@@ -63,6 +63,10 @@ def _answer_faults(app: FastAPI) -> None:
         response.headers.update(error.headers or {})
         return response
 
+    @app.exception_handler(Exception)
+    async def unforeseen(request: Request, error: Exception) -> Response:
+        return fault(500, "the server failed on this request")  # the gate notes what it was
+
     @app.exception_handler(InlayError)
     async def explained(request: Request, error: InlayError) -> Response:
         request.state.facts["error"] = str(error)
