@@ -14,7 +14,7 @@ from torch import Tensor
 from inlay.core.routed import Factors, Segment, add_low_rank_
 from inlay.kernels import native
 
-MOST_TOKENS = 32
+MOST_TOKENS = 128
 """With more, a product for each segment is the cheaper way."""
 
 MOST_ENTRIES = 4 * MOST_TOKENS
