@@ -52,7 +52,6 @@ class _Recording:
 
     def __init__(self, layer: Any, args: Any, kwargs: Any):
         self._layer = layer
-        self._given = (args, kwargs)
         taken = {id(leaf): leaf.clone() for leaf in _leaves((args, kwargs)) if isinstance(leaf, Tensor)}
         own_args, own_kwargs = _with(taken, (args, kwargs))
         self._leaves = list(_leaves((own_args, own_kwargs)))
