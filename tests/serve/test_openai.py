@@ -372,3 +372,11 @@ def test_a_sum_that_can_not_be_made_is_refused(client):
     ):
         _refused(openai.BadRequestError, says, lambda: _sum(client, adapters, model))  # noqa: B023  # called at once
     _refused(openai.NotFoundError, "no model of that name", lambda: _sum(client, {"violet": 1}))
+
+
+def test_what_nobody_foresaw_ends_a_stream_with_its_fault(client, monkeypatch):
+    monkeypatch.setattr("inlay.http.chat._Form.part", lambda *given: 1 / 0)
+    with pytest.raises(openai.APIError, match="the server failed on this request"):
+        list(_chat(client, "red", stream=True))
+    monkeypatch.undo()
+    assert _chat(client, "red").usage.completion_tokens == 8

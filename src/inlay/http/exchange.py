@@ -121,6 +121,9 @@ class _Exchange:
             self._request.state.facts["error"] = error.wrong
             yield body_of(status_of(error), str(error))
             return
+        except Exception:  # the gate notes what it was
+            yield body_of(500, "the server failed on this request")
+            raise
         if has_usage:
             yield self.object(self._form.chunk_kind, []) | {"usage": self.usage()}
 
