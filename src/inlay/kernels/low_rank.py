@@ -14,10 +14,13 @@ from torch import Tensor
 from inlay.core.routed import Factors, Segment, add_low_rank_
 from inlay.kernels import native
 
-MOST_TOKENS = 128
-"""With more, a product for each segment is the cheaper way."""
+MOST_TOKENS = 32
+"""With more for each segment, a product for each is the cheaper way."""
 
-MOST_ENTRIES = 4 * MOST_TOKENS
+MOST_TOGETHER = 128
+"""Tokens of all segments, likewise."""
+
+MOST_ENTRIES = 4 * MOST_TOGETHER
 """How many adapters' factors all tokens have together, where some have several."""
 
 MOST_RANK = 1024
@@ -52,6 +55,7 @@ class Entries:
     def __init__(self, packed: Sequence[Packed | None], segments: Sequence[Segment]):
         self._some = [(s, own) for s in segments if (own := packed[s.adapter]) is not None]
         self._size = sum([(s.stop - s.start) * (own.A.numel() + own.B.numel()) for s, own in self._some])
+        self._most = min(MOST_TOGETHER, MOST_TOKENS * len(self._some))
         is_few = sum([s.stop - s.start for s, _ in self._some]) <= MOST_ENTRIES
         self._arrays = None
         if is_few and all([own.A.shape[0] <= MOST_RANK for _, own in self._some]):
@@ -59,7 +63,7 @@ class Entries:
 
     def add_(self, out: Float[Tensor, "tokens out"], x: Float[Tensor, "tokens in"]) -> None:
         """The equation at the top of this file, without gradients; all of one dtype."""
-        if self._arrays is None or len(x) > MOST_TOKENS or not _suits(out, x):
+        if self._arrays is None or len(x) > self._most or not _suits(out, x):
             for s, own in self._some:
                 add_low_rank_(out, x, Factors(own.A, own.B.T, own.scaling), s)
             return

@@ -123,12 +123,12 @@ class Adapted(nn.Module):
         return linear.shaped(self._changed(batch, linear, linear.tokens(x), linear.flat(y), bound, segments), y)
 
     def _decoded(self, batch: Batch, found: _Bound, linear: Linear, x: Tensor) -> Tensor | None:
-        """The output without gradients of low-rank changes of all rows, or of few tokens; None otherwise.
+        """The output without gradients of low-rank changes of all rows, of few tokens, or of answers; None otherwise.
 
         It is what `_changed` gives, with less to find out: where a row has one token, finding out is most of the work.
         """
         flat, dtype = x.reshape(-1, linear.in_features), linear.product_dtype(x)
-        if batch.num_rows is not None and len(flat) > low_rank.MOST_TOKENS:
+        if batch.num_rows is not None and batch.kept is None and len(flat) > low_rank.MOST_TOKENS:
             return None
         out, wide = linear.wide(flat, dtype)
         segments = (Segment(0, len(flat), 0),) if batch.num_rows is None else batch.segments(self.path, x.shape[:-1])
