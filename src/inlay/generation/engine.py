@@ -36,6 +36,9 @@ MAX_TOKENS = 512
 MAX_ROWS = 64
 """Sequences that run at a time."""
 
+NUM_PLANS = 4
+"""How many sets of rows and adapters are remembered, with what was recorded of them."""
+
 
 class Engine:
     """Sequences under way on a model: `add` requests, and `step` until they are over.
@@ -186,28 +189,33 @@ def _replaces(adapter: Adapter) -> bool:
 
 
 class _Plans:
-    """The batches of passes, which know each other where nothing but the tokens has changed: most steps of decoding."""
+    """The batches of passes, which know each other where nothing but the tokens has changed: most steps of decoding.
+
+    A few are kept, since a request that comes is computed in passes of its own before the others go on.
+    """
 
     def __init__(self) -> None:
-        self._last: tuple[Any, Batch] | None = None
+        self._known: list[tuple[Any, Batch]] = []
+        """(what has to be the same, the last batch where it was), the latest last."""
 
     def batch(self, sequences: Many[Sequence], counts: Many[int], kept: Kept) -> Batch:
         """The batch of rows of so many tokens each."""
         parts = [[(one, one.bound, one.version, weight) for one, weight in _parts(sequence)] for sequence in sequences]
-        key = parts, counts, kept.asked
-        if self._last is not None and self._last[0] == key:
-            batch = self._last[1].again(kept)
-            last = self._last[1].kept
-            if last is None or not kept.take_places_(last):
-                batch.plan = Plan() if kept.is_newest else None
-            self._last = key, batch
-            return batch
+        key = parts, counts, kept.asked, kept.width
+        for place, (known, last) in enumerate(self._known):
+            if known == key and last.kept is not None:
+                batch = last.again(kept)
+                kept.take_places_(last.kept)
+                self._known.append((self._known.pop(place)[0], batch))
+                return batch
         adapters = [sequence.request.adapter for sequence in sequences]
         is_one = isinstance(adapters[0], Adapter) and len(set(adapters)) == 1
         rows: Any = adapters[0] if is_one else adapters
         batch = Batch(rows, counts, brings=True, kept=kept)
-        batch.plan = Plan() if kept.is_newest else None
-        self._last = key, batch
+        if kept.is_newest:
+            batch.plan = Plan()
+            held = [known for known in self._known if all(adapter.is_attached for adapter in known[1].adapters)]
+            self._known = [*held[1 - NUM_PLANS :], (key, batch)]
         return batch
 
 

@@ -122,14 +122,16 @@ class Kept:
         """Every sequence has one token."""
         return not self._several
 
-    def take_places_(self, last: Any) -> bool:
-        """Put the places of the newest tokens where those of an earlier step of these sequences are; whether they fit."""
-        if self._newest.tables.shape != last._newest.tables.shape:
-            return False
+    @property
+    def width(self) -> int:
+        """How many blocks the tables of the newest tokens have room for."""
+        return self._newest.tables.shape[1]
+
+    def take_places_(self, last: Any) -> None:
+        """Put the places of the newest tokens where those of another step are, of as many rows and of the same width."""
         for now, before in zip(self._newest, last._newest, strict=True):
             before.copy_(now)
         self._newest = last._newest
-        return True
 
     @functools.cached_property
     def _of_all(self) -> cache.Newest | None:

@@ -68,6 +68,11 @@ class Adapter:
             raise ConfigError(explain("this adapter is not attached to a model", found=found, do="base.put(adapter)"))
         return self._bound
 
+    @property
+    def is_attached(self) -> bool:
+        """It is on a model."""
+        return self._bound is not None
+
     def bind_(self, find: Callable[[], Mapping[str, Changes]]) -> None:
         """Be attached: `find` gives `bound`, now and whenever the tensors are others."""
         self._find, self._bound = find, find()
