@@ -257,9 +257,7 @@ def test_the_table_of_it():
     for what, kind in pairs():
         results = [found(what, kind, way) for way in WAYS]
         cells = [
-            f"refused by PEFT: {REFUSED[what, kind]}"
-            if isinstance(result, Exception)
-            else next(f"below {power}" for power in ("1e-5", "1") if result[0] < float(power))
+            f"refused by PEFT: {REFUSED[what, kind]}" if isinstance(result, Exception) else pages.band(result[0])
             for result in results
         ]
         lines.append(f"| {what} | {kind} | {cells[0]} | {cells[1]} |")

@@ -17,3 +17,8 @@ def check(name, lines):
         path.parent.mkdir(exist_ok=True)
         path.write_text(text, "utf-8")
     assert path.read_text("utf-8") == text, f"{path.name} is not what was found: see tests/support/pages.py"
+
+
+def band(difference):
+    """What a page says of a difference that is held to 1e-5: nothing that another processor would say otherwise."""
+    return next(f"below {limit}" for limit in ("1e-5", "1") if difference < float(limit))
