@@ -323,7 +323,7 @@ def _beyond(found, stored, allowed):
 
 @functools.cache
 def _processor():
-    """What the digests depend on: the versions, the ways that are taken, and the bits that torch makes of a small layer."""
+    """What the digests depend on: the versions, the ways that are taken, and the bits that torch makes of small layers and products."""
     made = {}
     for dtype in (torch.float32, torch.bfloat16):
         layer = torch.nn.TransformerEncoderLayer(64, 4, 128, dropout=0.0, batch_first=True)
@@ -337,6 +337,17 @@ def _processor():
             adam.step()
             made[f"{dtype} {length}"] = out.detach()
         made |= {f"{dtype} {name}": parameter.detach() for name, parameter in layer.named_parameters()}
+        products = [
+            (rows, width, out)
+            for rows in (1, 5, 16, 54, 72)
+            for width in (8, 16, 32, 48, 97)
+            for out in (8, 32, 64, 97)
+        ]
+        for rows, width, out in products:
+            generator = torch.Generator().manual_seed(rows * width)
+            x, w = (torch.randint(-99, 100, (n, width), generator=generator).to(dtype) / 64 for n in (rows, out))
+            y = x @ w.T
+            made[f"{dtype} {rows} {width} {out}"] = torch.cat([y.flatten(), (y @ w).flatten(), (y.T @ x).flatten()])
     made["svd"] = torch.linalg.svd(layer.linear1.weight.detach().float()).U
     made["drawn"] = torch.randn(99, generator=torch.Generator().manual_seed(3))
     kernels = native.variant() + (" with bfloat16" if native.multiplies_bfloat16() else "")
