@@ -12,7 +12,6 @@ PART is one of these, or all of them where nothing is said; SHAPE is 135m, in bf
 import asyncio
 import contextlib
 import gc
-import itertools
 import os
 import random
 import shutil
@@ -21,7 +20,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -163,19 +162,18 @@ def many(base: Any, folder: Path) -> None:
 def loading(base: Any, folder: Path) -> None:
     """Loads while others stream."""
     names, rng = adapters(base, folder / "loading", 2, inlay.Lora(r=16)), random.Random(0)
-    took, gaps = list[float](), list[list[float]]()
+    loads, waits = list[tuple[float, float]](), list[tuple[float, float]]()  # when they begin and end
     said = {str(base.tokenizer("a")["input_ids"][-1]): 100}  # a token that has a text, and so a part of the stream
 
     async def streaming(client: httpx.AsyncClient) -> None:
-        own, last = list[float](), None
-        gaps.append(own)
+        last = None
         async with client.stream(
             "POST", "/v1/completions", json=body(names[0], drawn(rng), 300, stream=True, logit_bias=said)
         ) as response:
             async for line in response.aiter_lines():
                 if line.startswith("data: {"):
                     now = time.perf_counter()
-                    own += [] if last is None else [now - last]
+                    waits.extend([] if last is None else [(last, now)])
                     last = now
 
     async def both(address: str) -> None:
@@ -187,21 +185,25 @@ def loading(base: Any, folder: Path) -> None:
                 about = {"lora_name": "new", "lora_path": str(folder / "loading" / "a1"), "load_inplace": True}
                 response = await client.post("/v1/load_lora_adapter", json=about)
                 assert response.status_code == 200, response.text
-                took.append(time.perf_counter() - start)
+                loads.append((start, time.perf_counter()))
                 await asyncio.sleep(0.2)
             await asyncio.gather(*tasks)
 
     with running(base, folder / "loading") as (_, address):
         asked(address, [body(names[0], drawn(rng))])
         asyncio.run(both(address))
-    every = sorted(itertools.chain(*gaps))
-    spread = f"{1e3 * min(took):.0f} to {1e3 * max(took):.0f}"
-    print(f"loading   {1e3 * statistics.median(took):.0f} ms ({spread}) for a load", flush=True)
-    step, slow = statistics.median(every), [gap[-1] for gap in map(sorted, gaps)]
-    print(
-        f"loading   a token every {1e3 * step:.0f} ms, the longest wait of each {[round(1e3 * gap) for gap in slow]} ms",
-        flush=True,
-    )
+    took = sorted(stop - start for start, stop in loads)
+    print(f"loading   {milliseconds(took)} for a load", flush=True)
+    beside = {wait for wait in waits for load in loads if wait[0] < load[1] and load[0] < wait[1]}
+    alone = [wait for wait in waits if wait not in beside and wait[0] > loads[0][0]]
+    for name, some in (("beside a load", beside), ("else", alone)):
+        print(f"loading   {milliseconds(stop - start for start, stop in some)} from token to token, {name}", flush=True)
+
+
+def milliseconds(seconds: Iterable[float]) -> str:
+    """The median, and from which to which."""
+    every = sorted(1e3 * each for each in seconds)
+    return f"{statistics.median(every):.0f} ms ({every[0]:.0f} to {every[-1]:.0f})"
 
 
 def shared(base: Any, folder: Path) -> None:

@@ -30,6 +30,9 @@ TABLE = plugins.Table(
 
 names, find = TABLE.names, TABLE.find
 
+SMALL_BYTES = 64_000_000
+"""An adapter of no more is read at once: to look at its outline first takes a third of the time of reading it."""
+
 
 def written() -> list[str]:
     """The formats among them that an adapter can be written in; the others are only recognised."""
@@ -64,16 +67,16 @@ def detect(directory: Path) -> str:
 
 def outline(source: str | Path) -> AdapterFile:
     """The adapter at `source` with the shapes and dtypes of its tensors alone, on the meta device; see `read`."""
-    return _opened(source)(True)
+    return _opened(source)[0](True)
 
 
-def read(source: str | Path, check: Callable[[AdapterFile], Any] = lambda outline: None) -> AdapterFile:
+def read(source: str | Path, check: Callable[[AdapterFile], AdapterFile] = lambda file: file) -> AdapterFile:
     """The adapter in a directory, or of a name on the hub.
 
     **Arguments:**
 
-    - `check`: called with the outline before a tensor is read; it raises where that one can't be used, however large its
-      file is.
+    - `check`: what is returned is what it returns; it raises where the adapter can't be used. Of a file that is not small it
+      sees the outline first, before a tensor is read.
 
     **Raises:**
 
@@ -81,9 +84,10 @@ def read(source: str | Path, check: Callable[[AdapterFile], Any] = lambda outlin
     - `FormatError`: it is no adapter, a pickle, broken, or holds numbers that are not finite.
     - `CompatibilityError`: it uses something that Inlay does not do; every such thing is named.
     """
-    opened = _opened(source)
-    check(opened(True))
-    return opened(False)
+    opened, num_bytes = _opened(source)
+    if num_bytes > SMALL_BYTES:
+        check(opened(True))
+    return check(opened(False))
 
 
 def placed(file: AdapterFile, model: ModelFacts) -> AdapterFile:
@@ -122,11 +126,16 @@ def readers(source: str | Path) -> dict[str, list[str]]:
     return {name: list(reasons) for name, reasons in find(detect(directory)).readers(directory).items()}
 
 
-def _opened(source: str | Path) -> Callable[[bool], AdapterFile]:
-    """What reads the adapter at `source`: its outline, or all of it."""
+def _opened(source: str | Path) -> tuple[Callable[[bool], AdapterFile], int]:
+    """What reads the adapter at `source`, its outline or all of it; and how many bytes its files have."""
     directory = fetched(source)
-    form, record = detect(directory), records.read(directory)
+    name, record = detect(directory), records.read(directory)
     said, needs = record.get("method"), record.get("needs", {})
     if isinstance(said, dict):
         methods.TABLE.check_installed(str(said.get("name")), needs.get("method"), directory / records.RECORD)
-    return lambda outline: dataclasses.replace(find(form).read(directory, outline=outline), record=record, form=form)
+    form = find(name)
+    files = [directory / file for file in form.files]
+    return (
+        lambda outline: dataclasses.replace(form.read(directory, outline=outline), record=record, form=name),
+        sum(file.stat().st_size for file in files if file.is_file()),
+    )

@@ -33,7 +33,7 @@ from inlay.model.prompt_trial import PromptTrials
 from inlay.model.prompts import PromptedEmbedding
 
 Check = Callable[[str, AdapterFile], None]
-"""What is asked of an adapter, by its name and its outline, before it is read."""
+"""What is asked of an adapter, by its name and what its file says; of a large one before its tensors are read."""
 
 
 class AdapterSet:
@@ -173,7 +173,7 @@ class AdapterSet:
             return self.create(source, name or "default", seed)
         name = name or Path(source).resolve().name
         if name not in self:
-            return self._place_(self.read(source, name, check))
+            return self._bound(self.read(source, name, check))()
         if not (Path(source).is_dir() and self[name].is_same(self.read(source, name, check))):
             self._check_free(name)
         self.active = name
@@ -184,14 +184,15 @@ class AdapterSet:
 
         **Arguments:**
 
-        - `check`: called with the name and the adapter's outline before it is compared with the model; it raises where the
-          adapter is not for this model by what is known of both besides.
+        - `check`: called with the name and the adapter's file, or its outline, before it is compared with the model; it raises
+          where the adapter is not for this model by what is known of both besides.
         """
 
         def fit(file: AdapterFile) -> AdapterFile:
+            check(name, file)
             return fitted(name, file, self.layout, self.facts, heads=self.heads, title=self.title)
 
-        file = fit(formats.read(source, lambda outline: (check(name, outline), fit(outline))))
+        file = formats.read(source, fit)
         check_heard(name, file, self.layout)
         return Adapter(name, file.method, file.params, file.record, file.shared)
 
@@ -222,7 +223,7 @@ class AdapterSet:
         self, method: Method, name: str = "default", seed: int = 0, calibration: Calibration | None = None
     ) -> Adapter:
         """Attach a new adapter and make it active; see `fresh`."""
-        return self._place_(self.fresh(method, name, seed, calibration))
+        return self._bound(self.fresh(method, name, seed, calibration))()
 
     def fresh(
         self, method: Method, name: str = "default", seed: int = 0, calibration: Calibration | None = None
@@ -250,16 +251,23 @@ class AdapterSet:
         - `ConfigError`: the name is taken.
         - `CompatibilityError`: its tensors are not those that its method has for this model; the message lists all.
         """
+        return self.prepared(adapter)()
+
+    def prepared(self, adapter: Adapter) -> Callable[[], Adapter]:
+        """What attaches an adapter and makes it active, with all done that a pass under way does not see; see `put`."""
         self._check_free(adapter.name)
         if problems := self.layout.problems(adapter.method, adapter.params):
             raise CompatibilityError(
                 explain(f"adapter {adapter.name} does not fit this model", found=problems, do="use the base it names")
             )
-        return self._place_(adapter)
+        return self._bound(adapter)
+
+    def _bound(self, adapter: Adapter) -> Callable[[], Adapter]:
+        """What attaches an adapter that is known to fit, and makes it active."""
+        bind_(adapter, self.layout, targets.device_of(self.module))
+        return lambda: self._place_(adapter)
 
     def _place_(self, adapter: Adapter) -> Adapter:
-        """Attach an adapter that is known to fit, and make it active."""
-        bind_(adapter, self.layout, targets.device_of(self.module))
         for path in self._changed_by(adapter):
             if path not in self._adapted:
                 self._adapted[path] = (self._wrapper(path), set())

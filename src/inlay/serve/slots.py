@@ -297,13 +297,16 @@ class Slots:
             raise FormatError(explain(wrong, found=str(slot.directory), do="load it again"))
         ends = tuple(dict.fromkeys([*self.base.end_tokens, *stops.stop_ids(self.base.tokenizer, adapter.record)]))
         version = Version(name, adapter, slot.digest, _num_bytes(adapter.tensors()), ends)
-        self._between(lambda: self._attach(adapter)).result()
+        attach = self.base.adapters.prepared(adapter)
+        attached = self._between(lambda: self._attach(attach))
+        if adapter.prompt:  # it is tried on the model, which may refuse
+            attached.result()
         with self._freed:
             self._versions.append(version)
         return version
 
-    def _attach(self, adapter: Adapter) -> None:
-        self.base.put(adapter)
+    def _attach(self, attach: Callable[[], Adapter]) -> None:
+        attach()
         self.base.active = None
 
     def _make_room(self, name: str, num_bytes: int) -> None:
