@@ -70,7 +70,8 @@ def test_the_wheel_holds_the_package_and_nothing_else(built):
 
 def test_the_sdist_can_be_built_from(built):
     names = [name.split("/", 1)[-1] for name in tarfile.open(built[1]).getnames()]
-    files = ("src/inlay/cli/demo_base/model.safetensors", "src/inlay/kernels/nf4.c", "src/inlay/kernels/team.h")
+    kernels = [str(path.relative_to(ROOT)) for path in (ROOT / "src/inlay/kernels").glob("*.[ch]")]
+    files = ("src/inlay/cli/demo_base/model.safetensors", *kernels)
     for wanted in ("pyproject.toml", "LICENSE", "README.md", *files):
         assert wanted in names
     assert not any(LIBRARY.search(name) for name in names)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from inlay.core.routed import Factors, Segment
-from inlay.kernels import low_rank, native
+from inlay.kernels import low_rank, native, product, program
 
 WAYS = [name for name in native.supported() if name != "plain"]
 DTYPES = [torch.float32, torch.bfloat16]
@@ -73,3 +73,52 @@ def test_adapters_that_leave_a_map_alone_and_many_tokens():
     low_rank.Entries(packed, segments).add_(out, x)
     assert torch.equal(out[:20], y[:20])
     assert (out.double() - _expected(x, y, factors, segments[1:])).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("sizes", [(64, 48), (64, 160), (40, 33), (32, 130)], ids=str)
+@pytest.mark.parametrize("threads", [1, 4])
+def test_in_one_go_with_a_product_the_bits_are_the_same(monkeypatch, many_threads, way, dtype, sizes, threads):
+    x, _, factors = _given(sizes, dtype)
+    weight = torch.randn(sizes[1], sizes[0], generator=torch.Generator().manual_seed(1)).to(dtype)
+    entries = low_rank.Entries([low_rank.pack(f, dtype) for f in factors], (*SEGMENTS, Segment(2, 8, 1, -2.0)))
+
+    def both():
+        y = product.linear(x, weight, None)
+        entries.add_(y, x)
+        return y
+
+    done = list[native.Done]()
+    program_of = native.Program
+    monkeypatch.setattr(native, "Program", lambda jobs: done.extend(jobs) or program_of(jobs))
+    with native.only(way), many_threads(threads):
+        alone = both()
+        out, again = program.recorded(both)
+        assert torch.equal(out, alone)
+        if again is None:  # the product is torch's
+            assert dtype == torch.bfloat16
+            return
+        assert [one.kernel for one in done] == ["product"]
+        for _ in range(20):
+            out.fill_(torch.nan)
+            again()
+            assert torch.equal(out, alone)
+
+
+def test_outputs_wait_for_the_parts_that_other_threads_make(many_threads):
+    generator = torch.Generator().manual_seed(0)
+    A, B = (torch.randn(low_rank.MOST_RANK, size, generator=generator) for size in (8192, 64))
+    x, y = (torch.randn(1, size, generator=generator) for size in (8192, 64))
+    entries = low_rank.Entries([low_rank.pack(Factors(A, B.T, 0.1), x.dtype)], [Segment(0, 1, 0)])
+    signs = [(-1) ** i for i in range(40)]  # what a call before has left is wrong
+
+    def added(sign):
+        out = y.clone()
+        entries.add_(out, sign * x)
+        return out
+
+    with many_threads(1):
+        expected = {sign: added(sign) for sign in (1, -1)}
+    with many_threads(3):
+        assert all(torch.equal(added(sign), expected[sign]) for sign in signs)

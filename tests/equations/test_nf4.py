@@ -215,26 +215,6 @@ def test_rows_have_the_bits_of_the_plain_way(
     assert torch.equal(found.isnan(), expected.isnan())
 
 
-@pytest.fixture(scope="session")
-def many_threads():
-    """many_threads(n): within it torch has n threads, and they are used however little there is to do."""
-
-    class Threads:
-        def __init__(self, number):
-            self.number = number
-
-        def __enter__(self):
-            self.before = torch.get_num_threads(), native.FEWEST_NUMBERS
-            torch.set_num_threads(self.number)
-            native.FEWEST_NUMBERS = 0
-
-        def __exit__(self, *error):
-            torch.set_num_threads(self.before[0])
-            native.FEWEST_NUMBERS = self.before[1]
-
-    return Threads
-
-
 @every_variant
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.float64], ids=str)
 @pytest.mark.parametrize(

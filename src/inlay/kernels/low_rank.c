@@ -1,26 +1,13 @@
-/* What adapters add to the output of a linear map, for a few tokens of any adapters:
+/* The kernel of low_rank.h: alone, or in one go with the product that it adds to. */
 
-       y[t] += sum of  scaling (x[t] A^T) B^T  over the entries of token t,    A (r, in), B^T (r, out)
+#include "low_rank.h"
 
-   in float32, rounded once. The unit of work is a token with all its entries, in their order: an output depends on nothing beside
-   it. */
+#include <stdlib.h>
+#ifdef __linux__
+#include <sched.h>
+#endif
 
-#include "team.h"
-
-enum { ROWS = 4, MOST_RANK = 1024 };
-
-struct job {
-    const void *x;            /* (tokens, in) */
-    void *y;                  /* (tokens, out) */
-    const int64_t *tokens;    /* (units,) */
-    const int64_t *starts;    /* (units + 1,) where the entries of each unit begin */
-    const void *const *A;     /* by entry */
-    const void *const *B;
-    const int64_t *ranks;     /* at most MOST_RANK */
-    const float *scalings;
-    int64_t in, out;
-    int32_t dtype;            /* of x, y, A and B */
-};
+enum { ROWS = 4, PARTS = 4, MOST_RANK = 1024, BLOCK = ROWS * WIDTH, MOST_SPINS = 1 << 12 };
 
 /* scaling x A^T, `rows` ranks from k on. */
 INLINE void down(const void *x, const void *A, int64_t in, int64_t k, const int rows, float scaling, float *h, int dtype) {
@@ -51,21 +38,121 @@ INLINE void up(const float *h, const void *B, int64_t rank, int64_t out, int64_t
     for (int n = 0; n < vectors; n++) put_lanes(&sums[n], y, dtype, o + n * WIDTH, count);
 }
 
-INLINE void unit(const struct job *job, int64_t i, int dtype) {
-    const int64_t in = job->in, out = job->out;
-    const int size = dtype == FLOAT32 ? 4 : 2;
-    const void *x = (const char *)job->x + job->tokens[i] * in * size;
-    char *y = (char *)job->y + job->tokens[i] * out * size;
-    for (int64_t e = job->starts[i]; e < job->starts[i + 1]; e++) {
-        int64_t rank = job->ranks[e], k = 0, o = 0;
-        float h[MOST_RANK];
-        for (; k + ROWS <= rank; k += ROWS) down(x, job->A[e], in, k, ROWS, job->scalings[e], h, dtype);
-        for (; k < rank; k++) down(x, job->A[e], in, k, 1, job->scalings[e], h, dtype);
-        for (; o + ROWS * WIDTH <= out; o += ROWS * WIDTH) up(h, job->B[e], rank, out, o, ROWS, WIDTH, y, dtype);
-        for (; o + WIDTH <= out; o += WIDTH) up(h, job->B[e], rank, out, o, 1, WIDTH, y, dtype);
-        if (o < out) up(h, job->B[e], rank, out, o, 1, out - o, y, dtype);
+/* Part i of x A^T: some ranks of an entry. */
+INLINE void downs(const struct added *a, float *h, int64_t i, int dtype) {
+    const int64_t e = i / PARTS, groups = (a->ranks[e] + ROWS - 1) / ROWS;
+    const int64_t stop = groups * (i % PARTS + 1) / PARTS * ROWS < a->ranks[e] ? groups * (i % PARTS + 1) / PARTS * ROWS : a->ranks[e];
+    const void *x = (const char *)a->x + a->tokens[e] * a->in * (dtype == FLOAT32 ? 4 : 2);
+    int64_t k = groups * (i % PARTS) / PARTS * ROWS;
+    for (; k + ROWS <= stop; k += ROWS) down(x, a->A[e], a->in, k, ROWS, a->scalings[e], h + e * a->most, dtype);
+    for (; k < stop; k++) down(x, a->A[e], a->in, k, 1, a->scalings[e], h + e * a->most, dtype);
+}
+
+/* Outputs start <= o < stop, of all entries. */
+INLINE void ups(const struct added *a, const float *h, int64_t start, int64_t stop, int dtype) {
+    for (int64_t e = 0; e < a->entries; e++, h += a->most) {
+        void *y = (char *)a->y + a->tokens[e] * a->out * (dtype == FLOAT32 ? 4 : 2);
+        int64_t o = start, rank = a->ranks[e];
+        for (; o + BLOCK <= stop; o += BLOCK) up(h, a->B[e], rank, a->out, o, ROWS, WIDTH, y, dtype);
+        for (; o + WIDTH <= stop; o += WIDTH) up(h, a->B[e], rank, a->out, o, 1, WIDTH, y, dtype);
+        if (o < stop) up(h, a->B[e], rank, a->out, o, 1, stop - o, y, dtype);
     }
 }
 
-/* Units: tokens. */
-KERNEL(low_rank)
+typedef void downs_of(const struct added *, float *h, int64_t i);
+typedef void ups_of(const struct added *, const float *h, int64_t start, int64_t stop);
+
+#define ADDING(variant, target)                                                                           \
+    target static void downs_##variant(const struct added *a, float *h, int64_t i) {                      \
+        if (a->dtype == FLOAT32) downs(a, h, i, FLOAT32);                                                 \
+        else downs(a, h, i, BFLOAT16);                                                                    \
+    }                                                                                                     \
+    target static void ups_##variant(const struct added *a, const float *h, int64_t start, int64_t stop) { \
+        if (a->dtype == FLOAT32) ups(a, h, start, stop, FLOAT32);                                         \
+        else ups(a, h, start, stop, BFLOAT16);                                                            \
+    }
+
+ADDING(plain, )
+#ifdef __x86_64__
+ADDING(avx2, __attribute__((target("avx2,fma,f16c"))))
+ADDING(avx512, __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512"))))
+#endif
+
+static const struct {
+    downs_of *downs;
+    ups_of *ups;
+} ADDING[VARIANTS] = {
+    [PLAIN] = {downs_plain, ups_plain},
+    [NEON] = {downs_plain, ups_plain},
+#ifdef __x86_64__
+    [AVX2_FMA_F16C] = {downs_avx2, ups_avx2},
+    [AVX512_F_BW_DQ_VL] = {downs_avx512, ups_avx512},
+#endif
+};
+
+struct adding {
+    const struct added *added;
+    float *h; /* (entries, most) */
+    range *work;
+    const struct job *job;
+    int64_t rows, total, chunk, next, next_part, parts_done;
+    int variant;
+};
+
+/* What each thread does: parts of x A^T until there are none; then runs of outputs, which are added to once all parts are there. */
+static void adder(void *shared) {
+    struct adding *team = shared;
+    const struct added *added = team->added;
+    const int64_t parts = added->entries * PARTS;
+    for (int64_t i; (i = __atomic_fetch_add(&team->next_part, 1, __ATOMIC_RELAXED)) < parts;) {
+        ADDING[team->variant].downs(added, team->h, i);
+        __atomic_fetch_add(&team->parts_done, 1, __ATOMIC_RELEASE);
+    }
+    for (int64_t start; (start = __atomic_fetch_add(&team->next, team->chunk, __ATOMIC_RELAXED)) < team->total;) {
+        const int64_t stop = team->total - start < team->chunk ? team->total : start + team->chunk;
+        if (team->work != NULL) team->work(team->job, start, stop);
+        for (int spins = 0; __atomic_load_n(&team->parts_done, __ATOMIC_ACQUIRE) < parts; spins++) {
+#ifdef __linux__
+            if (spins > MOST_SPINS) sched_yield(); /* its thread may wait for this one's core */
+#endif
+        }
+        const int64_t end = stop * team->rows < added->out ? stop * team->rows : added->out;
+        ADDING[team->variant].ups(added, team->h, start * team->rows, end);
+    }
+}
+
+static void one_by_one(const struct adding *team) {
+    struct added one = *team->added;
+    float h[MOST_RANK];
+    if (team->work != NULL) team->work(team->job, 0, team->total);
+    for (one.entries = 1; one.tokens < team->added->tokens + team->added->entries; one.tokens++, one.A++, one.B++, one.ranks++, one.scalings++) {
+        for (int64_t i = 0; i < PARTS; i++) ADDING[team->variant].downs(&one, h, i);
+        ADDING[team->variant].ups(&one, h, 0, one.out);
+    }
+}
+
+void inlay_share_added(range *work, const struct job *job, int64_t total, int64_t chunk, int64_t rows, const struct added *added,
+                       int variant, int threads, parallel *omp) {
+    const int64_t unit = rows < WIDTH ? WIDTH / rows : 1;
+    struct adding team = {added, malloc(added->entries * added->most * sizeof(float)), work, job, rows, total,
+                          (chunk + unit - 1) / unit * unit, 0, 0, 0, variant};
+    if (team.h == NULL) { /* the same, one entry after the other */
+        one_by_one(&team);
+        return;
+    }
+    if (omp != NULL && threads > 1)
+        omp(adder, &team, threads, 0);
+    else
+        adder(&team);
+    free(team.h);
+}
+
+/* The caller's idea of a job has to be of this size. */
+int inlay_low_rank_job_bytes(void) { return sizeof(struct added); }
+
+/* Units: runs of WIDTH outputs. */
+void inlay_low_rank_run(int variant, int function, const struct job *job, int64_t total, int64_t chunk, int threads,
+                        parallel *omp) {
+    (void)function;
+    inlay_share_added(NULL, NULL, total, chunk, WIDTH, (const struct added *)job, variant, threads, omp);
+}

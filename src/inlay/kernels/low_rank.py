@@ -25,6 +25,9 @@ MOST_ENTRIES = 4 * MOST_TOGETHER
 
 MOST_RANK = 1024
 
+_WIDTH = 16
+"""Outputs of a unit of work."""
+
 _DTYPES = (torch.float32, torch.bfloat16)
 """The dtypes that it knows, by their numbers there."""
 
@@ -58,8 +61,9 @@ class Entries:
         self._most = min(MOST_TOGETHER, MOST_TOKENS * len(self._some))
         is_few = sum([s.stop - s.start for s, _ in self._some]) <= MOST_ENTRIES
         self._arrays = None
-        if is_few and all([own.A.shape[0] <= MOST_RANK for _, own in self._some]):
-            self._num_tokens, self._arrays = _arrays(self._some)
+        self._rank = max([own.A.shape[0] for _, own in self._some], default=0)
+        if is_few and self._some and self._rank <= MOST_RANK:
+            self._arrays = _arrays(self._some)
 
     def add_(self, out: Float[Tensor, "tokens out"], x: Float[Tensor, "tokens in"]) -> None:
         """The equation at the top of this file, without gradients; all of one dtype."""
@@ -69,22 +73,18 @@ class Entries:
             return
         own = x if x.is_contiguous() else x.contiguous()
         addresses = map(ctypes.addressof, self._arrays)
-        job = native.LowRankJob(
-            own.data_ptr(), out.data_ptr(), *addresses, x.shape[1], out.shape[1], _DTYPES.index(x.dtype)
-        )
-        native.do("low_rank", 0, job, self._num_tokens, self._size, keep=self)
+        sizes = len(self._arrays[0]), self._rank, x.shape[1], out.shape[1]
+        job = native.LowRankJob(own.data_ptr(), out.data_ptr(), *addresses, *sizes, _DTYPES.index(x.dtype))
+        native.do("low_rank", 0, job, -(-out.shape[1] // _WIDTH), self._size, keep=self)
 
 
-def _arrays(some: Sequence[tuple[Segment, Packed]]) -> tuple[int, tuple[ctypes.Array[Any], ...]]:
-    """(how many tokens there are, the arrays of a job)."""
+def _arrays(some: Sequence[tuple[Segment, Packed]]) -> tuple[ctypes.Array[Any], ...]:
+    """The arrays of a job."""
     entries = [(t, own, s.weight) for s, own in some for t in range(s.start, s.stop)]
     entries.sort(key=lambda entry: entry[0])  # those of a token one after the other, as they were
-    tokens = [t for t, *_ in entries]
-    starts = [i for i, t in enumerate(tokens) if not i or tokens[i - 1] != t]
     numbers, count = ctypes.c_int64, len(entries)
-    return len(starts), (
-        (numbers * len(starts))(*[tokens[i] for i in starts]),
-        (numbers * (len(starts) + 1))(*starts, count),
+    return (
+        (numbers * count)(*[t for t, _, _ in entries]),
         (numbers * count)(*[own.A.data_ptr() for _, own, _ in entries]),
         (numbers * count)(*[own.B.data_ptr() for _, own, _ in entries]),
         (numbers * count)(*[own.A.shape[0] for _, own, _ in entries]),

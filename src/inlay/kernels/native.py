@@ -83,6 +83,7 @@ class ProductJob(ctypes.Structure):
     _fields_ = (
         *[(name, ctypes.c_void_p) for name in ("x", "w", "y")],
         *[(name, ctypes.c_int64) for name in ("tokens", "rows", "in")],
+        ("added", ctypes.c_void_p),
     )
 
 
@@ -99,12 +100,11 @@ class CacheJob(ctypes.Structure):
 
 
 class LowRankJob(ctypes.Structure):
-    """`struct job` of `low_rank.c`, where its fields are explained."""
+    """`struct added` of `low_rank.h`, where its fields are explained."""
 
     _fields_ = (
-        *[(name, ctypes.c_void_p) for name in ("x", "y", "tokens", "starts", "A", "B", "ranks", "scalings")],
-        ("in", ctypes.c_int64),
-        ("out", ctypes.c_int64),
+        *[(name, ctypes.c_void_p) for name in ("x", "y", "tokens", "A", "B", "ranks", "scalings")],
+        *[(name, ctypes.c_int64) for name in ("entries", "most", "in", "out")],
         ("dtype", ctypes.c_int32),
     )
 

@@ -11,15 +11,16 @@
 
 #include <stdlib.h>
 
-#include "team.h"
+#include "low_rank.h"
 
-enum { ROWS = 4, TOKENS = 4, TILES = 3, FUNCTIONS = 5 };
+enum { ROWS = 4, ROWS_OF_TILES = 64, TOKENS = 4, TILES = 3, FUNCTIONS = 5 };
 
 struct job {
     const void *x; /* (tokens, in); by tiles (in / 2, tokens) words of two numbers */
     const void *w; /* (rows, in) */
     void *y;       /* (tokens, rows) in the dtype of x */
     int64_t tokens, rows, in;
+    const struct added *added; /* to y, once a unit is done; or NULL. Not beside many tokens, nor where tiles overlap */
 };
 
 #define UNROLL _Pragma("GCC unroll 4")
@@ -366,6 +367,10 @@ void inlay_product_run(int variant, int function, const struct job *job, int64_t
                 words[i * job->tokens + t] = word_at((const char *)job->x + 2 * (t * job->in + 2 * i));
         own.x = words;
     }
-    share(RANGES[variant][function], &own, total, chunk, threads, omp);
+    if (job->added != NULL)
+        inlay_share_added(RANGES[variant][function], &own, total, chunk, function == TILES ? ROWS_OF_TILES : ROWS, job->added,
+                          variant, threads, omp);
+    else
+        share(RANGES[variant][function], &own, total, chunk, threads, omp);
     free(words);
 }

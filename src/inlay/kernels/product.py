@@ -5,6 +5,7 @@ weight first. Ours reads it once; a token's output does not depend on the tokens
 those of many tokens are ours too, since torch turns the whole weight for each.
 """
 
+import ctypes
 import functools
 
 import torch
@@ -21,8 +22,8 @@ MOST_TOKENS = 16
 _FLOAT32, _WIDENED, _BFLOAT16, _TILES, _MANY = range(5)
 """The functions of `product.c`."""
 
-_ROWS, _TILE_ROWS, _DEPTH = 4, 64, 32
-"""Rows of W that a unit of work has; by tiles; and what the width is a multiple of there."""
+_ROWS, _TILE_ROWS, _TILE, _DEPTH = 4, 64, 16, 32
+"""Rows of W that a unit of work has; by tiles; that a tile has; and what the width is a multiple of there."""
 
 
 def linear(
@@ -61,3 +62,17 @@ def _function(x: torch.dtype, weight: torch.dtype, shape: tuple[int, int], varia
         return None
     by_tiles = native.has_tiles() and shape[1] % _DEPTH == 0 and shape[0] >= _DEPTH // 2
     return _TILES if by_tiles else _BFLOAT16
+
+
+def with_added(done: native.Done, added: native.Done) -> native.Done | None:
+    """A product of few tokens and what `low_rank` adds to it as one job; None where they are no such two."""
+    job, more = done.job, added.job
+    if not (isinstance(job, native.ProductJob) and isinstance(more, native.LowRankJob)):
+        return None
+    if done.function == _MANY or job.added or job.y != more.y or job.rows != more.out:
+        return None
+    if done.function == _TILES and job.rows % _TILE:  # its last tile would be begun earlier, and hold rows twice
+        return None
+    both = native.ProductJob.from_buffer_copy(job)
+    both.added = ctypes.addressof(more)
+    return done._replace(job=both, threads=max(done.threads, added.threads), keep=(done.keep, more, added.keep))

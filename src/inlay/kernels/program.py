@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from inlay.kernels import native, pointwise
+from inlay.kernels import native, pointwise, product
 
 _aten = torch.ops.aten
 _NEW = {
@@ -68,9 +68,18 @@ def recorded(call: Callable[[], Any]) -> tuple[Any, Callable[[], None] | None]:
         out = call()
     if watch.strange is not None or native.variant() == native.TORCH:
         return out, None
-    program, made = native.Program(jobs), watch.made
+    program, made = native.Program(_joined(jobs)), watch.made
 
     def again(made: list[Any] = made) -> None:  # which keeps the tensors that were made
         program()
 
     return out, again
+
+
+def _joined(jobs: Sequence[native.Done]) -> list[native.Done]:
+    """The jobs with what adapters add to a product in one go with it, with the same bits: half as many to share out."""
+    joined: list[native.Done] = []
+    for one in jobs:
+        both = product.with_added(joined[-1], one) if joined else None
+        joined[-1:] = [both] if both else [*joined[-1:], one]
+    return joined
