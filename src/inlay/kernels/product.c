@@ -13,7 +13,7 @@
 
 #include "low_rank.h"
 
-enum { ROWS = 4, ROWS_OF_TILES = 64, TOKENS = 4, TILES = 3, FUNCTIONS = 5 };
+enum { ROWS = 4, ROWS_OF_TILES = 64, TOKENS = 4, SUMS = ROWS * TOKENS, TILES = 3, FUNCTIONS = 5 };
 
 struct job {
     const void *x; /* (tokens, in); by tiles (in / 2, tokens) words of two numbers */
@@ -23,46 +23,56 @@ struct job {
     const struct added *added; /* to y, once a unit is done; or NULL. Not beside many tokens, nor where tiles overlap */
 };
 
-#define UNROLL _Pragma("GCC unroll 4")
 #define UNROLL_ALL _Pragma("GCC unroll 16")
 
-INLINE void store_float32(const struct job *job, int64_t token, int64_t row, float sum) {
-    ((float *)job->y)[token * job->rows + row] = sum;
+INLINE void store_float32(const struct job *job, int64_t token, int64_t row, const float *sums, int rows) {
+    memcpy((float *)job->y + token * job->rows + row, sums, rows * sizeof *sums);
 }
 
-INLINE void store_bfloat16(const struct job *job, int64_t token, int64_t row, float sum) {
-    ((uint16_t *)job->y)[token * job->rows + row] = to_bfloat16(sum);
+INLINE void store_bfloat16(const struct job *job, int64_t token, int64_t row, const float *sums, int rows) {
+    for (int r = 0; r < rows; r++) ((uint16_t *)job->y)[token * job->rows + row + r] = to_bfloat16(sums[r]);
 }
 
 INLINE float from_float32(float value) { return value; }
 INLINE float from_bfloat16(uint16_t value) { return float_of((uint32_t)value << 16); }
 
 /* One function of a variant. `vector` holds sums; it takes `lanes` numbers of x and of W at a time, which `load_x` and `load_w`
-   read, `add` multiplies and adds, and `sum` adds up in the end. `X` and `W` are x and w, of dtypes that `from_` makes floats of. */
-#define PRODUCT(name, target, vector, lanes, zero, X, load_x, from_x, W, load_w, from_w, add, sum, store)                     \
+   read, `add` multiplies and adds, and `totals` adds up in the end, all of a tile. `X` and `W` are x and w, of dtypes that `from_`
+   makes floats of. */
+#define PRODUCT(name, target, vector, lanes, zero, X, load_x, from_x, W, load_w, from_w, add, totals, store)                  \
     target INLINE void tile_##name(const struct job *job, int64_t row, int64_t token, const int rows, const int tokens) {     \
         const int64_t in = job->in;                                                                                           \
         const W *w = (const W *)job->w + row * in;                                                                            \
         const X *x = (const X *)job->x + token * in;                                                                          \
-        vector sums[ROWS][TOKENS];                                                                                            \
-        UNROLL for (int r = 0; r < rows; r++) UNROLL for (int t = 0; t < tokens; t++) sums[r][t] = zero;                      \
+        vector sums[SUMS];                                                                                                    \
+        UNROLL_ALL for (int k = 0; k < SUMS; k++) sums[k] = zero;                                                             \
         int64_t i = 0;                                                                                                        \
         for (; i + lanes <= in; i += lanes) {                                                                                 \
-            __typeof__(load_w(w)) a[ROWS];                                                                                    \
-            UNROLL for (int r = 0; r < rows; r++) a[r] = load_w(w + r * in + i);                                              \
-            UNROLL for (int t = 0; t < tokens; t++) {                                                                         \
-                __typeof__(load_x(x)) b = load_x(x + t * in + i);                                                             \
-                UNROLL for (int r = 0; r < rows; r++) sums[r][t] = add(sums[r][t], a[r], b);                                  \
+            __typeof__(load_x(x)) b[TOKENS];                                                                                  \
+            UNROLL_ALL for (int t = 0; t < tokens; t++) b[t] = load_x(x + t * in + i);                                        \
+            UNROLL_ALL for (int r = 0; r < rows; r++) {                                                                       \
+                __typeof__(load_w(w)) a = load_w(w + r * in + i);                                                             \
+                if (token == 0) __builtin_prefetch(w + (r + rows) * in + i);                                                  \
+                UNROLL_ALL for (int t = 0; t < tokens; t++) sums[t * rows + r] = add(sums[t * rows + r], a, b[t]);            \
             }                                                                                                                 \
         }                                                                                                                     \
-        UNROLL for (int r = 0; r < rows; r++) UNROLL for (int t = 0; t < tokens; t++) {                                       \
-            float rest = 0;                                                                                                   \
-            for (int64_t j = i; j < in; j++) rest += from_w(w[r * in + j]) * from_x(x[t * in + j]);                           \
-            store(job, token + t, row + r, sum(sums[r][t]) + rest);                                                           \
-        }                                                                                                                     \
+        float all[SUMS];                                                                                                      \
+        totals(sums, rows * tokens, all);                                                                                     \
+        if (i < in)                                                                                                           \
+            for (int t = 0; t < tokens; t++)                                                                                  \
+                for (int r = 0; r < rows; r++) {                                                                              \
+                    float rest = 0;                                                                                           \
+                    for (int64_t j = i; j < in; j++) rest += from_w(w[r * in + j]) * from_x(x[t * in + j]);                   \
+                    all[t * rows + r] += rest;                                                                                \
+                }                                                                                                             \
+        UNROLL_ALL for (int t = 0; t < tokens; t++) store(job, token + t, row, all + t * rows, rows);                         \
     }                                                                                                                         \
     target static void product_##name(const struct job *job, int64_t start, int64_t stop) {                                   \
         int64_t row = start * ROWS, end = stop * ROWS < job->rows ? stop * ROWS : job->rows;                                  \
+        if (job->tokens == 1)                                                                                                 \
+            for (; row + SUMS <= end; row += SUMS) tile_##name(job, row, 0, SUMS, 1);                                         \
+        if (job->tokens == 2)                                                                                                 \
+            for (; row + SUMS / 2 <= end; row += SUMS / 2) tile_##name(job, row, 0, SUMS / 2, 2);                             \
         for (; row + ROWS <= end; row += ROWS)                                                                                \
             for (int64_t token = 0; token < job->tokens; token += TOKENS) switch (job->tokens - token) {                      \
                     case 1: tile_##name(job, row, token, ROWS, 1); break;                                                     \
@@ -75,16 +85,17 @@ INLINE float from_bfloat16(uint16_t value) { return float_of((uint32_t)value << 
     }
 
 /* x in float32, W in float32 or bfloat16. */
-#define VARIANT(name, target, vector, lanes, zero, load_float32, load_bfloat16, add, sum)                                     \
+#define VARIANT(name, target, vector, lanes, zero, load_float32, load_bfloat16, add, totals)                                     \
     PRODUCT(name##_float32, target, vector, lanes, zero, float, load_float32, from_float32, float, load_float32, from_float32, \
-            add, sum, store_float32)                                                                                          \
+            add, totals, store_float32)                                                                                          \
     PRODUCT(name##_widened, target, vector, lanes, zero, float, load_float32, from_float32, uint16_t, load_bfloat16,           \
-            from_bfloat16, add, sum, store_float32)
+            from_bfloat16, add, totals, store_float32)
 
 #define PLAIN_LOAD(address) from_float32(*(address))
 #define PLAIN_WIDEN(address) from_bfloat16(*(address))
 #define PLAIN_ADD(sum, a, b) ((sum) + (a) * (b))
-VARIANT(plain, , float, 1, 0.0f, PLAIN_LOAD, PLAIN_WIDEN, PLAIN_ADD, from_float32)
+#define PLAIN_TOTALS(sums, count, all) memcpy(all, sums, (count) * sizeof(float))
+VARIANT(plain, , float, 1, 0.0f, PLAIN_LOAD, PLAIN_WIDEN, PLAIN_ADD, PLAIN_TOTALS)
 
 #ifdef __x86_64__
 #include <immintrin.h>
@@ -98,20 +109,39 @@ AVX2 INLINE float sum_avx2(__m256 sums) {
     __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
     return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
 }
+#define TOTALS_AVX2(sums, count, all) UNROLL_ALL for (int k = 0; k < (count); k++) (all)[k] = sum_avx2((sums)[k])
 #define ADD_AVX2(sum, a, b) _mm256_fmadd_ps(a, b, sum)
-VARIANT(avx2, AVX2, __m256, 8, _mm256_setzero_ps(), _mm256_loadu_ps, widen_avx2, ADD_AVX2, sum_avx2)
+VARIANT(avx2, AVX2, __m256, 8, _mm256_setzero_ps(), _mm256_loadu_ps, widen_avx2, ADD_AVX2, TOTALS_AVX2)
 
 #define AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl")))
 AVX512 INLINE __m512 widen_avx512(const uint16_t *address) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)address)), 16));
 }
+/* The sums of 16 vectors, each by halves: two vectors are added where one would be, then four, eight, sixteen. */
+AVX512 INLINE void totals_avx512(const __m512 *sums, const int count, float *all) {
+    __m512 a[SUMS];
+    UNROLL_ALL for (int k = 0; k < SUMS; k++) a[k] = k < count ? sums[k] : _mm512_setzero_ps();
+    UNROLL_ALL for (int k = 0; k < SUMS / 2; k++)
+        a[k] = _mm512_add_ps(_mm512_shuffle_f32x4(a[2 * k], a[2 * k + 1], 0x44), _mm512_shuffle_f32x4(a[2 * k], a[2 * k + 1], 0xee));
+    UNROLL_ALL for (int k = 0; k < SUMS / 4; k++)
+        a[k] = _mm512_add_ps(_mm512_shuffle_f32x4(a[2 * k], a[2 * k + 1], 0x88), _mm512_shuffle_f32x4(a[2 * k], a[2 * k + 1], 0xdd));
+    /* a[k] has a quarter for each of vectors 4 k to 4 k + 3 */
+    UNROLL_ALL for (int k = 0; k < SUMS / 8; k++) {
+        const __m512d one = _mm512_castps_pd(a[2 * k]), two = _mm512_castps_pd(a[2 * k + 1]);
+        a[k] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(one, two)), _mm512_castpd_ps(_mm512_unpackhi_pd(one, two)));
+    }
+    a[0] = _mm512_add_ps(_mm512_shuffle_ps(a[0], a[1], 0x88), _mm512_shuffle_ps(a[0], a[1], 0xdd));
+    /* in quarter q the sums of vectors q, 4 + q, 8 + q and 12 + q */
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    _mm512_storeu_ps(all, _mm512_permutexvar_ps(order, a[0]));
+}
 #define ADD_AVX512(sum, a, b) _mm512_fmadd_ps(a, b, sum)
-VARIANT(avx512, AVX512, __m512, 16, _mm512_setzero_ps(), _mm512_loadu_ps, widen_avx512, ADD_AVX512, _mm512_reduce_add_ps)
+VARIANT(avx512, AVX512, __m512, 16, _mm512_setzero_ps(), _mm512_loadu_ps, widen_avx512, ADD_AVX512, totals_avx512)
 
 #define BFLOAT16_TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")))
 BFLOAT16_TARGET INLINE __m512bh pairs(const uint16_t *address) { return (__m512bh)_mm512_loadu_si512(address); }
 PRODUCT(bfloat16, BFLOAT16_TARGET, __m512, 32, _mm512_setzero_ps(), uint16_t, pairs, from_bfloat16, uint16_t, pairs,
-        from_bfloat16, _mm512_dpbf16_ps, _mm512_reduce_add_ps, store_bfloat16)
+        from_bfloat16, _mm512_dpbf16_ps, totals_avx512, store_bfloat16)
 
 #if defined __linux__ && !defined __clang__ && __GNUC__ >= 11
 #define HAS_TILES
@@ -163,7 +193,7 @@ TILES_TARGET INLINE void blocks_of_rows(const struct job *job, int64_t row, cons
     float sums[BLOCKS * TILE][TILE];
     KEEP(0) KEEP(1) KEEP(2) KEEP(3)
     for (int64_t t = 0; t < tokens; t++)
-        for (int64_t r = 0; r < blocks * TILE; r++) store_bfloat16(job, token + t, row + r, sums[r][t]);
+        for (int64_t r = 0; r < blocks * TILE; r++) store_bfloat16(job, token + t, row + r, &sums[r][t], 1);
 }
 
 /* Units of BLOCKS * TILE rows. The last tile may have rows of the one before it once more. */
@@ -311,7 +341,8 @@ INLINE float32x4_t widen_neon(const uint16_t *address) {
     return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(address), 16));
 }
 #define ADD_NEON(sum, a, b) vfmaq_f32(sum, a, b)
-VARIANT(neon, , float32x4_t, 4, vdupq_n_f32(0), vld1q_f32, widen_neon, ADD_NEON, vaddvq_f32)
+#define TOTALS_NEON(sums, count, all) UNROLL_ALL for (int k = 0; k < (count); k++) (all)[k] = vaddvq_f32((sums)[k])
+VARIANT(neon, , float32x4_t, 4, vdupq_n_f32(0), vld1q_f32, widen_neon, ADD_NEON, TOTALS_NEON)
 #endif
 
 #ifdef HAS_TILES
