@@ -42,6 +42,7 @@ CASES = {
     "names": dict(r=2, lora_alpha=5, target_modules="{some}"),
     "layers": dict(r=2, lora_alpha=5, layers_to_transform=(1, 2)),
     "patterns": dict(r=3, lora_alpha=5, rank_pattern={"{one}": 2}, alpha_pattern={"{one}": 11}),
+    "overlapping": dict(r=3, lora_alpha=5, rank_pattern={"{one}": 2, ".*": 4}, alpha_pattern={"{one}": 11, ".*": 7}),
     "excluded": dict(r=3, lora_alpha=5, exclude_modules="{one}"),
     "head": dict(r=3, lora_alpha=5, target_modules="{head}"),
 }

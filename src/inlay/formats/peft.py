@@ -127,7 +127,7 @@ class Peft(Format):
                 module = {name: kernel(tensor, kinds.get(name), shape) for name, tensor in module.items()}
             tensors |= _keys(file.method, path, module, layer.kind == "embedding" and is_target)
         stored = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-        (directory / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True), "utf-8")
+        (directory / CONFIG).write_text(json.dumps(dict(sorted(config.items())), indent=2), "utf-8")
         (directory / TENSORS).write_bytes(save(stored, metadata={"format": "pt"}))
         engines = _engines.loading(config, {key: tensor.shape for key, tensor in stored.items()})
         (directory / CARD).write_text(card(file, engines), "utf-8")
