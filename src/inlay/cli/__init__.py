@@ -30,6 +30,7 @@ ORDER = (
     "chat",
     "serve",
     "merge",
+    "combine",
     "quantize",
     "inspect",
     "export",

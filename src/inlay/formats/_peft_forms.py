@@ -32,6 +32,16 @@ def kernel(tensor: Tensor, kind: str | None, shape: Sequence[int]) -> Tensor:
     return tensor.view(1, -1, 1, 1) if kind == "channel" else tensor
 
 
+def layer_of(A: Tensor, B: Tensor, is_embedding: bool, in_first: bool) -> Layer:
+    """What factors, in the shapes that a file has them in, tell of the layer that they change."""
+    if A.dim() == 4:
+        return Layer("conv2d", dict(zip(("out", "in", "height", "width"), (len(B), *A.shape[1:]), strict=True)))
+    sizes = {"out": len(B), "in": A.shape[-1]}
+    if is_embedding or in_first:
+        sizes = {"in": sizes["in"], "out": sizes["out"]}
+    return Layer("embedding" if is_embedding else "linear", sizes)
+
+
 class Targets(NamedTuple):
     """What an adapter adds tensors to, as PEFT tells it apart."""
 

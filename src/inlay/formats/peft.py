@@ -29,6 +29,7 @@ from inlay.formats._peft_forms import (
     flat,
     flattened,
     kernel,
+    layer_of,
     one_table,
     short_names,
     targets_of,
@@ -102,7 +103,11 @@ class Peft(Format):
             shared=shared,
             base_weights=base_weights,
             parameters=about.get("target_parameters") or (),
-            model=ModelFacts(about.get("base_model_name_or_path"), about.get("task_type")),
+            model=ModelFacts(
+                about.get("base_model_name_or_path"),
+                about.get("task_type"),
+                layers=_layers(tensors, method, bool(config.get("fan_in_fan_out"))),
+            ),
         )
 
     def placed(self, file: AdapterFile, model: ModelFacts) -> AdapterFile:
@@ -143,8 +148,10 @@ def _config(file: AdapterFile, targets: Targets) -> dict[str, Any]:
     """The content of adapter_config.json."""
     method, layers, adapted, parameters = file.method, file.model.layers, targets.modules, list(targets.parameters)
     modules = targets.every
-    saved = [path for path in modules if selects(method.modules_to_save, path)]
+    saved = short_names([path for path in modules if selects(method.modules_to_save, path)], modules)
     short = short_names(adapted or [path for path in file.params if path and path not in parameters], modules)
+    if not file.model.class_name:  # which modules the model has beside these is not known: the method's own names stand
+        saved, short = split(method.modules_to_save), split(getattr(method, "target_modules", ()))
     selections = {}
     for field in method.peft.selections:
         some = [path for path in adapted if selects(getattr(method, field), path)]
@@ -164,7 +171,7 @@ def _config(file: AdapterFile, targets: Targets) -> dict[str, Any]:
         "base_model_name_or_path": file.model.name,
         "inference_mode": True,
         "task_type": file.model.task_type,
-        "modules_to_save": short_names(saved, modules) or None,
+        "modules_to_save": saved or None,
         **{key: value for key, value in optional.items() if key in known},
     }
 
@@ -285,6 +292,21 @@ def _params(path: Path, tensors: Mapping[str, Tensor], method: Method) -> tuple[
             )
         )
     return params, shared, base_weights
+
+
+def _layers(tensors: Mapping[str, Tensor], method: Method, in_first: bool) -> dict[str, Layer]:
+    """What the file tells of the modules whose tensors it has: those with a pair of factors, and the rest by name alone."""
+    found: dict[str, dict[str, Tensor]] = {}
+    embeddings = set[str]()
+    for key, tensor in tensors.items():
+        path, name = _split(key, method) or ("", "")
+        found.setdefault(path, {})[name] = tensor
+        embeddings |= {path} if key.endswith(f".{method.peft.embedding_tensors.get(name)}") else set()
+    pairs = {
+        path: (named["lora_A"], named["lora_B"]) for path, named in found.items() if {"lora_A", "lora_B"} <= {*named}
+    }
+    layers = {path: layer_of(*pair, path in embeddings, in_first) for path, pair in pairs.items()}
+    return dict.fromkeys((path for path in found if path), Layer()) | layers
 
 
 def _faults(tensor: Tensor) -> list[str]:

@@ -360,6 +360,11 @@ def by_kind(
     return front(method) if isinstance(method, PromptMethod) else none
 
 
+def factors(method: Method, params: Params) -> Factors | None:
+    """The change of one module as factors, from its tensors; None where the method's change is no product of two."""
+    return method.factors(params) if isinstance(method, LowRankMethod) else None
+
+
 def with_names(method: Kind, **more: Sequence[str]) -> Kind:
     """`method` with more names in fields such as `modules_to_save`; a field that it does not have is passed over."""
     have = {field.name for field in dataclasses.fields(method)}
