@@ -151,7 +151,8 @@ def _config(file: AdapterFile, targets: Targets) -> dict[str, Any]:
     saved = short_names([path for path in modules if selects(method.modules_to_save, path)], modules)
     short = short_names(adapted or [path for path in file.params if path and path not in parameters], modules)
     if not file.model.class_name:  # which modules the model has beside these is not known: the method's own names stand
-        saved, short = split(method.modules_to_save), split(getattr(method, "target_modules", ()))
+        names = getattr(method, "target_modules", "")
+        saved, short = split(method.modules_to_save), list(names) if isinstance(names, tuple) else adapted
     selections = {}
     for field in method.peft.selections:
         some = [path for path in adapted if selects(getattr(method, field), path)]
