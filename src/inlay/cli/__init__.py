@@ -33,6 +33,7 @@ ORDER = (
     "combine",
     "quantize",
     "inspect",
+    "diff",
     "export",
 )
 """The order of the commands in the help: that of an adapter's life. A command that is not here comes last."""

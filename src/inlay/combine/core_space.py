@@ -19,6 +19,9 @@ from torch import Tensor
 from inlay.combine.contract import Made
 from inlay.core.routed import Factors
 
+NOTHING = 1e-7
+"""Part of the largest singular value below which one is rounding: factors are kept in float32."""
+
 
 def truncated(B: Float[Tensor, "out wide"], A: Float[Tensor, "wide in"], r: int) -> Made:
     """The best factors of rank r of the product B A, each with the roots of the singular values; fewer where it has fewer."""
@@ -65,3 +68,20 @@ def coordinates(factors: Sequence[Factors]) -> Coordinates:
     ranks = [len(each.A) for each in factors]
     pairs = zip((turn_B.T @ R_B).split(ranks, 1), (turn_A.T @ R_A).split(ranks, 1), factors, strict=True)
     return Coordinates(U @ turn_B, V @ turn_A, [each.scaling * (B @ A.T) for B, A, each in pairs])
+
+
+class Decomposed(NamedTuple):
+    """A change as U diag(s) V^T, without singular values that are rounding."""
+
+    U: Float[Tensor, "out p"]
+    s: Float[Tensor, " p"]
+    V: Float[Tensor, "in p"]
+
+
+def decomposed(factors: Factors) -> Decomposed:
+    """The singular value decomposition of scaling B A, in float64."""
+    U, R_B = torch.linalg.qr(factors.B.double() * factors.scaling)
+    V, R_A = torch.linalg.qr(factors.A.double().T)
+    left, s, right = torch.linalg.svd(R_B @ R_A.T, full_matrices=False)
+    kept = s > NOTHING * s.amax()
+    return Decomposed((U @ left)[:, kept], s[kept], (V @ right.T)[:, kept])

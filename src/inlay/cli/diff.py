@@ -1,0 +1,55 @@
+"""Show how two adapters differ: sizes, angles, ranks, and what they put in front of the base's own directions."""
+
+import dataclasses
+from typing import Annotated
+
+import torch
+import tyro
+
+from inlay.base.load import load
+from inlay.cli import _screen
+from inlay.cli._command import Common
+from inlay.combine import sources
+from inlay.combine.diff import Difference, diff, summed
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Diff(Common):
+    """No model is needed; with one, intruder dimensions are counted too."""
+
+    adapters: Annotated[tuple[str, str], tyro.conf.Positional, tyro.conf.arg(metavar="ADAPTER ADAPTER")]
+    """Two adapter directories, or names on the hub."""
+
+    model: str | None = None
+    """Their base, to look for intruder dimensions: those of the first 10 singular vectors of each changed weight that are like
+    none of the base's own."""
+
+    def run(self) -> int:
+        """Print a line for each kind of module."""
+        files, weight = sources.opened(self.adapters), None
+        if self.model is not None:
+            base = load(self.model, dtype="float32")
+            for name, source in zip(files, self.adapters, strict=True):
+                base.attach(source, name)  # which refuses what is of another base
+            weight = lambda path: base.maps[path].weight(torch.float32)  # noqa: E731
+        with _screen.bar("comparing") as update:
+            found = diff(files, weight, update)
+        one, other = files
+        _screen.fact("", f"{one}, {other}: norms, cosine, overlap of outputs and inputs, effective ranks")
+        for name, each in summed(found).items():
+            _screen.fact(name, told(each))
+        if self.json:
+            _screen.emit({"of": list(files), "modules": {path: each._asdict() for path, each in found.items()}})
+        return 0
+
+
+def told(each: Difference) -> str:
+    """What is known of two changes, in one line."""
+    new = f" · intruders {each.intruders[0]}, {each.intruders[1]}" if each.intruders else ""
+    return (
+        f"{each.norms[0]:.3g}, {each.norms[1]:.3g} · {each.cosine:+.3f} · {each.overlap_out:.3f}, {each.overlap_in:.3f} · "
+        f"{each.effective_ranks[0]:.1f}, {each.effective_ranks[1]:.1f}{new}"
+    )
+
+
+Command = Diff

@@ -1,0 +1,102 @@
+"""How two adapters differ, against decompositions of full matrices in float64."""
+
+import numpy as np
+import pytest
+import torch
+
+from inlay import formats
+from inlay.base.load import load
+from inlay.combine.diff import diff, summed
+from inlay.combine.intruders import intruders
+from inlay.core.routed import Factors
+from tests.equations.test_combine import METHODS, saved
+from tests.support import adapters, bases
+from tests.support.command import run, run_json
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    home = tmp_path_factory.mktemp("home")
+    base = load(bases.directory(home / "base"), dtype="float32")
+    saved(base, home, [*METHODS][:2], twice=("plain",))
+    return home
+
+
+def decomposed(matrix):
+    U, s, Vt = np.linalg.svd(matrix)
+    rank = adapters.rank(matrix)
+    return U[:, :rank], s[:rank], Vt[:rank].T
+
+
+@pytest.mark.parametrize("other", ["plain", "rslora", "plain-2"])
+def test_it_is_what_full_matrices_say(home, other):
+    changes = {name: adapters.changes(home / name) for name in ("plain", other)}
+    files = {"one": formats.read(home / "plain"), "other": formats.read(home / other)}
+    for path, found in diff(files).items():
+        one, two = changes["plain"].get(path), changes[other].get(path)
+        norms = [0.0 if change is None else np.linalg.norm(change) for change in (one, two)]
+        assert found.norms == pytest.approx(norms, rel=1e-6)
+        assert found.intruders is None
+        if one is None or two is None:
+            assert (found.cosine, found.overlap_out, found.overlap_in) == (0, 0, 0)
+            continue
+        assert found.cosine == pytest.approx((one * two).sum() / np.prod(norms), abs=1e-6)
+        (U, s, V), (U_, s_, V_) = decomposed(one), decomposed(two)
+        smaller = min(len(s), len(s_))
+        assert found.overlap_out == pytest.approx(np.square(U.T @ U_).sum() / smaller, abs=1e-6)
+        assert found.overlap_in == pytest.approx(np.square(V.T @ V_).sum() / smaller, abs=1e-6)
+        ranks = [np.exp(-(p * np.log(p)).sum()) for p in (s / s.sum(), s_ / s_.sum())]
+        assert found.effective_ranks == pytest.approx(ranks, rel=1e-6)
+        if other == "plain":
+            assert (found.cosine, found.overlap_out) == (pytest.approx(1), pytest.approx(1))
+
+
+def test_modules_of_one_name_are_taken_together(home):
+    files = {name: formats.read(home / name) for name in ("plain", "plain-2")}
+    one, two = (adapters.changes(home / name) for name in files)
+    paths = [path for path in one if path.endswith("v_proj")]
+    norms = [np.sqrt(sum(np.square(changes[path]).sum() for path in paths)) for changes in (one, two)]
+    found = summed(diff(files))["v_proj"]
+    assert found.norms == pytest.approx(norms, rel=1e-6)
+    assert found.cosine == pytest.approx(
+        sum((one[path] * two[path]).sum() for path in paths) / np.prod(norms), abs=1e-6
+    )
+
+
+@pytest.mark.parametrize("shape", [(67, 83), (83, 67)])
+def test_a_direction_like_none_of_the_base_is_an_intruder(shape):
+    generator = torch.Generator().manual_seed(3)
+    U, s, Vt = np.linalg.svd(torch.randn(*shape, generator=generator).double().numpy(), full_matrices=False)
+    s = np.geomspace(9, 0.1, len(s))  # well apart
+    weight = torch.from_numpy((U * s) @ Vt).float()
+    B, A = (torch.randn(size, 1, generator=generator) for size in shape)
+    new = Factors(A.T / A.norm(), B / B.norm(), 20.0)
+    found = intruders(weight, new)
+    assert len(found.A) == 1
+    assert float((found.B @ found.A).norm()) == pytest.approx(20, rel=0.1)
+    turned, sizes, _ = np.linalg.svd(weight.double().numpy() + 20 * (new.B.double() @ new.A.double()).numpy())
+    expected = [i for i in range(10) if np.abs(U.T @ turned[:, i]).max() < 0.5] if shape[0] < shape[1] else [0]
+    assert expected == [0]
+    assert float((found.B @ found.A).norm()) == pytest.approx(sizes[0], rel=1e-4)
+    old = Factors(torch.from_numpy(Vt[4:5]).float(), torch.from_numpy(U[:, 4:5]).float(), 20.0)
+    assert len(intruders(weight, old).A) == 0
+    assert len(intruders(weight, Factors(0 * old.A, old.B, 1.0)).A) == 0
+
+
+@pytest.mark.parametrize("with_model", [False, True])
+def test_the_command(home, capsys, with_model):
+    more = ["--model", home / "base"] if with_model else []
+    report = run_json(capsys, "diff", home / "plain", home / "rslora", *more)
+    assert report["of"] == ["plain", "rslora"]
+    assert {*report["modules"]} == {*adapters.changes(home / "plain")}
+    counts = [module["intruders"] for module in report["modules"].values()]
+    assert all((count is not None) == with_model for count in counts)
+    out = run(capsys, "diff", home / "plain", home / "plain-2", *more)[1]
+    assert {line.split()[0] for line in out.splitlines()[1:]} == {path.rpartition(".")[2] for path in report["modules"]}
+
+
+def test_an_adapter_of_another_base_is_refused(home, tmp_path, capsys):
+    bases.directory(tmp_path / "other", seed=4)
+    status, _, err = run(capsys, "diff", home / "plain", home / "plain-2", "--model", tmp_path / "other")
+    assert status == 1
+    assert "another base" in err
