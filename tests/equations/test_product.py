@@ -65,6 +65,24 @@ def test_many_tokens_have_the_bits_of_few_by_tiles(shape):
         assert torch.equal(y, torch.cat(few))
 
 
+@pytest.mark.parametrize("widens", [False, True])
+def test_many_tokens_are_widened_where_that_is_faster(monkeypatch, widens):
+    taken = []
+    inner = in_torch.linear
+    monkeypatch.setattr(in_torch, "linear", lambda x, *given: taken.append(x.dtype) or inner(x, *given))
+    monkeypatch.setattr(native, "has_tiles", lambda: False)
+    monkeypatch.setattr(native, "widens_bfloat16", lambda: widens)
+    product._function.cache_clear()
+    x, W, b = _given((64, 96), 40, DTYPES[2])
+    exact = x.double() @ W.double().T + b.double()
+    y = product.linear(x, W, b)
+    product._function.cache_clear()
+    assert taken == [torch.float32 if widens else torch.bfloat16]
+    assert y.dtype == torch.bfloat16
+    if widens:  # and rounded once
+        assert ((y.double() - exact).abs() <= exact.abs() * 2**-8 + 1e-4).all()
+
+
 def test_what_it_does_not_take_torch_multiplies():
     x, W, b = _given((9, 8), 3, DTYPES[0])
     for given in (x.double(), W.double(), None), (x, W.T.contiguous().T, b), (x[:0], W, b), (x.bfloat16(), W, None):

@@ -7,7 +7,7 @@
 #include <sched.h>
 #endif
 
-enum { ROWS = 4, PARTS = 4, MOST_RANK = 1024, BLOCK = ROWS * WIDTH, MOST_SPINS = 1 << 12 };
+enum { ROWS = 4, PARTS = 4, MOST_RANK = 1024, BLOCK = ROWS * WIDTH, MOST_SPINS = 1 << 12, LINE = 64, AHEAD = 2 };
 
 /* scaling x A^T, `rows` ranks from k on. */
 INLINE void down(const void *x, const void *A, int64_t in, int64_t k, const int rows, float scaling, float *h, int dtype) {
@@ -38,12 +38,26 @@ INLINE void up(const float *h, const void *B, int64_t rank, int64_t out, int64_t
     for (int n = 0; n < vectors; n++) put_lanes(&sums[n], y, dtype, o + n * WIDTH, count);
 }
 
-/* Part i of x A^T: some ranks of an entry. */
+/* Which ranks part i of x A^T is, of entry i / PARTS. */
+INLINE int64_t begin_of_part(const struct added *a, int64_t i, int64_t part) {
+    const int64_t rank = a->ranks[i / PARTS], groups = (rank + ROWS - 1) / ROWS, k = groups * part / PARTS * ROWS;
+    return k < rank ? k : rank;
+}
+
+/* Bytes first <= i < last will be wanted soon. */
+INLINE void ask_for(const void *first, const void *last) {
+    for (const char *i = first; i < (const char *)last; i += LINE) __builtin_prefetch(i);
+}
+
+/* Part i of x A^T; and that part is asked for which this thread is likely to be given next. */
 INLINE void downs(const struct added *a, float *h, int64_t i, int dtype) {
-    const int64_t e = i / PARTS, groups = (a->ranks[e] + ROWS - 1) / ROWS;
-    const int64_t stop = groups * (i % PARTS + 1) / PARTS * ROWS < a->ranks[e] ? groups * (i % PARTS + 1) / PARTS * ROWS : a->ranks[e];
-    const void *x = (const char *)a->x + a->tokens[e] * a->in * (dtype == FLOAT32 ? 4 : 2);
-    int64_t k = groups * (i % PARTS) / PARTS * ROWS;
+    const int64_t e = i / PARTS, stop = begin_of_part(a, i, i % PARTS + 1), row = a->in * (dtype == FLOAT32 ? 4 : 2), soon = i + AHEAD;
+    const void *x = (const char *)a->x + a->tokens[e] * row;
+    if (soon < a->entries * PARTS) {
+        const char *A = a->A[soon / PARTS];
+        ask_for(A + begin_of_part(a, soon, soon % PARTS) * row, A + begin_of_part(a, soon, soon % PARTS + 1) * row);
+    }
+    int64_t k = begin_of_part(a, i, i % PARTS);
     for (; k + ROWS <= stop; k += ROWS) down(x, a->A[e], a->in, k, ROWS, a->scalings[e], h + e * a->most, dtype);
     for (; k < stop; k++) down(x, a->A[e], a->in, k, 1, a->scalings[e], h + e * a->most, dtype);
 }
@@ -57,6 +71,16 @@ INLINE void ups(const struct added *a, const float *h, int64_t start, int64_t st
         for (; o + WIDTH <= stop; o += WIDTH) up(h, a->B[e], rank, a->out, o, 1, WIDTH, y, dtype);
         if (o < stop) up(h, a->B[e], rank, a->out, o, 1, stop - o, y, dtype);
     }
+}
+
+/* The columns of B that `ups` will take. */
+static void ask_for_columns(const struct added *a, int64_t start, int64_t stop) {
+    const int64_t size = a->dtype == FLOAT32 ? 4 : 2;
+    for (int64_t e = 0; e < a->entries; e++)
+        for (int64_t k = 0; k < a->ranks[e]; k++) {
+            const char *row = (const char *)a->B[e] + k * a->out * size;
+            ask_for(row + start * size, row + stop * size);
+        }
 }
 
 typedef void downs_of(const struct added *, float *h, int64_t i);
@@ -110,13 +134,14 @@ static void adder(void *shared) {
     }
     for (int64_t start; (start = __atomic_fetch_add(&team->next, team->chunk, __ATOMIC_RELAXED)) < team->total;) {
         const int64_t stop = team->total - start < team->chunk ? team->total : start + team->chunk;
+        const int64_t end = stop * team->rows < added->out ? stop * team->rows : added->out;
+        ask_for_columns(added, start * team->rows, end);
         if (team->work != NULL) team->work(team->job, start, stop);
         for (int spins = 0; __atomic_load_n(&team->parts_done, __ATOMIC_ACQUIRE) < parts; spins++) {
 #ifdef __linux__
             if (spins > MOST_SPINS) sched_yield(); /* its thread may wait for this one's core */
 #endif
         }
-        const int64_t end = stop * team->rows < added->out ? stop * team->rows : added->out;
         ADDING[team->variant].ups(added, team->h, start * team->rows, end);
     }
 }

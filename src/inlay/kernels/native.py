@@ -154,6 +154,13 @@ def has_tiles() -> bool:
     return multiplies_bfloat16() and _has_tiles()
 
 
+@functools.cache
+def widens_bfloat16() -> bool:
+    """Many tokens are multiplied sooner in float32 than in bfloat16, though there are instructions for both."""
+    library = _load()
+    return multiplies_bfloat16() and not isinstance(library, str) and bool(library.inlay_widens_bfloat16())
+
+
 def why_not() -> str | None:
     """Why the library is not in use; None where it is."""
     library = _load()

@@ -378,6 +378,16 @@ int inlay_has_tiles(void) {
 #endif
 }
 
+/* Products of many tokens are slower in bfloat16 than in float32: where Intel's processors have no tiles, or their system gives none,
+   two products of float32 take 0.34 ns, and those of one instruction for bfloat16 0.75 ns. */
+int inlay_widens_bfloat16(void) {
+#ifdef __x86_64__
+    return __builtin_cpu_is("intel") && !inlay_has_tiles();
+#else
+    return 0;
+#endif
+}
+
 /* Units 0 <= i < total of a job: ROWS rows of W each, or BLOCKS * TILE. `omp` is GOMP_parallel, or NULL for one thread. */
 void inlay_product_run(int variant, int function, const struct job *job, int64_t total, int64_t chunk, int threads,
                        parallel *omp) {

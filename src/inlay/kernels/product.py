@@ -39,7 +39,9 @@ def linear(
         if tokens > MOST_TOKENS:
             function = _MANY if function == _TILES else None
     if function is None:
-        y = in_torch.linear(x.reshape(-1, width) if len(shape) != 2 else x, weight, bias)
+        own = x.reshape(-1, width) if len(shape) != 2 else x
+        is_wider = tokens > MOST_TOKENS and x.dtype == torch.bfloat16 and x.is_cpu and native.widens_bfloat16()
+        y = in_torch.linear(own.float(), weight, bias).bfloat16() if is_wider else in_torch.linear(own, weight, bias)
         return y if len(shape) == 2 else y.view(*shape[:-1], y.shape[-1])
     assert isinstance(weight, Tensor), "only numbers have a function"
     rows = weight.shape[0]

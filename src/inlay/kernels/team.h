@@ -96,12 +96,16 @@ INLINE void get_lanes(lanes *to, const void *values, int dtype, int64_t i, int64
 }
 
 INLINE void put_lanes(const lanes *from, void *values, int dtype, int64_t i, int64_t count) {
-    if (count == WIDTH && dtype == FLOAT32) {
-        memcpy((float *)values + i, from, sizeof *from);
-    } else {
+    if (count < WIDTH) {
         float some[WIDTH];
         memcpy(some, from, sizeof some);
         for (int64_t j = 0; j < count; j++) put_number(values, dtype, i + j, some[j]);
+    } else if (dtype == FLOAT32) {
+        memcpy((float *)values + i, from, sizeof *from);
+    } else { /* like to_bfloat16 */
+        const words bits = (words)*from, rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16, nans = (words)(*from != *from);
+        const halves some = __builtin_convertvector((rounded & ~nans) | (nans & 0x7fc0), halves);
+        memcpy((uint16_t *)values + i, &some, sizeof some);
     }
 }
 
