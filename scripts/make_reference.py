@@ -88,10 +88,11 @@ def python() -> str:
 
 
 def command(name: str) -> str:
-    """The help of one command as a section."""
+    """The help of one command as a section, and of each of its verbs."""
     text = io.StringIO()
-    with redirect_stdout(text), redirect_stderr(text), suppress(SystemExit):
-        importlib.import_module("inlay.cli._command").run(name, ["--help"])
+    for verb in ([], *([verb] for verb in getattr(importlib.import_module(f"inlay.cli.{name}"), "VERBS", ()))):
+        with redirect_stdout(text), redirect_stderr(text), suppress(SystemExit):
+            importlib.import_module("inlay.cli._command").run(name, [*verb, "--help"])
     return f"## inlay {name}\n\n```\n{text.getvalue().rstrip()}\n```\n"
 
 

@@ -18,6 +18,7 @@ LAYERS = [
     {"model"},
     {"layout", "combine"},
     {"formats", "modules"},
+    {"hub"},
     {"io", "data"},
     {"text", "methods", "quant"},
     {"initializers"},

@@ -53,15 +53,15 @@ def run(command: str, arguments: Sequence[str]) -> int:
 def parse(cls: Any, command: str, arguments: Sequence[str]) -> Any:
     """An instance of the dataclass `cls` from a command line; wrong usage prints help and exits with status 2."""
     config = value_of("--config", arguments)
-    default = from_mapping(cls, read_config(Path(config))) if config else None
+    filled = {"default": from_mapping(cls, read_config(Path(config)))} if config else {}
     with _types():
         return tyro.cli(
             cls,
             prog=f"inlay {command}",
             description=importlib.import_module(f"inlay.cli.{command}").__doc__,
             args=list(arguments),
-            default=default,
             config=_CONFIG,
+            **filled,
         )
 
 

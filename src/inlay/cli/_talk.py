@@ -16,6 +16,7 @@ from inlay.cli._screen import say
 from inlay.cli.generate import attach_all, check_raw
 from inlay.errors import ConfigError, InlayError, OutputError, UnknownNameError, explain, nearest, within_memory
 from inlay.generation.sampling import GENERATED_BY, Sampling
+from inlay.hub import store
 from inlay.io import output
 from inlay.serve.words import Detokenizer
 from inlay.text import template
@@ -171,7 +172,7 @@ class Talk:
         path = Path(given).expanduser()
         if given == "none" or given in base.adapters:
             base.active = None if given == "none" else given
-        elif path.is_dir():
+        elif path.is_dir() or store.find(given):
             _tasks.check_answers("chat", self.how.model, [str(path)])
             base.active = attach_all(base, (str(path),), self.how.force)[0]
         else:

@@ -28,7 +28,8 @@ class Chat(OnBase):
     """A conversation on stdin and stdout."""
 
     adapter: repeated(str) = ()  # type: ignore[valid-type]  # an annotation built by a function
-    """An adapter directory, the first of which answers; given several times, /adapter NAME changes between them."""
+    """An adapter, as a directory or name@version; the first answers; given several times, /adapter NAME changes
+    between them."""
 
     system: str | None = None
     """A system message in front of the conversation."""

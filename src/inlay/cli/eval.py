@@ -35,7 +35,7 @@ class Eval(OnBase):
     base was made for."""
 
     adapter: str | None = None
-    """An adapter directory, measured beside the plain base."""
+    """An adapter: a directory, or name@version in the store; measured beside the plain base."""
 
     scores: Literal["none", "bleu"] = "none"
     """Answer every distinct prompt and score the answers: bleu against all references, and exact matches."""

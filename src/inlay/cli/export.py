@@ -24,7 +24,7 @@ class Export(Common):
     """The base: a directory, or a name on the hub."""
 
     adapter: AdapterDirectory
-    """The adapter directory, or a name on the hub."""
+    """The adapter: a directory, name@version in the store, or a name on the hub."""
 
     output: Path
     """The directory for the adapter; it must not exist."""

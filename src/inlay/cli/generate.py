@@ -32,8 +32,8 @@ class Generate(OnBase):
     """Continue prompts as they stand, without the chat template, as is done for adapters that were trained on plain text."""
 
     adapter: repeated(str) = ()  # type: ignore[valid-type]  # likewise
-    """An adapter directory, or 'none' for the plain base, which answers where none is given; given several times, all answer
-    in one batch."""
+    """An adapter, as a directory or name@version, or 'none' for the plain base, which answers where none is given; given
+    several times, all answer in one batch."""
 
     max_new_tokens: int | None = None
     """Longest answer in tokens; 256, or what the model's positions leave, unless given."""

@@ -17,7 +17,7 @@ class Inspect(Common):
     """No model is needed."""
 
     adapter: AdapterDirectory
-    """The adapter directory, or a name on the hub."""
+    """The adapter: a directory, name@version in the store, or a name on the hub."""
 
     def run(self) -> int:
         """Print what the files say."""

@@ -30,7 +30,7 @@ class Merge(Common):
     """The base: a directory, or a name on the hub."""
 
     adapter: AdapterDirectory
-    """The adapter directory."""
+    """The adapter: a directory, or name@version in the store."""
 
     output: Path
     """The directory for the merged checkpoint; it must not exist."""

@@ -36,7 +36,7 @@ class Predict(OnBase):
     in every line."""
 
     adapter: str | None = None
-    """An adapter directory, which says what its task is; without one, the base's own head answers."""
+    """An adapter, a directory or name@version, which says what its task is; without one, the base's own head answers."""
 
     task: _tasks.TASK = None
     """What is predicted, where neither adapter nor base say it."""

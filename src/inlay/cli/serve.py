@@ -13,6 +13,7 @@ from inlay.cli import _tasks, answered_by
 from inlay.cli._command import OnBase, num_bytes, repeated
 from inlay.cli._screen import emit, say, size
 from inlay.errors import ConfigError, explain
+from inlay.hub import store
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -20,7 +21,7 @@ class Serve(OnBase):
     """A server on this machine, until Ctrl-C or SIGTERM, which let it answer what is under way."""
 
     adapters: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=DIR", help_behavior_hint="(default: none)")] = ()
-    """Adapters that answer under these names; a name is that of the directory unless given."""
+    """Adapters that answer under these names: directories, or name@version; a name is that of the directory unless given."""
 
     adapter_dir: repeated(Path) = ()  # type: ignore[valid-type]  # an annotation built by a function
     """A folder of adapters, each of which answers under the name of its folder, and from which others are loaded while it
@@ -127,8 +128,8 @@ def _named(adapters: tuple[str, ...]) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for text in adapters:
         name, has_name, path = text.partition("=")
-        directory = Path(path if has_name else text).expanduser()
-        name = name if has_name else directory.resolve().name
+        given = Path(path if has_name else text).expanduser()
+        name, directory = name if has_name else given.resolve().name, store.find(given) or given
         if name in found:
             says = f"{name}: {found[name]} and {directory}"
             raise ConfigError(

@@ -47,7 +47,7 @@ class Train(OnBase):
     """How to adapt."""
 
     from_adapter: Annotated[str | None, tyro.conf.arg(name="from", metavar="ADAPTER")] = None
-    """Go on from this adapter, with its method; without it, a new one starts."""
+    """Go on from this adapter, a directory or name@version, with its method; without it, a new one starts."""
 
     eval_data: str | None = None
     """Held-out rows; without it, a part of the data is held out."""

@@ -9,6 +9,7 @@ from typing import Any
 from inlay import methods, plugins
 from inlay.errors import CompatibilityError, FormatError, explain
 from inlay.formats.contract import AdapterFile, Format, ModelFacts
+from inlay.hub import store
 from inlay.io import records
 from inlay.io.checkpoint import fetch
 
@@ -40,7 +41,9 @@ def written() -> list[str]:
 
 
 def fetched(source: str | Path) -> Path:
-    """The directory of an adapter: `source` itself, or the hub's copy of that name."""
+    """The directory of an adapter: `source` itself, what the store has as `name@version`, or the hub's copy of that name."""
+    if stored := store.find(source):
+        return stored
     files = (file for _, form in TABLE.known() for file in form.files)
     return fetch(source, "adapter", itertools.chain([records.RECORD], files))
 

@@ -71,10 +71,15 @@ def check_space(path: Path, num_bytes: int) -> None:
 
 
 @contextlib.contextmanager
-def new_directory(path: Path) -> Iterator[Path]:
+def new_directory(path: Path, name: Callable[[], str] | None = None) -> Iterator[Path]:
     """A temporary directory that becomes `path` when the block ends, synced, and vanishes when it fails.
 
     A request to end is answered within the block alone: not while the directory is made, renamed or removed.
+
+    **Arguments:**
+
+    - `name`: asked at the end for what it is called in place of the last part of `path`, where its content decides that; one
+      that is there by that name stays.
 
     **Raises:**
 
@@ -89,7 +94,12 @@ def new_directory(path: Path) -> Iterator[Path]:
                 yield partial
                 partial.chmod(0o777 & ~_umask())  # mkdtemp's 0700 would hide a shared result
                 sync(partial)
-            put(partial, path)
+            final = path if name is None else path.with_name(name())
+            try:
+                put(partial, final)
+            except OSError:
+                if name is None or not final.is_dir():
+                    raise
             _sweep(path.parent, _prefix(path))
         finally:
             shutil.rmtree(partial, ignore_errors=True)
@@ -138,9 +148,9 @@ def write_file(path: Path, content: bytes) -> None:
         try:
             partial.write_bytes(content)
             partial.chmod(0o666 & ~_umask())  # mkstemp's 0600 would hide a shared result
-            _sync_one(partial)
+            sync_one(partial)
             partial.replace(path)
-            _sync_one(path.parent)
+            sync_one(path.parent)
         finally:
             partial.unlink(missing_ok=True)
             lock()
@@ -151,8 +161,8 @@ def sync(directory: Path) -> None:
     cut."""
     for folder, _, names in os.walk(directory, topdown=False):
         for name in names:
-            _sync_one(Path(folder) / name)
-        _sync_one(Path(folder))
+            sync_one(Path(folder) / name)
+        sync_one(Path(folder))
 
 
 def put(partial: Path, path: Path) -> None:
@@ -160,7 +170,7 @@ def put(partial: Path, path: Path) -> None:
     with contextlib.suppress(FileNotFoundError):
         path.rmdir()
     partial.rename(path)
-    _sync_one(path.parent)
+    sync_one(path.parent)
 
 
 @contextlib.contextmanager
@@ -177,13 +187,13 @@ def refusals(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def locked(directory: Path, shared: bool = False, waiting: str = "") -> Iterator[None]:
+def locked(directory: Path, shared: bool = False, waiting: str | None = None) -> Iterator[None]:
     """Within the block no other process works in `directory`, or with the file of that name.
 
     **Arguments:**
 
     - `shared`: others may, that share it too.
-    - `waiting`: where one does, say this and wait for it.
+    - `waiting`: where one does, say this, unless it is empty, and wait for it.
 
     **Raises:**
 
@@ -199,10 +209,11 @@ def locked(directory: Path, shared: bool = False, waiting: str = "") -> Iterator
         try:
             fcntl.flock(handle, kind | fcntl.LOCK_NB)
         except BlockingIOError:
-            if not waiting:
+            if waiting is None:
                 found, hint = str(directory), "wait for it, or another --output"
                 raise OutputError(explain("another process is writing this", found=found, do=hint)) from None
-            warnings.warn(waiting, stacklevel=4)
+            if waiting:
+                warnings.warn(waiting, stacklevel=4)
             fcntl.flock(handle, kind)
         yield
     finally:
@@ -309,7 +320,7 @@ def _sweep(folder: Path, prefix: str) -> None:
                 os.close(handle)
 
 
-def _sync_one(path: Path) -> None:
+def sync_one(path: Path) -> None:
     """Write one file, or the names in one directory, through to the disk, where the system can."""
     try:
         handle = os.open(path, os.O_RDWR if sys.platform == "win32" else os.O_RDONLY)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from inlay import formats
 from inlay.errors import CompatibilityError, ConfigError, TargetError, UnknownNameError, explain, nearest
 from inlay.formats.contract import AdapterFile, ModelFacts
+from inlay.hub import store
 from inlay.layout import targets
 from inlay.layout.decoder import decoder_of
 from inlay.layout.fitting import check_heard, fitted, layers
@@ -174,7 +175,7 @@ class AdapterSet:
         name = name or Path(source).resolve().name
         if name not in self:
             return self._bound(self.read(source, name, check))()
-        if not (Path(source).is_dir() and self[name].is_same(self.read(source, name, check))):
+        if not ((Path(source).is_dir() or store.find(source)) and self[name].is_same(self.read(source, name, check))):
             self._check_free(name)
         self.active = name
         return self[name]

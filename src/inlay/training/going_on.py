@@ -29,7 +29,7 @@ def read(base: Base, source: str | Path, name: str, method: Method | str | None)
     - `ConfigError`: another method was asked for.
     - those of `inlay.model.adapter_set.AdapterSet.read`: it is no adapter, or was trained on another base.
     """
-    adapter = base.read(source, in_utf8(formats.fetched(source).name))  # an error names the adapter that there is
+    adapter = base.read(source, in_utf8(Path(source).resolve().name))  # an error names the adapter that there is
     check_method(source, adapter.method, method)
     own = {path: {key: _own(tensor) for key, tensor in params.items()} for path, params in adapter.params.items()}
     return Adapter(name, adapter.method, own, shared=adapter.shared)
@@ -69,7 +69,7 @@ def about(source: str | Path) -> dict[str, Any]:
     tensors = directory / formats.find(formats.detect(directory)).tensors
     digest = hashlib.sha256(tensors.read_bytes()).hexdigest()
     steps = records.read(directory).get("training", {}).get("steps")
-    return {"name": in_utf8(directory.name), "sha256": digest, "steps": steps}
+    return {"name": in_utf8(Path(source).resolve().name), "sha256": digest, "steps": steps}
 
 
 def _own(tensor: torch.Tensor) -> torch.Tensor:

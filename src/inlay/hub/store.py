@@ -1,0 +1,318 @@
+"""A store of adapters: each under the digest of its files, and names for them.
+
+    objects/DIGEST/            the files of an adapter, read-only; see `inlay.hub.files`
+    tags/NAME@VERSION.json     what a name pointed to and points to; see `inlay.hub.tags`
+
+An object comes into being by one rename, when all of it is on the disk, and goes by one: under its digest there is never half
+of it, whoever is killed when. The same files are the same object, so that two who add them at a time add it once. A name is a
+file that is replaced whole. Who adds shares the lock of `objects`, so that what is not named yet is not pruned; who prunes has
+it alone; names change one at a time. The locks end with the processes that hold them.
+
+Files are copied in: a hard link would change with the file that somebody goes on writing to.
+"""
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from inlay.errors import ConfigError, FormatError, OutputError, UnknownNameError, explain, few, nearest
+from inlay.hub import files
+from inlay.hub.tags import Tag, read, write
+from inlay.io import output
+
+_PART = r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?"
+_NAME = re.compile(f"{_PART}@{_PART}")
+_DIGEST = re.compile("[0-9a-f]{64}")
+
+DIGEST_PREFIX = "sha256:"
+"""What a digest begins with where a name could stand; eight digits of it are enough where they are one object's alone."""
+
+KEPT = 3
+"""As many of what a name pointed to last are kept by `prune`."""
+
+_HIDDEN = "object"
+"""What hidden names in `objects` begin with, after the dot: that of an object that is being made or removed."""
+
+
+def directory() -> Path:
+    """Where the store lies: $INLAY_STORE, or inlay/store under the user's data directory."""
+    root = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    return Path(os.environ.get("INLAY_STORE") or Path(root) / "inlay" / "store").expanduser().absolute()
+
+
+def find(source: str | Path) -> Path | None:
+    """The directory in the store that `source` names, as `name@version` or `sha256:DIGEST`; None where it is a path, or a name
+    on the hub.
+
+    **Raises:**
+
+    - `UnknownNameError`: the store has none of that name.
+    - `ConfigError`: it can't be a name.
+    """
+    text = str(source)
+    is_name = "@" in text or text.startswith(DIGEST_PREFIX)
+    if not is_name or "/" in text or os.sep in text or os.path.exists(source):
+        return None
+    return Store(directory()).path(text)
+
+
+def check_name(name: str) -> None:
+    """Refuse what can't be a name in the store.
+
+    **Raises:**
+
+    - `ConfigError`: it is not two parts of small letters, digits, dots and dashes with an @ between.
+    """
+    if not _NAME.fullmatch(name):
+        wrong = "this can't be the name of an adapter in the store"
+        do = "name@version, each of a-z, 0-9 and . _ - within: support@1"
+        raise ConfigError(explain(wrong, found=repr(name), do=do))
+
+
+@dataclasses.dataclass(frozen=True)
+class Store:
+    """A store in a directory, which need not exist yet."""
+
+    root: Path
+
+    def add(self, source: Path, name: str | None = None) -> tuple[str, Tag | None]:
+        """Keep the files of a directory: (their digest, the name with what it points to now).
+
+        **Raises:**
+
+        - `FormatError`: the directory is none of files alone.
+        - `ConfigError`: `name` can't be one, or is pinned to other files.
+        - `OutputError`: the store can't be written.
+        """
+        if name is not None:
+            check_name(name)
+        names = files.listed(source)
+        with self._adding():
+            digest = self._put(source, names)
+            return digest, None if name is None else self._point(name, digest)
+
+    def tag(self, name: str, digest: str) -> Tag:
+        """Let a name point to an object.
+
+        **Raises:**
+
+        - `ConfigError`: it can't be a name, or is pinned to another one.
+        """
+        check_name(name)
+        with self._adding():
+            self.object(digest)
+            return self._point(name, digest)
+
+    def rollback(self, name: str) -> Tag:
+        """Let a name point to what it pointed to before.
+
+        **Raises:**
+
+        - `ConfigError`: it is pinned, or there is nothing before.
+        - `UnknownNameError`: there is no such name, or what was before has been pruned.
+        """
+        with self._naming():
+            tag = self.named(name).undone()
+            self.object(tag.digest)
+            return self._write(tag)
+
+    def pin(self, name: str, pinned: bool = True) -> Tag:
+        """Keep a name from pointing elsewhere and from being removed; or no more."""
+        with self._naming():
+            return self._write(dataclasses.replace(self.named(name), pinned=pinned))
+
+    def remove(self, name: str) -> Tag:
+        """Forget a name; its object stays until the store is pruned.
+
+        **Raises:**
+
+        - `ConfigError`: it is pinned.
+        """
+        with self._naming():
+            tag = self.named(name)
+            tag.check_free()
+            self._tag_file(name).unlink()
+            output.sync_one(self.root / "tags")
+            return tag
+
+    def prune(self, keep: int = KEPT, dry_run: bool = False) -> list[str]:
+        """Remove the objects that no name points to or pointed to in its last `keep` changes: their digests."""
+        with self._written(), output.locked(self._objects, waiting="waiting for those who add to the store"):
+            kept = {digest for tag in self.tags() for digest in tag.last(keep)}
+            doomed = [digest for digest in self.digests() if digest not in kept]
+            for digest in [] if dry_run else doomed:
+                self._discard(digest)
+            return doomed
+
+    def get(self, reference: str, target: Path) -> str:
+        """Copy an object into a new directory, and see that it is what its digest says: the digest.
+
+        **Raises:**
+
+        - `OutputError`: `target` exists, or can't be written.
+        - `FormatError`: the object is damaged.
+        """
+        digest = self.digest(reference)
+        source, names = self.object(digest), files.listed(self.object(digest))
+        with output.new_directory(target) as partial:
+            files.copy(source, partial, names)
+            self.check(digest, partial)
+        return digest
+
+    def check(self, digest: str, where: Path | None = None) -> None:
+        """Refuse an object, or a copy of one, whose files are not those of its digest.
+
+        **Raises:**
+
+        - `FormatError`: they are others.
+        """
+        found = files.digest_of(where or self.object(digest))
+        if found != digest:
+            do = f"inlay store remove its names, then prune and add it again; it lies in {self._objects / digest}"
+            raise FormatError(
+                explain("an adapter in the store is damaged", found=f"sha256 {found}, {digest} was kept", do=do)
+            )
+
+    def path(self, reference: str) -> Path:
+        """The directory of an object, by its name or digest; its files never change.
+
+        **Raises:**
+
+        - `UnknownNameError`, `ConfigError`: see `digest`.
+        """
+        return self.object(self.digest(reference))
+
+    def digest(self, reference: str) -> str:
+        """The digest of the object that has a name, or a digest of which the beginning is given.
+
+        **Raises:**
+
+        - `UnknownNameError`: there is none, or there are several.
+        - `ConfigError`: it can't be a name.
+        """
+        if not reference.startswith(DIGEST_PREFIX):
+            return self.named(reference).digest
+        start = reference.removeprefix(DIGEST_PREFIX)
+        found = [digest for digest in self.digests() if len(start) >= 8 and digest.startswith(start)]
+        if len(found) != 1:
+            wrong = "this digest is no one adapter's in the store"
+            raise UnknownNameError(
+                explain(wrong, found=few(found) or f"{start}; in {self.root}", do="inlay store list; 8 digits or more")
+            )
+        return found[0]
+
+    def object(self, digest: str) -> Path:
+        """The directory of an object.
+
+        **Raises:**
+
+        - `UnknownNameError`: it is not here any more.
+        """
+        path = self._objects / digest
+        if not path.is_dir():
+            do = "inlay store list shows what there is; add it again"
+            raise UnknownNameError(explain("the store has no such adapter", found=f"{path} is not there", do=do))
+        return path
+
+    def digests(self) -> list[str]:
+        """The objects that there are."""
+        with contextlib.suppress(FileNotFoundError):
+            return sorted(path.name for path in self._objects.iterdir() if _DIGEST.fullmatch(path.name))
+        return []
+
+    def named(self, name: str) -> Tag:
+        """A name with what it points to.
+
+        **Raises:**
+
+        - `UnknownNameError`: there is no such name.
+        - `ConfigError`: it can't be one.
+        """
+        check_name(name)
+        if (path := self._tag_file(name)).is_file():
+            return read(path)
+        known = [tag.name for tag in self.tags()]
+        found = f"{name}; there are {', '.join(few(known)) or 'none'}, in {self.root}"
+        do = nearest(name, known) or "inlay store add DIR --tag name@version"
+        raise UnknownNameError(explain("the store has no adapter of that name", found=found, do=do))
+
+    def tags(self) -> list[Tag]:
+        """The names that there are."""
+        with contextlib.suppress(FileNotFoundError):
+            found = [path for path in (self.root / "tags").iterdir() if _NAME.fullmatch(path.stem)]
+            return [read(path) for path in sorted(found) if path.suffix == ".json"]
+        return []
+
+    @property
+    def _objects(self) -> Path:
+        return self.root / "objects"
+
+    def _tag_file(self, name: str) -> Path:
+        return self.root / "tags" / f"{name}.json"
+
+    def _put(self, source: Path, names: list[str]) -> str:
+        """An object with these files, unless there is one: its digest. It is digested while it is written to the disk."""
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            digests: list[concurrent.futures.Future[str]] = []
+            with output.new_directory(self._objects / _HIDDEN, lambda: digests[0].result()) as partial:
+                files.copy(source, partial, names)
+                for name in names:
+                    (partial / name).chmod(0o444)
+                digests.append(pool.submit(files.digest_of, partial, names))
+        digest = digests[0].result()
+        _set_writable(self._objects / digest, False)
+        return digest
+
+    def _discard(self, digest: str) -> None:
+        """Remove an object: what a kill leaves of it has a hidden name, and goes with the next one that is added."""
+        path, hidden = self._objects / digest, self._objects / f".{_HIDDEN}{output.PARTIAL}{digest}"
+        _set_writable(path, True)
+        path.rename(hidden)
+        shutil.rmtree(hidden)
+
+    def _point(self, name: str, digest: str) -> Tag:
+        with self._naming():
+            tag = read(path) if (path := self._tag_file(name)).is_file() else Tag(name=name)
+            return self._write(tag.moved(digest))
+
+    def _write(self, tag: Tag) -> Tag:
+        write(self._tag_file(tag.name), tag)
+        return tag
+
+    @contextlib.contextmanager
+    def _adding(self) -> Iterator[None]:
+        with (
+            self._written(),
+            output.locked(self._objects, shared=True, waiting="waiting for the store, which is being pruned"),
+        ):
+            yield
+
+    @contextlib.contextmanager
+    def _naming(self) -> Iterator[None]:
+        with self._written(), output.locked(self.root / "tags", waiting=""):
+            yield
+
+    @contextlib.contextmanager
+    def _written(self) -> Iterator[None]:
+        """Within the block the folders of the store are there, and what the system refuses names it."""
+        try:
+            with output.refusals(self.root):
+                for folder in (self._objects, self.root / "tags"):
+                    if not folder.is_dir():
+                        folder.mkdir(parents=True, exist_ok=True)
+                        output.sync_one(self.root)
+                yield
+        except OutputError as error:
+            do = "INLAY_STORE=DIR is where the store lies"
+            raise OutputError(explain(error.wrong, found=error.found, do=do)) from None
+
+
+def _set_writable(path: Path, writable: bool) -> None:
+    """Whether files may come into the folders of an object, or go."""
+    for folder, _, _ in os.walk(path):
+        Path(folder).chmod(0o755 if writable else 0o555)
