@@ -2,7 +2,8 @@
 
     the weights, the tokenizer                  another one is refused
     what the configuration decides, roles       likewise: the same weights compute something else with other heads or epsilon
-    the same weights, quantised                 a note: answers differ a little
+    the same weights, quantised or in another   a note: answers differ a little
+    dtype
     the chat template, the tokens that end      a note
     no record, and the name of another base     refused where both are names of the hub, else a note: a folder may have any name
 
@@ -14,7 +15,7 @@ import warnings
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from inlay.core.pooling import MEAN
 from inlay.errors import CompatibilityError, explain, few
@@ -86,6 +87,17 @@ def check_pooling(name: str, record: dict[str, Any], pooling: str) -> None:
         )
 
 
+def weights_of(
+    trained_on: Mapping[str, Any], base: Fingerprint
+) -> Literal["same", "another precision", "other", "unknown"]:
+    """What the weights of a base are to those that a record says an adapter was trained on."""
+    if trained_on.get("weights") in (None, base.weights):
+        return "same" if trained_on.get("weights") else "unknown"
+    ours, parts = base.as_dict(), ("weights", "quantized_from", "rounded")
+    is_same = not {trained_on.get(part) for part in parts}.isdisjoint({ours.get(part) for part in parts} - {None})
+    return "another precision" if is_same else "other"
+
+
 def check(
     name: str,
     file: AdapterFile,
@@ -144,11 +156,8 @@ def _problems(
 
 
 def _is_other_precision(trained_on: Mapping[str, Any], base: Known) -> bool:
-    """An adapter's base is not this one, but both are the same weights, one of them or both quantised."""
-    if trained_on.get("weights") in (None, base.fingerprint.weights):
-        return False
-    theirs = trained_on.get("quantized_from") or trained_on.get("weights")
-    return theirs == (base.fingerprint.quantized_from or base.fingerprint.weights)
+    """An adapter's base is not this one, but both are the same weights, in another dtype or quantised."""
+    return weights_of(trained_on, base.fingerprint) == "another precision"
 
 
 def _check_name(name: str, named: str | None, base: Known, force: bool) -> None:

@@ -35,6 +35,7 @@ ORDER = (
     "inspect",
     "diff",
     "export",
+    "verify",
     "store",
 )
 """The order of the commands in the help: that of an adapter's life. A command that is not here comes last."""

@@ -4,6 +4,8 @@
     tokenizer      over tokenizer.json as canonical JSON, without the transient truncation and padding; over the bytes of
                    vocabulary files where there is no tokenizer.json
     chat_template  over the template's text; None where there is none
+    rounded        what `weights` would be, had every tensor of floats been rounded to bfloat16: what copies of a base in other
+                   dtypes share
 
 Each tensor is digested by itself, so that both cores work and the order of shards does not matter. Digests of weights are
 kept in the cache directory under what the system says of the files: path, size, inode, device, and the times of change of
@@ -37,7 +39,10 @@ SETTLED_SECONDS = 2.0
 _CHECKED = ("F64", "F32", "F16", "BF16")
 """Types whose NaN is looked for while the bytes are there: a model may answer something else in spite of one."""
 
-_DIGEST = re.compile("[0-9a-f]{64}")
+_ROUNDED = ("F64", "F32", "F16")
+"""Types that `rounded` takes as bfloat16."""
+
+_DIGESTS = re.compile("([0-9a-f]{64}) ([0-9a-f]{64})")
 _VOCABULARIES = ("tokenizer.model", "spiece.model", "vocab.json", "merges.txt", "vocab.txt", "added_tokens.json")
 
 
@@ -50,14 +55,16 @@ class Fingerprint:
     chat_template: str | None
     quantized_from: str | None = None
     """The digest of the weights that these were made of, where they are quantised and that is known."""
+    rounded: str | None = None
+    """The digest of the same weights in bfloat16, where they are in another dtype; of what quantised ones were made of."""
 
     def __str__(self) -> str:
         return f"sha256 {short(self.weights)}"
 
     def as_dict(self) -> dict[str, str | None]:
-        """The digests by name; `quantized_from` only where it is known."""
-        digests = dataclasses.asdict(self)
-        return digests if self.quantized_from else {k: v for k, v in digests.items() if k != "quantized_from"}
+        """The digests by name; `quantized_from` and `rounded` only where they are known."""
+        sometimes = ("quantized_from", "rounded")
+        return {name: digest for name, digest in dataclasses.asdict(self).items() if digest or name not in sometimes}
 
 
 def short(digest: str | None) -> str:
@@ -67,11 +74,16 @@ def short(digest: str | None) -> str:
 
 def fingerprint(checkpoint: Checkpoint) -> Fingerprint:
     """The fingerprint of a checkpoint; its weights are read once and remembered."""
+    source = bitsandbytes.source(checkpoint.directory)
+    weights, rounded = _digests_of(checkpoint)
+    if checkpoint.config.get("quantization_config"):
+        rounded = source.get("rounded")
     return Fingerprint(
-        weights=digest_of(checkpoint),
+        weights=weights,
         tokenizer=_tokenizer(checkpoint.directory),
         chat_template=_chat_template(checkpoint.directory),
-        quantized_from=bitsandbytes.source(checkpoint.directory).get("weights"),
+        quantized_from=source.get("weights"),
+        rounded=rounded if rounded != weights else None,
     )
 
 
@@ -120,7 +132,7 @@ def check_unchanged(checkpoint: Checkpoint, weights: str | None = None) -> None:
     if not found:
         return
     with contextlib.suppress(OSError, FormatError):
-        if weights is not None and _weights_digest(checkpoint.tensors) == weights:
+        if weights is not None and _weights_digests(checkpoint.tensors)[0] == weights:
             checkpoint.opened.update({file: identity(file) for file in checkpoint.opened})
             return  # it was moved, linked or touched
     wrong, do = "the files of the base changed while they were in use", "fetch or copy the base again, and run it again"
@@ -134,20 +146,25 @@ def digest_of(checkpoint: Checkpoint) -> str:
 
     - `FormatError`: a file changed while it was read, or a weight is NaN.
     """
+    return _digests_of(checkpoint)[0]
+
+
+def _digests_of(checkpoint: Checkpoint) -> tuple[str, str]:
+    """The digest of a checkpoint's weights, and of the same in bfloat16."""
     before = identities(checkpoint)
     cached = cache_directory() / "fingerprints" / hashlib.sha256(json.dumps(before).encode()).hexdigest()
     with contextlib.suppress(OSError, UnicodeDecodeError):
         kept = cached.read_text("ascii")
-        if _DIGEST.fullmatch(kept):  # a damaged file would name another base
-            return kept
-    digest = _weights_digest(checkpoint.tensors)
+        if match := _DIGESTS.fullmatch(kept):  # a damaged file would name another base
+            return match[1], match[2]
+    digests = _weights_digests(checkpoint.tensors)
     if identities(checkpoint) != before:
         wrong = "a weight file changed while it was read"
         raise FormatError(explain(wrong, found=str(checkpoint.directory), do="run it again"))
     if all(_is_settled(file) for file in checkpoint.files):
         with contextlib.suppress(OSError):  # a cache that cannot be written costs time, not correctness
-            output.write_file(cached, digest.encode("ascii"))
-    return digest
+            output.write_file(cached, " ".join(digests).encode("ascii"))
+    return digests
 
 
 def _is_settled(file: Path) -> bool:
@@ -157,19 +174,23 @@ def _is_settled(file: Path) -> bool:
     return time.time_ns() - changed > SETTLED_SECONDS * 1e9
 
 
-def _weights_digest(tensors: dict[str, safetensors.TensorEntry]) -> str:
+def _weights_digests(tensors: dict[str, safetensors.TensorEntry]) -> tuple[str, str]:
     names = sorted(tensors)
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        digests = list(pool.map(lambda name: _bytes_digest(name, tensors[name]), names))
-    total = hashlib.sha256()
-    for name, digest in zip(names, digests, strict=True):
-        entry = tensors[name]
-        total.update(json.dumps([name, entry.dtype, list(entry.shape)]).encode() + b"\n" + digest)
-    return total.hexdigest()
+        digests = list(pool.map(lambda name: _bytes_digests(name, tensors[name]), names))
+    total, total_rounded = hashlib.sha256(), hashlib.sha256()
+    for name, (digest, rounded) in zip(names, digests, strict=True):
+        shape, stored = list(tensors[name].shape), tensors[name].dtype
+        total.update(json.dumps([name, stored, shape]).encode() + b"\n" + digest)
+        stored = "BF16" if stored in _ROUNDED else stored
+        total_rounded.update(json.dumps([name, stored, shape]).encode() + b"\n" + rounded)
+    return total.hexdigest(), total_rounded.hexdigest()
 
 
-def _bytes_digest(name: str, entry: safetensors.TensorEntry) -> bytes:
+def _bytes_digests(name: str, entry: safetensors.TensorEntry) -> tuple[bytes, bytes]:
+    """The digest of a tensor's bytes, and of those that it has in bfloat16."""
     digest, dtype = hashlib.sha256(), safetensors.TORCH_DTYPES[entry.dtype]
+    rounded = hashlib.sha256() if entry.dtype in _ROUNDED else digest
     buffer = _buffers.get()
     with entry.file.open("rb") as file:
         file.seek(entry.start)
@@ -178,11 +199,13 @@ def _bytes_digest(name: str, entry: safetensors.TensorEntry) -> bytes:
             if file.readinto(memoryview(buffer)[:wanted]) != wanted:
                 raise FormatError(explain("a weight file became shorter while it was read", found=str(entry.file)))
             digest.update(memoryview(buffer)[:wanted])
-            count = wanted // dtype.itemsize
-            if entry.dtype in _CHECKED and torch.frombuffer(buffer, dtype=dtype, count=count).amax().isnan():
+            values = torch.frombuffer(buffer, dtype=dtype, count=wanted // dtype.itemsize)
+            if rounded is not digest:
+                rounded.update(values.bfloat16().view(torch.uint8).numpy())
+            if entry.dtype in _CHECKED and values.amax().isnan():
                 found, do = f"{entry.file}: {name}: NaN", "fetch it again, or ask its author"
                 raise FormatError(explain("a weight of this base is not a number", found=found, do=do))
-    return digest.digest()
+    return digest.digest(), rounded.digest()
 
 
 class _Buffers(threading.local):

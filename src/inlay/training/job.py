@@ -19,7 +19,7 @@ from inlay.base.base import Base
 from inlay.data import split
 from inlay.data.sources import Source, name_of
 from inlay.errors import DataError, explain, within_memory
-from inlay.evaluation import score
+from inlay.evaluation import golden, score
 from inlay.formats.peft import TENSORS
 from inlay.io import output as output_directory
 from inlay.io import records
@@ -127,6 +127,9 @@ class Job:
             if self.evaluated and not hurry:
                 with keep.beside("no scores were computed"):
                     report = self._scored(report)
+            if not hurry:
+                with keep.beside("no golden answers were kept"):
+                    self._keep_golden()
             with keep.beside("the loss curve was not drawn"):
                 keep.draw(self.output, progress)
         except KeyboardInterrupt:
@@ -140,6 +143,11 @@ class Job:
             adapter.record["training"]["scores"] = scores
             records.write(self.output, adapter.record)
         return dataclasses.replace(report, scores=scores or None)
+
+    def _keep_golden(self) -> None:
+        adapter = self.state.adapter
+        adapter.record |= {golden.KEY: said} if (said := golden.kept(self.base, adapter.name)) else {}
+        records.write(self.output, adapter.record)
 
     def _report(self, progress: Progress, seconds: float) -> Report:
         evaluated = dict(progress.eval_losses)
