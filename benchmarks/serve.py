@@ -38,7 +38,7 @@ from inlay.serve.slots import Limits
 PROMPT, NEW, CLIENTS = 16, 32, 8
 NUM_REQUESTS = 64
 SHARED = 1500
-CYCLES = 10_000
+CYCLES, ASKED = 10_000, 5
 
 
 def main(part: str = "all", shape: str = "135m") -> None:
@@ -226,7 +226,7 @@ def shared(base: Any, folder: Path) -> None:
 
 
 def cycles(base: Any, folder: Path) -> None:
-    """Loads, questions and unloads."""
+    """Loads, some questions and unloads."""
     names, rng = adapters(base, folder / "cycles", 2, inlay.Lora(r=4, target_modules="q_proj,v_proj")), random.Random(0)
     process, seen = psutil.Process(), list[tuple[int, int]]()
     count = int(os.environ.get("INLAY_CYCLES", CYCLES))
@@ -234,14 +234,15 @@ def cycles(base: Any, folder: Path) -> None:
         for number in range(count):
             about = {"lora_name": "new", "lora_path": str(folder / "cycles" / names[number % 2])}
             assert client.post("/v1/load_lora_adapter", json=about).status_code == 200
-            assert client.post("/v1/completions", json=body("new", drawn(rng), 1)).status_code == 200
+            for _ in range(ASKED):
+                assert client.post("/v1/completions", json=body("new", drawn(rng), 1)).status_code == 200
             assert client.post("/v1/unload_lora_adapter", json={"lora_name": "new"}).status_code == 200
             if number + 1 in (count // 10, count):
                 gc.collect()
                 seen.append((process.memory_info().rss, process.num_fds()))
     (before, few), (after, now) = seen
     grown = f"{before / 1e6:.1f} MB after a tenth, {after / 1e6:.1f} in the end: {100 * (after / before - 1):+.2f} %"
-    print(f"cycles    {count:,}: {grown}; descriptors {few}, {now}", flush=True)
+    print(f"cycles    {count:,}, {count * ASKED:,} requests: {grown}; descriptors {few}, {now}", flush=True)
 
 
 PARTS = {"clients": clients, "many": many, "loading": loading, "shared": shared, "cycles": cycles}

@@ -13,6 +13,10 @@ from inlay.cli.demo import BASE
 from inlay.quant.contract import Packed, Scheme
 
 SHAPES = {
+    "7m": dict(
+        hidden_size=128, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=49152, tie_word_embeddings=True,
+    ),
     "135m": dict(
         hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3,
         vocab_size=49152, tie_word_embeddings=True,
@@ -39,7 +43,7 @@ SHAPES = {
     ),
 }  # fmt: skip
 """SmolLM2-135M, Qwen2.5-0.5B, Llama-3.2-1B, Llama-3.1-8B, LLaMA-65B; and a mixture of experts as Mixtral builds it, of our own
-size."""
+size, and a small model where only what is around it counts."""
 
 SHARD_BYTES = 1 << 30
 """Size of the files of a quantised model."""
