@@ -31,6 +31,8 @@ ORDER = (
     "serve",
     "merge",
     "combine",
+    "convert",
+    "extract",
     "quantize",
     "inspect",
     "diff",

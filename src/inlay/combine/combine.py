@@ -8,7 +8,7 @@ import hashlib
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from inlay.combine.checks import Named, added, check
 from inlay.combine.contract import Made, Way, Weighted, settings
 from inlay.core.routed import Factors
 from inlay.errors import ConfigError, explain, few
-from inlay.formats.contract import AdapterFile, ModelFacts
+from inlay.formats.contract import AdapterFile
 from inlay.io import meaning
 from inlay.methods import hooks
 from inlay.methods.contract import factors
@@ -27,6 +27,8 @@ from inlay.names import is_regex, split
 
 KEPT = ("base", meaning.KEY, "task", "text")
 """The parts of an adapter's record that hold for what is made of it."""
+
+Biases = Literal["none", "lora_only", "all"]
 
 
 class Module(NamedTuple):
@@ -97,7 +99,7 @@ def combine(
         progress(number, len(paths))
         generator = torch.Generator().manual_seed(_seed(seed, path))
         result = way.merge(_changes(files, weights, path), generator)
-        modules[path], pair = _module(result), {"lora_A": result.A.float(), "lora_B": result.B.float()}
+        modules[path], pair = as_module(result), {"lora_A": result.A.float(), "lora_B": result.B.float()}
         params[path] = {key: tensor.contiguous() for key, tensor in pair.items()} | params.get(path, {})
     overflown = [
         path for path, module in params.items() if not all(tensor.isfinite().all() for tensor in module.values())
@@ -118,6 +120,7 @@ def plain(
     params: dict[str, dict[str, Tensor]],
     ranks: Mapping[str, int],
     record: Mapping[str, Any],
+    bias: Biases | None = None,
 ) -> AdapterFile:
     """A LoRA of these tensors, of scaling 1, for the model of the adapters that it was made of.
 
@@ -125,6 +128,7 @@ def plain(
 
     - `ranks`: module path -> the rank there.
     - `record`: what its record says beside what those of the sources say alike.
+    - `bias`: which biases are among the tensors, where that is not what the first source says.
     """
     sources = list(sources)
     first, r = sources[0], Counter(ranks.values()).most_common(1)[0][0]
@@ -134,7 +138,7 @@ def plain(
         lora_alpha=r,
         rank_pattern=others,
         alpha_pattern={key: float(rank) for key, rank in others.items()},
-        bias=getattr(first.method, "bias", "none"),
+        bias=bias or getattr(first.method, "bias", "none"),
         target_modules=_targets(sources, list(ranks)),
         modules_to_save=_saved(sources),
         trainable_token_indices=next((tuple(ids) for file in sources if (ids := hooks.token_ids(file.method))), ()),
@@ -142,7 +146,7 @@ def plain(
     layers = {path: layer for file in reversed(sources) for path, layer in file.model.layers.items()}
     name = next((file.model.name for file in sources if file.model.name), None)
     kept = {key: file.record[key] for key in KEPT for file in reversed(sources) if key in file.record}
-    model = ModelFacts(name, first.model.task_type, layers=layers)
+    model = first.model._replace(name=name, layers=layers)
     return AdapterFile(method=method, params=params, model=model, record=kept | dict(record))
 
 
@@ -162,7 +166,8 @@ def _changes(files: Named, weights: Mapping[str, float], path: str) -> list[Weig
     return [Weighted(found.get(name) or nothing, weight) for name, weight in weights.items()]
 
 
-def _module(made: Made) -> Module:
+def as_module(made: Made) -> Module:
+    """What is said of a change that was made."""
     error = math.sqrt(made.square_error / made.square_norm) if made.square_norm else 0.0
     return Module(len(made.A), math.sqrt(made.square_norm), error)
 

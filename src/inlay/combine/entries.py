@@ -23,6 +23,9 @@ from inlay.core.routed import Factors
 ROWS = 1024
 """So many rows of a layer are looked at together."""
 
+SMALL = 256
+"""A matrix with a side of at most so many rows or columns is decomposed whole."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ByEntry(Truncated, abstract=True):
@@ -70,9 +73,12 @@ def rows(factors: Factors, start: int, stop: int) -> Float[Tensor, "rows in"]:
 def approximated(matrix: Float[Tensor, "out in"], r: int, generator: torch.Generator) -> Made:
     """Factors of rank r of a large matrix, nearly the best, and how far they are from it: looked at, not estimated.
 
-    By subspace iteration (`inlay.core.lowrank.top`); the error is |matrix - B A|^2 itself, in float64, some rows at a time.
+    A small one is decomposed whole, a large one by subspace iteration (`inlay.core.lowrank.top`); the error is |matrix - B A|^2
+    itself, in float64, some rows at a time.
     """
-    U, s, Vt = lowrank.top(matrix, r, generator)
+    if min(matrix.shape) <= SMALL:
+        return core_space.best(matrix.double(), r)
+    U, s, Vt = lowrank.top(matrix.float(), r, generator)
     A, B = (s.sqrt()[:, None] * Vt).double(), (U * s.sqrt()).double()
     norm, error = 0.0, 0.0
     for start in range(0, len(matrix), ROWS):

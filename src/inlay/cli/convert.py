@@ -1,0 +1,53 @@
+"""Write an adapter of any method that changes linear layers as a plain LoRA, and say what that costs."""
+
+import dataclasses
+from pathlib import Path
+
+import torch
+
+from inlay import formats
+from inlay.base.load import load
+from inlay.cli import _screen
+from inlay.cli._command import AdapterDirectory, Common, Model
+from inlay.cli._screen import say
+from inlay.combine.convert import convert
+from inlay.formats.contract import AdapterFile
+from inlay.io import output
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Convert(Common):
+    """The base is needed: what DoRA, OFT or (IA)^3 do to a layer depends on its weight."""
+
+    model: Model
+    """The base: a directory, or a name on the hub."""
+
+    adapter: AdapterDirectory
+    """The adapter directory, or a name on the hub."""
+
+    output: Path
+    """The directory for the adapter; it must not exist."""
+
+    r: int | None = None
+    """Rank of the result; without it, that of a change which is a product of factors, and 16 for another one."""
+
+    def run(self) -> int:
+        """Read it, convert it, write it, say how far it is from what it was."""
+        base = load(self.model, dtype="float32")
+        adapter = base.read(self.adapter, Path(self.adapter).resolve().name)
+        params = {path: dict(tensors) for path, tensors in adapter.params.items()}
+        file = AdapterFile(method=adapter.method, params=params, model=base.adapters.facts)
+        file = dataclasses.replace(file, shared=adapter.shared, record=adapter.record)
+        maps = {path: linear.one for path, linear in base.maps.items()}
+        with torch.no_grad(), output.new_directory(self.output) as partial, _screen.bar("converting") as update:
+            found = convert(adapter.name, file, maps, self.r, update)
+            formats.write(partial, found.file)
+        say("adapter", f"lora {found.file.method.describe()}, {found.file.record['combined']['how']}")
+        say("kept", found.describe())
+        say("wrote", f"{self.output}/")
+        if self.json:
+            _screen.emit({"output": str(self.output), **found.as_json()})
+        return 0
+
+
+Command = Convert

@@ -1,0 +1,57 @@
+"""Make an adapter of a fine-tuned checkpoint and its base: what was learned, apart from the model."""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from inlay import formats
+from inlay.base import meta_model
+from inlay.base.load import load
+from inlay.cli import _screen
+from inlay.cli._command import Common, Model
+from inlay.cli._screen import say
+from inlay.combine.extract import extract
+from inlay.io import output
+from inlay.io.checkpoint import open_checkpoint
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Extract(Common):
+    """The best factors of rank --r for each weight that differs; norms, biases and the like are kept whole."""
+
+    model: Model
+    """The base: a directory, or a name on the hub."""
+
+    tuned: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TUNED")]
+    """What was made of it: a checkpoint with the same tensors."""
+
+    output: Path
+    """The directory for the adapter; it must not exist."""
+
+    r: int = 32
+    """Rank of the result."""
+
+    def run(self) -> int:
+        """Read both tensor by tensor, write the adapter, say what is not in it."""
+        base, tuned = load(self.model), open_checkpoint(self.tuned)
+        known, prefix, names = base.checkpoint.tensors, base.model.base_model_prefix, dict[str, tuple[str, str]]()
+        for path, module in base.layout.modules.items():
+            for key, _ in module.named_parameters(recurse=False):
+                if name := meta_model.checkpoint_path(f"{path}.{key}", prefix, known):
+                    names.setdefault(name, (path, key))
+        with output.new_directory(self.output) as partial, _screen.bar("extracting") as update:
+            found = extract(base.checkpoint, tuned, names, base.adapters.facts, self.r, update)
+            found.file.record.update(base.about_base)
+            formats.write(partial, found.file)
+        whole = len(found.file.params.keys() - found.modules.keys())
+        say("adapter", f"lora {found.file.method.describe()} on {len(found.modules)} layers, {whole} modules whole")
+        say("kept", found.describe())
+        say("wrote", f"{self.output}/")
+        if self.json:
+            _screen.emit({"output": str(self.output), **found.as_json()})
+        return 0
+
+
+Command = Extract
