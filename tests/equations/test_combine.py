@@ -3,10 +3,12 @@
 import dataclasses
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import inlay
 from inlay import formats
@@ -15,7 +17,7 @@ from inlay.combine.combine import combine
 from inlay.combine.ways import WAYS, find
 from inlay.errors import CompatibilityError, ConfigError, UnknownNameError
 from tests.support import adapters, bases, models
-from tests.support.command import run_json
+from tests.support.command import run, run_json
 
 EXACT = 1e-6
 """How far the result may be from the sum of full matrices in float64: factors of float32, rounded once, are off by 2^-24."""
@@ -358,3 +360,33 @@ def test_the_command(home, tmp_path, capsys):
     }
     record = json.loads((tmp_path / "out" / "inlay.json").read_text())["combined"]
     assert record["of"] == [{"name": "plain", "weight": 1.0}, {"name": "rslora", "weight": -0.5}]
+
+
+def test_what_is_broken_or_missing_is_refused_and_nothing_is_left(home, tmp_path, capsys):
+    out = ("--output", tmp_path / "out")
+    shutil.copytree(home / "plain", tmp_path / "broken")
+    tensors = load_file(tmp_path / "broken" / "adapter_model.safetensors")
+    tensors[next(iter(tensors))][0, 0] = math.nan
+    save_file(tensors, tmp_path / "broken" / "adapter_model.safetensors")
+    wrong = {
+        "no adapter is named": [],
+        "holds NaN or infinite values": [home / "plain", tmp_path / "broken"],
+        "there is no such adapter": [home / "plain", home / "plane"],
+        "each adapter needs one weight\n  found: 3 for 2\n  hint:  --weights 1,1": [
+            home / "plain",
+            home / "rslora",
+            "--weights",
+            "1,2,3",
+        ],
+        "these weights are no numbers": [home / "plain", "--weights", "half"],
+        "cat has no such setting\n  found: --r; it has none\n  hint:  leave it out, or --how svd": [
+            home / "plain",
+            "--r",
+            3,
+        ],
+    }
+    for says, arguments in wrong.items():
+        status, _, err = run(capsys, "combine", *arguments, *out)
+        assert status == 1
+        assert says in err
+        assert [*tmp_path.iterdir()] == [tmp_path / "broken"]

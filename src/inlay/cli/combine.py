@@ -21,7 +21,11 @@ from inlay.io import output
 class Combine(Common):
     """No model is needed. The result is a plain LoRA."""
 
-    adapters: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="ADAPTER ...")]
+    adapters: Annotated[
+        tuple[str, ...],
+        tyro.conf.Positional,
+        tyro.conf.arg(metavar="ADAPTER ...", help_behavior_hint="(at least one)"),
+    ]
     """Adapter directories, or names on the hub; of one, its multiple, or itself at a lower rank."""
 
     output: Path

@@ -35,7 +35,10 @@ def check(files: Named) -> None:
     _same(files, "these adapters train different tokens", _tokens, str, "adapters that train the same tokens")
     problems = [f"{name}: {problem}" for name, file in files.items() for problem in _uncombined(file)]
     if problems:
-        wrong, do = "these adapters have no changes that add up without the base", "inlay convert BASE ADAPTER makes a plain LoRA of it"
+        wrong, do = (
+            "these adapters have no changes that add up without the base",
+            "inlay convert BASE ADAPTER makes a plain LoRA of it",
+        )
         raise CompatibilityError(explain(wrong, found=few(problems), do=do))
     problems = list(_unlike(files))
     if problems:

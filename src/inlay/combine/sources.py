@@ -16,8 +16,11 @@ def opened(sources: Sequence[str]) -> dict[str, AdapterFile]:
 
     **Raises:**
 
+    - `ConfigError`: none is named.
     - `UnknownNameError`, `FormatError`, `CompatibilityError`: as `inlay.formats.read` does.
     """
+    if not sources:
+        raise ConfigError(explain("no adapter is named", do="inlay combine ADAPTER ADAPTER --output DIR"))
     files: dict[str, AdapterFile] = {}
     for number, source in enumerate(sources, 1):
         name = in_utf8(Path(source).resolve().name)
