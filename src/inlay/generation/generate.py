@@ -75,16 +75,9 @@ def generate(
     ]
     entries = [None if name is None else base.adapters[name] for name in names]
     num_tokens = max(len(row) + (entry.num_virtual if entry else 0) for entry, row in zip(entries, rows, strict=True))
-    most = _new_tokens(base, num_tokens, max_new_tokens)
+    how = dict[str, Any](sampling=sampling, max_new_tokens=_new_tokens(base, num_tokens, max_new_tokens))
     requests = [
-        Request(
-            tokens=tuple(row),
-            adapter=entry,
-            sampling=sampling,
-            max_new_tokens=most,
-            stops=tuple(base.stop_ids(name)),
-            seed=own,
-        )
+        Request(tokens=tuple(row), adapter=entry, stops=tuple(base.stop_ids(name)), seed=own, **how)
         for row, entry, name, own in zip(rows, entries, names, seeds, strict=True)
     ]
     said = answers(base, requests, streamer)

@@ -116,6 +116,7 @@ class Kept:
         )
         self._num_newest = len(single)
         self._masks: dict[int | None, Bool[Tensor, "rows 1 1 s"]] = {}
+        self._begun: dict[tuple[int | None, float | None], tuple[list[Run], list[Span]]] = {}
 
     @property
     def is_newest(self) -> bool:
@@ -155,12 +156,7 @@ class Kept:
 
         - `CompatibilityError`: the layer asks for something that this does not compute.
         """
-        others = {n for n in settings.keys() - USUAL if settings[n] is not None and settings[n] is not False}
-        if others or settings.get("dropout") or not getattr(module, "is_causal", True):
-            found = ", ".join(sorted(others)) or "attention that is not causal"
-            raise CompatibilityError(
-                explain("the attention of this model is not one that answers in a batch", found=found)
-            )
+        _check_usual(module, settings)
         pages = self._pages.layer(module.layer_idx, key, value)  # type: ignore[arg-type]  # a number, in all of them
         scaling = settings.get("scaling") or query.shape[-1] ** -0.5
         window, cap = settings.get("sliding_window"), settings.get("softcap")
@@ -175,17 +171,23 @@ class Kept:
             k, v = _rows(pages, self._newest.tables)
             made = attend(query[0][:, rows].transpose(0, 1)[:, :, None], k, v, self._mask(window), scaling, cap)
             out[rows] = made[:, :, 0]
-        first = [s for s in self._several if not s.first and cap is None and (window is None or s.count <= window)]
-        for start, lengths in _runs(first):
+        runs, rest = self._by_begin(window, cap)
+        for start, lengths in runs:
             own = slice(start, start + sum(lengths))
             out[own] = document_attention(query[0][:, own], key[0][:, own], value[0][:, own], lengths, scaling)
-        for span in (span for span in self._several if span not in first):
-            table, last = torch.tensor([span.blocks], device=query.device), span.first + span.count
-            k, v = (x[:, :, :last] for x in _rows(pages, table))
-            q = query[:, :, span.start : span.start + span.count]
-            made = attend(q, k, v, _mask(span, last, window, q.device), scaling, cap)
-            out[span.start : span.start + span.count] = made[0].transpose(0, 1)
+        for span in rest:
+            last, own = span.first + span.count, slice(span.start, span.start + span.count)
+            k, v = (x[:, :, :last] for x in _rows(pages, torch.tensor([span.blocks], device=query.device)))
+            made = attend(query[:, :, own], k, v, _mask(span, last, window, query.device), scaling, cap)
+            out[own] = made[0].transpose(0, 1)
         return out[None]
+
+    def _by_begin(self, window: int | None, cap: float | None) -> tuple[list[Run], list[Span]]:
+        """Of the sequences of several tokens: those whose first token is here, as runs; the others."""
+        if (window, cap) not in self._begun:
+            begin = [s for s in self._several if not s.first and cap is None and (window is None or s.count <= window)]
+            self._begun[window, cap] = _runs(begin), [span for span in self._several if span not in begin]
+        return self._begun[window, cap]
 
     def _mask(self, window: int | None) -> Tensor:
         """What the sequences of one token look at."""
@@ -197,6 +199,13 @@ class Kept:
                 seen &= places >= lengths[:, None] - window
             self._masks[window] = seen[:, None, None]
         return self._masks[window]
+
+
+def _check_usual(module: nn.Module, settings: dict[str, Any]) -> None:
+    others = {n for n in settings.keys() - USUAL if settings[n] is not None and settings[n] is not False}
+    if others or settings.get("dropout") or not getattr(module, "is_causal", True):
+        found = ", ".join(sorted(others)) or "attention that is not causal"
+        raise CompatibilityError(explain("the attention of this model is not one that answers in a batch", found=found))
 
 
 def _write_(
