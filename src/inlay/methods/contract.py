@@ -28,7 +28,7 @@ A method never learns what the base is made of: it sees the members of `LinearBa
 import abc
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeGuard, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Float, Shaped
@@ -360,9 +360,14 @@ def by_kind(
     return front(method) if isinstance(method, PromptMethod) else none
 
 
+def is_low_rank(method: Method) -> TypeGuard[LowRankMethod]:
+    """The method changes a linear map by a product of two factors."""
+    return isinstance(method, LowRankMethod)
+
+
 def factors(method: Method, params: Params) -> Factors | None:
     """The change of one module as factors, from its tensors; None where the method's change is no product of two."""
-    return method.factors(params) if isinstance(method, LowRankMethod) else None
+    return method.factors(params) if is_low_rank(method) else None
 
 
 def with_names(method: Kind, **more: Sequence[str]) -> Kind:

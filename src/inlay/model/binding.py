@@ -11,7 +11,7 @@ from torch import Tensor
 
 from inlay.layout.layout import Layout
 from inlay.methods import hooks
-from inlay.methods.contract import TOKEN_ROWS, LinearMethod, LowRankMethod, Method, Params, by_kind
+from inlay.methods.contract import TOKEN_ROWS, LinearMethod, Method, Params, by_kind, is_low_rank
 from inlay.model.adapter import Adapter
 from inlay.model.changes import Block, Change, Changes, Delta, LowRank, Replace, TokenRows
 from inlay.modules.linear import Linear
@@ -71,7 +71,7 @@ def _added(method: Method, path: str, params: Params, shared: Params, layout: La
 def _added_to(method: LinearMethod, linear: Linear, params: Params, shared: Params) -> Change:
     """What the method adds to this map."""
     params = {**hooks.share(method, shared, linear.one), **params}
-    if isinstance(method, LowRankMethod) and linear.is_plain:
+    if is_low_rank(method) and linear.is_plain:
         return LowRank(method, params, linear)
     return Delta(method, params, linear)
 
