@@ -1,11 +1,14 @@
 """How fast answers are made, beside transformers and peft: python -m benchmarks.decode [SHAPE [DTYPE [ROUNDS]]]
 
+For DTYPE nf4 or int8: from a base quantised so, beside our own in bfloat16.
+
 A model of SHAPE (135m) is asked for 64 new tokens to prompts of 16: one row and eight, of the plain base; one row of one
 adapter; eight rows of seven adapters (r = 16, all linear maps) and none. Then 8 prompts of 512 tokens, a new token each.
 `generate` of transformers does what it can of that, peft with `adapter_names` the mixed rows. In turn; medians.
 """
 
 import copy
+import functools
 import statistics
 import sys
 import tempfile
@@ -20,20 +23,21 @@ from transformers import AutoModelForCausalLM
 
 import inlay
 from benchmarks import shapes
+from inlay.base.quantize import quantize
+from inlay.core.product import DTYPES
 from inlay.generation.engine import Engine
 from inlay.generation.sequence import Request
+from inlay.io.checkpoint import open_checkpoint
 
 NEW, PROMPT, LONG, ROWS = 64, 16, 512, 8
 NAMES = [None, *(f"a{number}" for number in range(ROWS - 1))]
+IDS = torch.randint(3, 400, (ROWS, PROMPT), generator=torch.Generator().manual_seed(0))
 
 
 def main(shape: str = "135m", dtype: str = "bfloat16", rounds: str = "5") -> None:
     """Print a line for each work."""
     with tempfile.TemporaryDirectory() as place:
-        shapes.directory(shape, Path(place) / "base", getattr(torch, dtype))
-        base = inlay.load(Path(place) / "base", dtype=dtype)
-        theirs: Any = AutoModelForCausalLM.from_pretrained(Path(place) / "base", dtype=getattr(torch, dtype)).eval()
-        ways = _ways(base, theirs)
+        ways = (_ways if dtype in DTYPES else _quantized_ways)(Path(place), shape, dtype)
         taken: dict[str, list[float]] = {name: [] for name in ways}
         for number in range(int(rounds) + 1):
             for name, way in ways.items():
@@ -47,24 +51,44 @@ def main(shape: str = "135m", dtype: str = "bfloat16", rounds: str = "5") -> Non
         print(f"{name:40} {1000 * statistics.median(seconds):8.0f} ms ({spread})")
 
 
-def _ways(base: Any, theirs: Any) -> dict[str, Callable[[], Any]]:
-    """What is timed, by name."""
+def _quantized_ways(place: Path, shape: str, scheme: str) -> dict[str, Callable[[], Any]]:
+    """What is timed from a quantised base and from that which it was made from, by name."""
+    quantize(open_checkpoint(shapes.directory(shape, place / "bfloat16")), place / scheme, scheme)
+    askers = {name: _asker(inlay.load(place / name, dtype="bfloat16")) for name in ("bfloat16", scheme)}
+    work = {"1 row, base": (IDS[:1], NAMES[:1]), "8 rows, seven adapters and none": (IDS, NAMES)}
+    return {
+        f"{name}: {base}": functools.partial(ask, *given, NEW)
+        for name, given in work.items()
+        for base, ask in askers.items()
+    }
+
+
+def _asker(base: Any) -> Callable[[torch.Tensor, list[str | None], int], None]:
+    """What answers rows, each with the adapter of a name, with so many new tokens."""
     for name in NAMES[1:]:
         for tensor in base.attach(inlay.Lora(r=16), name).tensors():
             tensor.normal_(std=0.01)
     base.active = None
     engine = Engine(base.model, base.router, cache_tokens=2 * ROWS * (LONG + NEW))
-    ids = torch.randint(3, 400, (ROWS, PROMPT), generator=torch.Generator().manual_seed(0))
-    long = torch.randint(3, 400, (64, ROWS, LONG), generator=torch.Generator().manual_seed(1))
-    turns = iter(long.repeat(9, 1, 1))  # others each time: the engine knows prompts again
 
-    def ours(rows: torch.Tensor, names: list[str | None], new: int) -> None:
-        adapters = [name and base.adapters[name] for name in names]
+    def ask(rows: torch.Tensor, names: list[str | None], new: int) -> None:
+        adapters = [base.adapters[name] if name else None for name in names]
         asked = [
             Request(tokens=tuple(row), adapter=one, max_new_tokens=new)
             for row, one in zip(rows.tolist(), adapters, strict=True)
         ]
         assert len(list(engine.run(asked))) == len(names)
+
+    return ask
+
+
+def _ways(place: Path, shape: str, dtype: str) -> dict[str, Callable[[], Any]]:
+    """What is timed, by name."""
+    path = shapes.directory(shape, place / "base", DTYPES[dtype])
+    ours = _asker(inlay.load(path, dtype=dtype))
+    theirs: Any = AutoModelForCausalLM.from_pretrained(path, dtype=DTYPES[dtype]).eval()
+    long = torch.randint(3, 400, (64, ROWS, LONG), generator=torch.Generator().manual_seed(1))
+    turns = iter(long.repeat(9, 1, 1))  # others each time: the engine knows prompts again
 
     def generated(model: Any, rows: torch.Tensor, new: int, **more: Any) -> None:
         greedy = dict(do_sample=False, max_new_tokens=new, min_new_tokens=new, pad_token_id=0)
@@ -73,14 +97,14 @@ def _ways(base: Any, theirs: Any) -> dict[str, Callable[[], Any]]:
 
     mixed = _in_peft(theirs)
     return {
-        "1 row, base: inlay": lambda: ours(ids[:1], [None], NEW),
-        "1 row, base: transformers": lambda: generated(theirs, ids[:1], NEW),
-        "1 row, one adapter: inlay": lambda: ours(ids[:1], ["a1"], NEW),
-        "8 rows, base: inlay": lambda: ours(ids, [None] * ROWS, NEW),
-        "8 rows, base: transformers": lambda: generated(theirs, ids, NEW),
-        "8 rows, seven adapters and none: inlay": lambda: ours(ids, NAMES, NEW),
+        "1 row, base: inlay": lambda: ours(IDS[:1], [None], NEW),
+        "1 row, base: transformers": lambda: generated(theirs, IDS[:1], NEW),
+        "1 row, one adapter: inlay": lambda: ours(IDS[:1], ["a1"], NEW),
+        "8 rows, base: inlay": lambda: ours(IDS, [None] * ROWS, NEW),
+        "8 rows, base: transformers": lambda: generated(theirs, IDS, NEW),
+        "8 rows, seven adapters and none: inlay": lambda: ours(IDS, NAMES, NEW),
         "8 rows, seven adapters and none: peft": lambda: generated(
-            mixed, ids, NEW, adapter_names=[name or "__base__" for name in NAMES]
+            mixed, IDS, NEW, adapter_names=[name or "__base__" for name in NAMES]
         ),
         "8 x 512 tokens of prompts: inlay": lambda: ours(next(turns), [None] * ROWS, 1),
         "8 x 512 tokens of prompts: transformers": lambda: generated(theirs, next(turns), 1),

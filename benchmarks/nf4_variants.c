@@ -191,12 +191,14 @@ static void one_job(int variant) {
     if (block % 64 == 0) {
         int64_t in = per_row * block, tokens = 1 + random_below(9);
         float *x = at_the_end_of_a_page(tokens * in * 4), *y = at_the_end_of_a_page(tokens * rows * 4);
+        float *own = at_the_end_of_a_page(tokens * ((in + 127) / 128 * 128) * 4);
         float *given = malloc(tokens * in * 4), *weights = malloc(size * 4);
         for (int64_t i = 0; i < tokens * in; i++) given[i] = x[i] = random_float();
         job.values = weights;
         job.dtype = FLOAT32;
         RANGES[PLAIN][0](&job, 0, num_blocks);
         job.x = x;
+        job.own = own;
         job.y = y;
         job.tokens = tokens;
         job.rows = rows;
@@ -215,6 +217,7 @@ static void one_job(int variant) {
         free(given);
         free(weights);
         give_back(x, tokens * in * 4);
+        give_back(own, tokens * ((in + 127) / 128 * 128) * 4);
         give_back(y, tokens * rows * 4);
     }
     give_back(codes, size / 2);

@@ -278,6 +278,37 @@ def test_a_product_is_the_same_on_any_number_of_threads(variant, many_threads):
 
 
 @every_variant
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_token_has_the_same_bits_beside_any_others(variant, dtype):
+    if variant == native.TORCH:
+        pytest.skip("there is no such product")
+    x = torch.randn(product.FEW_TOKENS, 5 * 64).to(dtype)  # with half a chunk at the end
+    codes, absmax = nf4.quantize(torch.randn(7 * 5, 64))
+    with native.only(variant):
+        for constants in (constants_of(absmax, False), constants_of(absmax, True)):
+            weight = (codes.view(7, -1), constants, 64)
+            alone = torch.cat([nf4.product(token[None], *weight) for token in x])
+            for tokens in range(2, len(x) + 1):
+                assert torch.equal(nf4.product(x[:tokens], *weight), alone[:tokens])
+
+
+@every_variant
+def test_the_constants_of_a_product_may_belong_to_two_groups(variant):
+    """256 constants share one: the next begins between the two blocks that AVX-512 takes at once."""
+    if variant == native.TORCH:
+        pytest.skip("there is no such product")
+    rows, width = 60, 9 * 64
+    codes, absmax = nf4.quantize(torch.randn(rows * 9, 64) * torch.logspace(-2, 2, rows * 9)[:, None])
+    constants, x = constants_of(absmax, True), torch.randn(1, width)
+    weight = torch.empty(rows, width)
+    nf4.dequantize(codes.view(rows, -1), constants, 0, 64, weight)
+    with native.only(variant):
+        y = nf4.product(x, codes.view(rows, -1), constants, 64)
+    expected, sizes = x.double() @ weight.double().T, x.double().abs() @ weight.double().abs().T
+    assert ((y - expected).abs() <= sizes * width * 2**-24).all()
+
+
+@every_variant
 def test_tensors_that_are_not_contiguous_are_read_as_they_are(variant):
     weight = torch.randn(64, 6).T
     codes, absmax = blocks.quantize(weight, blocks.nf4_codebook())

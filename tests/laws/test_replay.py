@@ -4,13 +4,14 @@ import pytest
 import torch
 
 import inlay
+from inlay import quant
 from inlay.generation import replay
 from inlay.generation.engine import Engine
 from inlay.generation.sequence import Request
 from inlay.kernels import native, program
 from inlay.model.adapter import Sum
 from inlay.model.adapter_set import AdapterSet
-from inlay.modules.frozen import freeze_
+from inlay.modules.frozen import QuantizedLinear, freeze_
 from inlay.modules.fused import fuse_
 from tests.support import models
 
@@ -18,11 +19,19 @@ pytestmark = pytest.mark.skipif(native.variant() in (native.TORCH, "plain"), rea
 
 NEW = 64
 """Long enough that tables of blocks grow."""
-SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
+SIZES = {
+    "hidden_size": 64,
+    "intermediate_size": 192,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+}
 
 
-def _held(family, dtype, method):
+def _held(family, dtype, method, scheme=None):
     model = models.model(family, dtype=dtype, sizes=SIZES)
+    if scheme is not None:
+        _quantize_(model, scheme)
     freeze_(model, dtype)
     fuse_(model, dtype)
     held = AdapterSet(model)
@@ -30,6 +39,15 @@ def _held(family, dtype, method):
         models.randomize(held.attach(method or inlay.Lora(r=2 + seed, lora_alpha=4), name, seed=seed), seed=seed)
     held.active = None
     return held
+
+
+def _quantize_(model, scheme):
+    """Quantise every linear map but the head."""
+    how = quant.find(scheme)
+    for path, module in list(model.named_modules()):
+        if isinstance(module, torch.nn.Linear) and path != "lm_head":
+            matrix = how.open(how.quantize(module.weight.detach()))
+            model.set_submodule(path, QuantizedLinear(matrix, module.bias, False))
 
 
 def _answers(held, adapters, new=NEW):
@@ -43,14 +61,15 @@ def _answers(held, adapters, new=NEW):
 
 
 CASES = [
-    *[(family, dtype) for family in ("llama", "qwen2", "qwen3") for dtype in (torch.float32, torch.bfloat16)],
-    *[pytest.param(family, torch.float32, marks=pytest.mark.slow) for family in ("mistral", "gemma3", "mixtral")],
+    *[(family, dtype, None) for family in ("llama", "qwen2", "qwen3") for dtype in (torch.float32, torch.bfloat16)],
+    *[("llama", dtype, "nf4") for dtype in (torch.float32, torch.bfloat16)],
+    *[pytest.param(family, torch.float32, None, marks=pytest.mark.slow) for family in ("mistral", "gemma3", "mixtral")],
 ]
 
 
-@pytest.mark.parametrize(("family", "dtype"), CASES, ids=str)
-def test_replayed_steps_have_the_bits_of_others(monkeypatch, family, dtype):
-    held = _held(family, dtype, None)
+@pytest.mark.parametrize(("family", "dtype", "scheme"), CASES, ids=str)
+def test_replayed_steps_have_the_bits_of_others(monkeypatch, family, dtype, scheme):
+    held = _held(family, dtype, None, scheme)
     a, b = held["a"], held["b"]
     runs = [0, 0]
     inner = program.recorded
@@ -123,6 +142,9 @@ def test_what_a_call_asks_of_torch_decides_whether_it_is_done_again():
     again()
     assert torch.equal(out, x + w + row)
     assert not torch.equal(out, expected)
+    out, again = program.recorded(lambda: native.not_again() or x + w)
+    assert torch.equal(out, x + w)
+    assert again is None
     for call in (lambda: x * w, lambda: x @ w.T, lambda: torch.add(x, w, alpha=2), lambda: x + 1, lambda: x.T + w.T):
         found, again = program.recorded(call)
         assert torch.equal(found, call())

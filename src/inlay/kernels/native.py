@@ -44,7 +44,7 @@ class Nf4Job(ctypes.Structure):
 
     _fields_ = (
         *[(name, ctypes.c_void_p) for name in ("code", "code_bytes", "steps", "codes", "absmax", "nested", "map")],
-        *[(name, ctypes.c_void_p) for name in ("values", "x", "y")],
+        *[(name, ctypes.c_void_p) for name in ("values", "x", "own", "y")],
         *[(name, ctypes.c_int64) for name in ("first", "block", "tokens", "rows", "in")],
         *[(name, ctypes.c_float) for name in ("offset", "smallest")],
         *[(name, ctypes.c_int32) for name in ("nested_shift", "dtype")],
@@ -229,13 +229,19 @@ _local = threading.local()
 
 
 @contextlib.contextmanager
-def noting() -> Iterator[list[Done]]:
-    """Within it, the jobs that this thread does, as it does them."""
-    before, _local.noted = getattr(_local, "noted", None), list[Done]()
+def noting() -> Iterator[list[Done | None]]:
+    """Within it, the jobs that this thread does, as it does them; None for what has to be asked for each time (`not_again`)."""
+    before, _local.noted = getattr(_local, "noted", None), list[Done | None]()
     try:
         yield _local.noted
     finally:
         _local.noted = before
+
+
+def not_again() -> None:
+    """What is done now is more than jobs: whoever notes them must not only do those again."""
+    if (noted := getattr(_local, "noted", None)) is not None:
+        noted.append(None)
 
 
 class _Step(ctypes.Structure):

@@ -19,21 +19,31 @@
    own: table look-ups disregard the bits above. To quantise is a binary search: `steps[j]` is the midpoint that place j - 1 has
    with place j, and j = p + 8, 4, 2, 1 from p = 0 on; NEON, which has no look-up of floats, counts midpoints.
 
-   `product` makes each weight as `dequantize` does for float32, and adds its product with x in float32, fused, in the lanes of
-   a few registers: a row of W is read once for up to four tokens. AVX2 looks up the bytes of the code apart here, as NEON does
-   everywhere: three operations that move bytes for eight weights in the place of five that move words. The weights come in
-   another order, so x is put into it first, and a block must be a multiple of 64 weights.
+   `product` looks up the code alone, and multiplies what 64 products add up to by their constant, in float32 all of it. x is
+   widened and put into the order that suits the look-up first (`own`), so that nothing has to be moved where the weights come
+   from:
+
+       AVX-512   8 places in each of 16 words of 32 bits, two blocks at a time: a shift brings eighth k down in all of them
+       AVX2      bytes 0 to 3 of the code looked up apart, as NEON does: they are put together by unpacking, in another order
+
+   A sum is made in one order, whatever tokens and rows are computed beside it: the bits of a token do not depend on those.
+   One token takes one row after the other, and asks for codes AHEAD bytes before they are needed: one stream of memory; more
+   tokens take a few rows at once, so that x is loaded once for all of them.
 
    No load goes beyond the last byte of the codes, and none has to be aligned beyond its element.
-
-   Where x is bfloat16 and the processor multiplies it, so are the weights, as they are for many rows of x.
 
    What was not done: sums in 8-bit integers, for which newer processors have instructions: x and W would be rounded. Stores
    around the caches: a tile of rows is read again at once. */
 
 #include "team.h"
 
-enum { TOKENS = 4 };  /* rows of x that one pass over a row of W takes */
+enum {
+    TOKENS = 4,   /* rows of x that one pass over a row of W takes */
+    ROWS = 4,     /* of W at once, where a variant takes some */
+    PIECE = 64,   /* weights whose products are added up before they are multiplied by a constant */
+    CHUNK = 128,  /* weights, and columns of x, that are put into an order of their own */
+    AHEAD = 8192, /* bytes */
+};
 
 struct job {
     const float *code;         /* (16,) ascending */
@@ -44,8 +54,9 @@ struct job {
     const float *nested;       /* NULL where absmax is float32 */
     const float *map;
     void *values;              /* the weights in `dtype`: `dequantize` writes them, `quantize` reads them */
-    void *x;                   /* (tokens, in) in float32, or bfloat16; `product` may put it in another order */
-    float *y;                  /* (tokens, rows) */
+    const void *x;             /* (tokens, in) in `dtype` */
+    float *own;                /* (tokens, in to the next whole CHUNK): x as a variant wants it */
+    void *y;                   /* (tokens, rows) in `dtype` */
     int64_t first;             /* number of the job's first block in the weight */
     int64_t block;             /* weights in a block */
     int64_t tokens, rows, in;
@@ -74,7 +85,15 @@ INLINE float inverse(const struct job *job, float absmax) {
        block_float32   16-entry table and look-ups of one block, to float
        block_16_bits   the same to bfloat16 or float16
        block_quantize  one block of weights to codes; returns its absmax
+       order           the column of a chunk that each place of `own` has
        row_product     the products of one row of W with T tokens from `token` on */
+
+/* Numbers of one token in `own`. */
+INLINE int64_t stride(const struct job *job) { return (job->in + CHUNK - 1) / CHUNK * CHUNK; }
+
+INLINE const float *input(const struct job *job, int64_t token, int64_t column) {
+    return job->own + token * stride(job) + column;
+}
 
 #define PRODUCT(name, target)                                                                                                 \
     target static void product_##name(const struct job *job, int64_t start, int64_t stop) {                                   \
@@ -105,8 +124,7 @@ INLINE float inverse(const struct job *job, float absmax) {
             uint8_t *codes = job->codes + b * (job->block / 2);                                                               \
             ((float *)job->absmax)[job->first + b] = block_quantize_##name(job, values, codes);                               \
         }                                                                                                                     \
-    }                                                                                                                         \
-    PRODUCT(name, target)
+    }
 
 /* ---- Plain C ---- */
 
@@ -129,6 +147,31 @@ INLINE float weight_at(const void *values, int32_t dtype, int64_t i) {
     if (dtype == FLOAT32) return ((const float *)values)[i];
     uint16_t half = ((const uint16_t *)values)[i];
     return dtype == BFLOAT16 ? float_of((uint32_t)half << 16) : from_float16(half);
+}
+
+INLINE void put(const struct job *job, int64_t token, int64_t row, float sum) {
+    int64_t i = token * job->rows + row;
+    if (job->dtype == FLOAT32)
+        ((float *)job->y)[i] = sum;
+    else
+        ((uint16_t *)job->y)[i] = job->dtype == BFLOAT16 ? to_bfloat16(sum) : to_float16(sum);
+}
+
+/* x, widened, the columns of each chunk in an order of their own, and noughts to fill the last chunk. */
+INLINE void widen(const struct job *job, const int dtype, int order(int)) {
+    for (int64_t token = 0; token < job->tokens; token++)
+        for (int64_t start = 0; start < job->in; start += CHUNK) {
+            float *to = (float *)input(job, token, start), from[CHUNK] = {0};
+            int64_t count = job->in - start < CHUNK ? job->in - start : CHUNK;
+            for (int64_t i = 0; i < count; i++) from[i] = weight_at(job->x, dtype, token * job->in + start + i);
+            _Pragma("GCC unroll 128") for (int i = 0; i < CHUNK; i++) to[i] = from[order(i)];
+        }
+}
+
+INLINE void widen_any(const struct job *job, int order(int)) {
+    if (job->dtype == FLOAT32) widen(job, FLOAT32, order);
+    else if (job->dtype == BFLOAT16) widen(job, BFLOAT16, order);
+    else widen(job, FLOAT16, order);
 }
 
 INLINE void block_float32_plain(const struct job *job, const uint8_t *codes, float absmax, float *out) {
@@ -178,22 +221,25 @@ INLINE void row_product_plain(const struct job *job, int64_t row, int64_t token,
     int64_t per_row = job->in / job->block;
     for (int64_t b = 0; b < per_row; b++) {
         const uint8_t *codes = job->codes + (row * job->in + b * job->block) / 2;
-        const float *x = (const float *)job->x + token * job->in + b * job->block;
+        const float *x = input(job, token, b * job->block);
         float absmax = constant(job, row * per_row + b), table[16];
         for (int i = 0; i < 16; i++) table[i] = job->code[i] * absmax;
         for (int64_t i = 0; i < job->block; i += 8)
             for (int j = 0; j < 8; j++) {
                 float weight = table[codes[(i + j) / 2] >> (j % 2 ? 0 : 4) & 15];
-                for (int t = 0; t < T; t++) sums[t][j] += weight * x[t * job->in + i + j];
+                for (int t = 0; t < T; t++) sums[t][j] += weight * x[t * stride(job) + i + j];
             }
     }
     for (int t = 0; t < T; t++) {
         const float *s = sums[t];
-        job->y[(token + t) * job->rows + row] = ((s[0] + s[1]) + (s[2] + s[3])) + ((s[4] + s[5]) + (s[6] + s[7]));
+        put(job, token + t, row, ((s[0] + s[1]) + (s[2] + s[3])) + ((s[4] + s[5]) + (s[6] + s[7])));
     }
 }
 
+INLINE int order_plain(int i) { return i; }
+
 VARIANT(plain, )
+PRODUCT(plain, )
 
 #ifdef __x86_64__
 #ifndef AVX512 /* benchmarks/nf4_variants.c has functions of its own in the place of the instructions */
@@ -300,61 +346,53 @@ AVX2 INLINE float block_quantize_avx2(const struct job *job, const void *values,
     return absmax;
 }
 
-/* The columns of x in the order in which the weights of 64 bytes' halves come apart below; in place. */
-static void reorder_avx2(float *x, int64_t size) {
-    for (float *to = x; to < x + size; to += 64) {
-        float from[64];
-        memcpy(from, to, sizeof from);
-        for (int i = 0; i < 64; i++) {
-            int odd = i >> 5, quarter = i >> 3 & 3, lane = i >> 2 & 1, place = i & 3;
-            to[i] = from[32 * lane + 8 * quarter + 2 * place + odd];
-        }
-    }
+/* The order in which the weights of 64 bytes' halves come apart below. */
+INLINE int order_avx2(int i) {
+    int odd = i >> 5 & 1, quarter = i >> 3 & 3, lane = i >> 2 & 1, place = i & 3;
+    return (i & 64) + 32 * lane + 8 * quarter + 2 * place + odd;
 }
 
 /* Bytes 0 to 3 of the code are looked up apart, 32 places at a time, and put together by unpacking. */
 AVX2 INLINE void row_product_avx2(const struct job *job, int64_t row, int64_t token, const int T) {
-    const int parts = T == 1 ? 4 : T == 2 ? 2 : 1; /* sums of one token that do not wait for each other */
-    __m256 sums[TOKENS][4];
-    for (int t = 0; t < T; t++)
-        for (int j = 0; j < parts; j++) sums[t][j] = _mm256_setzero_ps();
+    __m256 sums[TOKENS];
+    for (int t = 0; t < T; t++) sums[t] = _mm256_setzero_ps();
     __m256i table[4];
     for (int k = 0; k < 4; k++)
         table[k] = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)(job->code_bytes + 16 * k)));
-    int64_t per_row = job->in / job->block;
-    for (int64_t b = 0; b < per_row; b++) {
-        const uint8_t *codes = job->codes + (row * job->in + b * job->block) / 2;
-        const float *x = (const float *)job->x + token * job->in + b * job->block;
-        __m256 absmax = _mm256_set1_ps(constant(job, row * per_row + b));
-        for (int64_t i = 0; i < job->block; i += 64) {
-            __m256i packed = _mm256_loadu_si256((const __m256i *)(codes + i / 2));
-            UNROLL for (int odd = 0; odd < 2; odd++) {
-                __m256i places = _mm256_and_si256(odd ? packed : _mm256_srli_epi16(packed, 4), _mm256_set1_epi8(15));
-                __m256i byte0 = _mm256_shuffle_epi8(table[0], places), byte1 = _mm256_shuffle_epi8(table[1], places);
-                __m256i byte2 = _mm256_shuffle_epi8(table[2], places), byte3 = _mm256_shuffle_epi8(table[3], places);
-                __m256i low01 = _mm256_unpacklo_epi8(byte0, byte1), high01 = _mm256_unpackhi_epi8(byte0, byte1);
-                __m256i low23 = _mm256_unpacklo_epi8(byte2, byte3), high23 = _mm256_unpackhi_epi8(byte2, byte3);
-                __m256i quarters[4] = {_mm256_unpacklo_epi16(low01, low23), _mm256_unpackhi_epi16(low01, low23),
-                                       _mm256_unpacklo_epi16(high01, high23), _mm256_unpackhi_epi16(high01, high23)};
-                UNROLL for (int q = 0; q < 4; q++) {
-                    __m256 weights = _mm256_mul_ps(_mm256_castsi256_ps(quarters[q]), absmax);
-                    UNROLL for (int t = 0; t < T; t++) {
-                        __m256 inputs = _mm256_loadu_ps(x + t * job->in + i + 32 * odd + 8 * q);
-                        sums[t][q % parts] = _mm256_fmadd_ps(weights, inputs, sums[t][q % parts]);
-                    }
+    const int64_t first = row * job->in, to_next = stride(job);
+    for (int64_t i = 0; i < job->in; i += PIECE) {
+        const uint8_t *codes = job->codes + (first + i) / 2;
+        const float *x = input(job, token, i);
+        __m256i packed = _mm256_loadu_si256((const __m256i *)codes);
+        __m256 pieces[TOKENS];
+        if (i % (2 * PIECE) == 0) __builtin_prefetch(codes + AHEAD);
+        UNROLL for (int odd = 0; odd < 2; odd++) {
+            __m256i places = _mm256_and_si256(odd ? packed : _mm256_srli_epi16(packed, 4), _mm256_set1_epi8(15));
+            __m256i byte0 = _mm256_shuffle_epi8(table[0], places), byte1 = _mm256_shuffle_epi8(table[1], places);
+            __m256i byte2 = _mm256_shuffle_epi8(table[2], places), byte3 = _mm256_shuffle_epi8(table[3], places);
+            __m256i low01 = _mm256_unpacklo_epi8(byte0, byte1), high01 = _mm256_unpackhi_epi8(byte0, byte1);
+            __m256i low23 = _mm256_unpacklo_epi8(byte2, byte3), high23 = _mm256_unpackhi_epi8(byte2, byte3);
+            __m256i quarters[4] = {_mm256_unpacklo_epi16(low01, low23), _mm256_unpackhi_epi16(low01, low23),
+                                   _mm256_unpacklo_epi16(high01, high23), _mm256_unpackhi_epi16(high01, high23)};
+            UNROLL for (int q = 0; q < 4; q++)
+                UNROLL for (int t = 0; t < T; t++) {
+                    __m256 inputs = _mm256_loadu_ps(x + t * to_next + 32 * odd + 8 * q);
+                    __m256 weights = _mm256_castsi256_ps(quarters[q]);
+                    pieces[t] = odd + q ? _mm256_fmadd_ps(weights, inputs, pieces[t]) : _mm256_mul_ps(weights, inputs);
                 }
-            }
         }
+        __m256 absmax = _mm256_set1_ps(constant(job, (first + i) / job->block));
+        UNROLL for (int t = 0; t < T; t++) sums[t] = _mm256_fmadd_ps(absmax, pieces[t], sums[t]);
     }
     UNROLL for (int t = 0; t < T; t++) {
-        for (int j = 1; j < parts; j++) sums[t][0] = _mm256_add_ps(sums[t][0], sums[t][j]);
-        __m128 four = _mm_add_ps(_mm256_castps256_ps128(sums[t][0]), _mm256_extractf128_ps(sums[t][0], 1));
+        __m128 four = _mm_add_ps(_mm256_castps256_ps128(sums[t]), _mm256_extractf128_ps(sums[t], 1));
         four = _mm_add_ps(four, _mm_movehl_ps(four, four));
-        job->y[(token + t) * job->rows + row] = _mm_cvtss_f32(_mm_add_ss(four, _mm_shuffle_ps(four, four, 1)));
+        put(job, token + t, row, _mm_cvtss_f32(_mm_add_ss(four, _mm_shuffle_ps(four, four, 1))));
     }
 }
 
 VARIANT(avx2, AVX2)
+PRODUCT(avx2, AVX2)
 
 /* ---- AVX-512 ---- */
 
@@ -428,139 +466,89 @@ AVX512 INLINE float block_quantize_avx512(const struct job *job, const void *val
     return absmax;
 }
 
-AVX512 INLINE void row_product_avx512(const struct job *job, int64_t row, int64_t token, const int T) {
-    __m512 sums[TOKENS][2]; /* two of one token do not wait for each other */
-    for (int t = 0; t < T; t++) sums[t][0] = sums[t][1] = _mm512_setzero_ps();
-    int64_t per_row = job->in / job->block;
-    for (int64_t b = 0; b < per_row; b++) {
-        const uint8_t *codes = job->codes + (row * job->in + b * job->block) / 2;
-        const float *x = (const float *)job->x + token * job->in + b * job->block;
-        __m512 table = table_avx512(job, constant(job, row * per_row + b));
-        for (int64_t i = 0; i < job->block; i += 32)
-            UNROLL for (int j = 0; j < 2; j++) {
-                __m512 weights = look_up_avx512(table, codes + i / 2 + 8 * j);
-                UNROLL for (int t = 0; t < T; t++) {
-                    __m512 inputs = _mm512_loadu_ps(x + t * job->in + i + 16 * j);
-                    sums[t][j] = _mm512_fmadd_ps(weights, inputs, sums[t][j]);
-                }
-            }
+/* Word w of 16 holds columns 8 w to 8 w + 7 of a chunk, an even one in the upper half of its byte. */
+INLINE int order_avx512(int i) {
+    int eighth = i >> 4, word = i & 15;
+    return 8 * word + (eighth ^ 1);
+}
+
+AVX512 INLINE __m512 halves_avx512(float low, float high) {
+    return _mm512_mask_mov_ps(_mm512_set1_ps(low), 0xff00, _mm512_set1_ps(high));
+}
+
+/* The constants of a piece in the lower half and, where `mask` has it, of the next one in the upper, each step rounded by itself. */
+AVX512 INLINE __m512 constants_avx512(const struct job *job, int64_t piece, int shift, __mmask16 mask) {
+    int64_t low = job->first + (piece >> shift), high = mask >> 8 ? job->first + ((piece + 1) >> shift) : low;
+    if (job->nested == NULL) {
+        const float *absmax = job->absmax;
+        return _mm512_maskz_mov_ps(mask, halves_avx512(absmax[low], absmax[high]));
     }
-    UNROLL for (int t = 0; t < T; t++)
-        job->y[(token + t) * job->rows + row] = _mm512_reduce_add_ps(_mm512_add_ps(sums[t][0], sums[t][1]));
+    const uint8_t *places = job->absmax;
+    __m512 values = halves_avx512(job->map[places[low]], job->map[places[high]]);
+    int64_t group = low >> job->nested_shift, next = high >> job->nested_shift;
+    __m512 scales = _mm512_set1_ps(job->nested[group]);
+    if (next != group) scales = halves_avx512(job->nested[group], job->nested[next]);
+    return _mm512_maskz_add_ps(mask, _mm512_mul_ps(values, scales), _mm512_set1_ps(job->offset));
+}
+
+/* What a chunk of R rows of W adds to the sums of T tokens; `mask` has the words that there are. */
+AVX512 INLINE void chunk_avx512(const struct job *job, int64_t row, int64_t token, int64_t i, const int R, const int T,
+                                const __mmask16 mask, __m512 code, __m512 sums[ROWS][TOKENS]) {
+    const int64_t bytes = job->in / 2, to_next = stride(job), ahead = R == 1 ? AHEAD : R * bytes;
+    const int shift = __builtin_ctzll(job->block / PIECE);
+    const float *x = input(job, token, i);
+    __m512i words[ROWS];
+    __m512 chunks[ROWS][TOKENS];
+    UNROLL for (int r = 0; r < R; r++) {
+        const uint8_t *codes = job->codes + (row + r) * bytes + i / 2;
+        words[r] = _mm512_maskz_loadu_epi32(mask, codes);
+        __builtin_prefetch(codes + ahead);
+    }
+    UNROLL for (int k = 0; k < 8; k++)
+        UNROLL for (int r = 0; r < R; r++) {
+            __m512 weights = _mm512_permutexvar_ps(k ? _mm512_srli_epi32(words[r], 4 * k) : words[r], code);
+            UNROLL for (int t = 0; t < T; t++) {
+                __m512 inputs = _mm512_loadu_ps(x + t * to_next + 16 * k);
+                chunks[r][t] = k ? _mm512_fmadd_ps(weights, inputs, chunks[r][t]) : _mm512_mul_ps(weights, inputs);
+            }
+        }
+    UNROLL for (int r = 0; r < R; r++) {
+        __m512 constants = constants_avx512(job, ((row + r) * job->in + i) / PIECE, shift, mask);
+        UNROLL for (int t = 0; t < T; t++) sums[r][t] = _mm512_fmadd_ps(constants, chunks[r][t], sums[r][t]);
+    }
+}
+
+/* R rows of W with T tokens. */
+AVX512 INLINE void rows_product_avx512(const struct job *job, int64_t row, int64_t token, const int R, const int T) {
+    __m512 code = _mm512_loadu_ps(job->code), sums[ROWS][TOKENS];
+    int64_t i = 0;
+    UNROLL for (int r = 0; r < R; r++) UNROLL for (int t = 0; t < T; t++) sums[r][t] = _mm512_setzero_ps();
+    for (; i + CHUNK <= job->in; i += CHUNK) chunk_avx512(job, row, token, i, R, T, 0xffff, code, sums);
+    if (i < job->in) chunk_avx512(job, row, token, i, R, T, 0xff, code, sums);
+    UNROLL for (int r = 0; r < R; r++)
+        UNROLL for (int t = 0; t < T; t++) put(job, token + t, row + r, _mm512_reduce_add_ps(sums[r][t]));
+}
+
+AVX512 static void product_avx512(const struct job *job, int64_t start, int64_t stop) {
+    for (int64_t row = start, step; row < stop; row += step) {
+        step = job->tokens > 1 && stop - row >= ROWS ? ROWS : 1;
+        for (int64_t token = 0; token < job->tokens; token += TOKENS) {
+            int64_t left = job->tokens - token;
+            switch ((left < TOKENS ? left : TOKENS) + (step == ROWS ? TOKENS : 0)) {
+                case 1: rows_product_avx512(job, row, token, 1, 1); break;
+                case 2: rows_product_avx512(job, row, token, 1, 2); break;
+                case 3: rows_product_avx512(job, row, token, 1, 3); break;
+                case TOKENS: rows_product_avx512(job, row, token, 1, TOKENS); break;
+                case TOKENS + 1: rows_product_avx512(job, row, token, ROWS, 1); break;
+                case TOKENS + 2: rows_product_avx512(job, row, token, ROWS, 2); break;
+                case TOKENS + 3: rows_product_avx512(job, row, token, ROWS, 3); break;
+                default: rows_product_avx512(job, row, token, ROWS, TOKENS);
+            }
+        }
+    }
 }
 
 VARIANT(avx512, AVX512)
-
-#ifndef INLAY_SIMDE
-#define HAS_BFLOAT16
-#define AVX512_BF16 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")))
-
-enum { CONSTANTS = 64 }; /* of as many blocks of a row, at a time */
-
-/* Sixteen of 256 numbers: five bits choose in two registers, three more among the eight that come out. A gather takes longer. */
-AVX512_BF16 INLINE __m512 of_256_bf16(const float *map, __m512i places) {
-    __m512 found[8];
-    UNROLL for (int k = 0; k < 8; k++)
-        found[k] = _mm512_permutex2var_ps(_mm512_loadu_ps(map + 32 * k), places, _mm512_loadu_ps(map + 32 * k + 16));
-    UNROLL for (int bit = 0; bit < 3; bit++) {
-        __mmask16 upper = _mm512_test_epi32_mask(places, _mm512_set1_epi32(32 << bit));
-        for (int k = 0; k < 4 >> bit; k++) found[k] = _mm512_mask_mov_ps(found[2 * k], upper, found[2 * k + 1]);
-    }
-    return found[0];
-}
-
-/* The constants of some blocks, each step rounded by itself. */
-AVX512_BF16 INLINE void constants_bf16(const struct job *job, int64_t b, int64_t count, float *out) {
-    for (int64_t i = 0; i < count; i += 16) {
-        int64_t first = job->first + b + i, group = first >> job->nested_shift;
-        __mmask16 mask = count - i >= 16 ? 0xffff : (1u << (count - i)) - 1;
-        if (job->nested == NULL) {
-            _mm512_storeu_ps(out + i, _mm512_maskz_loadu_ps(mask, (const float *)job->absmax + first));
-            continue;
-        }
-        __m512i places = _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(mask, (const uint8_t *)job->absmax + first));
-        __m512 value = of_256_bf16(job->map, places);
-        __m512 scale = _mm512_set1_ps(job->nested[group]);
-        int64_t left = ((group + 1) << job->nested_shift) - first; /* of those that share it */
-        if (left < 16 && left < count - i)
-            scale = _mm512_mask_mov_ps(_mm512_set1_ps(job->nested[group + 1]), (1u << left) - 1, scale);
-        _mm512_storeu_ps(out + i, _mm512_add_ps(_mm512_mul_ps(value, scale), _mm512_set1_ps(job->offset)));
-    }
-}
-
-/* Of 128 numbers, first each fourth from number 1 on, then from 0, 3 and 2: so 32 words of 16 bits hold their places, four bits of
-   each word at a time. */
-static void reorder_bf16(uint16_t *x, int64_t size) {
-    static const int from_number[4] = {1, 0, 3, 2};
-    for (uint16_t *to = x; to < x + size; to += 128) {
-        uint16_t from[128];
-        memcpy(from, to, sizeof from);
-        for (int k = 0; k < 4; k++)
-            for (int i = 0; i < 32; i++) to[32 * k + i] = from[4 * i + from_number[k]];
-    }
-}
-
-/* R rows of W with T tokens, two blocks of 64 weights at a time: their tables lie side by side in one register, and a fifth bit of
-   each look-up chooses between them. The weights are those of `dequantize` to bfloat16, but that numbers below the smallest
-   normal one are nought; pairs of products are added in float32. */
-AVX512_BF16 INLINE void rows_product_bf16(const struct job *job, int64_t row, int64_t token, const int R, const int T) {
-    const __m512i four_bits = _mm512_set1_epi16(15), second = _mm512_inserti64x4(_mm512_setzero_si512(), _mm256_set1_epi16(16), 1);
-    const int parts = R * T < 4 ? 4 : R * T < 8 ? 2 : 1; /* sums that do not wait for each other */
-    __m512 code = _mm512_loadu_ps(job->code), sums[4][TOKENS][4];
-    UNROLL for (int r = 0; r < R; r++)
-        UNROLL for (int t = 0; t < T; t++)
-            UNROLL for (int j = 0; j < parts; j++) sums[r][t][j] = _mm512_setzero_ps();
-    int64_t per_row = job->in / 64, bytes = job->in / 2;
-    const uint8_t *codes = job->codes + row * bytes;
-    const uint16_t *x = (const uint16_t *)job->x + token * job->in;
-    for (int64_t start = 0; start < per_row; start += CONSTANTS) {
-        float constants[4][CONSTANTS];
-        int64_t count = per_row - start < CONSTANTS ? per_row - start : CONSTANTS;
-        for (int r = 0; r < R; r++) constants_bf16(job, (row + r) * per_row + start, count, constants[r]);
-        for (int64_t b = 0; b < count; b += 2, codes += 64, x += 128)
-            UNROLL for (int r = 0; r < R; r++) {
-                __m512 first_table = _mm512_mul_ps(code, _mm512_set1_ps(constants[r][b]));
-                __m512 second_table = _mm512_mul_ps(code, _mm512_set1_ps(constants[r][b + 1]));
-                __m512i table = (__m512i)_mm512_cvtne2ps_pbh(second_table, first_table);
-                __m512i words = _mm512_loadu_si512(codes + r * bytes);
-                _mm_prefetch((const char *)(codes + (r + 3 * R) * bytes), _MM_HINT_T0); /* of the rows that come next */
-                UNROLL for (int k = 0; k < 4; k++) {
-                    __m512i places = k == 0 ? words : _mm512_srli_epi16(words, 4 * k);
-                    places = _mm512_ternarylogic_epi32(places, four_bits, second, 0xea); /* (places & 15) | second */
-                    __m512bh weights = (__m512bh)_mm512_permutexvar_epi16(places, table);
-                    UNROLL for (int t = 0; t < T; t++) {
-                        __m512 *sum = &sums[r][t][k % parts];
-                        *sum = _mm512_dpbf16_ps(*sum, weights, (__m512bh)_mm512_loadu_si512(x + t * job->in + 32 * k));
-                    }
-                }
-            }
-    }
-    UNROLL for (int r = 0; r < R; r++)
-        UNROLL for (int t = 0; t < T; t++) {
-            __m512 sum = sums[r][t][0];
-            UNROLL for (int j = 1; j < parts; j++) sum = _mm512_add_ps(sum, sums[r][t][j]);
-            job->y[(token + t) * job->rows + row + r] = _mm512_reduce_add_ps(sum);
-        }
-}
-
-/* A thread's rows, four at a time, so that x is loaded once for all of them. */
-AVX512_BF16 static void product_bf16(const struct job *job, int64_t start, int64_t stop) {
-    for (int64_t row = start, step; row < stop; row += step) {
-        step = stop - row >= 4 ? 4 : 1;
-        for (int64_t token = 0; token < job->tokens; token += TOKENS)
-            switch ((job->tokens - token < TOKENS ? job->tokens - token : TOKENS) * 4 + (step == 4)) {
-                case 4: rows_product_bf16(job, row, token, 1, 1); break;
-                case 5: rows_product_bf16(job, row, token, 4, 1); break;
-                case 8: rows_product_bf16(job, row, token, 1, 2); break;
-                case 9: rows_product_bf16(job, row, token, 4, 2); break;
-                case 12: rows_product_bf16(job, row, token, 1, 3); break;
-                case 13: rows_product_bf16(job, row, token, 4, 3); break;
-                case 16: rows_product_bf16(job, row, token, 1, TOKENS); break;
-                default: rows_product_bf16(job, row, token, 4, TOKENS);
-            }
-    }
-}
-#endif
 #endif
 
 #if defined(__aarch64__) && defined(__ARM_NEON)
@@ -649,7 +637,7 @@ INLINE void row_product_neon(const struct job *job, int64_t row, int64_t token, 
     int64_t per_row = job->in / job->block;
     for (int64_t b = 0; b < per_row; b++) {
         const uint8_t *codes = job->codes + (row * job->in + b * job->block) / 2;
-        const float *x = (const float *)job->x + token * job->in + b * job->block;
+        const float *x = input(job, token, b * job->block);
         uint8x16x4_t table = table_neon(job, constant(job, row * per_row + b));
         for (int64_t i = 0; i < job->block; i += 32) {
             uint8x16x2_t places = places_neon(codes + i / 2);
@@ -662,17 +650,18 @@ INLINE void row_product_neon(const struct job *job, int64_t row, int64_t token, 
                 uint16x8_t weights[4] = {low.val[0], low.val[1], high.val[0], high.val[1]};
                 UNROLL for (int k = 0; k < 4; k++)
                     UNROLL for (int t = 0; t < T; t++) {
-                        float32x4_t inputs = vld1q_f32(x + t * job->in + i + 16 * j + 4 * k);
+                        float32x4_t inputs = vld1q_f32(x + t * stride(job) + i + 16 * j + 4 * k);
                         sums[t][k % 2] = vfmaq_f32(sums[t][k % 2], vreinterpretq_f32_u16(weights[k]), inputs);
                     }
             }
         }
     }
     UNROLL for (int t = 0; t < T; t++)
-        job->y[(token + t) * job->rows + row] = vaddvq_f32(vaddq_f32(sums[t][0], sums[t][1]));
+        put(job, token + t, row, vaddvq_f32(vaddq_f32(sums[t][0], sums[t][1])));
 }
 
 VARIANT(neon, )
+PRODUCT(neon, )
 #endif
 
 /* ---- What is called from outside ---- */
@@ -701,9 +690,9 @@ int inlay_supports(int variant) {
     return 1;
 }
 
-/* What the product with x in bfloat16 needs, and attention. */
+/* What attention needs, and the product of weights that are no codes. */
 int inlay_multiplies_bfloat16(void) {
-#ifdef HAS_BFLOAT16
+#ifdef __x86_64__
     __builtin_cpu_init();
     return inlay_supports(AVX512_F_BW_DQ_VL) && __builtin_cpu_supports("avx512bf16");
 #else
@@ -716,16 +705,12 @@ int inlay_nf4_job_bytes(void) { return sizeof(struct job); }
 
 /* Units 0 <= i < total of a job: blocks, or rows of a product. `omp` is GOMP_parallel, or NULL for one thread. */
 void inlay_nf4_run(int variant, int function, const struct job *job, int64_t total, int64_t chunk, int threads, parallel *omp) {
-#ifdef HAS_BFLOAT16
-    if (function == 3) {
-        reorder_bf16(job->x, job->tokens * job->in);
-        share(product_bf16, job, total, chunk, threads, omp);
-        return;
-    }
-#endif
     range *work = RANGES[variant][function];
 #ifdef __x86_64__
-    if (work == product_avx2) reorder_avx2(job->x, job->tokens * job->in);
+    if (work == product_avx2) widen_any(job, order_avx2);
+    else if (work == product_avx512) widen_any(job, order_avx512);
+    else
 #endif
+        if (function == 2) widen_any(job, order_plain);
     share(work, job, total, chunk, threads, omp);
 }

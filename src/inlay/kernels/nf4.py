@@ -21,15 +21,15 @@ SMALLEST_BLOCK = 32
 """What a block of `nf4.c` is a multiple of."""
 
 SMALLEST_PRODUCT_BLOCK = 64
-"""The same for its product."""
+"""What a block is at least for its product, which takes powers of two."""
 
-NARROW_BLOCK = 64
-"""What a block is for the product of bfloat16, which takes two at a time."""
+CHUNK = 128
+"""What the product rounds the width of x up to, for a copy of it in another order."""
 
 LARGE_BYTES = 32 << 20
 """From here on memory comes from the system each time, in pages that `native.huge_pages` makes larger."""
 
-_DEQUANTIZE, _QUANTIZE, _PRODUCT, _PRODUCT_BFLOAT16 = range(4)
+_DEQUANTIZE, _QUANTIZE, _PRODUCT = range(3)
 """The functions of `nf4.c`."""
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -92,17 +92,20 @@ def product(
     on_device = _on_device(x.device, block_size)
     if fits and on_device is not None:
         return on_device.product(x, codes, constants, block_size)
-    if not (fits and block_size % SMALLEST_PRODUCT_BLOCK == 0 and _suits(block_size, x, codes)):
+    if not (fits and _is_power_of_two(block_size) and block_size >= SMALLEST_PRODUCT_BLOCK):
         return None
-    narrow = x.dtype == torch.bfloat16 and block_size == NARROW_BLOCK and width % (2 * NARROW_BLOCK) == 0
-    narrow = narrow and native.multiplies_bfloat16()
-    dtype = torch.bfloat16 if narrow else torch.float32
-    own = x.to(dtype, copy=True, memory_format=torch.contiguous_format)  # the job may reorder it
-    y = torch.empty(tokens, rows)
-    sizes = {"block": block_size, "tokens": tokens, "rows": rows, "in": width}
-    function = _PRODUCT_BFLOAT16 if narrow else _PRODUCT
-    _run(function, rows, rows * width, constants, {"codes": codes.contiguous(), "x": own, "y": y}, **sizes)
-    return y.to(x.dtype)
+    if not _suits(block_size, x, codes):
+        return None
+    y = torch.empty(tokens, rows, dtype=x.dtype)
+    own = torch.empty(tokens, -(-width // CHUNK) * CHUNK)
+    sizes = {"block": block_size, "tokens": tokens, "rows": rows, "in": width, "dtype": _DTYPES.index(x.dtype)}
+    tensors = {"codes": codes.contiguous(), "x": x.contiguous(), "own": own, "y": y}
+    _run(_PRODUCT, rows, rows * width, constants, tensors, **sizes)
+    return y
+
+
+def _is_power_of_two(size: int) -> bool:
+    return size & (size - 1) == 0
 
 
 def _suits(block_size: int, *tensors: Tensor) -> bool:
@@ -118,8 +121,7 @@ def _suits(block_size: int, *tensors: Tensor) -> bool:
 @functools.cache
 def _on_device(device: torch.device, block_size: int) -> ModuleType | None:
     """`nf4_triton` where Triton is installed, takes such blocks, and does on this device what it should."""
-    power_of_two = block_size & (block_size - 1) == 0
-    if device.type != "cuda" or not power_of_two or importlib.util.find_spec("triton") is None:
+    if device.type != "cuda" or not _is_power_of_two(block_size) or importlib.util.find_spec("triton") is None:
         return None
     from inlay.kernels import nf4_triton  # it imports Triton, which is not everywhere and takes a while
 

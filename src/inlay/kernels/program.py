@@ -66,9 +66,10 @@ def recorded(call: Callable[[], Any]) -> tuple[Any, Callable[[], None] | None]:
     watch = _Watch()
     with native.noting() as jobs, watch:
         out = call()
-    if watch.strange is not None or native.variant() == native.TORCH:
+    done = [job for job in jobs if job is not None]
+    if watch.strange is not None or len(done) < len(jobs) or native.variant() == native.TORCH:
         return out, None
-    program, made = native.Program(_joined(jobs)), watch.made
+    program, made = native.Program(_joined(done)), watch.made
 
     def again(made: list[Any] = made) -> None:  # which keeps the tensors that were made
         program()

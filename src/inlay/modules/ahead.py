@@ -7,6 +7,7 @@ system keeps pages that a process has touched and drops those that it has only j
 from collections.abc import Sequence
 
 from inlay.io.mapped import Pages
+from inlay.kernels import native
 
 AHEAD_BYTES = 256 << 20
 """How much of what comes next the system is asked for, while the present weight is multiplied."""
@@ -46,6 +47,7 @@ class ReadAhead:
             other += step
         self._asked = range(number + 1, other) if down else range(other + 1, number)
         if self._most is not None:
+            native.not_again()  # what is read ahead and let go of depends on each use
             self._hold(number, self._most)
 
     def _hold(self, number: int, most: int) -> None:
