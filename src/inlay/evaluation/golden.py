@@ -63,7 +63,7 @@ def kept(base: Base, name: str) -> dict[str, Any]:
     requests = [
         Request(
             tokens=tuple(prompt),
-            adapter=adapter and base.adapters[adapter],
+            adapter=None if adapter is None else base.adapters[adapter],
             sampling=Sampling(),
             max_new_tokens=NEW_TOKENS,
             stops=tuple(base.stop_ids(adapter)),

@@ -201,7 +201,7 @@ def _bytes_digests(name: str, entry: safetensors.TensorEntry) -> tuple[bytes, by
             digest.update(memoryview(buffer)[:wanted])
             values = torch.frombuffer(buffer, dtype=dtype, count=wanted // dtype.itemsize)
             if rounded is not digest:
-                rounded.update(values.bfloat16().view(torch.uint8).numpy())
+                rounded.update(values.bfloat16().view(torch.uint8).numpy().data)
             if entry.dtype in _CHECKED and values.amax().isnan():
                 found, do = f"{entry.file}: {name}: NaN", "fetch it again, or ask its author"
                 raise FormatError(explain("a weight of this base is not a number", found=found, do=do))
