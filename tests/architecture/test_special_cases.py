@@ -32,7 +32,6 @@ HOMES = {
 KINDS = {"LinearMethod", "LowRankMethod", "BlockMethod", "PromptMethod"}
 ASKING = {
     "methods/contract.py": "by_kind, which answers for everyone",
-    "model/binding.py": "what is low-rank takes one product with the map's own",
 }
 """The files that ask which kind a method is, and why."""
 

@@ -140,14 +140,17 @@ class Job:
         adapter = self.state.adapter
         scores = score.scores(self.base, adapter.name, self.evaluated)
         if scores:
-            adapter.record["training"]["scores"] = scores
-            records.write(self.output, adapter.record)
+            self._note(training=adapter.record["training"] | {"scores": scores})
         return dataclasses.replace(report, scores=scores or None)
 
     def _keep_golden(self) -> None:
-        adapter = self.state.adapter
-        adapter.record |= {golden.KEY: said} if (said := golden.kept(self.base, adapter.name)) else {}
-        records.write(self.output, adapter.record)
+        if said := golden.kept(self.base, self.state.adapter.name):
+            self._note(**{golden.KEY: said})
+
+    def _note(self, **more: Any) -> None:
+        """Put more into the record of the adapter, and into its file, which says besides which packages it needs."""
+        self.state.adapter.record |= more
+        records.write(self.output, records.read(self.output) | more)
 
     def _report(self, progress: Progress, seconds: float) -> Report:
         evaluated = dict(progress.eval_losses)
