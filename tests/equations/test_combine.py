@@ -38,6 +38,7 @@ METHODS = {
     "biases": inlay.Lora(r=3, lora_alpha=5, target_modules="q_proj,v_proj", bias="lora_only"),
     "tokens": inlay.Lora(r=3, lora_alpha=5, target_modules="q_proj", trainable_token_indices=(5, 9)),
     "dora": inlay.Dora(r=3, lora_alpha=5),
+    "loha": inlay.Loha(r=2),
     "prompt": inlay.Prompt(num_virtual_tokens=3),
 }
 PLAIN = ("plain", "rslora", "patterns", "some", "tables")
@@ -187,7 +188,9 @@ def test_the_mean_of_all_draws_is_the_sum(home, space):
             del file.params[other]
     num, total = 400, 0
     for seed in range(num):
-        tensors = combine(files, SPREAD, find("dare", {"drop": 0.5, "r": 28, "space": space}), seed).file.params[path]
+        tensors = combine(
+            files, SPREAD, find("dare", {"drop": 0.5, "r": 28, "space": space, "seed": seed})
+        ).file.params[path]
         total = total + (tensors["lora_B"] @ tensors["lora_A"]).double().numpy() / num
     expected = wanted(home, SPREAD)[path]
     assert np.linalg.norm(total - expected) < 3 * np.sqrt(3 / num) * np.linalg.norm(expected)
@@ -202,7 +205,7 @@ def test_what_is_drawn_depends_on_the_seed_and_the_module_alone(home, tmp_path):
     only = {"plain": dataclasses.replace(files["plain"], params=alone)}
     for path, tensors in combine(only, {"plain": 1.0}, find("dare", {})).file.params.items():
         assert torch.equal(tensors["lora_A"], formats.read(tmp_path / "a").params[path]["lora_A"])
-    other = combine(files, {"plain": 1.0}, find("dare", {}), seed=1).file.params
+    other = combine(files, {"plain": 1.0}, find("dare", {"seed": 1})).file.params
     assert any(
         not torch.equal(other[key]["lora_A"], formats.read(tmp_path / "a").params[key]["lora_A"]) for key in other
     )
@@ -255,6 +258,15 @@ def test_what_replaces_the_base_is_averaged(home, tmp_path, name):
         made(home, tmp_path / "no", {name: 1.0, f"{name}-2": 1.0})
 
 
+@pytest.mark.parametrize("name", ["saved", "biases", "tokens"])
+def test_ties_does_not_know_the_signs_of_what_replaces_the_base(home, tmp_path, name):
+    """Its mean of two layers at the weights 1 and 1 is that of the tensors at 0.5 and 0.5: no weights fit both."""
+    for weight in (0.5, 1.0):
+        with pytest.raises(CompatibilityError, match="ties of these tensors is not known") as caught:
+            made(home, tmp_path / "out", {name: weight, f"{name}-2": weight}, "ties")
+        assert "--how svd" in caught.value.hint
+
+
 def test_a_module_that_is_saved_whole_in_one_of_them_stays(home, tmp_path):
     found, _ = made(home, tmp_path / "out", {"saved": 1.0, "plain": 0.5})
     assert torch.equal(
@@ -293,10 +305,18 @@ def test_an_adapter_of_parts_of_a_decomposition_is_made_plain(home, tmp_path):
         assert np.abs(changes[path] - expected.numpy()).max() < EXACT * expected.abs().max()
 
 
-@pytest.mark.parametrize("other", ["dora", "prompt"])
-def test_changes_that_do_not_add_up_are_refused(home, tmp_path, other):
-    with pytest.raises(CompatibilityError, match=f"its method is {other}"):
+@pytest.mark.parametrize(
+    ("other", "do"),
+    [
+        ("dora", "inlay convert BASE ADAPTER --output DIR"),
+        ("loha", "inlay convert BASE ADAPTER --output DIR"),
+        ("prompt", "none can be made of prompt"),
+    ],
+)
+def test_changes_that_do_not_add_up_are_refused(home, tmp_path, other, do):
+    with pytest.raises(CompatibilityError, match=f"its method is {other}") as caught:
         made(home, tmp_path / "out", {"plain": 1.0, other: 1.0})
+    assert do in caught.value.hint
 
 
 @pytest.mark.parametrize("weight", [0.0, math.nan, math.inf, 1e300])
@@ -342,9 +362,43 @@ def test_adapters_of_different_bases_are_refused(home, one, other, says):
     assert [line.partition(":")[0] for line in caught.value.found] == ["one", "other"]
 
 
+NAMES = [
+    ("meta-llama/Meta-Llama-3-8B", "mistralai/Mistral-7B-v0.1", {}, {}, True),
+    ("meta-llama/Meta-Llama-3-8B", "mistralai/Mistral-7B-v0.1", {"base": {"weights": "a" * 64}}, {}, True),
+    ("acme/Tiny-1B", "acme/Renamed-1B", *[{"base": {"weights": "a" * 64}}] * 2, False),
+    ("meta-llama/Meta-Llama-3-8B", "unsloth/Meta-Llama-3-8B-bnb-4bit", {}, {}, False),
+    ("meta-llama/Meta-Llama-3-8B", "/models/mine", {}, {}, False),
+    ("meta-llama/Meta-Llama-3-8B", None, {}, {}, False),
+]
+
+
+def named(home, names, records):
+    """One adapter twice, of bases of these names."""
+    files = {name: formats.read(home / "plain") for name in ("one", "other")}
+    for name, base, record in zip(files, names, records, strict=True):
+        own = files[name]
+        files[name] = dataclasses.replace(own, model=own.model._replace(name=base), record=dict(record))
+    return files
+
+
+@pytest.mark.parametrize(("one", "other", "first", "second", "refused"), NAMES)
+def test_adapters_that_name_different_bases_are_refused_where_no_record_says_more(
+    home, one, other, first, second, refused
+):
+    files = named(home, (one, other), (first, second))
+    if not refused:
+        assert combine(files, {"one": 1.0, "other": 1.0}, find("cat", {})).file.model.name == one
+        return
+    with pytest.raises(CompatibilityError, match="name different bases") as caught:
+        combine(files, {"one": 1.0, "other": 1.0}, find("cat", {}))
+    assert [*caught.value.found] == [f"one: {one}", f"other: {other}"]
+
+
 def test_a_setting_that_a_way_does_not_have_is_refused():
     with pytest.raises(ConfigError, match="cat has no such setting"):
         find("cat", {"r": 3})
+    with pytest.raises(ConfigError, match="--how dare"):
+        find("svd", {"seed": 5})
     with pytest.raises(UnknownNameError, match="--how svd"):
         find("sdv", {})
     assert all(find(name, {}) for name in WAYS)
@@ -378,6 +432,7 @@ def test_what_is_broken_or_missing_is_refused_and_nothing_is_left(home, tmp_path
             "--weights",
             "1,2,3",
         ],
+        "cat has no such setting\n  found: --seed": [home / "plain", "--seed", 5],
         "these weights are no numbers": [home / "plain", "--weights", "half"],
         "cat has no such setting\n  found: --r; it has none\n  hint:  leave it out, or --how svd": [
             home / "plain",

@@ -9,7 +9,8 @@ from inlay.base.load import load
 from inlay.combine.diff import diff, summed
 from inlay.combine.intruders import intruders
 from inlay.core.routed import Factors
-from tests.equations.test_combine import METHODS, saved
+from inlay.errors import CompatibilityError
+from tests.equations.test_combine import METHODS, named, saved
 from tests.support import adapters, bases
 from tests.support.command import run, run_json
 
@@ -93,6 +94,11 @@ def test_the_command(home, capsys, with_model):
     assert all((count is not None) == with_model for count in counts)
     out = run(capsys, "diff", home / "plain", home / "plain-2", *more)[1]
     assert {line.split()[0] for line in out.splitlines()[1:]} == {path.rpartition(".")[2] for path in report["modules"]}
+
+
+def test_adapters_that_name_different_bases_are_not_compared(home):
+    with pytest.raises(CompatibilityError, match="name different bases"):
+        diff(named(home, ("meta-llama/Meta-Llama-3-8B", "mistralai/Mistral-7B-v0.1"), ({}, {})))
 
 
 def test_an_adapter_of_another_base_is_refused(home, tmp_path, capsys):

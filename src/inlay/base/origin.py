@@ -10,7 +10,6 @@
 Records of older versions lack some of it; what is not there is not compared.
 """
 
-import re
 import warnings
 from collections.abc import Mapping
 from functools import cached_property
@@ -21,12 +20,9 @@ from inlay.core.pooling import MEAN
 from inlay.errors import CompatibilityError, explain, few
 from inlay.formats.contract import AdapterFile
 from inlay.io import meaning
-from inlay.io.checkpoint import Checkpoint, hub_name
+from inlay.io.checkpoint import Checkpoint, hub_name, name_others
 from inlay.io.fingerprint import Fingerprint, short
 from inlay.tasks.contract import TaskSpec
-
-_FORMS = re.compile(r"[-_.]?(bnb|unsloth|gptq|awq|gguf|hf|[48]bit|int[48]|fp8|nf4|bf16|fp16|float16|bfloat16)\b")
-"""Parts of the names of models that say in which form the same weights are."""
 
 
 @runtime_checkable  # the tests check it where they check shapes
@@ -164,12 +160,11 @@ def _check_name(name: str, named: str | None, base: Known, force: bool) -> None:
     """What an adapter without a record of its base calls it, against what the base is called."""
     if not named or _is_named(named, base):
         return
-    theirs, ours = hub_name(named), hub_name(base.checkpoint.reference)
-    if theirs and ours and _stem(theirs) != _stem(ours) and not force:
+    if name_others(named, base.checkpoint.reference) and not force:
         raise CompatibilityError(
             explain(
                 f"{name} names another base",
-                found=f"{named}, and this is {ours}; it has no inlay.json that would say more",
+                found=f"{named}, and this is {hub_name(base.checkpoint.reference)}; it has no inlay.json that would say more",
                 do=f"{named} as the base, or --force where this one is the same under another name",
             )
         )
@@ -188,11 +183,6 @@ def _is_named(named: str, base: Known) -> bool:
     if not theirs and Path(named).is_dir() and Path(named).resolve() == Path(reference):
         return True
     return Path(theirs or named).name.lower() == Path(ours or reference).name.lower()
-
-
-def _stem(name: str) -> str:
-    """The model's own part of a name on the hub: without the organisation, and without the form of its weights."""
-    return _FORMS.sub("", name.partition("/")[2].lower())
 
 
 def _say(text: str) -> None:

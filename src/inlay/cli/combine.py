@@ -26,7 +26,7 @@ class Combine(Common):
         tyro.conf.Positional,
         tyro.conf.arg(metavar="ADAPTER ...", help_behavior_hint="(at least one)"),
     ]
-    """Adapter directories, or names on the hub; of one, its multiple, or itself at a lower rank."""
+    """Adapter directories, name@version in the store, or names on the hub; of one, its multiple, or itself at a lower rank."""
 
     output: Path
     """The directory for the adapter; it must not exist."""
@@ -51,17 +51,17 @@ class Combine(Common):
     """Of ties and dare: whose entries, those of the small core that the changes share or of the layers' weights; the core
     unless given."""
 
-    seed: int = 0
-    """Of what dare draws."""
+    seed: int | None = None
+    """Of what dare draws; 0 unless given."""
 
     def run(self) -> int:
         """Read them, combine them, write the result, say what it kept."""
-        way = ways.find(self.how, {key: getattr(self, key) for key in ("r", "density", "drop", "space")})
+        way = ways.find(self.how, {key: getattr(self, key) for key in ("r", "density", "drop", "space", "seed")})
         files = sources.opened(self.adapters)
         weights = sources.weights(self.weights, list(files))
         with output.new_directory(self.output) as partial:
             with _screen.bar("combining") as update:
-                found = combine(files, weights, way, self.seed, update)
+                found = combine(files, weights, way, update)
             formats.write(partial, found.file)
         say("combined", " + ".join(f"{weight:g} × {name}" for name, weight in weights.items()) + f" by {self.how}")
         say("adapter", f"lora {found.file.method.describe()} on {modules(found.modules)}")

@@ -18,7 +18,7 @@ class Diff(Common):
     """No model is needed; with one, intruder dimensions are counted too."""
 
     adapters: Annotated[tuple[str, str], tyro.conf.Positional, tyro.conf.arg(metavar="ADAPTER ADAPTER")]
-    """Two adapter directories, or names on the hub."""
+    """Two adapters: directories, name@version in the store, or names on the hub."""
 
     model: str | None = None
     """Their base, to look for intruder dimensions: those of the first 10 singular vectors of each changed weight that are like

@@ -1,5 +1,6 @@
 """Whether adapters can be combined: of one base and task, on layers of the same shapes, with changes that add up."""
 
+import itertools
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
@@ -8,9 +9,10 @@ from torch import Tensor
 from inlay import methods
 from inlay.errors import CompatibilityError, explain, few
 from inlay.formats.contract import AdapterFile
+from inlay.io.checkpoint import name_others
 from inlay.io.fingerprint import short
 from inlay.methods import hooks
-from inlay.methods.contract import TOKEN_ROWS, factors
+from inlay.methods.contract import TOKEN_ROWS, by_kind, is_low_rank
 from inlay.names import parents, selects
 
 Named = Mapping[str, AdapterFile]
@@ -28,18 +30,21 @@ def check(files: Named) -> None:
     - `CompatibilityError`: they are of different bases, tasks, tokens or shapes, or a method's changes are no products.
     """
     _same(files, "these adapters are of different bases", _weights, short, "adapters that were trained on one base")
+    _check_names(files)
     _same(
         files, "these adapters are of bases with different tokenizers", _tokenizer, short, "adapters of one tokenizer"
     )
     _same(files, "these adapters are for different tasks", _task, str, "adapters of one task, with the same classes")
     _same(files, "these adapters train different tokens", _tokens, str, "adapters that train the same tokens")
-    problems = [f"{name}: {problem}" for name, file in files.items() for problem in _uncombined(file)]
-    if problems:
-        wrong, do = (
-            "these adapters have no changes that add up without the base",
-            "inlay convert BASE ADAPTER makes a plain LoRA of it",
+    reasons = {name: problem for name, file in files.items() if (problem := _uncombined(file))}
+    if reasons:
+        wrong = "these adapters are not all one pair of factors for each layer"
+        others = ", ".join(name for name in reasons if not _is_convertible(files[name]))
+        do = "inlay convert BASE ADAPTER --output DIR makes a plain LoRA of one"
+        do = f"plain LoRAs of linear layers; none can be made of {others}" if others else do
+        raise CompatibilityError(
+            explain(wrong, found=few([f"{name}: {problem}" for name, problem in reasons.items()]), do=do)
         )
-        raise CompatibilityError(explain(wrong, found=few(problems), do=do))
     problems = list(_unlike(files))
     if problems:
         wrong, do = "these adapters are of models of different shapes", "adapters of one base: inlay inspect names it"
@@ -68,6 +73,17 @@ def _same(
         raise CompatibilityError(explain(wrong, found=found, do=do))
 
 
+def _check_names(files: Named) -> None:
+    """Refuse adapters that name different models where no digest of the weights says more, as for a base at hand."""
+    named = {name: file.model.name for name, file in files.items() if file.model.name}
+    pairs = itertools.combinations(named, 2)
+    unknown = (pair for pair in pairs if not all(_weights(files[name]) for name in pair))
+    if any(name_others(named[one], named[other]) for one, other in unknown):
+        found = few([f"{name}: {base}" for name, base in named.items()])
+        do = "adapters of one base; where it goes by several names, the same one in each adapter_config.json"
+        raise CompatibilityError(explain("these adapters name different bases", found=found, do=do))
+
+
 def _weights(file: AdapterFile) -> str | None:
     """The digest of the base's weights, or of what they were quantised from."""
     base = file.record.get("base") or {}
@@ -89,16 +105,21 @@ def _tokens(file: AdapterFile) -> tuple[int, ...] | None:
     return tuple(hooks.token_ids(file.method)) or None
 
 
-def _uncombined(file: AdapterFile) -> list[str]:
-    """Why the changes of an adapter do not add up."""
+def _uncombined(file: AdapterFile) -> str | None:
+    """Why an adapter is no pair of factors for each layer; the layers of other tensors have no sizes in its file."""
     if file.parameters:
-        return [f"parameters of several maps ({', '.join(file.parameters)})"]
-    changes = [tensors for path in file.params if (tensors := added(file, path))]
-    if isinstance(file.method, hooks.Shares) or not all(factors(file.method, tensors) for tensors in changes[:1]):
-        return [
-            f"its method is {methods.name_of(file.method)}, whose change of a layer is no product of its own tensors"
-        ]
-    return [] if changes else ["it changes no layer"]
+        return f"parameters of several maps ({', '.join(file.parameters)})"
+    changes = [path for path in file.params if added(file, path)]
+    sizes = [path in file.model.layers and file.model.layers[path].sizes for path in changes]
+    if isinstance(file.method, hooks.Shares) or not is_low_rank(file.method) or not all(sizes):
+        return f"its method is {methods.name_of(file.method)}, whose change of a layer is no product of two tensors of its own"
+    return None if changes else "it changes no layer"
+
+
+def _is_convertible(file: AdapterFile) -> bool:
+    """`inlay convert` makes a LoRA of it."""
+    is_linear = by_kind(file.method, maps=lambda _: True, blocks=lambda _: False, front=lambda _: False, none=False)
+    return is_linear and not file.parameters and any(added(file, path) for path in file.params)
 
 
 def _unlike(files: Named) -> list[str]:

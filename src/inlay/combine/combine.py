@@ -73,7 +73,6 @@ def combine(
     files: Named,
     weights: Mapping[str, float],
     way: Way,
-    seed: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Combined:
     """One adapter made of several, module by module; one that has no change of a module counts as none there.
@@ -82,7 +81,6 @@ def combine(
 
     - `files`: the adapters, by what they are called in messages and in the record.
     - `weights`: what each counts; below 0, its change is taken away.
-    - `seed`: of whatever the way draws, for each module anew.
 
     **Raises:**
 
@@ -92,12 +90,13 @@ def combine(
     _check_weights(weights)
     check(files)
     way.check(weights)
-    params: dict[str, dict[str, Tensor]] = whole.sums(files, weights)
+    params: dict[str, dict[str, Tensor]] = whole.sums(files, weights, way)
     modules: dict[str, Module] = {}
+    given = _given(way)
     paths = list(dict.fromkeys(path for file in files.values() for path in file.params if added(file, path)))
     for number, path in enumerate(paths):
         progress(number, len(paths))
-        generator = torch.Generator().manual_seed(_seed(seed, path))
+        generator = torch.Generator().manual_seed(_seed(given.get("seed", 0), path))
         result = way.merge(_changes(files, weights, path), generator)
         modules[path], pair = as_module(result), {"lora_A": result.A.float(), "lora_B": result.B.float()}
         params[path] = {key: tensor.contiguous() for key, tensor in pair.items()} | params.get(path, {})
@@ -107,9 +106,7 @@ def combine(
     if overflown:
         wrong, do = "these weights are too large: the result is not finite", "weights near 1"
         raise ConfigError(explain(wrong, found=few(overflown), do=do))
-    record = {
-        "combined": {"how": type(way).__name__.lower(), **_given(way), "seed": seed, "of": _named(files, weights)}
-    }
+    record = {"combined": {"how": type(way).__name__.lower(), **given, "of": _named(files, weights)}}
     return Combined(
         plain(files.values(), params, {path: module.r for path, module in modules.items()}, record), modules
     )

@@ -50,6 +50,8 @@ class Way(Contract, abstract=True):
 
     num_adapters: ClassVar[int] = 0
     """How many adapters it combines; 0: any number."""
+    is_sum: ClassVar[bool] = True
+    """It is after a weighted sum, so that tensors of which nothing but that is known go with it."""
 
     def check(self, weights: Mapping[str, float]) -> None:
         """Refuse what this way has no use for.
@@ -83,11 +85,21 @@ class Truncated(Way, abstract=True):
     """Rank of the result; without it, the largest rank of those that are combined."""
 
     def __post_init__(self) -> None:
-        require(self.r is None or self.r >= 1, "r must be at least 1", f"r={self.r}", "--r 16")
+        check_rank(self.r)
 
     def rank(self, changes: Sequence[Weighted]) -> int:
         """The rank for a module that these change."""
         return self.r or max(len(change.factors.A) for change in changes)
+
+
+def check_rank(r: int | None) -> None:
+    """Refuse a rank that is none.
+
+    **Raises:**
+
+    - `ConfigError`: it is below 1.
+    """
+    require(r is None or r >= 1, "r must be at least 1", f"r={r}", "--r 16")
 
 
 def settings(way: type[Way]) -> list[str]:

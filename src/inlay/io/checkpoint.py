@@ -26,6 +26,9 @@ from inlay.io import counts, json_files, safetensors
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _SNAPSHOT = re.compile(r"[/\\]models--(?P<org>[\w.-]+?)--(?P<name>[\w.-]+)[/\\]snapshots[/\\][0-9a-f]{7,64}[/\\]?$")
+_FORMS = re.compile(r"[-_.]?(bnb|unsloth|gptq|awq|gguf|hf|[48]bit|int[48]|fp8|nf4|bf16|fp16|float16|bfloat16)\b")
+"""Parts of the names of models that say in which form the same weights are."""
+
 INDEX = "model.safetensors.index.json"
 """The file that says which of several weight files holds which tensor."""
 
@@ -140,6 +143,12 @@ def hub_name(reference: str) -> str | None:
     if cached := _SNAPSHOT.search(reference):
         return f"{cached['org']}/{cached['name']}"
     return reference if _HUB_NAME.fullmatch(reference) and not os.path.isdir(reference) else None
+
+
+def name_others(one: str, other: str) -> bool:
+    """Both are names on the hub, of models that are not the same: without the organisation and the form of the weights."""
+    stems = [_FORMS.sub("", name.partition("/")[2].lower()) for name in map(hub_name, (one, other)) if name]
+    return len(stems) == 2 and stems[0] != stems[1]
 
 
 def _check_kinds(path: Path, config: dict[str, Any]) -> None:

@@ -29,6 +29,9 @@ class Dare(ByEntry):
     drop: float = 0.5
     """Part of each change's entries that is dropped, 0 <= drop < 1."""
 
+    seed: int = 0
+    """Of what is drawn, for each module anew."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
         require(0 <= self.drop < 1, "drop must be a probability below 1", f"drop={self.drop}", "--drop 0.5")

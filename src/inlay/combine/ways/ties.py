@@ -15,6 +15,7 @@ When not to use it: for adapters of one task, whose changes agree; a weighted su
 
 import dataclasses
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -27,6 +28,8 @@ from inlay.methods.contract import require
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Ties(ByEntry):
     """The mean of the largest entries that have the sign which outweighs the other"""
+
+    is_sum: ClassVar[bool] = False
 
     density: float = 0.5
     """Part of each change's entries that is kept, the largest; 0 < density <= 1."""
