@@ -23,7 +23,7 @@ METHODS = {
     "oft": inlay.Oft(),
     "ia3": inlay.Ia3(),
 }
-PRODUCTS = ("lora", "adalora", "vera")
+PRODUCTS = ("lora", "adalora", "vera", "loha")
 
 
 def merged(base, name, paths):
@@ -88,16 +88,39 @@ def test_prompts_are_no_changes_of_layers(home, tmp_path, capsys):
     assert "no changes that a LoRA could hold\n  found: prompt: prompt" in err
 
 
-def tuned(home, place, change):
-    """A copy of the base whose tensors are what `change(name, tensor)` makes of them."""
-    shutil.copytree(home / "base", place)
+def test_experts_are_no_layers_of_a_plain_lora(tmp_path, capsys):
+    base = load(bases.directory(tmp_path / "base", "mixtral"), dtype="float32")
+    models.randomize(base.attach(inlay.Lora(r=3, lora_alpha=5, target_modules="down_proj,q_proj"), "experts"), seed=6)
+    (tmp_path / "experts").mkdir()
+    base.save("experts", tmp_path / "experts", {})
+    status, _, err = run(capsys, "convert", tmp_path / "base", tmp_path / "experts", "--output", tmp_path / "out")
+    assert status == 1
+    assert "changes parameters of several maps\n  found: experts: model.layers.0.mlp.experts.down_proj" in err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", ["extract", "convert"])
+@pytest.mark.parametrize("r", [0, -1])
+def test_a_rank_that_is_none_is_refused_before_anything_is_read(tmp_path, capsys, command, r):
+    places = (tmp_path / "base", tmp_path / "other", "--output", tmp_path / "out")
+    status, _, err = run(capsys, command, *places, f"--r={r}")
+    assert status == 1
+    assert f"r must be at least 1\n  found: r={r}" in err
+
+
+def tuned(base, place, change):
+    """A copy of a base whose tensors are what `change(name, tensor)` makes of them."""
+    shutil.copytree(base, place)
     tensors = load_file(place / "model.safetensors")
     changed = {name: change(name, tensor).contiguous() for name, tensor in tensors.items()}
     save_file(changed, place / "model.safetensors", metadata={"format": "pt"})
     return tensors, changed
 
 
-def test_what_was_learned_is_taken_out(home, tmp_path, capsys):
+@pytest.mark.parametrize("family", ["llama", "llama_tied"])
+def test_what_was_learned_is_taken_out(tmp_path, capsys, family):
+    """Of embeddings that are the head too, for both."""
+    bases.directory(tmp_path / "base", family)
     generator = torch.Generator().manual_seed(4)
 
     def change(name, tensor):
@@ -105,17 +128,18 @@ def test_what_was_learned_is_taken_out(home, tmp_path, capsys):
             return tensor
         return tensor + 0.1 * torch.randn(tensor.shape, generator=generator)
 
-    before, after = tuned(home, tmp_path / "tuned", change)
-    full = run_json(capsys, "extract", home / "base", tmp_path / "tuned", "--r", 28, "--output", tmp_path / "full")
+    before, after = tuned(tmp_path / "base", tmp_path / "tuned", change)
+    full = run_json(capsys, "extract", tmp_path / "base", tmp_path / "tuned", "--r", 28, "--output", tmp_path / "full")
     assert full["relative_error"] < EXACT
-    base, ids = load(home / "base", dtype="float32"), models.tokens(2, 9)
+    base, ids = load(tmp_path / "base", dtype="float32"), models.tokens(2, 9)
     wanted = load(tmp_path / "tuned", dtype="float32").logits(ids, None)
     base.attach(tmp_path / "full", "full")
     with torch.no_grad():
         assert (base.logits(ids, "full") - wanted).abs().max() < 1e-4 * wanted.abs().max()
-    low = run_json(capsys, "extract", home / "base", tmp_path / "tuned", "--r", 3, "--output", tmp_path / "low")
+    low = run_json(capsys, "extract", tmp_path / "base", tmp_path / "tuned", "--r", 3, "--output", tmp_path / "low")
     changes = adapters.changes(tmp_path / "low")
-    total = {path: (after[f"{path}.weight"].double() - before[f"{path}.weight"].double()).numpy() for path in changes}
+    names = {path: f"{path}.weight" if f"{path}.weight" in after else "model.embed_tokens.weight" for path in changes}
+    total = {path: (after[name].double() - before[name].double()).numpy() for path, name in names.items()}
     total = {path: change if "embed" not in path else change.T for path, change in total.items()}
     assert not any("k_proj" in path for path in changes)
     best = {path: adapters.best(change, 3) for path, change in total.items()}

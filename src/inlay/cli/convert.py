@@ -10,6 +10,7 @@ from inlay.base.load import load
 from inlay.cli import _screen
 from inlay.cli._command import AdapterDirectory, Common, Model
 from inlay.cli._screen import say
+from inlay.combine.contract import check_rank
 from inlay.combine.convert import convert
 from inlay.formats.contract import AdapterFile
 from inlay.io import output
@@ -23,7 +24,7 @@ class Convert(Common):
     """The base: a directory, or a name on the hub."""
 
     adapter: AdapterDirectory
-    """The adapter directory, or a name on the hub."""
+    """The adapter: a directory, name@version in the store, or a name on the hub."""
 
     output: Path
     """The directory for the adapter; it must not exist."""
@@ -33,10 +34,12 @@ class Convert(Common):
 
     def run(self) -> int:
         """Read it, convert it, write it, say how far it is from what it was."""
+        check_rank(self.r)
         base = load(self.model, dtype="float32")
         adapter = base.read(self.adapter, Path(self.adapter).resolve().name)
         params = {path: dict(tensors) for path, tensors in adapter.params.items()}
-        file = AdapterFile(method=adapter.method, params=params, model=base.adapters.facts)
+        several = tuple(path for path in params if path in base.maps and base.maps[path].count is not None)
+        file = AdapterFile(method=adapter.method, params=params, model=base.adapters.facts, parameters=several)
         file = dataclasses.replace(file, shared=adapter.shared, record=adapter.record)
         maps = {path: linear.one for path, linear in base.maps.items()}
         with torch.no_grad(), output.new_directory(self.output) as partial, _screen.bar("converting") as update:

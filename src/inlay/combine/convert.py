@@ -2,8 +2,8 @@
 
     delta W = merge(W) - W,   B A = the best approximation of delta W of rank r
 
-`merge` is the method's own, in float64. What is a product of two factors already (LoRA, AdaLoRA, VeRA) is taken as it is,
-exactly, unless a rank is asked for. Biases that the method changes are kept whole.
+`merge` is the method's own, in float64. What is a product of two factors already (LoRA, AdaLoRA, VeRA, and LoHa with r^2) is
+taken as it is, exactly, unless a rank is asked for. Biases that the method changes are kept whole.
 """
 
 from collections.abc import Callable, Mapping
@@ -45,10 +45,12 @@ def convert(
 
     - `CompatibilityError`: the method changes no linear maps, or parameters of several.
     """
+    if file.parameters:
+        wrong, found = "this adapter changes parameters of several maps", f"{name}: {', '.join(file.parameters)}"
+        raise CompatibilityError(explain(wrong, found=found, do="the adapter as it is: the other commands take it"))
     method = by_kind(file.method, maps=lambda m: m, blocks=lambda _: None, front=lambda _: None, none=None)
-    if method is None or file.parameters:
-        found = f"{name}: {methods.name_of(file.method)} {', '.join(file.parameters)}".rstrip()
-        do = "an adapter of another method: inlay train --method lora"
+    if method is None:
+        found, do = f"{name}: {methods.name_of(file.method)}", "an adapter of another method: inlay train --method lora"
         raise CompatibilityError(explain("this adapter has no changes that a LoRA could hold", found=found, do=do))
     params: dict[str, Params] = {}
     modules, biases, is_other = {}, dict[str, Tensor](), False

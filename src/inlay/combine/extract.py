@@ -6,7 +6,7 @@ The two are read tensor by tensor, so that no more than the largest is in memory
 at, not estimated. Source: LoRD, as in mergekit's extract_lora; randomised decomposition by Halko, Martinsson, Tropp 2011.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
@@ -26,7 +26,7 @@ MAPS = ("linear", "embedding")
 def extract(
     base: Checkpoint,
     tuned: Checkpoint,
-    names: Mapping[str, tuple[str, str]],
+    names: Mapping[str, Sequence[tuple[str, str]]],
     model: ModelFacts,
     r: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -35,7 +35,8 @@ def extract(
 
     **Arguments:**
 
-    - `names`: tensor of the checkpoint -> the module that holds it, by path, and what that calls it.
+    - `names`: tensor of the checkpoint -> the modules that hold it, by path, and what each calls it: a change of embeddings
+      that are the head too becomes one of either.
     - `model`: what its layers are.
 
     **Raises:**
@@ -50,21 +51,21 @@ def extract(
         before, after = read_tensor(entry), read_tensor(tuned.tensors[name])
         if torch.equal(before.float(), after.float()):
             continue
-        path, key = names.get(name, ("", ""))
-        layer = model.layers.get(path)
-        if layer is None:
+        if name not in names:
             raise _unlike([f"{name}: differs, and no layer of the model holds it"])
-        if key == "weight" and layer.kind in MAPS:
-            change = after.float() - before.float()
-            change = change.T if next(iter(layer.sizes)) == "in" else change
-            made = approximated(change.contiguous(), r, torch.Generator().manual_seed(0))
-            pair = {"lora_A": made.A.float().contiguous(), "lora_B": made.B.float().contiguous()}
-            params[path], modules[path] = pair | params.get(path, {}), as_module(made)
-        elif key == "bias":
-            biases = True
-        else:
-            saved.append(path)
-    for name, (path, key) in names.items():
+        for path, key in names[name]:
+            layer = model.layers[path]
+            if key == "weight" and layer.kind in MAPS:
+                change = after.float() - before.float()
+                change = change.T if next(iter(layer.sizes)) == "in" else change
+                made = approximated(change.contiguous(), r, torch.Generator().manual_seed(0))
+                pair = {"lora_A": made.A.float().contiguous(), "lora_B": made.B.float().contiguous()}
+                params[path], modules[path] = pair | params.get(path, {}), as_module(made)
+            elif key == "bias":
+                biases = True
+            else:
+                saved.append(path)
+    for name, path, key in ((name, *place) for name, places in names.items() for place in places):
         if path in saved or (biases and key == "bias"):  # a module is saved with all that it has, biases are kept all
             params.setdefault(path, {})[key] = read_tensor(tuned.tensors[name])
     if not modules:
