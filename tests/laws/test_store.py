@@ -4,10 +4,14 @@ import json
 import os
 import shutil
 import subprocess
+import threading
+from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from inlay.errors import CompatibilityError, ConfigError, FormatError, OutputError, UnknownNameError
 from inlay.hub import diff, files, store, tags
@@ -18,6 +22,8 @@ from tests.support import forks
 SHELL = "find . -type f | cut -c3- | LC_ALL=C sort | tr '\\n' '\\0' | xargs -0 sha256sum | sha256sum"
 """What `inlay.hub.files` says that a digest is, for a shell."""
 
+GUIDE = Path(__file__).parents[2] / "docs" / "guides" / "store.md"
+
 
 def adapter(place, text="one"):
     """A directory of files, one of them in a folder, whose content `text` decides."""
@@ -25,6 +31,11 @@ def adapter(place, text="one"):
     (place / "adapter_config.json").write_text(json.dumps({"r": 3, "said": text}))
     (place / "deep" / "ü b.bin").write_bytes(text.encode() * 4099)
     return place
+
+
+def entry(digest):
+    """What a name keeps of an object that it was given to."""
+    return {"digest": digest, "date": "2026-01-31T12:00:00Z"}
 
 
 @pytest.fixture
@@ -42,6 +53,11 @@ def test_a_digest_is_what_the_shell_says(tmp_path):
     place = adapter(tmp_path / "a")
     said = subprocess.run(["sh", "-c", SHELL], cwd=place, capture_output=True, text=True, check=True).stdout
     assert said.split()[0] == files.digest_of(place)
+
+
+def test_the_command_that_is_documented_is_the_one_that_is_tried():
+    for text in (files.__doc__, GUIDE.read_text("utf-8")):
+        assert f"`{SHELL}`" in text
 
 
 def test_what_is_kept_comes_back_and_stays(held, tmp_path):
@@ -114,6 +130,50 @@ def test_pruning_keeps_what_names_point_to_or_pointed_to_last(held, tmp_path):
     assert held.prune(keep=0) == sorted(made[3:])
 
 
+@pytest.mark.parametrize("what", ["dangling", "unreadable", "vanished"])
+def test_nothing_is_pruned_while_a_name_can_not_be_read(held, tmp_path, monkeypatch, what):
+    for text in "ab":
+        held.add(adapter(tmp_path / text, text), f"{text}@1")
+    path = held.root / "tags" / "b@1.json"
+    if what == "vanished":
+        listed = Path.iterdir
+        monkeypatch.setattr(Path, "iterdir", lambda folder: [*listed(folder), folder / "c@1.json"])
+    else:
+        path.unlink()
+        path.symlink_to("nowhere") if what == "dangling" else path.mkdir()
+    with pytest.raises(FormatError, match=r"[bc]@1\.json"):
+        held.prune(keep=0)
+    assert len(held.digests()) == 2
+
+
+def test_a_name_that_is_removed_meanwhile_is_not_listed(held, tmp_path, monkeypatch):
+    held.add(adapter(tmp_path / "a"), "a@1")
+    listed = Path.iterdir
+    monkeypatch.setattr(Path, "iterdir", lambda folder: [*listed(folder), folder / "b@1.json"])
+    assert [tag.name for tag in held.tags()] == ["a@1"]
+
+
+def test_a_name_is_not_rolled_back_to_what_is_being_pruned(held, tmp_path, monkeypatch):
+    for text in "ab":
+        held.add(adapter(tmp_path / text, text), "a@1")
+
+    def rollback():
+        with pytest.raises(UnknownNameError):
+            held.rollback("a@1")
+
+    other, discard = threading.Thread(target=rollback), Store._discard
+
+    def slow(self, digest):
+        other.start()
+        other.join(0.3)  # long enough for one that does not wait
+        discard(self, digest)
+
+    monkeypatch.setattr(Store, "_discard", slow)
+    held.prune(keep=0)
+    other.join(30)
+    assert held.path("a@1").is_dir()
+
+
 @pytest.mark.parametrize(
     "name",
     ["..@1", "a@..", "../a@1", "a/b@1", "A@1", "@1", "a@", "a", "a@1@2", "a@1\n", ".a@1", "a" * 70 + "@1", "a @1"],
@@ -180,6 +240,26 @@ def test_damage_is_seen(held, tmp_path):
     assert held.digests() == [digest]
 
 
+@pytest.mark.parametrize("what", ["changed", "missing", "more", "whole"])
+def test_adding_again_puts_a_fresh_copy_in_the_place_of_a_damaged_one(held, tmp_path, what):
+    digest, _ = held.add(adapter(tmp_path / "a"), "a@1")
+    path = held.path("a@1")
+    inode, folder = path.stat().st_ino, path / "deep"
+    folder.chmod(0o755)
+    (folder / "ü b.bin").chmod(0o644)
+    if what == "changed":
+        (folder / "ü b.bin").write_text("x")
+    elif what == "missing":
+        (folder / "ü b.bin").unlink()
+    elif what == "more":
+        (folder / "more").write_text("x")
+    assert held.add(tmp_path / "a", "a@1")[0] == digest
+    held.check(digest)
+    assert (path.stat().st_ino == inode) is (what == "whole")
+    assert all(not file.stat().st_mode & 0o222 for file in [path, *path.rglob("*")] if what != "whole")
+    assert hidden(held) == []
+
+
 @pytest.mark.parametrize(
     ("text", "error"),
     [
@@ -188,6 +268,11 @@ def test_damage_is_seen(held, tmp_path):
         ('{"format": 1, "name": "b@1", "pinned": false, "history": [{"digest": "x", "date": "y"}]}', FormatError),
         ('{"format": 1, "name": "a@1", "pinned": false, "history": [{"digest": 3, "date": "y"}]}', FormatError),
         ('{"format": 2}', CompatibilityError),
+        *[
+            (json.dumps({"format": 1, "name": "a@1", "pinned": False, "history": history}), FormatError)
+            for bad in ("../../secret", "x", "A" * 64, "a" * 64 + "\n", "/" * 64)
+            for history in ([entry(bad)], [entry(bad), entry("a" * 64)])
+        ],
     ],
 )
 def test_a_damaged_name_is_refused(held, tmp_path, text, error):
@@ -211,6 +296,19 @@ def test_differences_are_named(tmp_path):
     assert found["adapter_config.json"] == ["said: 'one' → 'two'"]
     assert set(found) == {"README.md", "adapter_config.json", "deep/ü b.bin"}
     assert diff.differences(one, one) == {}
+
+
+@pytest.mark.parametrize(
+    ("value", "other", "differ"), [(2, 3, True), (2, float("nan"), True), (float("nan"),) * 2 + (False,)]
+)
+def test_tensors_that_are_not_finite_differ_from_those_that_are(tmp_path, value, other, differ):
+    for name, last in (("a", value), ("b", other)):
+        adapter(tmp_path / name)
+        tensors = {"x": torch.tensor([3.0, last]), "y": torch.tensor([5.0])}
+        save_file(tensors, tmp_path / name / "t.safetensors", {"of": name})
+    (said,) = diff.differences(tmp_path / "a", tmp_path / "b")["t.safetensors"]
+    assert said.startswith("1 of 2 tensors differ" if differ else "written otherwise, with the same tensors")
+    assert "nan" not in said
 
 
 KILLED = """
@@ -274,7 +372,8 @@ def test_a_kill_at_any_write_loses_nothing(tmp_path, what):
 
 
 CROWD = """
-import sys, time
+import contextlib, sys, time
+from inlay.errors import ConfigError
 from inlay.hub.store import Store
 from pathlib import Path
 held, place, number = Store(Path(sys.argv[1])), Path(sys.argv[2]), int(sys.argv[3])
@@ -283,6 +382,11 @@ while not (place / "go").exists():
 for round in range(6):
     held.add(place / f"{number % 3}{round}", "shared@1")
     held.add(place / f"{number}{round}", f"own{number}@{round}")
+    held.tag(f"gone{number}@{round}", held.digest(f"own{number}@{round}"))
+    held.remove(f"gone{number}@{round}")
+    with contextlib.suppress(ConfigError):  # there may be nothing before
+        held.rollback("shared@1")
+    held.tags()
     if number == 0:
         held.prune(keep=100)
 """
@@ -304,6 +408,8 @@ def test_many_processes_lose_nothing(tmp_path):
     for process in range(number):
         for turn in range(6):
             assert held.digest(f"own{process}@{turn}") == files.digest_of(tmp_path / f"{process}{turn}")
+    assert len(held.tags()) == number * 6 + 1
+    held.path("shared@1")
     shared = {entry.digest for entry in held.named("shared@1").history}
     assert shared == {files.digest_of(tmp_path / f"{process}{turn}") for process in range(3) for turn in range(6)}
     for digest in held.digests():

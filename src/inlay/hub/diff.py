@@ -1,5 +1,6 @@
 """Where two directories of files differ, in words: values of JSON by their names, tensors by how far they are apart."""
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -64,9 +65,11 @@ def _tensors(one: Path, other: Path) -> Iterator[str]:
     for name in same:
         a, b = (safetensors.read_tensor(entries[name]).double() for entries in (left, right))
         step = float((b - a).square().sum())
-        apart, norm, changed = apart + step, norm + float(a.square().sum()), changed + (step > 0)
+        same_values = bool(a.isclose(b, rtol=0, atol=0, equal_nan=True).all())
+        apart, norm, changed = apart + step, norm + float(a.square().sum()), changed + (not same_values)
     if changed:
-        share = f"; the difference has {(apart / norm) ** 0.5:.2g} of the first's norm" if norm else ""
+        is_finite = norm and math.isfinite(apart / norm)
+        share = f"; the difference has {(apart / norm) ** 0.5:.2g} of the first's norm" if is_finite else ""
         yield f"{changed:,} of {len(same):,} tensors differ{share}"
     elif len(same) == len(left) == len(right):
         yield "written otherwise, with the same tensors"

@@ -3,7 +3,8 @@
     listing  a line for each file, sorted by name: its SHA-256, two spaces, its name; what `sha256sum` prints
     digest   the SHA-256 of the listing
 
-So `find . -type f | cut -c3- | LC_ALL=C sort | xargs sha256sum | sha256sum` says the digest of a directory, without Inlay.
+Without Inlay, the digest of a directory is what this says in it:
+`find . -type f | cut -c3- | LC_ALL=C sort | tr '\\n' '\\0' | xargs -0 sha256sum | sha256sum`
 """
 
 import concurrent.futures

@@ -6,7 +6,7 @@
 An object comes into being by one rename, when all of it is on the disk, and goes by one: under its digest there is never half
 of it, whoever is killed when. The same files are the same object, so that two who add them at a time add it once. A name is a
 file that is replaced whole. Who adds shares the lock of `objects`, so that what is not named yet is not pruned; who prunes has
-it alone; names change one at a time. The locks end with the processes that hold them.
+it alone; names change one at a time, and not while objects are pruned. The locks end with the processes that hold them.
 
 Files are copied in: a hard link would change with the file that somebody goes on writing to.
 """
@@ -22,12 +22,11 @@ from pathlib import Path
 
 from inlay.errors import ConfigError, FormatError, OutputError, UnknownNameError, explain, few, nearest
 from inlay.hub import files
-from inlay.hub.tags import Tag, read, write
+from inlay.hub.tags import DIGEST, Tag, read, write
 from inlay.io import output
 
 _PART = r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?"
 _NAME = re.compile(f"{_PART}@{_PART}")
-_DIGEST = re.compile("[0-9a-f]{64}")
 
 DIGEST_PREFIX = "sha256:"
 """What a digest begins with where a name could stand; eight digits of it are enough where they are one object's alone."""
@@ -81,7 +80,8 @@ class Store:
     root: Path
 
     def add(self, source: Path, name: str | None = None) -> tuple[str, Tag | None]:
-        """Keep the files of a directory: (their digest, the name with what it points to now).
+        """Keep the files of a directory: (their digest, the name with what it points to now). A kept copy that is damaged is
+        replaced.
 
         **Raises:**
 
@@ -141,9 +141,15 @@ class Store:
             return tag
 
     def prune(self, keep: int = KEPT, dry_run: bool = False) -> list[str]:
-        """Remove the objects that no name points to or pointed to in its last `keep` changes: their digests."""
-        with self._written(), output.locked(self._objects, waiting="waiting for those who add to the store"):
-            kept = {digest for tag in self.tags() for digest in tag.last(keep)}
+        """Remove the objects that no name points to or pointed to in its last `keep` changes: their digests.
+
+        **Raises:**
+
+        - `FormatError`, `CompatibilityError`: a name can't be read; nothing is removed.
+        """
+        waiting = "waiting for those who add to the store"
+        with self._written(), output.locked(self._objects, waiting=waiting), self._naming():
+            kept = {digest for path in self._tag_files() for digest in read(path).last(keep)}
             doomed = [digest for digest in self.digests() if digest not in kept]
             for digest in [] if dry_run else doomed:
                 self._discard(digest)
@@ -173,7 +179,7 @@ class Store:
         """
         found = files.digest_of(where or self.object(digest))
         if found != digest:
-            do = f"inlay store remove its names, then prune and add it again; it lies in {self._objects / digest}"
+            do = f"inlay store add DIR, where it came from, puts a fresh copy in the place of {self._objects / digest}"
             raise FormatError(
                 explain("an adapter in the store is damaged", found=f"sha256 {found}, {digest} was kept", do=do)
             )
@@ -200,7 +206,7 @@ class Store:
         start = reference.removeprefix(DIGEST_PREFIX)
         found = [digest for digest in self.digests() if len(start) >= 8 and digest.startswith(start)]
         if len(found) != 1:
-            wrong = "this digest is no one adapter's in the store"
+            wrong = "this digest names no adapter, or several"
             raise UnknownNameError(
                 explain(wrong, found=few(found) or f"{start}; in {self.root}", do="inlay store list; 8 digits or more")
             )
@@ -222,7 +228,7 @@ class Store:
     def digests(self) -> list[str]:
         """The objects that there are."""
         with contextlib.suppress(FileNotFoundError):
-            return sorted(path.name for path in self._objects.iterdir() if _DIGEST.fullmatch(path.name))
+            return sorted(path.name for path in self._objects.iterdir() if DIGEST.fullmatch(path.name))
         return []
 
     def named(self, name: str) -> Tag:
@@ -242,11 +248,20 @@ class Store:
         raise UnknownNameError(explain("the store has no adapter of that name", found=found, do=do))
 
     def tags(self) -> list[Tag]:
-        """The names that there are."""
-        with contextlib.suppress(FileNotFoundError):
-            found = [path for path in (self.root / "tags").iterdir() if _NAME.fullmatch(path.stem)]
-            return [read(path) for path in sorted(found) if path.suffix == ".json"]
-        return []
+        """The names that there are.
+
+        **Raises:**
+
+        - `FormatError`: one can't be read.
+        """
+        found = []
+        for path in self._tag_files():
+            try:
+                found.append(read(path))
+            except FormatError:
+                if os.path.lexists(path):  # it was not removed meanwhile
+                    raise
+        return found
 
     @property
     def _objects(self) -> Path:
@@ -255,11 +270,18 @@ class Store:
     def _tag_file(self, name: str) -> Path:
         return self.root / "tags" / f"{name}.json"
 
+    def _tag_files(self) -> list[Path]:
+        with contextlib.suppress(FileNotFoundError):
+            found = [path for path in (self.root / "tags").iterdir() if _NAME.fullmatch(path.stem)]
+            return sorted(path for path in found if path.suffix == ".json")
+        return []
+
     def _put(self, source: Path, names: list[str]) -> str:
-        """An object with these files, unless there is one: its digest. It is digested while it is written to the disk."""
+        """An object with these files, unless there is one that is whole: its digest. It is digested while it is written to the
+        disk."""
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
             digests: list[concurrent.futures.Future[str]] = []
-            with output.new_directory(self._objects / _HIDDEN, lambda: digests[0].result()) as partial:
+            with output.new_directory(self._objects / _HIDDEN, lambda: self._free(digests[0].result())) as partial:
                 files.copy(source, partial, names)
                 for name in names:
                     (partial / name).chmod(0o444)
@@ -268,12 +290,32 @@ class Store:
         _set_writable(self._objects / digest, False)
         return digest
 
+    def _free(self, digest: str) -> str:
+        """Hide the object of a digest if it is damaged, and leave a whole one where it is: the digest."""
+        if self._is_damaged(digest):
+            with self._naming():
+                if self._is_damaged(digest):  # nobody else has replaced it meanwhile
+                    self._hide(digest)
+        return digest
+
+    def _is_damaged(self, digest: str) -> bool:
+        try:
+            self.check(digest)
+        except UnknownNameError:
+            return False
+        except (FormatError, OSError):
+            return True
+        return False
+
     def _discard(self, digest: str) -> None:
-        """Remove an object: what a kill leaves of it has a hidden name, and goes with the next one that is added."""
+        shutil.rmtree(self._hide(digest))
+
+    def _hide(self, digest: str) -> Path:
+        """Take an object away: what is left of it has a hidden name, and goes with the next one that is added."""
         path, hidden = self._objects / digest, self._objects / f".{_HIDDEN}{output.PARTIAL}{digest}"
         _set_writable(path, True)
         path.rename(hidden)
-        shutil.rmtree(hidden)
+        return hidden
 
     def _point(self, name: str, digest: str) -> Tag:
         with self._naming():

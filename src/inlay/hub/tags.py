@@ -8,6 +8,7 @@ It points to the last of its history that is not undone. Rolling back undoes tha
 
 import dataclasses
 import json
+import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +20,9 @@ from inlay.io import json_files, output
 
 FORMAT = 1
 """The version of the file that is written, and the newest that is read."""
+
+DIGEST = re.compile("[0-9a-f]{64}")
+"""What an object is known by."""
 
 
 class _File(TypedDict):
@@ -54,7 +58,12 @@ class Tag:
     @property
     def digest(self) -> str:
         """The object that it points to."""
-        return self._standing[-1].digest
+        return self.current.digest
+
+    @property
+    def current(self) -> Entry:
+        """The entry of its history by which it points there: the last that is not undone."""
+        return self._standing[-1]
 
     @property
     def _standing(self) -> list[Entry]:
@@ -110,10 +119,14 @@ def read(path: Path) -> Tag:
 
     **Raises:**
 
-    - `FormatError`: it is damaged.
+    - `FormatError`: it can't be read, or is damaged.
     - `CompatibilityError`: a newer Inlay wrote it.
     """
-    kept = json_files.read_json(path)
+    try:
+        kept = json_files.read_json(path)
+    except OSError as error:
+        wrong, do = "a name in the store can't be read", f"ls -l {path}; remove it if the name is not needed"
+        raise FormatError(explain(wrong, found=f"{path}: {error.strerror}", do=do)) from None
     if not isinstance(kept.get("format"), int) or kept["format"] > FORMAT:
         wrong, do = "this name was written by a newer Inlay", "pip install --upgrade inlay"
         raise CompatibilityError(explain(wrong, found=f"{path}: format {kept.get('format')!r}", do=do))
@@ -121,7 +134,7 @@ def read(path: Path) -> Tag:
         found = fields.fitted(_File, kept)
         entries = [fields.fitted(_Entry, {"undone": False, **entry}) for entry in found["history"]]
         tag = Tag(found["name"], tuple(Entry(e["digest"], e["date"], e["undone"]) for e in entries), found["pinned"])
-        whole = tag.digest and tag.name == path.stem
+        whole = tag.digest and tag.name == path.stem and all(DIGEST.fullmatch(e.digest) for e in tag.history)
     except (ConfigError, KeyError, IndexError, TypeError):
         whole, tag = False, None
     if not whole or tag is None:
