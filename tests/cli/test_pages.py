@@ -45,6 +45,11 @@ def test_every_page_stands_in_the_navigation_once():
     assert not_listed((ROOT / "mkdocs.yml").read_text("utf-8"), pages()) == (set(), set(), set())
 
 
+def test_the_first_page_leads_to_every_guide():
+    linked = set(re.findall(r"\]\((guides/[\w-]+\.md)\)", (DOCS / "index.md").read_text("utf-8")))
+    assert linked == {str(path.relative_to(DOCS)) for path in (DOCS / "guides").glob("*.md")}
+
+
 def test_a_page_that_is_forgotten_gone_or_listed_twice_is_found():
     text = "nav:\n  - A: a.md\n  - More:\n      - B: b.md\n      - Again: a.md\n"
     assert not_listed(text, ["a.md", "c.md"]) == ({"c.md"}, {"b.md"}, {"a.md"})

@@ -76,6 +76,28 @@ def test_differences_are_shown(kept, home, capsys):
     status, out, err = run(capsys, "store", "diff", "support@1", home / "one")
     assert (status, out) == (0, "")
     assert "the same files" in err
+    assert run_json(capsys, "store", "diff", "support@1", home / "one") == {"differences": {}}
+
+
+def test_one_entry_of_a_history_is_now(kept, home, capsys):
+    for name in ("two", "one"):
+        run_json(capsys, "store", "add", home / name, "--tag", "support@1")
+    run_json(capsys, "store", "tag", "support@1", "other@1")
+    marks = [line.endswith("· now") for line in history(capsys)]
+    assert marks == [False, False, True]
+    run_json(capsys, "store", "rollback", "support@1")
+    assert [line.rpartition("· ")[2] for line in history(capsys)][1:] == ["now", "undone"]
+
+
+def history(capsys):
+    _, out, _ = run(capsys, "store", "show", "support@1")
+    return [line for line in out.splitlines() if line.startswith("history")]
+
+
+def test_a_number_below_nothing_is_refused(kept, capsys):
+    status, _, err = run(capsys, "store", "prune", "--keep", -1)
+    assert status == 2
+    assert "--keep must be at least 0" in err
 
 
 @pytest.mark.parametrize(
@@ -102,6 +124,7 @@ def test_a_conversation_and_a_server_take_a_name(kept, home, capsys, monkeypatch
     import io
 
     from inlay.cli import serve
+    from inlay.serve import slots
 
     monkeypatch.setattr("sys.stdin", io.StringIO("/adapter support@1\n/adapter support@2\nsay 3\n"))
     status, _, err = run(capsys, "chat", home / "base", "--max-new-tokens", 2)
@@ -109,10 +132,16 @@ def test_a_conversation_and_a_server_take_a_name(kept, home, capsys, monkeypatch
     assert "support@1 · " in err or "active    support@1" in err
     assert "the store has no adapter of that name" in err
     directory = run_json(capsys, "store", "path", "support@1")["path"]
-    assert {name: str(path) for name, path in serve._named(("support@1", "x=support@1")).items()} == {
-        "support@1": directory,
-        "x": directory,
-    }
+    found = serve._named(("support@1", "x=support@1"))
+    assert {name: str(path) for name, path in found.items()} == {"support": directory, "x": directory}
+    assert all(slots._NAME.fullmatch(name) for name in found)
+    digest = f"sha256:{directory[-64:]}"
+    assert str(serve._named((f"x={digest}",))["x"]) == directory
+    with pytest.raises(ConfigError, match=f"--adapters NAME={digest}"):
+        serve._named((digest,))
+    run_json(capsys, "store", "tag", "support@1", "support@2")
+    with pytest.raises(ConfigError, match="--adapters other=support@2"):
+        serve._named(("support@1", "support@2"))
 
 
 def test_python_takes_a_name(kept, home):

@@ -116,7 +116,12 @@ def test_what_names_no_base_is_not_verified(home, tmp_path):
         verify.verify(changed(home, tmp_path, lambda record: record.pop("base")), home / "base0")
 
 
-@pytest.mark.parametrize("kept", [[], {}, {"prompts": [[1]], "answers": [[1]], "base": []}, "x", {"prompts": [[]]}])
+EMPTY = {part: [] for part in golden.PARTS}
+
+
+@pytest.mark.parametrize(
+    "kept", [[], {}, {"prompts": [[1]], "answers": [[1]], "base": []}, "x", {"prompts": [[]]}, EMPTY]
+)
 def test_golden_answers_that_are_none_are_refused(home, tmp_path, kept):
     place = changed(home, tmp_path, lambda record: record.update({golden.KEY: kept}))
     with pytest.raises(FormatError, match="golden"):

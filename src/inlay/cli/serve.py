@@ -21,7 +21,8 @@ class Serve(OnBase):
     """A server on this machine, until Ctrl-C or SIGTERM, which let it answer what is under way."""
 
     adapters: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=DIR", help_behavior_hint="(default: none)")] = ()
-    """Adapters that answer under these names: directories, or name@version; a name is that of the directory unless given."""
+    """Adapters that answer under these names: directories, or name@version in the store. Unless given, a name is that of the
+    directory, or what is before the @."""
 
     adapter_dir: repeated(Path) = ()  # type: ignore[valid-type]  # an annotation built by a function
     """A folder of adapters, each of which answers under the name of its folder, and from which others are loaded while it
@@ -123,19 +124,23 @@ def _named(adapters: tuple[str, ...]) -> dict[str, Path]:
 
     **Raises:**
 
-    - `ConfigError`: a name is given twice.
+    - `ConfigError`: a name is given twice, or none to a digest.
     """
     found: dict[str, Path] = {}
     for text in adapters:
         name, has_name, path = text.partition("=")
-        given = Path(path if has_name else text).expanduser()
-        name, directory = name if has_name else given.resolve().name, store.find(given) or given
+        path = path if has_name else text
+        given = Path(path).expanduser()
+        kept = store.find(given)
+        if not has_name:
+            name = path.partition("@")[0] if kept else given.resolve().name
+        if kept and name.startswith(store.DIGEST_PREFIX):
+            wrong, do = "an adapter that is given by its digest needs a name", f"--adapters NAME={path}"
+            raise ConfigError(explain(wrong, found=text, do=do))
         if name in found:
-            says = f"{name}: {found[name]} and {directory}"
-            raise ConfigError(
-                explain("two adapters can't have one name", found=says, do=f"--adapters other={directory}")
-            )
-        found[name] = directory
+            says, do = f"{name}: {found[name]} and {kept or given}", f"--adapters other={path}"
+            raise ConfigError(explain("two adapters can't have one name", found=says, do=do))
+        found[name] = kept or given
     return found
 
 

@@ -40,7 +40,7 @@ class _Verb(Common):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Add(_Verb):
-    """Keep a copy of an adapter; what it is called by then never changes under its digest."""
+    """Keep a copy of an adapter, under the digest of its files; the copy never changes."""
 
     adapter: Reference
     """The adapter: a directory, name@version in the store, or a name on the hub."""
@@ -70,7 +70,8 @@ class List(_Verb):
         for tag in tags:
             there = size(files.num_bytes(held.object(tag.digest))) if tag.digest in digests else "not here any more"
             base = records.read(held.object(tag.digest)).get("base", {}).get("name") if tag.digest in digests else None
-            parts = [f"{tag.name:<{width}}  {short(tag.digest)}", there, _date(tag), base, tag.pinned and "pinned"]
+            date = tag.current.date[:10]
+            parts = [f"{tag.name:<{width}}  {short(tag.digest)}", there, date, base, tag.pinned and "pinned"]
             fact("", " · ".join(part for part in parts if part))
         loose = [digest for digest in digests if digest not in {tag.digest for tag in tags}]
         for digest in loose:
@@ -101,14 +102,13 @@ class Show(_Verb):
         fact("path", str(path))
         for name, own in found.items():
             fact("file", f"{own[:16]}  {name} · {size((path / name).stat().st_size)}")
-        history = [] if self.adapter.startswith(store.DIGEST_PREFIX) else held.named(self.adapter).history
-        for entry in history:
-            now = " · undone" * entry.undone + " · now" * (entry.digest == digest and not entry.undone)
+        tag = Tag(self.adapter) if self.adapter.startswith(store.DIGEST_PREFIX) else held.named(self.adapter)
+        for entry in tag.history:
+            now = " · undone" * entry.undone + " · now" * (entry is tag.current)
             fact("history", f"{entry.date} · {short(entry.digest)}{now}")
         if self.json:
-            emit(
-                {"digest": digest, "path": str(path), "files": found, "history": list(map(dataclasses.asdict, history))}
-            )
+            history = [dataclasses.asdict(entry) for entry in tag.history]
+            emit({"digest": digest, "path": str(path), "files": found, "history": history})
         return 0
 
 
@@ -209,7 +209,7 @@ class Prune(_Verb):
 
     def __post_init__(self) -> None:
         if self.keep < 0:
-            raise ConfigError(explain("less than nothing can't be kept", found=f"--keep {self.keep}", do="--keep 0"))
+            raise ConfigError(explain("--keep must be at least 0", found=f"--keep {self.keep}", do="--keep 0"))
 
     def run(self) -> int:
         gone = self._store().prune(self.keep, self.dry_run)
@@ -234,9 +234,11 @@ class Diff(_Verb):
         for name, lines in found.items():
             for line in lines:
                 fact("", f"{name}: {line}")
+        if not found:
+            say("store", "the same files")
         if self.json:
             emit({"differences": found})
-        return 0 if found else self._told("the same files", {})
+        return 0
 
 
 VERBS = {
@@ -244,10 +246,6 @@ VERBS = {
     "pin": Pin, "remove": Remove, "prune": Prune,
 }  # fmt: skip
 """What can be done to the store, in the order of the help."""
-
-
-def _date(tag: Tag) -> str:
-    return next(entry.date for entry in reversed(tag.history) if not entry.undone).partition("T")[0]
 
 
 def _moved(tag: Tag) -> tuple[str, dict[str, Any]]:

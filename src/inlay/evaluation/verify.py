@@ -80,7 +80,7 @@ def verify(adapter: str | Path, model: str | Path) -> Verified:
 
 
 def _checked(adapter: str | Path, kept: Any, config: Any) -> dict[str, Any]:
-    """Golden answers out of a record: as many as prompts, all of tokens that the base has.
+    """Golden answers out of a record: as many as prompts, at least one, all of tokens that the base has.
 
     **Raises:**
 
@@ -92,8 +92,9 @@ def _checked(adapter: str | Path, kept: Any, config: Any) -> dict[str, Any]:
     if whole:
         rows = [row for value in values.values() for row in value]
         counts, most = {len(value) for value in values.values()}, config.get_text_config().vocab_size
-        whole = len(counts) == 1 and all(values["prompts"]) and all(0 <= token < most for row in rows for token in row)
+        whole = len(counts) == 1 and 0 not in counts and all(values["prompts"])
+        whole = whole and all(0 <= token < most for row in rows for token in row)
     if not whole:
-        wrong, do = "the golden answers of this adapter are none", "ask its author for a whole file"
+        wrong, do = "the golden answers of this adapter are damaged", "ask its author for a whole file"
         raise FormatError(explain(wrong, found=f"{adapter}: {golden.KEY} in inlay.json", do=do))
     return values
