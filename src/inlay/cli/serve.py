@@ -129,8 +129,7 @@ def _named(adapters: tuple[str, ...]) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for text in adapters:
         name, has_name, path = text.partition("=")
-        path = path if has_name else text
-        given = Path(path).expanduser()
+        given = Path(path := path if has_name else text).expanduser()
         kept = store.find(given)
         if not has_name:
             name = path.partition("@")[0] if kept else given.resolve().name

@@ -70,18 +70,16 @@ class List(_Verb):
         for tag in tags:
             there = size(files.num_bytes(held.object(tag.digest))) if tag.digest in digests else "not here any more"
             base = records.read(held.object(tag.digest)).get("base", {}).get("name") if tag.digest in digests else None
-            date = tag.current.date[:10]
-            parts = [f"{tag.name:<{width}}  {short(tag.digest)}", there, date, base, tag.pinned and "pinned"]
-            fact("", " · ".join(part for part in parts if part))
+            parts = [there, tag.current.date[:10], base, tag.pinned and "pinned"]
+            fact("", " · ".join([f"{tag.name:<{width}}  {short(tag.digest)}", *filter(None, parts)]))
         loose = [digest for digest in digests if digest not in {tag.digest for tag in tags}]
         for digest in loose:
             fact("", f"{store.DIGEST_PREFIX}{digest} · {size(files.num_bytes(held.object(digest)))} · no name")
         if not tags and not loose:
             say("store", f"nothing in {held.root}: inlay store add DIR --tag name@version")
         if self.json:
-            emit(
-                {"store": str(held.root), "names": {tag.name: dataclasses.asdict(tag) for tag in tags}, "loose": loose}
-            )
+            names = {tag.name: dataclasses.asdict(tag) for tag in tags}
+            emit({"store": str(held.root), "names": names, "loose": loose})
         return 0
 
 
@@ -180,9 +178,8 @@ class Pin(_Verb):
 
     def run(self) -> int:
         tag = self._store().pin(self.name, not self.off)
-        return self._told(
-            f"{tag.name} is {'pinned' if tag.pinned else 'free'} · sha256 {short(tag.digest)}", _kept(tag)
-        )
+        text = f"{tag.name} is {'pinned' if tag.pinned else 'free'} · sha256 {short(tag.digest)}"
+        return self._told(text, _kept(tag))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
