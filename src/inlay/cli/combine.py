@@ -13,12 +13,29 @@ from inlay.cli._command import Common
 from inlay.cli._screen import say
 from inlay.cli.inspect import modules
 from inlay.combine import sources, ways
-from inlay.combine.combine import combine
+from inlay.combine.combine import Combined, combine
 from inlay.io import output
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Combine(Common):
+class Makes(Common):
+    """What the commands have in common that make an adapter of something else."""
+
+    output: Path
+    """The directory for the adapter; it must not exist."""
+
+    def told(self, found: Combined, about: str) -> int:
+        """Say what was made and what it kept: the exit status."""
+        say("adapter", f"lora {found.file.method.describe()}{about}")
+        say("kept", found.describe())
+        say("wrote", f"{self.output}/")
+        if self.json:
+            _screen.emit({"output": str(self.output), **found.as_json()})
+        return 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Combine(Makes):
     """No model is needed. The result is a plain LoRA."""
 
     adapters: Annotated[
@@ -27,9 +44,6 @@ class Combine(Common):
         tyro.conf.arg(metavar="ADAPTER ...", help_behavior_hint="(at least one)"),
     ]
     """Adapter directories, name@version in the store, or names on the hub; of one, its multiple, or itself at a lower rank."""
-
-    output: Path
-    """The directory for the adapter; it must not exist."""
 
     how: Annotated[str, one_of(ways.WAYS)] = "cat"
     """cat: the weighted sum, exact, with the sum of the ranks. svd: the best of rank --r. ties: the mean of what they agree
@@ -64,12 +78,7 @@ class Combine(Common):
                 found = combine(files, weights, way, update)
             formats.write(partial, found.file)
         say("combined", " + ".join(f"{weight:g} × {name}" for name, weight in weights.items()) + f" by {self.how}")
-        say("adapter", f"lora {found.file.method.describe()} on {modules(found.modules)}")
-        say("kept", found.describe())
-        say("wrote", f"{self.output}/")
-        if self.json:
-            _screen.emit({"output": str(self.output), **found.as_json()})
-        return 0
+        return self.told(found, f" on {modules(found.modules)}")
 
 
 Command = Combine

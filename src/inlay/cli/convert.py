@@ -8,8 +8,8 @@ import torch
 from inlay import formats
 from inlay.base.load import load
 from inlay.cli import _screen
-from inlay.cli._command import AdapterDirectory, Common, Model
-from inlay.cli._screen import say
+from inlay.cli._command import AdapterDirectory, Model
+from inlay.cli.combine import Makes
 from inlay.combine.contract import check_rank
 from inlay.combine.convert import convert
 from inlay.formats.contract import AdapterFile
@@ -17,7 +17,7 @@ from inlay.io import output
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Convert(Common):
+class Convert(Makes):
     """The base is needed: what DoRA, OFT or (IA)^3 do to a layer depends on its weight."""
 
     model: Model
@@ -25,9 +25,6 @@ class Convert(Common):
 
     adapter: AdapterDirectory
     """The adapter: a directory, name@version in the store, or a name on the hub."""
-
-    output: Path
-    """The directory for the adapter; it must not exist."""
 
     r: int | None = None
     """Rank of the result; without it, that of a change which is a product of factors, and 16 for another one."""
@@ -45,12 +42,7 @@ class Convert(Common):
         with torch.no_grad(), output.new_directory(self.output) as partial, _screen.bar("converting") as update:
             found = convert(adapter.name, file, maps, self.r, update)
             formats.write(partial, found.file)
-        say("adapter", f"lora {found.file.method.describe()}, {found.file.record['combined']['how']}")
-        say("kept", found.describe())
-        say("wrote", f"{self.output}/")
-        if self.json:
-            _screen.emit({"output": str(self.output), **found.as_json()})
-        return 0
+        return self.told(found, f", {found.file.record['combined']['how']}")
 
 
 Command = Convert

@@ -1,7 +1,6 @@
 """Make an adapter of a fine-tuned checkpoint and its base: what was learned, apart from the model."""
 
 import dataclasses
-from pathlib import Path
 from typing import Annotated
 
 import tyro
@@ -10,8 +9,8 @@ from inlay import formats
 from inlay.base import meta_model
 from inlay.base.load import load
 from inlay.cli import _screen
-from inlay.cli._command import Common, Model
-from inlay.cli._screen import say
+from inlay.cli._command import Model
+from inlay.cli.combine import Makes
 from inlay.combine.contract import check_rank
 from inlay.combine.extract import extract
 from inlay.io import output
@@ -19,7 +18,7 @@ from inlay.io.checkpoint import open_checkpoint
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Extract(Common):
+class Extract(Makes):
     """The best factors of rank --r for each weight that differs; norms, biases and the like are kept whole."""
 
     model: Model
@@ -27,9 +26,6 @@ class Extract(Common):
 
     tuned: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TUNED")]
     """What was made of it: a checkpoint with the same tensors."""
-
-    output: Path
-    """The directory for the adapter; it must not exist."""
 
     r: int = 32
     """Rank of the result."""
@@ -51,12 +47,7 @@ class Extract(Common):
             found.file.record.update(base.about_base)
             formats.write(partial, found.file)
         whole = len(found.file.params.keys() - found.modules.keys())
-        say("adapter", f"lora {found.file.method.describe()} on {len(found.modules)} layers, {whole} modules whole")
-        say("kept", found.describe())
-        say("wrote", f"{self.output}/")
-        if self.json:
-            _screen.emit({"output": str(self.output), **found.as_json()})
-        return 0
+        return self.told(found, f" on {len(found.modules)} layers, {whole} modules whole")
 
 
 Command = Extract

@@ -7,12 +7,13 @@ from typing import Any
 from torch import Tensor
 
 from inlay import methods
+from inlay.core.routed import Factors
 from inlay.errors import CompatibilityError, explain, few
 from inlay.formats.contract import AdapterFile
 from inlay.io.checkpoint import name_others
 from inlay.io.fingerprint import short
 from inlay.methods import hooks
-from inlay.methods.contract import TOKEN_ROWS, by_kind, is_low_rank
+from inlay.methods.contract import TOKEN_ROWS, by_kind, factors, is_low_rank
 from inlay.names import parents, selects
 
 Named = Mapping[str, AdapterFile]
@@ -61,6 +62,17 @@ def added(file: AdapterFile, path: str) -> dict[str, Tensor]:
     """The tensors at a path that the method adds, as against those that replace the module's own."""
     own = () if is_saved(file, path) else file.params[path].items()
     return {name: tensor for name, tensor in own if name not in (*OWN, TOKEN_ROWS)}
+
+
+def changed(files: Named) -> list[str]:
+    """The paths of the modules that the adapters change, in their order."""
+    return list(dict.fromkeys(path for file in files.values() for path in file.params if added(file, path)))
+
+
+def change(file: AdapterFile, path: str) -> Factors | None:
+    """What an adapter does to the module at `path`; None where it has no change of it."""
+    tensors = added(file, path) if path in file.params else {}
+    return factors(hooks.for_module(file.method, path), tensors) if tensors else None
 
 
 def _same(

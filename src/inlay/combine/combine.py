@@ -14,14 +14,13 @@ import torch
 from torch import Tensor
 
 from inlay.combine import whole
-from inlay.combine.checks import Named, added, check
+from inlay.combine.checks import Named, change, changed, check
 from inlay.combine.contract import Made, Way, Weighted, settings
 from inlay.core.routed import Factors
 from inlay.errors import ConfigError, explain, few
 from inlay.formats.contract import AdapterFile
 from inlay.io import meaning
 from inlay.methods import hooks
-from inlay.methods.contract import factors
 from inlay.methods.lora import Lora
 from inlay.names import is_regex, split
 
@@ -93,7 +92,7 @@ def combine(
     params: dict[str, dict[str, Tensor]] = whole.sums(files, weights, way)
     modules: dict[str, Module] = {}
     given = _given(way)
-    paths = list(dict.fromkeys(path for file in files.values() for path in file.params if added(file, path)))
+    paths = changed(files)
     for number, path in enumerate(paths):
         progress(number, len(paths))
         generator = torch.Generator().manual_seed(_seed(given.get("seed", 0), path))
@@ -156,11 +155,10 @@ def _check_weights(weights: Mapping[str, float]) -> None:
 
 def _changes(files: Named, weights: Mapping[str, float], path: str) -> list[Weighted]:
     """What each adapter does to the module at `path`; nothing, of rank 0, where it has no change of it."""
-    tensors = {name: added(file, path) for name, file in files.items() if path in file.params}
-    found = {name: factors(hooks.for_module(files[name].method, path), own) for name, own in tensors.items() if own}
-    one = next(change for change in found.values() if change is not None)
+    found = {name: change(file, path) for name, file in files.items()}
+    one = next(filter(None, found.values()))
     nothing = Factors(one.A[:0], one.B[:, :0], 1.0)
-    return [Weighted(found.get(name) or nothing, weight) for name, weight in weights.items()]
+    return [Weighted(found[name] or nothing, weight) for name, weight in weights.items()]
 
 
 def as_module(made: Made) -> Module:

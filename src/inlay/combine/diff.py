@@ -17,11 +17,9 @@ import torch
 from torch import Tensor
 
 from inlay.combine import core_space
-from inlay.combine.checks import Named, added, check
+from inlay.combine.checks import Named, change, changed, check
 from inlay.combine.intruders import intruders
 from inlay.core.routed import Factors
-from inlay.methods import hooks
-from inlay.methods.contract import factors
 
 Weight = Callable[[str], Tensor]
 """Module path -> the base's weight there, (out, in)."""
@@ -49,11 +47,11 @@ def diff(
     - `CompatibilityError`: they are of different bases or shapes, or have no factors; see `inlay.combine.checks`.
     """
     check(files)
-    paths = list(dict.fromkeys(path for file in files.values() for path in file.params if added(file, path)))
+    paths = changed(files)
     found = {}
     for number, path in enumerate(paths):
         progress(number, len(paths))
-        one, other = (_change(files, name, path) for name in files)
+        one, other = (change(file, path) for file in files.values())
         found[path] = _difference(one, other, weight and weight(path))
     return found
 
@@ -77,12 +75,6 @@ def _together(group: list[Difference]) -> Difference:
     overlaps = mean([each.overlap_out for each in group]), mean([each.overlap_in for each in group])
     new = (sum(a for a, _ in counts), sum(b for _, b in counts)) if counts else None
     return Difference((first, second), inner / (first * second) if first * second else 0.0, *overlaps, ranks, new)
-
-
-def _change(files: Named, name: str, path: str) -> Factors | None:
-    file = files[name]
-    tensors = added(file, path) if path in file.params else {}
-    return factors(hooks.for_module(file.method, path), tensors) if tensors else None
 
 
 def _difference(one: Factors | None, other: Factors | None, weight: Tensor | None) -> Difference:

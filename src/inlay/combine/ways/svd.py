@@ -15,6 +15,7 @@ import torch
 
 from inlay.combine import core_space
 from inlay.combine.contract import Made, Truncated, Weighted
+from inlay.combine.ways.cat import Cat
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,6 +23,5 @@ class Svd(Truncated):
     """The best approximation of sum_i w_i delta W_i of rank r"""
 
     def merge(self, changes: Sequence[Weighted], generator: torch.Generator) -> Made:
-        B = torch.cat([change.scaled for change in changes], 1)
-        A = torch.cat([change.factors.A.double() for change in changes])
-        return core_space.truncated(B, A, self.rank(changes))
+        exact = Cat().merge(changes, generator)
+        return core_space.truncated(exact.B, exact.A, self.rank(changes))
