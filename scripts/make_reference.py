@@ -92,7 +92,7 @@ def command(name: str) -> str:
     text = io.StringIO()
     for verb in ([], *([verb] for verb in getattr(importlib.import_module(f"inlay.cli.{name}"), "VERBS", ()))):
         with redirect_stdout(text), redirect_stderr(text), suppress(SystemExit):
-            importlib.import_module("inlay.cli._command").run(name, [*verb, "--help"])
+            cli.run(name, [*verb, "--help"])
     return f"## inlay {name}\n\n```\n{text.getvalue().rstrip()}\n```\n"
 
 

@@ -10,6 +10,7 @@ SOURCE = Path(__file__).parents[2] / "src" / "inlay"
 
 LAYERS = [
     {"cli"},
+    {"options"},
     {"training", "http"},
     {"evaluation", "export", "serve"},
     {"base"},
@@ -233,7 +234,7 @@ def test_a_planted_violation_is_found(tmp_path, file, code, problem):
         ("methods/hooks.py", "from inlay.methods.contract import Method"),
         ("methods/__init__.py", "from inlay.methods.contract import LinearMethod"),
         ("methods/__init__.py", "import importlib\nimportlib.import_module(f'{__name__}.{name}')"),
-        ("cli/_command.py", "import importlib\nimportlib.import_module(f'inlay.cli.{name}')"),
+        ("cli/_talk.py", "import importlib\nimportlib.import_module(f'inlay.cli.{name}')"),
         ("training/job.py", "from inlay import __version__, methods"),
         ("formats/peft.py", "import importlib.metadata\nimportlib.metadata.version('inlay')"),
         ("formats/peft.py", "import importlib\nimportlib.import_module(name)\nopen('inlay.json')"),

@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from inlay import names
-from inlay.cli._command import layers, read_config
 from inlay.errors import ConfigError, FormatError
 from inlay.fields import MAX_SHOWN, shown
 from inlay.formats.peft import CONFIG, TENSORS
 from inlay.io import json_files, safetensors
 from inlay.io.records import RECORD
+from inlay.options.config import read_config
+from inlay.options.types import layers
 from tests.support.command import run
 from tests.support.refusals import generate, refused, train
 

@@ -10,8 +10,9 @@ from safetensors.torch import save_file
 
 import inlay
 from inlay.base import checks
-from inlay.cli import _peers, commands
+from inlay.cli import commands
 from inlay.errors import CompatibilityError, ConfigError, FormatError, TargetError
+from inlay.options import peers
 from tests.support import bases
 from tests.support import tasks as support
 from tests.support.command import run
@@ -120,7 +121,7 @@ def test_no_flag_of_a_command_is_taken_for_one_of_another_tool(capsys):
         _, out, _ = run(capsys, command, "--help")
         flags |= set(re.findall(r"--([a-z][a-z-]*)", out))
     assert "learning-rate" in flags
-    assert not flags & set(_peers.OURS)
-    for hint in _peers.OURS.values():
+    assert not flags & set(peers.OURS)
+    for hint in peers.OURS.values():
         for flag in re.findall(r"--([a-z][a-z-]*)", hint):
             assert flag in flags, hint

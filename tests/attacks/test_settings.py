@@ -229,7 +229,7 @@ def test_whole_files_of_settings_survive_the_round_trip(home):
 
 
 def test_a_configuration_that_is_a_date_is_no_mapping(tmp_path):
-    from inlay.cli._command import read_config
+    from inlay.options.config import read_config
 
     (tmp_path / "run.yaml").write_text("2020-01-02")
     with pytest.raises(FormatError, match="does not map names to values"):

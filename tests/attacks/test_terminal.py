@@ -7,8 +7,7 @@ import sys
 
 import pytest
 
-from inlay import screen
-from inlay.cli import _command, _screen
+from inlay import cli, screen
 from inlay.errors import ConfigError, explain, printable
 from inlay.formats.peft import CONFIG
 from inlay.io.records import RECORD
@@ -44,12 +43,12 @@ def test_what_a_command_and_the_libraries_print_is_plain(capsys, monkeypatch):
     def command(name, arguments):
         print(NASTY, end="", flush=True)  # as the streamer of transformers does
         sys.stdout.writelines([NASTY, "\n"])
-        _screen.emit({"answer": NASTY})
-        _screen.fact("base", f"{NASTY}\nloads in  everything")
-        _screen.say("base", NASTY)
+        screen.emit({"answer": NASTY})
+        screen.fact("base", f"{NASTY}\nloads in  everything")
+        screen.say("base", NASTY)
         return 0
 
-    monkeypatch.setattr(_command, "run", command)
+    monkeypatch.setattr(cli, "run", command)
     before = sys.stdout
     status, out, err = run(capsys, "inspect")
     assert (status, sys.stdout) == (0, before)
@@ -122,7 +121,7 @@ def _raised(error):
     ],
 )  # fmt: skip
 def test_what_nobody_foresaw_is_an_error_in_words(capsys, monkeypatch, command, says):
-    monkeypatch.setattr(_command, "run", command)
+    monkeypatch.setattr(cli, "run", command)
     status, out, err = run(capsys, "inspect")
     assert (status, out) == (1, "")
     assert err.startswith("error: ")
@@ -136,7 +135,7 @@ def test_what_nobody_foresaw_is_an_error_in_words(capsys, monkeypatch, command, 
 
 @pytest.mark.parametrize(("error", "status"), [(SystemExit(2), 2), (KeyboardInterrupt(), 130), (ConfigError("a"), 1)])
 def test_what_was_meant_keeps_its_status(capsys, monkeypatch, error, status):
-    monkeypatch.setattr(_command, "run", _raised(error))
+    monkeypatch.setattr(cli, "run", _raised(error))
     assert run(capsys, "inspect")[0] == status
 
 

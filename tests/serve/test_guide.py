@@ -21,8 +21,9 @@ import httpx
 import openai
 import pytest
 
-from inlay.cli import _command, serve
+from inlay.cli import serve
 from inlay.http import access
+from inlay.options.parse import parse
 from tests.support import forks, servers
 
 try:
@@ -93,12 +94,12 @@ KNOWN = {f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(ser
 def test_every_command_of_the_guide_is_one():
     assert len(commands()) >= 5
     for arguments in commands():
-        parsed = _command.parse(serve.Command, "serve", arguments)
+        parsed = parse(serve.Command, "serve", arguments)
         assert parsed.model
         listens_elsewhere = parsed.host != "127.0.0.1"
         assert not listens_elsewhere or parsed.api_keys
     with pytest.raises(SystemExit):
-        _command.parse(serve.Command, "serve", ["base", "--adapter-dirs", "x"])
+        parse(serve.Command, "serve", ["base", "--adapter-dirs", "x"])
 
 
 def test_every_flag_that_the_guide_speaks_of_is_one():

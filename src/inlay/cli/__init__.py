@@ -101,12 +101,21 @@ def _guarded(command: str, arguments: list[str]) -> int:
 def _run(command: str, arguments: list[str]) -> int:
     # some libraries swallow a KeyboardInterrupt while they are imported
     with answered_by(signal.SIGINT, signal.SIG_DFL):
-        runner, screen = (importlib.import_module(f"{__name__}.{name}") for name in ("_command", "_screen"))
+        screen, peers = (importlib.import_module(name) for name in ("inlay.screen", "inlay.options.peers"))
         importlib.import_module(f"{__name__}.{command}")
     end = _interrupter()
     with answered_by(signal.SIGTERM, end), answered_by(_HANGUP, end), _short_warnings(), screen.printable_output():
-        importlib.import_module(f"{__name__}._peers").check(arguments)
-        return runner.run(command, arguments)
+        peers.check(arguments)
+        return run(command, arguments)
+
+
+def run(command: str, arguments: list[str]) -> int:
+    """Parse the arguments of one command and run it."""
+    from inlay.options.parse import parse
+
+    module = importlib.import_module(f"{__name__}.{command}")
+    cls = module.command(arguments) if hasattr(module, "command") else module.Command
+    return parse(cls, command, arguments, module.__doc__).run()
 
 
 def told(error: BaseException) -> str:

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from inlay.base.base import Base
-from inlay.cli import _tasks, told
-from inlay.cli._screen import say
+from inlay.cli import told
 from inlay.cli.generate import attach_all, check_raw
 from inlay.errors import ConfigError, InlayError, OutputError, UnknownNameError, explain, nearest, within_memory
 from inlay.generation.sampling import GENERATED_BY, Sampling
 from inlay.hub import store
 from inlay.io import output
+from inlay.options import purpose
+from inlay.screen import say
 from inlay.serve.words import Detokenizer
 from inlay.text import template
 
@@ -173,7 +174,7 @@ class Talk:
         if given == "none" or given in base.adapters:
             base.active = None if given == "none" else given
         elif path.is_dir() or store.find(given):
-            _tasks.check_answers("chat", self.how.model, [str(path)])
+            purpose.check_answers("chat", self.how.model, [str(path)])
             base.active = attach_all(base, (str(path),), self.how.force)[0]
         else:
             raise _unknown_adapter(given, base.adapters)

@@ -10,15 +10,16 @@ import signal
 import sys
 from typing import Any
 
-from inlay.cli import _tasks, answered_by
-from inlay.cli._command import OnBase, repeated
+from inlay.cli import answered_by
 from inlay.cli._lines import Lines
-from inlay.cli._screen import say
 from inlay.cli._talk import How, Talk
 from inlay.cli.generate import attach_all, check_raw
 from inlay.errors import ConfigError, InlayError, explain
 from inlay.generation.generate import check_sampling
 from inlay.generation.sampling import GENERATED_BY, Sampling, recommended
+from inlay.options import purpose
+from inlay.options.flags import OnBase, repeated
+from inlay.screen import say
 
 HINT = "/help lists what can be typed beside messages; Ctrl-C stops an answer, twice it ends the chat"
 
@@ -70,7 +71,7 @@ class Chat(OnBase):
 
     def run(self) -> int:
         """Read messages until the end of the input."""
-        _tasks.check_answers("chat", self.model, self.adapter)
+        purpose.check_answers("chat", self.model, self.adapter)
         base = self.load()
         names = attach_all(base, self.adapter, self.force)
         base.active = names[0] if names else None

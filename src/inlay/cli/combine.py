@@ -6,15 +6,14 @@ from typing import Annotated
 
 import tyro
 
-from inlay import formats
-from inlay.cli import _screen
-from inlay.cli._choices import one_of
-from inlay.cli._command import Common
-from inlay.cli._screen import say
+from inlay import formats, screen
 from inlay.cli.inspect import modules
 from inlay.combine import sources, ways
 from inlay.combine.combine import Combined, combine
 from inlay.io import output
+from inlay.options.flags import Common
+from inlay.options.types import one_of
+from inlay.screen import say
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,7 +29,7 @@ class Makes(Common):
         say("kept", found.describe())
         say("wrote", f"{self.output}/")
         if self.json:
-            _screen.emit({"output": str(self.output), **found.as_json()})
+            screen.emit({"output": str(self.output), **found.as_json()})
         return 0
 
 
@@ -74,7 +73,7 @@ class Combine(Makes):
         files = sources.opened(self.adapters)
         weights = sources.weights(self.weights, list(files))
         with output.new_directory(self.output) as partial:
-            with _screen.bar("combining") as update:
+            with screen.bar("combining") as update:
                 found = combine(files, weights, way, update)
             formats.write(partial, found.file)
         say("combined", " + ".join(f"{weight:g} × {name}" for name, weight in weights.items()) + f" by {self.how}")

@@ -9,12 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from inlay import methods
+from inlay import methods, screen
 from inlay.base.base import Base
-from inlay.cli import _screen
-from inlay.cli._choices import one_of
-from inlay.cli._command import Data, OnBase
-from inlay.cli._screen import count, say, size
 from inlay.data.forms import read_rows
 from inlay.data.split import spread
 from inlay.errors import ConfigError, explain
@@ -23,6 +19,9 @@ from inlay.evaluation.loss import evaluate
 from inlay.formats.peft import TENSORS
 from inlay.io import output as output_directory
 from inlay.io import records
+from inlay.options.flags import Data, OnBase
+from inlay.options.types import one_of
+from inlay.screen import count, say, size
 from inlay.tasks.causal_lm import prepare
 from inlay.training import curve, keep
 from inlay.training.rows import longest_row
@@ -110,7 +109,7 @@ class Compare(OnBase):
         if interrupted:
             say("stopped", f"in {names[len(results)]}; what was trained before is kept")
         if self.json:
-            _screen.emit({"results": [dataclasses.asdict(result) for result in results]})
+            screen.emit({"results": [dataclasses.asdict(result) for result in results]})
         return 130 if interrupted else int(all(result.reason for result in results))
 
     def _write(self, directory: Path, results: Sequence[Result]) -> str:

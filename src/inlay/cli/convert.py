@@ -5,15 +5,14 @@ from pathlib import Path
 
 import torch
 
-from inlay import formats
+from inlay import formats, screen
 from inlay.base.load import load
-from inlay.cli import _screen
-from inlay.cli._command import AdapterDirectory, Model
 from inlay.cli.combine import Makes
 from inlay.combine.contract import check_rank
 from inlay.combine.convert import convert
 from inlay.formats.contract import AdapterFile
 from inlay.io import output
+from inlay.options.flags import AdapterDirectory, Model
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,7 +38,7 @@ class Convert(Makes):
         file = AdapterFile(method=adapter.method, params=params, model=base.adapters.facts, parameters=several)
         file = dataclasses.replace(file, shared=adapter.shared, record=adapter.record)
         maps = {path: linear.one for path, linear in base.maps.items()}
-        with torch.no_grad(), output.new_directory(self.output) as partial, _screen.bar("converting") as update:
+        with torch.no_grad(), output.new_directory(self.output) as partial, screen.bar("converting") as update:
             found = convert(adapter.name, file, maps, self.r, update)
             formats.write(partial, found.file)
         return self.told(found, f", {found.file.record['combined']['how']}")

@@ -7,16 +7,17 @@ import tempfile
 import time
 from pathlib import Path
 
+from inlay import screen
 from inlay.base.base import Base
 from inlay.base.load import load
-from inlay.cli import _demo_text, _screen
-from inlay.cli._command import Common
-from inlay.cli._screen import say
+from inlay.cli import _demo_text
 from inlay.data.forms import read_rows
 from inlay.evaluation import score
 from inlay.export.merge import merge
 from inlay.io import output as output_directory
 from inlay.methods.lora import Lora
+from inlay.options.flags import Common
+from inlay.screen import say
 from inlay.training import job as jobs
 from inlay.training.settings import Settings
 from inlay.training.state import Progress
@@ -63,7 +64,7 @@ class Demo(Common):
         say("try it", f"inlay generate {BASE} --adapter {folder}/tell --adapter {folder}/ask \\")
         say("", "    --prompt 'name: Nora | colour: golden | thing: keys | count: five'")
         if self.json:
-            _screen.emit({"seconds": seconds, "output": str(folder), "exact": exact, **found._asdict()})
+            screen.emit({"seconds": seconds, "output": str(folder), "exact": exact, **found._asdict()})
         return 0
 
 
@@ -83,7 +84,7 @@ def _learn(base: Base, task: str, folder: Path, steps: int) -> dict[str, float]:
     )
     wanted = score.references(read_rows(folder / f"{task}-held-out.jsonl"))
     before = score.exact(base, None, wanted, max_new_tokens=24)
-    with _screen.bar(task) as update:
+    with screen.bar(task) as update:
 
         def listen(progress: Progress) -> None:
             update(progress.step, progress.num_steps, f"loss {progress.losses[-1]:.3f}" if progress.losses else "")

@@ -6,11 +6,11 @@ from typing import Annotated
 import torch
 import tyro
 
+from inlay import screen
 from inlay.base.load import load
-from inlay.cli import _screen
-from inlay.cli._command import Common
 from inlay.combine import sources
 from inlay.combine.diff import Difference, diff, summed
+from inlay.options.flags import Common
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,14 +32,14 @@ class Diff(Common):
             for name, source in zip(files, self.adapters, strict=True):
                 base.attach(source, name)  # which refuses what is of another base
             weight = lambda path: base.maps[path].weight(torch.float32)  # noqa: E731
-        with _screen.bar("comparing") as update:
+        with screen.bar("comparing") as update:
             found = diff(files, weight, update)
         one, other = files
-        _screen.fact("", f"{one}, {other}: norms, cosine, overlap of outputs and inputs, effective ranks")
+        screen.fact("", f"{one}, {other}: norms, cosine, overlap of outputs and inputs, effective ranks")
         for name, each in summed(found).items():
-            _screen.fact(name, told(each))
+            screen.fact(name, told(each))
         if self.json:
-            _screen.emit({"of": list(files), "modules": {path: each._asdict() for path, each in found.items()}})
+            screen.emit({"of": list(files), "modules": {path: each._asdict() for path, each in found.items()}})
         return 0
 
 

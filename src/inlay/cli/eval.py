@@ -5,11 +5,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from inlay import tasks
+from inlay import screen, tasks
 from inlay.base.base import Base
-from inlay.cli import _screen, _tasks
-from inlay.cli._command import Data, OnBase
-from inlay.cli._screen import count, say
 from inlay.data.rows import Row
 from inlay.data.sources import TEST
 from inlay.data.split import spread
@@ -17,6 +14,9 @@ from inlay.errors import DataError, explain
 from inlay.evaluation import score
 from inlay.evaluation.loss import evaluate
 from inlay.io.checkpoint import open_checkpoint
+from inlay.options import purpose
+from inlay.options.flags import Data, OnBase
+from inlay.screen import count, say
 from inlay.tasks.contract import Prepared, TaskSpec
 from inlay.text.template import prompt_ids
 from inlay.training.rows import longest_row
@@ -30,7 +30,7 @@ class Eval(OnBase):
     data: Data
     """The rows: a JSONL, JSON, CSV or Parquet file, a folder of them, or a data set on the hub."""
 
-    task: _tasks.TASK = None
+    task: purpose.TASK = None
     """What is measured: the loss, and the task's own scores. Unless given, what the adapter was trained for, or else what the
     base was made for."""
 
@@ -61,9 +61,9 @@ class Eval(OnBase):
     def run(self) -> int:
         """Measure and print."""
         checkpoint = open_checkpoint(self.model)
-        task = tasks.find(self.task or _tasks.guess(checkpoint, self.adapter))
+        task = tasks.find(self.task or purpose.guess(checkpoint, self.adapter))
         self._check(task)
-        chosen = _tasks.choose(task, checkpoint, self.data, self.adapter)
+        chosen = purpose.choose(task, checkpoint, self.data, self.adapter)
         base = self.load(chosen)
         adapter = base.attach(self.adapter, force=self.force).name if self.adapter else None
         data = chosen.data if chosen.data and chosen.data.is_whole else task.read(self.data, TEST)
@@ -79,26 +79,26 @@ class Eval(OnBase):
             measured = {"loss": evaluate(base, name, examples)} | self._scores(base, name, wanted)
             own = score.scores(base, name, examples, self.max_new_tokens)
             results["adapter" if name else "base"] = measured | own
-            line = _line(measured) + (f" · {_tasks.in_words(own)}" if own else "")
+            line = _line(measured) + (f" · {purpose.in_words(own)}" if own else "")
             print(f"{name or 'base':<{width}}{line}")
         results["loss"] = results["adapter" if adapter else "base"]["loss"]
         if self.json:
-            _screen.emit(results)
+            screen.emit(results)
         return 0
 
     def _check(self, task: TaskSpec) -> None:
         score.check_installed([*task.scores, self.scores])
         if self.scores != "none":
-            _tasks.check_continues(task, f"--scores {self.scores}")
+            purpose.check_continues(task, f"--scores {self.scores}")
         if self.max_new_tokens and not task.generates:
-            _tasks.check_continues(task, f"--max-new-tokens {self.max_new_tokens}")
+            purpose.check_continues(task, f"--max-new-tokens {self.max_new_tokens}")
 
     def _announce(self, base: Base, prepared: Prepared, examples: Sequence[Any], notes: Sequence[str]) -> None:
         """What is measured."""
         task, dropped = base.spec, prepared.num_dropped
         say("base", f"{base.describe()} · {base.fingerprint}")
         if not task.continues:
-            say("task", _tasks.describe(base))
+            say("task", purpose.describe(base))
         left_out = f" · {dropped:,} longer than {prepared.max_length:,} left out" if dropped else ""
         targets = "" if task.unit == "row" else f", {count(task.num_targets(examples))} {task.unit}s"
         say("data", f"{self.data} · {len(examples):,} rows{targets} measured{left_out}")
@@ -127,7 +127,7 @@ class Eval(OnBase):
         if not wanted:
             return {}
         say("answering", f"{len(wanted):,} prompts with {name or 'the base alone'}, one score at the end")
-        with _screen.bar(name or "base") as update:
+        with screen.bar(name or "base") as update:
             found = score.score(base, name, wanted, max_new_tokens=self.max_new_tokens, progress=update)
         return {"bleu": found.bleu, "exact": found.exact, "prompts": found.num_prompts}
 

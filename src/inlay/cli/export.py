@@ -4,16 +4,15 @@ import dataclasses
 from pathlib import Path
 from typing import Annotated
 
-from inlay import formats
+from inlay import formats, screen
 from inlay.base import meta_model
-from inlay.cli import _screen
-from inlay.cli._choices import one_of
-from inlay.cli._command import AdapterDirectory, Common, Model
 from inlay.formats.contract import ModelFacts
 from inlay.io import output
 from inlay.io.checkpoint import open_config
 from inlay.layout.fitting import layers
 from inlay.layout.layout import Layout
+from inlay.options.flags import AdapterDirectory, Common, Model
+from inlay.options.types import one_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,9 +41,9 @@ class Export(Common):
         file = dataclasses.replace(file, model=facts, name=self.output.resolve().name)
         with output.new_directory(self.output) as partial:
             formats.write(partial, file, self.format)
-        _screen.say("wrote", f"{self.output}/  in the form of {self.format}")
+        screen.say("wrote", f"{self.output}/  in the form of {self.format}")
         if self.json:
-            _screen.emit({"output": str(self.output), "format": self.format})
+            screen.emit({"output": str(self.output), "format": self.format})
         return 0
 
 

@@ -5,16 +5,15 @@ from typing import Annotated
 
 import tyro
 
-from inlay import formats
+from inlay import formats, screen
 from inlay.base import meta_model
 from inlay.base.load import load
-from inlay.cli import _screen
-from inlay.cli._command import Model
 from inlay.cli.combine import Makes
 from inlay.combine.contract import check_rank
 from inlay.combine.extract import extract
 from inlay.io import output
 from inlay.io.checkpoint import open_checkpoint
+from inlay.options.flags import Model
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,7 +41,7 @@ class Extract(Makes):
         for path, others in base.layout.tied.items():  # all hold the one tensor, but for those with one of their own
             own = {place: meta_model.checkpoint_path(f"{place}.weight", prefix, known) for place in (path, *others)}
             names[next(filter(None, own.values()))] += [(place, "weight") for place, name in own.items() if not name]
-        with output.new_directory(self.output) as partial, _screen.bar("extracting") as update:
+        with output.new_directory(self.output) as partial, screen.bar("extracting") as update:
             found = extract(base.checkpoint, tuned, names, base.adapters.facts, self.r, update)
             found.file.record.update(base.about_base)
             formats.write(partial, found.file)

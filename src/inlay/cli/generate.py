@@ -4,12 +4,13 @@ import dataclasses
 import sys
 from pathlib import Path
 
+from inlay import screen
 from inlay.base.base import Base
-from inlay.cli import _screen, _tasks
-from inlay.cli._command import OnBase, repeated
 from inlay.errors import ConfigError, FormatError, UnknownNameError, explain
 from inlay.generation.generate import check_sampling
 from inlay.generation.sampling import GENERATED_BY, Sampling
+from inlay.options import purpose
+from inlay.options.flags import OnBase, repeated
 
 BATCH = 32
 """As many prompts are answered at a time."""
@@ -67,7 +68,7 @@ class Generate(OnBase):
     def run(self) -> int:
         """Print the answers: alone where there is one, labelled where there are several."""
         prompts = self._asked()
-        _tasks.check_answers("generate", self.model, self.adapter)
+        purpose.check_answers("generate", self.model, self.adapter)
         base = self.load()
         names = attach_all(base, self.adapter, self.force) or [None]
         rows = [(prompt, name) for prompt in prompts for name in names]
@@ -80,7 +81,7 @@ class Generate(OnBase):
                 print(answer.strip(), flush=True)
                 results.append({"prompt": prompt, "adapter": name, "answer": answer})
         if self.json:
-            _screen.emit({"answers": results, "base_fingerprint": base.fingerprint.weights})
+            screen.emit({"answers": results, "base_fingerprint": base.fingerprint.weights})
         return 0
 
     def _asked(self) -> list[str]:

@@ -5,11 +5,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from inlay import formats, methods
-from inlay.cli import _screen
-from inlay.cli._command import AdapterDirectory, Common
-from inlay.cli._screen import count, size
+from inlay import formats, methods, screen
 from inlay.io.fingerprint import short
+from inlay.options.flags import AdapterDirectory, Common
+from inlay.screen import count, size
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,21 +28,21 @@ class Inspect(Common):
         dtypes = ", ".join(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors}))
         fields = {field.name: getattr(method, field.name) for field in dataclasses.fields(method)}
         name = Path(self.adapter).resolve().name
-        _screen.fact("", f"{name}: {methods.name_of(method)} {method.describe()} on {modules(params)}")
-        _screen.fact("weights", f"{count(num_weights)}, {dtypes}, {size(num_bytes)}")
+        screen.fact("", f"{name}: {methods.name_of(method)} {method.describe()} on {modules(params)}")
+        screen.fact("weights", f"{count(num_weights)}, {dtypes}, {size(num_bytes)}")
         if task := record.get("task", {}).get("name"):
             labels = record["task"].get("labels") or ()
-            _screen.fact("task", task + (f" · {len(labels)} classes: {', '.join(labels)}" if labels else ""))
-        _screen.fact("base", f"{_base(base_name, record.get('base', {}))}")
-        _screen.fact("trained", _training(record))
+            screen.fact("task", task + (f" · {len(labels)} classes: {', '.join(labels)}" if labels else ""))
+        screen.fact("base", f"{_base(base_name, record.get('base', {}))}")
+        screen.fact("trained", _training(record))
         readers = formats.readers(self.adapter)
         loading = [name for name, reasons in readers.items() if not reasons]
-        _screen.fact("loads in", ", ".join(loading or ["inlay"]))
+        screen.fact("loads in", ", ".join(loading or ["inlay"]))
         if loading and len(loading) < len(readers):  # of a method of Inlay alone nobody wants to know who lacks it
             reasons = [f"{name} ({', '.join(reasons)})" for name, reasons in readers.items() if reasons]
-            _screen.fact("not in", "; ".join(reasons))
+            screen.fact("not in", "; ".join(reasons))
         if self.json:
-            _screen.emit(
+            screen.emit(
                 {
                     "method": methods.name_of(method),
                     "config": fields,

@@ -5,20 +5,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-from inlay import quant
+from inlay import quant, screen
 from inlay.base.base import Base
 from inlay.base.load import load
-from inlay.cli import _screen, _tasks
-from inlay.cli._choices import one_of
-from inlay.cli._command import AdapterDirectory, Common, Model
-from inlay.cli._screen import say, size
 from inlay.data.sources import TEST
 from inlay.errors import ConfigError, explain
 from inlay.export.agreement import SAMPLE
 from inlay.export.merge import merge, num_bytes
 from inlay.export.requantize import merge_quantized
 from inlay.layout import targets
+from inlay.options import purpose
+from inlay.options.flags import AdapterDirectory, Common, Model
+from inlay.options.types import one_of
 from inlay.process import peak_rss_bytes
+from inlay.screen import say, size
 from inlay.training.settings import require_above_zero
 
 
@@ -68,16 +68,16 @@ class Merge(Common):
 
     def run(self) -> int:
         """Merge, compare, say what was found."""
-        chosen = _tasks.choose_alone(self.model, None, self.adapter)
+        chosen = purpose.choose_alone(self.model, None, self.adapter)
         base = load(chosen.checkpoint, dtype=self.dtype, task=chosen.spec, labels=chosen.labels)
         name = base.attach(self.adapter, force=self.force).name
         if not base.spec.continues:
-            say("task", _tasks.describe(base))
+            say("task", purpose.describe(base))
         texts = _texts(base, self.check_data, self.check_rows) if self.check_data else SAMPLE
         if self.quantize is not None:
             return self._quantized(base, name, texts, self.quantize)
         total = num_bytes(base, name)
-        with _screen.bar("merging", size) as update:
+        with screen.bar("merging", size) as update:
             found = merge(base, name, self.output, texts=texts, progress=update)
         say(
             "merged",
@@ -95,12 +95,12 @@ class Merge(Common):
         say("wrote", f"{self.output}/  same architecture, same number of operations")
         if self.json:
             peak = {"peak_rss_bytes": peak_rss_bytes(), "base_fingerprint": base.fingerprint.weights}
-            _screen.emit(found._asdict() | {"output": str(self.output)} | peak)
+            screen.emit(found._asdict() | {"output": str(self.output)} | peak)
         return 0
 
     def _quantized(self, base: Base, name: str, texts: Sequence[str], scheme: str) -> int:
         """Merge into a quantised checkpoint, and say what survived."""
-        with _screen.bar("merging", size) as update:
+        with screen.bar("merging", size) as update:
             found = merge_quantized(
                 base,
                 name,
@@ -126,7 +126,7 @@ class Merge(Common):
         say("wrote", f"{self.output}/  in {scheme}")
         if self.json:
             peak = {"peak_rss_bytes": peak_rss_bytes(), "base_fingerprint": base.fingerprint.weights}
-            _screen.emit(found._asdict() | {"output": str(self.output), "scheme": scheme} | peak)
+            screen.emit(found._asdict() | {"output": str(self.output), "scheme": scheme} | peak)
         return 0
 
 

@@ -5,15 +5,15 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from inlay import methods
+from inlay import methods, screen
 from inlay.base import meta_model
-from inlay.cli import _screen
-from inlay.cli._command import METHOD_FIELD, Common, Model, given, with_method
-from inlay.cli._screen import count, say, size
 from inlay.cli.inspect import modules
 from inlay.io.checkpoint import open_config
 from inlay.layout.decoder import decoder_of
 from inlay.layout.layout import Layout
+from inlay.options.flags import Common, Model
+from inlay.options.parse import METHOD_FIELD, given, with_method
+from inlay.screen import count, say, size
 
 BYTES_PER_WEIGHT = 16
 """Of a trained weight in float32: itself, its gradient, and the optimiser's two moments."""
@@ -44,7 +44,7 @@ class Plan(Common):
         say("file", size(4 * sum(math.prod(shape) for own in shapes.values() for shape in own.values())))
         say("memory", f"{size(BYTES_PER_WEIGHT * trained)} to train them, beside the base and its activations")
         if self.json:
-            _screen.emit({"trainable_parameters": trained, "base_parameters": total, "method": methods.name_of(method)})
+            screen.emit({"trainable_parameters": trained, "base_parameters": total, "method": methods.name_of(method)})
         return 0
 
 

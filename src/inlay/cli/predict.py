@@ -7,13 +7,14 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from inlay import screen
 from inlay.base import predict as predicting
-from inlay.cli import _screen, _tasks
-from inlay.cli._command import Data, OnBase
-from inlay.cli._screen import say
 from inlay.data.files import Numbered
 from inlay.data.sources import TEST, read
 from inlay.errors import DataError, FormatError, explain, few
+from inlay.options import purpose
+from inlay.options.flags import Data, OnBase
+from inlay.screen import say
 from inlay.tasks.contract import Given, Prediction
 from inlay.training.settings import require_above_zero
 
@@ -38,7 +39,7 @@ class Predict(OnBase):
     adapter: str | None = None
     """An adapter, a directory or name@version, which says what its task is; without one, the base's own head answers."""
 
-    task: _tasks.TASK = None
+    task: purpose.TASK = None
     """What is predicted, where neither adapter nor base say it."""
 
     max_new_tokens: int | None = None
@@ -52,16 +53,16 @@ class Predict(OnBase):
 
     def run(self) -> int:
         """Predict and print."""
-        chosen = _tasks.choose_alone(self.model, self.task, self.adapter)
+        chosen = purpose.choose_alone(self.model, self.task, self.adapter)
         names, rows = _typed() if self.data == "-" else _read(self.data)
         base = self.load(chosen)
         adapter = base.attach(self.adapter, force=self.force).name if self.adapter else None
         say("base", f"{base.describe()} · {base.fingerprint}")
-        say("task", f"{_tasks.describe(base)} · {f'with {adapter}' if adapter else 'the base alone'}")
+        say("task", f"{purpose.describe(base)} · {f'with {adapter}' if adapter else 'the base alone'}")
         predicting.check(base, [adapter])
         items = predicting.prepare(base, rows, names)
         counts: Counter[str] = Counter()
-        with _screen.bar("predicting") as update:
+        with screen.bar("predicting") as update:
             for start in range(0, len(items), CHUNK):
                 part = slice(start, start + CHUNK)
                 for row, said in zip(
@@ -74,7 +75,7 @@ class Predict(OnBase):
         say("said", " · ".join([f"{len(rows):,} rows", *([", ".join(some)] if some else [])]))
         if self.json:
             about = {"rows": len(rows), "task": base.task, "labels": list(base.labels)}
-            _screen.emit(about | {"base_fingerprint": base.fingerprint.weights})
+            screen.emit(about | {"base_fingerprint": base.fingerprint.weights})
         return 0
 
 

@@ -6,16 +6,15 @@ import time
 from pathlib import Path
 from typing import Annotated, Any
 
-from inlay import quant
+from inlay import quant, screen
 from inlay.base.quantize import Report, quantize
-from inlay.cli import _screen
-from inlay.cli._choices import one_of
-from inlay.cli._command import Common, Model
-from inlay.cli._screen import count, say, size
 from inlay.io.checkpoint import open_checkpoint
 from inlay.io.fingerprint import Fingerprint, fingerprint, short
 from inlay.layout import targets
+from inlay.options.flags import Common, Model
+from inlay.options.types import one_of
 from inlay.process import peak_rss_bytes
+from inlay.screen import count, say, size
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,7 +40,7 @@ class Quantize(Common):
         keep = [name for name in targets.split(self.keep) if name]
         say("base", f"{source.name} · {fingerprint(source)}")
         try:
-            with _screen.bar("quantizing", size) as update:
+            with screen.bar("quantizing", size) as update:
                 report = quantize(source, self.output, self.scheme, keep=keep, progress=update)
         except KeyboardInterrupt:
             say("stopped", "what is finished is kept: the same command goes on from there")
@@ -63,7 +62,7 @@ class Quantize(Common):
         say("wrote", f"{self.output}/  (base {short(digests.weights)}, made of {short(digests.quantized_from)})")
         if self.json:
             found = {"mean_error": mean, "worst_error": report.errors[worst], "seconds": time.perf_counter() - start}
-            _screen.emit(self._figures(report, digests) | found)
+            screen.emit(self._figures(report, digests) | found)
         return 0
 
     def _figures(self, report: Report, digests: Fingerprint) -> dict[str, Any]:

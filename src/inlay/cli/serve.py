@@ -9,11 +9,12 @@ from typing import Annotated, Any
 import tyro
 
 from inlay import http
-from inlay.cli import _tasks, answered_by
-from inlay.cli._command import OnBase, num_bytes, repeated
-from inlay.cli._screen import emit, say, size
+from inlay.cli import answered_by
 from inlay.errors import ConfigError, explain
 from inlay.hub import store
+from inlay.options import purpose
+from inlay.options.flags import OnBase, num_bytes, repeated
+from inlay.screen import emit, say, size
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,7 +65,7 @@ class Serve(OnBase):
     drain_seconds: float = 30.0
     """How long answers that are under way may take once it is to end."""
 
-    task: _tasks.TASK = None
+    task: purpose.TASK = None
     """What the base is loaded for; embedding serves vectors. The base's own files say it unless given."""
 
     def __post_init__(self) -> None:
@@ -82,7 +83,7 @@ class Serve(OnBase):
         keys = access.read(self.api_keys) if self.api_keys else access.Access()
         server.check_host(self.host, keys)
         setup = self._setup(keys)
-        base = self.load(_tasks.choose_alone(self.model, self.task, None))
+        base = self.load(purpose.choose_alone(self.model, self.task, None))
         say("base", f"{base.describe()} · {base.fingerprint}")
         with gate.logged(), server.serving(base, setup) as service:
             running = server.server(

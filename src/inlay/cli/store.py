@@ -14,13 +14,13 @@ from typing import Annotated, Any
 import tyro
 
 from inlay import formats
-from inlay.cli._command import Common
-from inlay.cli._screen import emit, fact, say, size
 from inlay.errors import ConfigError, explain
 from inlay.hub import diff, files, store
 from inlay.hub.tags import Tag
 from inlay.io import records
 from inlay.io.fingerprint import short
+from inlay.options.flags import Common
+from inlay.screen import emit, fact, say, size
 
 Name = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME@VERSION")]
 Reference = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ADAPTER")]

@@ -7,17 +7,18 @@ from typing import Annotated, Any
 
 import tyro
 
-from inlay import formats, methods, tasks
+from inlay import formats, methods, screen, tasks
 from inlay.base.base import Base
-from inlay.cli import _screen, _tasks
-from inlay.cli._choices import one_of
-from inlay.cli._command import METHOD_FIELD, Data, OnBase, Verbose, given, with_method
-from inlay.cli._screen import count, say, size
 from inlay.data.split import MIN_ROWS_TO_HOLD_OUT
 from inlay.io.checkpoint import open_checkpoint
 from inlay.io.fingerprint import short
 from inlay.kernels import native
 from inlay.methods.contract import Method
+from inlay.options import purpose
+from inlay.options.flags import Data, OnBase, Verbose
+from inlay.options.parse import METHOD_FIELD, given, with_method
+from inlay.options.types import one_of
+from inlay.screen import count, say, size
 from inlay.tasks.causal_lm import unpacked_because
 from inlay.tasks.contract import DEFAULT_TASK
 from inlay.text.mask import show
@@ -66,14 +67,14 @@ class Train(OnBase):
 
     def run(self) -> int:
         """Prepare, say what will happen, train, say what happened."""
-        with _screen.bar("loading"):
-            chosen = _tasks.choose(tasks.find(self.task), open_checkpoint(self.model), self.data, self.from_adapter)
+        with screen.bar("loading"):
+            chosen = purpose.choose(tasks.find(self.task), open_checkpoint(self.model), self.data, self.from_adapter)
             base = self.load(chosen)
         say("base", f"{base.describe()} · {base.fingerprint}")
         method = self._method()
         if self.show_tokens:
             return self._show_tokens(base, getattr(method, "num_virtual_tokens", 0))
-        with _screen.bar("preparing") as update:
+        with screen.bar("preparing") as update:
             job = jobs.prepare(
                 base,
                 chosen.data or self.data,
@@ -88,11 +89,11 @@ class Train(OnBase):
         if self.verbose:
             say("path", path(base))
             say("kernels", kernels())
-        with _screen.bar("step", timed=False) as update:
+        with screen.bar("step", timed=False) as update:
             report = job.run(watch(update, base.spec.unit))
         _conclude(job, report, self.model)
         if self.json:
-            _screen.emit(report.as_dict())
+            screen.emit(report.as_dict())
         return 130 if report.interrupted else int(report.diverged)
 
     def _method(self) -> Method | None:
@@ -104,7 +105,7 @@ class Train(OnBase):
         return None
 
     def _show_tokens(self, base: Base, num_virtual: int) -> int:
-        _tasks.check_continues(base.spec, f"--show-tokens {self.show_tokens}")
+        purpose.check_continues(base.spec, f"--show-tokens {self.show_tokens}")
         rows, notes = run_rows.first_rows(base, self.data, self.show_tokens, self.eval_data, self.settings, num_virtual)
         for note in notes:
             say("data" if note == notes[0] else "", note)
@@ -139,7 +140,7 @@ def announce(job: jobs.Job) -> None:
     for note in [*job.notes, *train.notes, *([f"{train.advice} of the rows"] if train.advice else [])]:
         say("", note)
     if not is_causal:
-        say("task", _tasks.describe(base))
+        say("task", purpose.describe(base))
     say("held out", _held_out(job))
     say("adapter", describe(job))
     say("steps", str(job.state.plan))
@@ -224,7 +225,7 @@ def _conclude(job: jobs.Job, report: jobs.Report, model: str) -> None:
         best = "" if report.best_step == report.steps else f" (best at step {report.best_step})"
         say("held-out", f"loss {report.eval_loss_before:.3f} → {report.eval_loss:.3f} nats per {unit}{best}")
         if report.scores:
-            say("scores", f"{_tasks.in_words(report.scores)} on the held-out rows")
+            say("scores", f"{purpose.in_words(report.scores)} on the held-out rows")
         if report.best_step == 0:
             say("note", "no step was better on the held-out rows than the base itself: the adapter changes nothing")
     else:

@@ -5,9 +5,9 @@ from typing import Annotated
 
 import tyro
 
-from inlay.cli._command import AdapterDirectory, Common
-from inlay.cli._screen import emit, fact
 from inlay.evaluation import verify
+from inlay.options.flags import AdapterDirectory, Common
+from inlay.screen import emit, fact
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

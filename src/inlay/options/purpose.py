@@ -1,4 +1,4 @@
-"""What the commands that take --task share."""
+"""What a base is loaded for: by the flag --task, by the adapter, or by the base's own files."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -6,10 +6,10 @@ from typing import Annotated, Any
 
 from inlay import tasks
 from inlay.base.base import Base
-from inlay.cli._choices import one_of
 from inlay.data.sources import Data
 from inlay.errors import ConfigError, explain
 from inlay.io.checkpoint import Checkpoint, open_checkpoint
+from inlay.options.types import one_of
 from inlay.tasks.contract import DEFAULT_TASK, TaskSpec
 
 TASK = Annotated[str | None, one_of(tasks.names())]

@@ -1,0 +1,1 @@
+"""Dataclasses as command lines: flags and settings files become their fields."""

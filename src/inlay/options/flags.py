@@ -1,0 +1,89 @@
+"""The flags that commands share."""
+
+import dataclasses
+import re
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from inlay import quant, screen
+from inlay.errors import ConfigError, explain
+from inlay.options.types import one_of
+
+if TYPE_CHECKING:
+    from inlay.base.base import Base
+    from inlay.options.purpose import Chosen
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Common:
+    """Flags that every command has."""
+
+    json: bool = False
+    """Print one JSON object as the last line of stdout."""
+
+    debug: bool = False
+    """Show the traceback of an error."""
+
+
+Verbose = Annotated[bool, tyro.conf.arg(aliases=["-v"])]
+"""A switch that is `-v` too."""
+
+Model = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+Data = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
+AdapterDirectory = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ADAPTER")]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OnBase(Common):
+    """Flags of the commands that compute with a base."""
+
+    model: Model
+    """The base: a directory, or a name on the hub."""
+
+    quantize: Annotated[str | None, one_of(quant.names())] = None
+    """Compute over the base's linear layers quantised so; made once, and kept in Inlay's cache for the next time."""
+
+    dtype: Annotated[str | None, one_of(("bfloat16", "float16", "float32"))] = None
+    """What the base computes in; by default bfloat16 where the processor multiplies it."""
+
+    device: str = "auto"
+    """Where to compute: cpu or cuda; auto takes a CUDA device if there is one, else the CPU."""
+
+    device_memory: Annotated[str | None, tyro.conf.arg(metavar="SIZE")] = None
+    """Memory of the device that a quantised base may take, such as 24GB; layers beyond that travel there as they are used."""
+
+    def load(self, chosen: "Chosen | None" = None) -> "Base":
+        """The base that the flags name, for next tokens unless for something else."""
+        from inlay.base.load import load
+
+        memory = None if self.device_memory is None else num_bytes("--device-memory", self.device_memory)
+        how: dict[str, Any] = dict(dtype=self.dtype, device=self.device, device_memory=memory)
+        how |= {} if chosen is None else {"task": chosen.spec, "labels": chosen.labels}
+        source = self.model if chosen is None else chosen.checkpoint
+        if self.quantize is not None:
+            with screen.bar("quantizing", screen.size) as update:
+                base = load(source, quantize=self.quantize, progress=update, **how)
+        else:
+            base = load(source, **how)
+        if (device := base.model.device).type != "cpu":
+            screen.say("device", f"{device}{' (--device cpu: the processor)' if self.device == 'auto' else ''}")
+        return base
+
+
+def num_bytes(flag: str, text: str) -> int:
+    """A size such as 24GB or 500MB in bytes.
+
+    **Raises:**
+
+    - `ConfigError`: it is no number with a unit.
+    """
+    match = re.fullmatch(r"(\d+\.?\d*)\s*([kMGT]?B)", text)
+    if not match:
+        raise ConfigError(explain("this is no size", found=f"{flag} {text}", do=f"{flag} 24GB"))
+    return int(float(match[1]) * 1000 ** ("B", "kB", "MB", "GB", "TB").index(match[2]))
+
+
+def repeated(help_type: Any) -> Any:
+    """A flag that may be given several times."""
+    return Annotated[tuple[help_type, ...], tyro.conf.UseAppendAction]
