@@ -19,7 +19,7 @@ LAYERS = [
     {"model"},
     {"layout", "combine"},
     {"formats", "modules"},
-    {"hub"},
+    {"hub", "gguf"},
     {"io", "data"},
     {"text", "methods", "quant"},
     {"initializers"},
