@@ -60,6 +60,14 @@ def find(source: str | Path) -> Path | None:
     return Store(directory()).path(text)
 
 
+def is_here(source: str | Path) -> bool:
+    """`source` names a directory, or what the store has: nothing that would be fetched from the hub.
+
+    **Raises:** as `find`.
+    """
+    return os.path.isdir(os.path.expanduser(source)) or find(source) is not None
+
+
 def check_name(name: str) -> None:
     """Refuse what can't be a name in the store.
 
@@ -239,13 +247,24 @@ class Store:
         - `UnknownNameError`: there is no such name.
         - `ConfigError`: it can't be one.
         """
-        check_name(name)
-        if (path := self._tag_file(name)).is_file():
-            return read(path)
+        if (tag := self.known(name)).history:
+            return tag
         known = [tag.name for tag in self.tags()]
         found = f"{name}; there are {', '.join(few(known)) or 'none'}, in {self.root}"
         do = nearest(name, known) or "inlay store add DIR --tag name@version"
         raise UnknownNameError(explain("the store has no adapter of that name", found=found, do=do))
+
+    def known(self, name: str) -> Tag:
+        """A name with what it points to, without a history where there is none of it.
+
+        **Raises:**
+
+        - `ConfigError`: it can't be one.
+        - `FormatError`: it can't be read.
+        """
+        check_name(name)
+        path = self._tag_file(name)
+        return read(path) if path.is_file() else Tag(name)
 
     def tags(self) -> list[Tag]:
         """The names that there are.
@@ -319,8 +338,7 @@ class Store:
 
     def _point(self, name: str, digest: str) -> Tag:
         with self._naming():
-            tag = read(path) if (path := self._tag_file(name)).is_file() else Tag(name=name)
-            return self._write(tag.moved(digest))
+            return self._write(self.known(name).moved(digest))
 
     def _write(self, tag: Tag) -> Tag:
         write(self._tag_file(tag.name), tag)
