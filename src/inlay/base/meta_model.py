@@ -15,6 +15,7 @@ from inlay import tasks
 from inlay.errors import CompatibilityError, explain
 from inlay.io import configuration
 from inlay.io.checkpoint import Checkpoint
+from inlay.layout import stored
 from inlay.modules.frozen import Placeholder, is_linear_layer
 
 NAME = "inlay"
@@ -116,12 +117,6 @@ def placeholders(model: nn.Module) -> dict[str, Placeholder]:
     return {path: module for path, module in model.named_modules() if isinstance(module, Placeholder)}
 
 
-def checkpoint_path(path: str, prefix: str, known: Collection[str]) -> str | None:
-    """The name under which a checkpoint that has `known` holds the module at `path`; None where it does not."""
-    bare = path.removeprefix(f"{prefix}.")
-    return next((name for name in (path, bare, f"{prefix}.{path}") if name in known), None)
-
-
 @functools.cache
 def _quantizer() -> Any:
     """The configuration class that makes `transformers` use our quantiser; registered the first time."""
@@ -162,5 +157,5 @@ def _put_placeholders_(model: nn.Module, paths: Collection[str]) -> None:
     """Replace every linear layer at `paths` by a placeholder."""
     prefix = getattr(model, "base_model_prefix", "")
     for path, module in list(model.named_modules()):
-        if checkpoint_path(path, prefix, paths) is not None and is_linear_layer(module):
+        if stored.checkpoint_path(path, prefix, paths) is not None and is_linear_layer(module):
             model.set_submodule(path, Placeholder(module))
