@@ -14,7 +14,7 @@ from inlay.errors import CompatibilityError, FormatError
 from inlay.evaluation import golden, verify
 from inlay.formats.peft import TENSORS
 from inlay.io.checkpoint import open_checkpoint
-from tests.support import bases
+from tests.support import bases, quantized
 from tests.support.command import run, run_json
 
 BASES, EACH = 6, 2
@@ -85,7 +85,7 @@ def test_a_copy_in_another_dtype_is_recognised_and_that_is_said(home, tmp_path, 
     save_file(tensors, copy / "model.safetensors", {"format": "pt"})
     with pytest.raises(CompatibilityError, match="another base"):
         weights(home / "10", copy)
-    said_to_be_in_another_precision(home, copy, capsys)
+    said_to_be_in_another_precision(home / "00", copy, capsys)
 
 
 def test_a_float16_base_is_recognised_in_wider_copies(home, tmp_path):
@@ -108,15 +108,21 @@ def test_a_copy_in_other_files_is_the_same(home, tmp_path):
 
 @pytest.mark.parametrize("scheme", ["int8", "nf4"])
 def test_a_quantised_copy_is_recognised_and_that_is_said(home, tmp_path, capsys, scheme):
-    copy = tmp_path / scheme
-    assert run(capsys, "quantize", home / "base0", "--scheme", scheme, "--output", copy)[0] == 0
+    wide = tmp_path / "wide"
+    quantized.model("llama").save_pretrained(wide)
+    bases.tokenizer().save_pretrained(wide)
+    base = inlay.load(wide)
+    (tmp_path / "mine").mkdir()
+    base.save(base.create(inlay.Lora(r=3)).name, tmp_path / "mine", base.about_base)
+    assert run(capsys, "quantize", wide, "--scheme", scheme, "--output", tmp_path / "copy")[0] == 0
+    said_to_be_in_another_precision(tmp_path / "mine", tmp_path / "copy", capsys)
     with pytest.raises(CompatibilityError, match="another base"):
-        weights(home / "10", copy)
-    said_to_be_in_another_precision(home, copy, capsys)
+        weights(home / "00", tmp_path / "copy")
 
 
-def said_to_be_in_another_precision(home, copy, capsys):
-    status, out, err = run(capsys, "verify", home / "00", "--model", copy)
+def said_to_be_in_another_precision(adapter, copy, capsys):
+    with pytest.warns(UserWarning, match="on the same weights in another precision"):
+        status, out, err = run(capsys, "verify", adapter, "--model", copy)
     assert status == 0, err
     assert "the weights that it was trained on, in another precision; answers differ a little" in out
 
