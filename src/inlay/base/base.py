@@ -26,6 +26,7 @@ from inlay.formats.contract import AdapterFile
 from inlay.generation.generate import Prompt, Streamer, generate
 from inlay.generation.padded import minds_padding
 from inlay.generation.sampling import Sampling
+from inlay.gguf.opening import stored_as
 from inlay.io import meaning
 from inlay.io.checkpoint import Checkpoint
 from inlay.io.fingerprint import Fingerprint, check_unchanged, fingerprint
@@ -35,7 +36,7 @@ from inlay.methods.contract import Method
 from inlay.model.adapter import Adapter
 from inlay.model.adapter_set import AdapterSet
 from inlay.model.batch import Rows
-from inlay.modules.frozen import QuantizedLinear
+from inlay.modules.frozen import num_weights
 from inlay.tasks.contract import DEFAULT_TASK, TaskSpec
 from inlay.text import stops
 
@@ -114,9 +115,7 @@ class Base:
     @property
     def num_weights(self) -> int:
         """How many weights the base has, tied ones once, quantised ones as they were before."""
-        layers = (module for module in self.model.modules() if isinstance(module, QuantizedLinear))
-        quantized = sum(layer.in_features * layer.out_features for layer in layers)
-        return quantized + sum(parameter.numel() for parameter in self.model.parameters())
+        return num_weights(self.model)
 
     @cached_property
     def fingerprint(self) -> Fingerprint:
@@ -141,7 +140,7 @@ class Base:
     @property
     def about_base(self) -> dict[str, Any]:
         """What an adapter's record says of its base."""
-        known = {"name": self.checkpoint.name, **self.fingerprint.as_dict()}
+        known = {"name": self.checkpoint.name, **self.fingerprint.as_dict(), **stored_as(self.checkpoint)}
         return {"base": known, meaning.KEY: self.computes}
 
     @property

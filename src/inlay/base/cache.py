@@ -36,6 +36,9 @@ def cached(source: Checkpoint, scheme: str, progress: Callable[[int, int], None]
 
     **Raises:** those of `inlay.base.quantize.quantize`.
     """
+    if source.packed:
+        wrong, do = "the weights of a GGUF file can't be quantised once more", "the same without --quantize"
+        raise ConfigError(explain(wrong, found=f"{source.reference} and {scheme}", do=do))
     if source.config.get("quantization_config"):  # it is what was asked for, or can't become it: loading says which
         return source.directory
     folder = cache_directory() / "quantized"

@@ -9,6 +9,7 @@ from inlay.errors import CompatibilityError, ConfigError, FormatError, explain, 
 from inlay.fields import MISFIT, fit, shown
 from inlay.io.checkpoint import Checkpoint
 from inlay.methods.contract import Method
+from inlay.modules.frozen import table_size
 from inlay.tasks.contract import TaskSpec
 
 AUTO = "auto"
@@ -136,7 +137,7 @@ def check_labels(source: str, spec: TaskSpec, labels: Sequence[str], own: Sequen
 
 def num_tokens(model: Any) -> int:
     """How many tokens the model has embeddings for."""
-    return model.get_input_embeddings().weight.shape[0]
+    return table_size(model.get_input_embeddings())[0]
 
 
 def watch_tokens_(model: Any, tokenizer: Any, title: str) -> None:

@@ -17,7 +17,7 @@ import psutil
 import torch
 from torch import nn
 
-from inlay import quant, tasks
+from inlay import tasks
 from inlay.base import meta_model
 from inlay.base.base import Base
 from inlay.base.cache import cached
@@ -34,12 +34,12 @@ from inlay.base.heads import configuration, heads_of, is_head, labels_of
 from inlay.base.pooling import mode_of
 from inlay.core.product import DTYPES, native_bfloat16
 from inlay.errors import CompatibilityError, ConfigError, FormatError, explain, few, within_memory
+from inlay.gguf.opening import open_base
 from inlay.io import bitsandbytes, shortened
 from inlay.io.checkpoint import Checkpoint, open_checkpoint
 from inlay.io.fingerprint import check_unchanged, check_written
 from inlay.io.mapped import Mapped, Pages
 from inlay.io.safetensors import TORCH_DTYPES
-from inlay.layout import stored
 from inlay.modules import streamed
 from inlay.modules.ahead import ReadAhead
 from inlay.modules.frozen import freeze_
@@ -104,7 +104,7 @@ def load(
     """
     spec = task if isinstance(task, TaskSpec) else tasks.find(task)
     device = chosen_device(device, device_memory)
-    given = source if isinstance(source, Checkpoint) else open_checkpoint(source)
+    given = source if isinstance(source, Checkpoint) else open_base(source)
     is_own = _brings_head(given, spec, labels, given.name if source is given else str(source))
     chosen = _choices(_quantized(given, quantize, progress), dtype, device, spec, () if is_own else labels, is_own)
     return _made(chosen, None if quantize is None else given, device_memory)
@@ -195,7 +195,7 @@ def _parameters_are_mapped(model: nn.Module, checkpoint: Checkpoint, dtype: torc
     """Parameters that hold several maps are the file's own pages: the file has them so, in the dtype of the products."""
     prefix = getattr(model, "base_model_prefix", "")
     paths = [path for path, linear in maps_of(model).items() if linear.count is not None]
-    names = [stored.checkpoint_path(path, prefix, checkpoint.tensors) for path in paths]
+    names = [meta_model.checkpoint_path(path, prefix, checkpoint.tensors) for path in paths]
     return all(name is not None and TORCH_DTYPES[checkpoint.tensors[name].dtype] == dtype for name in names)
 
 
@@ -310,19 +310,20 @@ def _fill_(model: nn.Module, chosen: _Choices, limit: int | None) -> None:
     """Replace every placeholder by a quantised layer."""
     packed, device = chosen.packed, torch.device(chosen.device)
     prefix, mapped, placeholders = getattr(model, "base_model_prefix", ""), Mapped(), meta_model.placeholders(model)
-    names = {path: stored.checkpoint_path(path, prefix, packed) or "" for path in placeholders}
-    entries = [packed[names[path]] for path in placeholders]
-    matrices = [quant.find(scheme).open(mapped.tensors(tensors)) for scheme, tensors in entries]
+    names = {path: meta_model.checkpoint_path(path, prefix, packed) or "" for path in placeholders}
+    entries = {id(packed[name]): packed[name] for name in names.values()}  # a tied weight is one
+    matrices = [meta_model.matrix(scheme, mapped.tensors(tensors)) for scheme, tensors in entries.values()]
+    numbers = [list(entries).index(id(packed[names[path]])) for path in placeholders]
     unexpected = set(packed) - set(names.values()) if chosen.spec.continues else set()  # classifiers have no decoder
-    _check_fit(placeholders, matrices, unexpected)
+    _check_fit(placeholders, [matrices[number] for number in numbers], unexpected)
     if device.type == "cpu":
-        _read_ahead_(matrices, [[mapped.pages(entry) for entry in tensors.values()] for _, tensors in entries])
+        _read_ahead_(matrices, [[mapped.pages(entry) for entry in tensors.values()] for _, tensors in entries.values()])
     elif matrices:
         others = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
         free = torch.cuda.mem_get_info(device)[0] + others if device.type == "cuda" else None
         matrices = streamed.place(matrices, others, limit or free, device)
-    for (path, placeholder), matrix in zip(placeholders.items(), matrices, strict=True):
-        model.set_submodule(path, placeholder.filled(matrix))
+    for (path, placeholder), number in zip(placeholders.items(), numbers, strict=True):
+        model.set_submodule(path, placeholder.filled(matrices[number], chosen.dtype))
 
 
 def _check_fit(

@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from inlay import tasks
+from inlay import quant, tasks
 from inlay.errors import CompatibilityError, explain
+from inlay.gguf import packed
 from inlay.io import configuration
 from inlay.io.checkpoint import Checkpoint
-from inlay.layout import stored
 from inlay.modules.frozen import Placeholder, is_linear_layer
+from inlay.quant.contract import Matrix, Packed
 
 NAME = "inlay"
 """What the quantiser is called among those of `transformers`."""
@@ -117,6 +118,17 @@ def placeholders(model: nn.Module) -> dict[str, Placeholder]:
     return {path: module for path, module in model.named_modules() if isinstance(module, Placeholder)}
 
 
+def matrix(scheme: str, tensors: Packed) -> Matrix:
+    """The matrix of the tensors that a scheme, or a type of GGUF, has for a weight."""
+    return packed.open_matrix(scheme, tensors) if scheme in packed.READ else quant.find(scheme).open(tensors)
+
+
+def checkpoint_path(path: str, prefix: str, known: Collection[str]) -> str | None:
+    """The name under which a checkpoint that has `known` holds the module at `path`; None where it does not."""
+    bare = path.removeprefix(f"{prefix}.")
+    return next((name for name in (path, bare, f"{prefix}.{path}") if name in known), None)
+
+
 @functools.cache
 def _quantizer() -> Any:
     """The configuration class that makes `transformers` use our quantiser; registered the first time."""
@@ -137,6 +149,7 @@ def _quantizer() -> Any:
     class MetaQuantizer(quantizer_class):
         def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
             _put_placeholders_(model, self.quantization_config.paths)
+            _untie_placeholders_(model)
             return model
 
         def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
@@ -154,8 +167,17 @@ def _quantizer() -> Any:
 
 
 def _put_placeholders_(model: nn.Module, paths: Collection[str]) -> None:
-    """Replace every linear layer at `paths` by a placeholder."""
+    """Replace every linear layer and embedding at `paths` by a placeholder."""
     prefix = getattr(model, "base_model_prefix", "")
     for path, module in list(model.named_modules()):
-        if stored.checkpoint_path(path, prefix, paths) is not None and is_linear_layer(module):
+        if checkpoint_path(path, prefix, paths) is None:
+            continue
+        if is_linear_layer(module) or type(module) is nn.Embedding:  # subclasses compute more than rows
             model.set_submodule(path, Placeholder(module))
+
+
+def _untie_placeholders_(model: Any) -> None:
+    """Let `transformers` tie no parameters that placeholders have not: these are given the same matrix."""
+    waiting = tuple(f"{path}." for path in placeholders(model))
+    tied = model.all_tied_weights_keys
+    model.all_tied_weights_keys = {key: source for key, source in tied.items() if not key.startswith(waiting)}

@@ -13,7 +13,7 @@ from inlay.data.split import spread
 from inlay.errors import DataError, explain
 from inlay.evaluation import score
 from inlay.evaluation.loss import evaluate
-from inlay.io.checkpoint import open_checkpoint
+from inlay.gguf.opening import open_base
 from inlay.options import purpose
 from inlay.options.flags import Data, OnBase
 from inlay.screen import count, say
@@ -60,7 +60,7 @@ class Eval(OnBase):
 
     def run(self) -> int:
         """Measure and print."""
-        checkpoint = open_checkpoint(self.model)
+        checkpoint = open_base(self.model)
         task = tasks.find(self.task or purpose.guess(checkpoint, self.adapter))
         self._check(task)
         chosen = purpose.choose(task, checkpoint, self.data, self.adapter)

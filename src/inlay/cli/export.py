@@ -7,8 +7,8 @@ from typing import Annotated
 from inlay import formats, screen
 from inlay.base import meta_model
 from inlay.formats.contract import ModelFacts
+from inlay.gguf.opening import open_outline
 from inlay.io import output
-from inlay.io.checkpoint import open_config
 from inlay.layout.fitting import layers
 from inlay.layout.layout import Layout
 from inlay.options.flags import AdapterDirectory, Common, Model
@@ -33,7 +33,7 @@ class Export(Common):
 
     def run(self) -> int:
         """Read it, put it on the base's layers, write it."""
-        file, base = formats.read(self.adapter), open_config(self.model)
+        file, base = formats.read(self.adapter), open_outline(self.model)
         model = meta_model.meta(base, meta_model.own_class(base))
         model_type, class_name = base.config.get("model_type"), type(model).__name__
         facts = ModelFacts(base.reference, file.model.task_type, model_type, class_name, layers(Layout(model)))

@@ -8,7 +8,7 @@ from typing import Any
 from inlay import methods, screen
 from inlay.base import meta_model
 from inlay.cli.inspect import modules
-from inlay.io.checkpoint import open_config
+from inlay.gguf.opening import open_outline
 from inlay.layout.decoder import decoder_of
 from inlay.layout.layout import Layout
 from inlay.options.flags import Common, Model
@@ -31,7 +31,7 @@ class Plan(Common):
 
     def run(self) -> int:
         """Count and print."""
-        checkpoint = open_config(self.model)
+        checkpoint = open_outline(self.model)
         method = getattr(self, METHOD_FIELD)
         model = meta_model.meta(checkpoint)
         layout = Layout(model, lambda: decoder_of(model, None))

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from inlay import quant, screen
 from inlay.base.quantize import Report, quantize
+from inlay.gguf.opening import open_base
 from inlay.io.checkpoint import open_checkpoint
 from inlay.io.fingerprint import Fingerprint, fingerprint, short
 from inlay.layout import targets
@@ -36,7 +37,7 @@ class Quantize(Common):
     def run(self) -> int:
         """Quantise, say what was found."""
         start = time.perf_counter()
-        source = open_checkpoint(self.model)
+        source = open_base(self.model)
         keep = [name for name in targets.split(self.keep) if name]
         say("base", f"{source.name} · {fingerprint(source)}")
         try:

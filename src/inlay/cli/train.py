@@ -10,7 +10,7 @@ import tyro
 from inlay import formats, methods, screen, tasks
 from inlay.base.base import Base
 from inlay.data.split import MIN_ROWS_TO_HOLD_OUT
-from inlay.io.checkpoint import open_checkpoint
+from inlay.gguf.opening import open_base
 from inlay.io.fingerprint import short
 from inlay.kernels import native
 from inlay.methods.contract import Method
@@ -68,7 +68,7 @@ class Train(OnBase):
     def run(self) -> int:
         """Prepare, say what will happen, train, say what happened."""
         with screen.bar("loading"):
-            chosen = purpose.choose(tasks.find(self.task), open_checkpoint(self.model), self.data, self.from_adapter)
+            chosen = purpose.choose(tasks.find(self.task), open_base(self.model), self.data, self.from_adapter)
             base = self.load(chosen)
         say("base", f"{base.describe()} · {base.fingerprint}")
         method = self._method()

@@ -8,9 +8,10 @@ second. So its converter puts the rows of q and k of Llama's family in another o
     file[2 c + h] = weight[h n / 2 + c],   h = 0, 1,   0 <= c < n / 2,   n the numbers of a head
 
 `rows` undoes that, on whatever lies in rows: numbers, packed blocks, B of a low-rank change. Architectures whose rotation
-llama.cpp has in both ways are left as they are. Gemma's norms multiply by 1 + w, and its files hold 1 + w.
+llama.cpp has in both ways are left as they are.
 
-An architecture is one value here; what is not here is refused by name, since a wrong guess computes something all the same.
+An architecture is one value here; what is not here is refused by name, since a wrong guess computes something all the same. So
+is Gemma, whose files hold 1 + w for the weights w of norms and whose embeddings are scaled.
 
 Source: `convert_hf_to_gguf.py` and `gguf-py/gguf/tensor_mapping.py` of llama.cpp.
 """
@@ -60,8 +61,6 @@ class Architecture:
     """The modules of a layer: in the file -> in `transformers`."""
     turned: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Modules of a layer whose rows stand in another order -> the value that has their heads."""
-    norm_offset: float = 0.0
-    """What the file has added to the weights of norms."""
 
     def transformers_name(self, name: str) -> str:
         """What `transformers` calls the tensor that a file calls `name`.
@@ -114,7 +113,6 @@ ARCHITECTURES = {
         Architecture("llama", "llama", _PROJECTIONS | _TWO_NORMS, _LLAMA_ROWS),
         Architecture("qwen2", "qwen2", _PROJECTIONS | _TWO_NORMS),
         Architecture("qwen3", "qwen3", _PROJECTIONS | _TWO_NORMS | _HEAD_NORMS),
-        Architecture("gemma", "gemma", _PROJECTIONS | _TWO_NORMS, norm_offset=1.0),
     )
 }
 """The architectures that are known for certain, by the name that files have for them."""

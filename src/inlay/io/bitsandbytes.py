@@ -43,8 +43,8 @@ def quantized_weights(checkpoint: Checkpoint) -> Quantized:
     - `FormatError`: it says that it is quantised and has no such tensors.
     """
     config = checkpoint.config.get("quantization_config")
-    if not config:
-        return {}
+    if not config or checkpoint.packed:
+        return checkpoint.packed
     method = config.get("quant_method") if isinstance(config, dict) else None
     where = checkpoint.directory / "config.json"
     brought = (pair for pair in quant.TABLE.others() if pair[1].config.get("quant_method") == method)

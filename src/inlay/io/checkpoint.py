@@ -74,6 +74,8 @@ class Checkpoint:
     """By what others find it: its name on the hub, else its absolute path."""
     opened: dict[Path, tuple[Any, ...]] = dataclasses.field(default_factory=dict, compare=False)
     """What `identity` said of each weight file when its header was read."""
+    packed: dict[str, tuple[str, dict[str, safetensors.TensorEntry]]] = dataclasses.field(default_factory=dict)
+    """The weights of a GGUF file, by module: their type, and where their tensors lie; a tied one twice."""
 
     @property
     def files(self) -> list[Path]:

@@ -7,6 +7,7 @@ from torch import nn
 
 from inlay.errors import CompatibilityError, explain
 from inlay.methods.contract import Decoder
+from inlay.modules.frozen import table_rows, table_size
 
 
 def decoder_of(model: nn.Module, tokenize: Callable[[str], Sequence[int]] | None) -> Decoder | None:
@@ -16,13 +17,13 @@ def decoder_of(model: nn.Module, tokenize: Callable[[str], Sequence[int]] | None
         return None
     text, table = config.get_text_config(), getter()
     heads = _number(text, "num_attention_heads")
-    count, width = table.weight.shape
+    count, width = table_size(table)
     return Decoder(
         num_layers=_number(text, "num_hidden_layers"),
         width=width,
         num_heads=heads and (_number(text, "num_key_value_heads") or heads),
         head_dim=_number(text, "head_dim") or (_number(text, "hidden_size") // heads if heads else 0),
-        embed=lambda ids: table.weight.detach()[ids.to(table.weight.device)].cpu(),
+        embed=lambda ids: table_rows(table, ids),
         tokenize=tokenize or _no_tokenizer,
         num_tokens=count,
     )

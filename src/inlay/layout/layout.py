@@ -29,7 +29,7 @@ from inlay.methods.contract import (
     by_kind,
 )
 from inlay.modules import trial
-from inlay.modules.frozen import QuantizedLinear
+from inlay.modules.frozen import Quantized
 from inlay.modules.linear import ParameterMaps
 from inlay.modules.maps import check_known, maps_of
 from inlay.names import is_inside, is_regex, selects, split
@@ -305,7 +305,7 @@ class Layout:
     def _trained(self, method: Method, adapted: Collection[str], whole: bool = False) -> list[tuple[Own, nn.Parameter]]:
         """The model's own tensors that are trained and kept: those that the method asks for, and whole modules by name."""
         saved = self.saved(method)
-        packed = [path for path, linear in self.maps.items() if isinstance(linear.module, QuantizedLinear)]
+        packed = [path for path, linear in self.maps.items() if isinstance(linear.module, Quantized)]
         if any(
             path in saved or hooks.trains(method, Own(path, "weight", "linear", path in adapted)) for path in packed
         ):
@@ -380,10 +380,10 @@ def _tied(modules: Mapping[str, nn.Module]) -> dict[str, list[str]]:
     first: dict[int, str] = {}
     tied: dict[str, list[str]] = {}
     for path, module in modules.items():
-        weight = module._parameters.get("weight")
-        if weight is None:
+        held = module.matrix if isinstance(module, Quantized) else module._parameters.get("weight")
+        if held is None:
             continue
-        source = first.setdefault(id(weight), path)
+        source = first.setdefault(id(held), path)
         if source != path:
             tied.setdefault(source, []).append(path)
     return tied

@@ -25,7 +25,7 @@ from inlay.core.routed import Factors
 from inlay.errors import CompatibilityError, explain
 from inlay.kernels.low_rank import Packed, pack
 from inlay.methods.contract import BlockMethod, LinearMethod, LowRankMethod, Params
-from inlay.modules.frozen import FrozenEmbedding
+from inlay.modules.frozen import FrozenEmbedding, QuantizedEmbedding
 from inlay.modules.linear import Linear
 
 
@@ -200,4 +200,4 @@ def adds(changes: Changes) -> bool:
 
 def own_dtype(module: nn.Module, name: str) -> torch.dtype:
     """What a module computes with where it holds the tensor `name`."""
-    return module.dtype if isinstance(module, FrozenEmbedding) else getattr(module, name).dtype
+    return module.dtype if isinstance(module, FrozenEmbedding | QuantizedEmbedding) else getattr(module, name).dtype

@@ -2,8 +2,9 @@
 
     FrozenLinear       y = W x + b, products in the dtype that the processor is fast in (`inlay.core.product`)
     QuantizedLinear    the same over a quantised weight, of which a tile of rows at a time is made
-    Placeholder        what stands for that one until the weight is there
     FrozenEmbedding    rows of the table, widened as they are read
+    QuantizedEmbedding the same of a quantised table
+    Placeholder        what stands for a quantised one until its weight is there
 
 `freeze_` replaces a model's own linear layers and embeddings by them, so that a bfloat16 checkpoint that is computed
 with in float32 needs no converted copy. They answer to `.weight` and `.bias`, which some models read.
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from inlay.core.product import Rows, product_dtype
 from inlay.core.routed import routed
 from inlay.kernels import product
-from inlay.quant.contract import Matrix
+from inlay.quant.contract import Matrix, Table
 
 
 class FrozenLinear(nn.Module):
@@ -44,8 +45,16 @@ class FrozenLinear(nn.Module):
         return _linear(x, self.matrix, self.bias)
 
 
-class QuantizedLinear(nn.Module):
-    """Replaces an `nn.Linear` or, `transposed`, a `Conv1D`, whose weight is quantised; it is never trained."""
+class Quantized(nn.Module):
+    """A module whose weight is quantised; it is never trained."""
+
+    matrix: Matrix
+    in_features: int
+    out_features: int
+
+
+class QuantizedLinear(Quantized):
+    """Replaces an `nn.Linear` or, `transposed`, a `Conv1D`."""
 
     def __init__(self, matrix: Matrix, bias: Tensor | None, transposed: bool):
         super().__init__()
@@ -67,19 +76,44 @@ class QuantizedLinear(nn.Module):
         return _linear(x, self.matrix, self.bias)
 
 
+class QuantizedEmbedding(Quantized):
+    """Replaces an `nn.Embedding`: rows of its table are made as they are read, in `dtype`."""
+
+    def __init__(self, matrix: Table, dtype: torch.dtype):
+        super().__init__()
+        self.matrix = self.table = matrix
+        self.dtype = dtype
+        self.in_features, self.out_features = matrix.shape
+
+    @property
+    def weight(self) -> Float[Tensor, "rows width"]:
+        """The whole table, made anew each time it is read."""
+        return self.matrix.dequantize(self.dtype)
+
+    def extra_repr(self) -> str:
+        return f"{self.in_features}, {self.out_features}, quantised"
+
+    def forward(self, ids: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch width"]:
+        return self.table.take(ids.reshape(-1), self.dtype).view(*ids.shape, self.out_features)
+
+
 class Placeholder(nn.Module):
-    """Replaces a linear layer whose weight is read from the quantised file; `shape` is that of W, (out, in)."""
+    """Replaces a linear layer or an embedding whose weight is read from the quantised file; `shape` is that of W, (out, in)."""
 
     def __init__(self, module: nn.Module):
         super().__init__()
+        self.is_table = isinstance(module, nn.Embedding)
         self.transposed = is_transposed(module)
         rows, columns = module.get_parameter("weight").shape
         self.shape = (columns, rows) if self.transposed else (rows, columns)
-        self.bias = module._parameters["bias"]
+        self.bias = module._parameters.get("bias")
         self.weight = torch.empty(0, device="meta")  # some models fill it with first values, before what is loaded
 
-    def filled(self, matrix: Matrix) -> QuantizedLinear:
-        """The layer with its weight."""
+    def filled(self, matrix: Matrix, dtype: torch.dtype) -> QuantizedLinear | QuantizedEmbedding:
+        """The module with its weight; an embedding answers in `dtype`."""
+        if self.is_table:
+            assert isinstance(matrix, Table), "tables are quantised by GGUF alone"
+            return QuantizedEmbedding(matrix, dtype)
         return QuantizedLinear(matrix, self.bias, self.transposed)
 
 
@@ -108,6 +142,27 @@ def _linear(
     return y.view(*x.shape[:-1], y.shape[-1])
 
 
+def is_embedding(module: nn.Module) -> bool:
+    """A table whose rows are read, and nothing else."""
+    return isinstance(module, FrozenEmbedding | QuantizedEmbedding) or type(module) is nn.Embedding
+
+
+def table_size(table: nn.Module) -> tuple[int, int]:
+    """How many rows an embedding has, and how many numbers each."""
+    if isinstance(table, QuantizedEmbedding):
+        return table.matrix.shape
+    weight: Tensor = table.weight  # type: ignore[assignment]  # attributes have no types
+    return weight.shape[0], weight.shape[1]
+
+
+def table_rows(table: nn.Module, ids: Int[Tensor, " n"]) -> Float[Tensor, "n width"]:
+    """Rows of an embedding as its table has them, in the memory of the processor."""
+    if isinstance(table, QuantizedEmbedding):
+        return table.table.take(ids.to(table.table.device), table.dtype).cpu()
+    weight: Tensor = table.weight  # type: ignore[assignment]
+    return weight.detach()[ids.to(weight.device)].cpu()
+
+
 def is_linear_layer(module: nn.Module) -> bool:
     """A layer as models of `transformers` have them: an `nn.Linear`, or one of its subclasses, or a `Conv1D`."""
     return isinstance(module, nn.Linear) or is_transposed(module)
@@ -117,6 +172,13 @@ def is_transposed(module: nn.Module) -> bool:
     """A `Conv1D` of transformers, which stores its weight as (in, out)."""
     transformers = sys.modules.get("transformers.pytorch_utils")  # a Conv1D exists only where it was imported
     return transformers is not None and type(module) is transformers.Conv1D
+
+
+def num_weights(model: nn.Module) -> int:
+    """How many weights a model has, tied ones once, quantised ones as they were before."""
+    matrices = {module.matrix for module in model.modules() if isinstance(module, Quantized)}
+    quantized = sum(rows * columns for rows, columns in (matrix.shape for matrix in matrices))
+    return quantized + sum(parameter.numel() for parameter in model.parameters())
 
 
 def freeze_(model: nn.Module, dtype: torch.dtype) -> None:

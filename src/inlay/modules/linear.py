@@ -21,7 +21,7 @@ from inlay.core.product import product_dtype
 from inlay.core.routed import routed
 from inlay.kernels import product
 from inlay.methods.contract import Params
-from inlay.modules.frozen import FrozenEmbedding, FrozenLinear, QuantizedLinear, is_transposed
+from inlay.modules.frozen import FrozenLinear, Quantized, QuantizedLinear, is_embedding, is_transposed
 from inlay.quant.contract import Matrix
 
 Product = Callable[[str, int, Tensor, Tensor], Tensor]
@@ -61,7 +61,7 @@ class Linear(abc.ABC):
         """Its weight is stored as (in, out)."""
         self.is_plain = type(module) in (nn.Linear, FrozenLinear, QuantizedLinear) or is_transposed(module)
         """The module computes W x + b with it, and nothing else."""
-        if isinstance(module, QuantizedLinear):
+        if isinstance(module, Quantized):
             self.in_features, self.out_features = module.in_features, module.out_features
         else:
             shape = tuple(self.stored.shape)
@@ -127,7 +127,7 @@ class Linear(abc.ABC):
 
     @property
     def _dtype(self) -> torch.dtype:
-        return torch.float32 if isinstance(self.module, QuantizedLinear) else self.stored.dtype
+        return torch.float32 if isinstance(self.module, Quantized) else self.stored.dtype
 
     def product_dtype(self, x: Tensor) -> torch.dtype:
         """What the module multiplies an input like `x` in."""
@@ -393,7 +393,7 @@ def as_linear(module: nn.Module) -> Linear | None:
         return Dense(module)
     if isinstance(module, FrozenLinear | QuantizedLinear):
         return Dense(module, transposed=module.transposed)
-    if isinstance(module, FrozenEmbedding) or type(module) is nn.Embedding:
+    if is_embedding(module):
         return Embedding(module)
     if type(module) is nn.Conv2d and module.groups == 1 and module.padding_mode == "zeros":
         return None if isinstance(module.padding, str) else Convolution(module)

@@ -22,6 +22,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from inlay.core.product import one_thread
+from inlay.modules.frozen import table_size
 
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
 """How far two ways to one result may differ, as part of its largest number: above rounding, well below another context."""
@@ -56,7 +57,7 @@ def can_be_tried(model: nn.Module) -> bool:
 def example(model: Any, rows: int = 1) -> Int[Tensor, "rows t"]:
     """Rows of tokens that differ, none of them special but the last of each: the end of a text, where the model has one."""
     text = model.config.get_text_config()
-    count = model.get_input_embeddings().weight.shape[0]
+    count, _ = table_size(model.get_input_embeddings())
     ends = text.eos_token_id if isinstance(getattr(text, "eos_token_id", None), int) else None
     special = {getattr(text, f"{name}_token_id", None) for name in ("pad", "bos", "eos", "decoder_start")}
     plain = [number for number in range(min(count, 256)) if number not in special] or [0]

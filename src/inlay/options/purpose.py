@@ -4,11 +4,12 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Annotated, Any
 
-from inlay import formats, tasks
+from inlay import tasks
 from inlay.base.base import Base
 from inlay.data.sources import Data
 from inlay.errors import ConfigError, explain
-from inlay.io.checkpoint import Checkpoint, open_checkpoint
+from inlay.gguf.opening import open_base
+from inlay.io.checkpoint import Checkpoint
 from inlay.options.types import one_of
 from inlay.tasks.contract import DEFAULT_TASK, TaskSpec
 
@@ -49,7 +50,7 @@ def choose_alone(model: str, task: str | None, adapter: str | None) -> Chosen:
 
     - `ConfigError`: the task has classes, and neither the adapter nor the base has a head for them.
     """
-    checkpoint = open_checkpoint(model)
+    checkpoint = open_base(model)
     if adapter is not None:
         return _chosen_by(adapter, checkpoint, task)
     spec = tasks.find(task or guess(checkpoint, None))
@@ -60,7 +61,7 @@ def choose_alone(model: str, task: str | None, adapter: str | None) -> Chosen:
 
 
 def _chosen_by(adapter: str, checkpoint: Checkpoint, task: str | None) -> Chosen:
-    spec, labels = tasks.for_adapter(checkpoint, formats.outline(adapter))
+    spec, labels = tasks.for_adapter(checkpoint, adapter)
     if task not in (None, spec.name):
         says = f"--task {task}, but {adapter} was trained for {spec.name}"
         raise ConfigError(explain("this adapter is for another task", found=says, do="leave --task out"))
@@ -83,11 +84,7 @@ def check_answers(command: str, model: str, adapters: Sequence[str]) -> None:
     found = next(
         ((adapter, name) for adapter in chosen if (name := tasks.of_adapter(adapter)[0]) != DEFAULT_TASK), None
     )
-    if (
-        found is None
-        and not chosen
-        and (name := tasks.of_checkpoint(open_checkpoint(model))) not in (None, DEFAULT_TASK)
-    ):
+    if found is None and not chosen and (name := tasks.of_checkpoint(open_base(model))) not in (None, DEFAULT_TASK):
         found = (model, name)
     if found is not None:
         more = "" if found[0] == model else f" --adapter {found[0]}"

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from inlay.plugins import Contract
@@ -79,6 +79,14 @@ class Matrix(abc.ABC):
         out = torch.empty(self.shape, dtype=dtype, device=self.device)
         self.read(0, out)
         return out
+
+
+class Table(Matrix, abc.ABC):
+    """A matrix whose rows can be taken one by one, as an embedding does."""
+
+    @abc.abstractmethod
+    def take(self, ids: Int[Tensor, " n"], dtype: torch.dtype) -> Float[Tensor, "n in"]:
+        """The rows of these numbers, a new tensor."""
 
 
 def _nothing() -> None:
