@@ -7,6 +7,7 @@ from inlay.errors import MissingExtraError, explain
 EXTRAS = {
     "datasets": "train",
     "fastapi": "serve",
+    "gguf": "gguf",
     "llguidance": "serve",
     "matplotlib": "train",
     "prometheus_client": "serve",

@@ -57,15 +57,15 @@ COMMANDS = {
     "predict": ["predict", "base", "words.jsonl", "--adapter", "speller"],
     "initializer": [*TRAIN, "loud", "--initializer", "loudest_rows", "--r", "3"],
     "uniform": [*TRAIN, "quiet", "--r", "3"],
-    "export": ["export", "base", "quiet", "--format", "plain_json", "--output", "theirs"],
+    "export": ["export", "base", "quiet", "--for", "plain_json", "--output", "theirs"],
     "inspect theirs": ["inspect", "theirs"],
     "answer of quiet": ["generate", "base", "--adapter", "quiet", *ANSWER],
     "answer of theirs": ["generate", "base", "--adapter", "theirs", *ANSWER],
-    "export back": ["export", "base", "theirs", "--format", "peft", "--output", "back"],
-    "export another": ["export", "base", "mine", "--format", "plain_json", "--output", "not"],
+    "export back": ["export", "base", "theirs", "--for", "inlay", "--output", "back"],
+    "export another": ["export", "base", "mine", "--for", "plain_json", "--output", "not"],
     "in ruins": [*TRAIN, "not", "--method", "zz_ruin"],
     "misspelt method": [*TRAIN, "not", "--method", "directoin"],
-    "misspelt format": ["export", "base", "mine", "--format", "plian_json", "--output", "not"],
+    "misspelt format": ["export", "base", "mine", "--for", "plian_json", "--output", "not"],
 }
 WITHOUT = {
     "method": ["inspect", "mine"],
@@ -185,14 +185,14 @@ def test_a_method_is_trained_saved_inspected_and_merged(place, said):
         ("help of compare", ("--methods direction", "--quantize fifteen")),
         ("help of merge", ("--quantize fifteen",)),
         ("help of quantize", ("--scheme fifteen",)),
-        ("help of export", ("--format plain_json",)),
+        ("help of export", ("--for plain_json",)),
         ("help of predict", ("--task backwards", "--quantize fifteen")),
     ],
 )
 def test_help_lists_what_exists(said, name, flags):
     text = " ".join(said[name][1].replace("│", " ").split()).replace(", ", ",")
     for flag, toy in map(str.split, flags):
-        assert any(toy in choices.split(",") for choices in re.findall(rf"{flag} \{{([\w,-]+)\}}", text)), flag
+        assert any(toy in choices.split(",") for choices in re.findall(rf"{flag} \{{([\w.,-]+)\}}", text)), flag
 
 
 def test_an_adapter_that_is_saved_by_hand_names_the_package_of_its_task(tmp_path, monkeypatch):
@@ -270,9 +270,9 @@ def test_what_a_format_has_no_place_for_is_refused_by_its_own_words(place, said)
 
 def test_names_are_among_those_that_exist(said):
     assert "hint:  --method direction" in said["misspelt method"][2]
-    assert (
-        "'plian_json'; the formats are adapterhub, loralib, peft, plain_json, zz_ruin\n" in said["misspelt format"][2]
-    )
+    found = "'plian_json'; known are adapterhub, inlay, llama.cpp, mlx, ollama, peft, plain_json, sglang, transformers, vllm\n"
+    assert found in said["misspelt format"][2]
+    assert "hint:  --for plain_json" in said["misspelt format"][2]
 
 
 def test_without_the_package_what_is_missing_is_named(place, said, ruin):

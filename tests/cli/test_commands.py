@@ -53,8 +53,9 @@ def test_every_command_documents_itself(capsys, command):
     assert f"  {command} " in out
 
 
-def test_no_format_is_offered_that_can_not_be_written(capsys):
-    assert "--format {adapterhub,peft} " in run(capsys, "export", "--help")[1]
+def test_an_adapter_is_exported_for_engines_and_formats_that_can_be_written(capsys):
+    engines = "adapterhub,inlay,llama.cpp,mlx,ollama,peft,sglang,transformers,vllm"
+    assert f"--for {{{engines}}} " in run(capsys, "export", "--help")[1]
 
 
 def test_training_learns_and_says_so(home, tmp_path, capsys, drawn):

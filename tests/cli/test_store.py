@@ -104,7 +104,7 @@ def test_a_number_below_nothing_is_refused(kept, capsys):
     "arguments",
     [
         "inspect support@1",
-        "export base support@1 --output out --format peft",
+        "export base support@1 --output out --for peft",
         "merge base support@1 --output out",
         "generate base --adapter support@1 --adapter support@1 --prompt x --max-new-tokens 2",
         "eval base rows.jsonl --adapter support@1",

@@ -269,9 +269,9 @@ def test_the_commands(tmp_path, capsys):
     models.randomize(base.attach(inlay.Bottleneck(bottleneck_size=3), "mine"), seed=6)
     (tmp_path / "mine").mkdir()
     base.save("mine", tmp_path / "mine", {})
-    command = ["export", tmp_path / "base", tmp_path / "mine", "--format", "adapterhub", "--output", tmp_path / "v1.2"]
+    command = ["export", tmp_path / "base", tmp_path / "mine", "--for", "adapterhub", "--output", tmp_path / "v1.2"]
     status, out, err = run(capsys, *command)
-    assert (status, out, "in the form of adapterhub" in err) == (0, "", True)
+    assert (status, out, "for adapterhub" in err) == (0, "", True)
     config = json.loads((tmp_path / "v1.2" / CONFIG).read_text())
     assert (config["name"], config["model_class"], config["model_name"]) == (
         "v1-2",
@@ -284,7 +284,7 @@ def test_the_commands(tmp_path, capsys):
     assert answers[0][1] == answers[1][1]
     status, _, err = run(capsys, *command)
     assert (status, "nothing is overwritten" in err) == (1, True)
-    command = ["export", tmp_path / "base", tmp_path / "v1.2", "--format", "peft", "--output", tmp_path / "back"]
+    command = ["export", tmp_path / "base", tmp_path / "v1.2", "--for", "inlay", "--output", tmp_path / "back"]
     assert run(capsys, *command)[0] == 0
     names = ("adapter_config.json", "adapter_model.safetensors")
     assert [(tmp_path / "back" / name).read_bytes() for name in names[1:]] == [

@@ -1,4 +1,7 @@
-"""What is said of other engines: `transformers` is asked, vLLM and llama.cpp by what their sources say of each feature."""
+"""What is said of other engines: `transformers` is asked, the others by what their sources say of each feature.
+
+`tests/engines` asks all of them; it needs an environment of each.
+"""
 
 import json
 
@@ -7,10 +10,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import inlay
-from inlay import methods
-from inlay.formats import _engines as engines
+from inlay import engines, methods
+from inlay.engines import LLAMA_CPP, OLLAMA, PEFT, SGLANG, TRANSFORMERS, VLLM
 from inlay.formats import peft
-from inlay.formats._engines import LLAMA_CPP, PEFT, TRANSFORMERS, VLLM
 from inlay.io import safetensors
 from tests.support import bases, models
 from tests.support import tasks as support
@@ -20,18 +22,22 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWa
 
 PLAIN = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 8, "lora_alpha": 16, "bias": "none", "use_dora": False}
 TENSORS = {
-    f"base_model.model.model.layers.0.q_proj.lora_{part}.weight": shape
+    f"base_model.model.model.layers.0.{name}.lora_{part}.weight": shape
+    for name in ("q_proj", "k_proj", "v_proj")
     for part, shape in (("A", (8, 20)), ("B", (20, 8)))
 }
+ALL = [*engines.FORMS]
+LAYER = "base_model.model.model.layers.0"
 
 CASES = [
-    ({}, {}, [PEFT, TRANSFORMERS, VLLM, LLAMA_CPP]),
-    ({"task_type": None, "rank_pattern": {"q_proj": 4}}, {}, [PEFT, TRANSFORMERS, VLLM, LLAMA_CPP]),
-    ({"use_dora": True}, {"base_model.model.x.lora_magnitude_vector": (20,)}, [PEFT]),
+    ({}, {}, ALL),
+    ({"task_type": None}, {}, ALL),
+    ({"rank_pattern": {"q_proj": 4}}, {}, [PEFT, TRANSFORMERS, VLLM, LLAMA_CPP, OLLAMA]),
+    ({"use_dora": True}, {f"{LAYER}.q_proj.lora_magnitude_vector": (20,)}, [PEFT]),
     ({"peft_type": "VERA"}, {}, [PEFT]),
     ({"use_rslora": True}, {}, [PEFT, TRANSFORMERS, VLLM]),
     ({"alpha_pattern": {"q_proj": 4}}, {}, [PEFT, TRANSFORMERS, VLLM]),
-    ({"bias": "lora_only"}, {"base_model.model.x.q_proj.base_layer.bias": (20,)}, [PEFT, TRANSFORMERS]),
+    ({"bias": "lora_only"}, {f"{LAYER}.q_proj.base_layer.bias": (20,)}, [PEFT, TRANSFORMERS]),
     ({"bias": "all"}, {}, [PEFT, TRANSFORMERS]),
     ({"lora_bias": True}, {}, [PEFT, TRANSFORMERS]),
     ({"modules_to_save": ["lm_head"]}, {"base_model.model.lm_head.weight": (99, 20)}, [PEFT, TRANSFORMERS]),
@@ -44,10 +50,12 @@ CASES = [
     ({"trainable_token_indices": [3]}, {}, [PEFT, TRANSFORMERS]),
     ({"target_parameters": ["experts.gate_up_proj"]}, {}, [PEFT, TRANSFORMERS]),
     ({}, {"base_model.model.x.embed_tokens.lora_embedding_A": (8, 99)}, [PEFT, TRANSFORMERS, VLLM]),
-    ({}, {"base_model.model.x.conv.lora_A.weight": (8, 3, 3, 3)}, [PEFT, TRANSFORMERS]),
-    ({}, {"base_model.model.x.q_proj.base_layer.weight": (20, 20)}, [PEFT, TRANSFORMERS]),
-    ({"r": 1024}, {}, [PEFT, TRANSFORMERS, LLAMA_CPP]),
-    ({"rank_pattern": {"q_proj": 600}}, {}, [PEFT, TRANSFORMERS, LLAMA_CPP]),
+    ({}, {"base_model.model.lm_head.lora_A.weight": (8, 20)}, [PEFT, TRANSFORMERS]),
+    ({}, {f"{LAYER}.conv.lora_A.weight": (8, 3, 3, 3)}, [PEFT, TRANSFORMERS]),
+    ({}, {f"{LAYER}.q_proj.base_layer.weight": (20, 20)}, [PEFT, TRANSFORMERS]),
+    ({}, {f"{LAYER}.up_proj.lora_A.weight": (8, 20)}, [one for one in ALL if one != SGLANG]),
+    ({"r": 1024}, {}, [one for one in ALL if one != VLLM]),
+    ({"rank_pattern": {"q_proj": 600}}, {}, [PEFT, TRANSFORMERS, LLAMA_CPP, OLLAMA]),
     ({"peft_type": "IA3"}, {}, [PEFT, TRANSFORMERS]),
     ({"peft_type": "PREFIX_TUNING"}, {"prompt_embeddings": (20, 40)}, [PEFT]),
     ({"peft_type": "BITFIT"}, {}, []),
@@ -55,20 +63,30 @@ CASES = [
 
 
 @pytest.mark.parametrize(("changes", "more", "expected"), CASES)
-def test_an_engine_is_named_where_it_loads_all_that_the_files_have(changes, more, expected):
+def test_an_engine_is_named_where_it_does_all_that_the_files_say(changes, more, expected):
     config, shapes = PLAIN | changes, TENSORS | more
-    assert engines.loading(config, shapes) == expected
-    assert set(engines.reasons(config, shapes)) == set(engines.ENGINES) - set(expected)
+    assert set(engines.reasons(config, shapes)) == set(ALL) - set(expected)
+    assert engines.loading(config, shapes) == [one for one in expected if engines.FORMS[one] == "peft"]
 
 
 def test_every_line_of_the_table_is_tried_alone():
     hit = {
-        name
+        feature.name
         for changes, more, _ in CASES
-        for names in engines.reasons(PLAIN | changes, TENSORS | more).values()
-        for name in names
+        for features in engines.reasons(PLAIN | changes, TENSORS | more).values()
+        for feature in features
     }
     assert hit == {feature.name for feature in engines.FEATURES}
+
+
+def test_what_export_cures_keeps_nobody_out():
+    for changes, more, _ in CASES:
+        found = engines.reasons(PLAIN | changes, TENSORS | more)
+        left = {engine: {f.name for f in features if f.cure != "export"} for engine, features in found.items()}
+        said = engines.incurable(PLAIN | changes, TENSORS | more)
+        assert {engine: {f.name for f in features} for engine, features in said.items()} == {
+            engine: names for engine, names in left.items() if names
+        }
 
 
 def saved(tmp_path, method, family="llama"):
@@ -84,13 +102,13 @@ def test_transformers_loads_what_the_table_says(tmp_path, capsys, name):
     base = saved(tmp_path, methods.find(name)())
     found = said(tmp_path / "mine")
     assert (PEFT in found) == bool(methods.find(name).peft.type)
-    assert (VLLM in found) == (LLAMA_CPP in found) == (name == "lora")
+    assert (VLLM in found) == (name == "lora")
     assert (TRANSFORMERS in found) == as_in_transformers(tmp_path, base)
     text = (tmp_path / "mine" / "README.md").read_text()
     line = next(
         line for line in run(capsys, "inspect", tmp_path / "mine")[1].splitlines() if line.startswith("loads in")
     )
-    for engine in engines.ENGINES:
+    for engine in engines.reading("peft"):
         assert (engine in text.partition(" load in ")[2]) == (engine in line) == (engine in found)
     assert ("library_name: peft" in text) == (PEFT in found)
 
@@ -129,8 +147,8 @@ def test_what_keeps_an_engine_out_is_said_of_our_own_files(tmp_path, capsys, set
     assert (TRANSFORMERS in said(tmp_path / "mine")) == as_in_transformers(tmp_path, base)
     _, out, _ = run(capsys, "inspect", tmp_path / "mine")
     line = next(line for line in out.splitlines() if line.startswith("not in"))
-    assert feature in line.partition("llama.cpp (converted) (")[2]
-    assert "llama.cpp" not in (tmp_path / "mine" / "README.md").read_text()
+    assert feature in line.partition("sglang (")[2]
+    assert "sglang" not in (tmp_path / "mine" / "README.md").read_text()
 
 
 def test_a_classifier_is_said_to_load_in_vllm_nowhere(tmp_path, capsys):

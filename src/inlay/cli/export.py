@@ -1,23 +1,27 @@
-"""Write an adapter in the form of another library."""
+"""Write an adapter for another engine, in the form that it reads."""
 
 import dataclasses
 from pathlib import Path
 from typing import Annotated
 
+import tyro
+
 from inlay import formats, screen
 from inlay.base import meta_model
-from inlay.formats.contract import ModelFacts
+from inlay.errors import CompatibilityError, explain, few
+from inlay.export import engines
+from inlay.formats.contract import AdapterFile, ModelFacts
 from inlay.gguf.opening import open_outline
 from inlay.io import output
+from inlay.io.checkpoint import Checkpoint
 from inlay.layout.fitting import layers
 from inlay.layout.layout import Layout
 from inlay.options.flags import AdapterDirectory, Common, Model
-from inlay.options.types import one_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Export(Common):
-    """The base's configuration is enough; Inlay reads what it writes."""
+    """The base's configuration is enough. What the engine can't do is refused; Inlay reads what is written."""
 
     model: Model
     """The base: a directory, or a name on the hub."""
@@ -28,23 +32,40 @@ class Export(Common):
     output: Path
     """The directory for the adapter; it must not exist."""
 
-    format: Annotated[str, one_of(formats.written())]
-    """In whose form: adapterhub is that of AdapterHub's `adapters`, peft that of PEFT and the rest."""
+    engine: Annotated[str, tyro.conf.arg(name="for", metavar="{" + ",".join(engines.names()) + "}")]
+    """Who reads it: an engine, or the name of a format."""
 
     def run(self) -> int:
         """Read it, put it on the base's layers, write it."""
-        file, base = formats.read(self.adapter), open_outline(self.model)
-        model = meta_model.meta(base, meta_model.own_class(base))
-        model_type, class_name = base.config.get("model_type"), type(model).__name__
-        facts = ModelFacts(base.reference, file.model.task_type, model_type, class_name, layers(Layout(model)))
-        file = formats.placed(file, facts)
-        file = dataclasses.replace(file, model=facts, name=self.output.resolve().name)
+        base = open_outline(self.model)
+        file = dataclasses.replace(placed(self.adapter, base), name=self.output.resolve().name)
         with output.new_directory(self.output) as partial:
-            formats.write(partial, file, self.format)
-        screen.say("wrote", f"{self.output}/  in the form of {self.format}")
+            written = engines.write(partial, file, self.engine)
+        changed = "" if written is file else f", a plain LoRA {written.method.describe()}"
+        screen.say("wrote", f"{self.output}/  for {self.engine}{changed}")
         if self.json:
-            screen.emit({"output": str(self.output), "format": self.format})
+            screen.emit({"output": str(self.output), "for": self.engine})
         return 0
+
+
+def placed(adapter: str, base: Checkpoint) -> AdapterFile:
+    """An adapter on the layers of a base of which the configuration is at hand.
+
+    **Raises:**
+
+    - `CompatibilityError`: it has tensors for layers that the base does not have, or has in other shapes.
+    """
+    file, model = formats.read(adapter), meta_model.meta(base, meta_model.own_class(base))
+    layout, model_type = Layout(model), base.config.get("model_type")
+    facts = ModelFacts(
+        base.reference, file.model.task_type, model_type, type(model).__name__, layers(layout), base.config
+    )
+    file = formats.placed(file, facts)
+    problems = layout.problems(file.method, file.params)
+    if problems and file.model.task_type in (None, "CAUSAL_LM"):  # the head of another task is not the base's
+        do = "the base it was trained on: inlay inspect names it"
+        raise CompatibilityError(explain(f"this adapter does not fit {base.name}", found=few(problems), do=do))
+    return dataclasses.replace(file, model=facts)
 
 
 Command = Export

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from inlay import formats, methods, screen
+from inlay.export import engines
 from inlay.io.fingerprint import short
 from inlay.options.flags import AdapterDirectory, Common
 from inlay.screen import count, size
@@ -41,6 +42,8 @@ class Inspect(Common):
         if loading and len(loading) < len(readers):  # of a method of Inlay alone nobody wants to know who lacks it
             reasons = [f"{name} ({', '.join(reasons)})" for name, reasons in readers.items() if reasons]
             screen.fact("not in", "; ".join(reasons))
+        if exported := [name for name in engines.served(file) if name not in loading]:
+            screen.fact("exports", f"for {', '.join(exported)}")
         if self.json:
             screen.emit(
                 {

@@ -119,6 +119,8 @@ def _tokens(file: AdapterFile) -> tuple[int, ...] | None:
 
 def _uncombined(file: AdapterFile) -> str | None:
     """Why an adapter is no pair of factors for each layer; the layers of other tensors have no sizes in its file."""
+    if file.needs_model:
+        return "its tensors are as another program has them: inlay export BASE ADAPTER --for inlay --output DIR"
     if file.parameters:
         return f"parameters of several maps ({', '.join(file.parameters)})"
     changes = [path for path in file.params if added(file, path)]

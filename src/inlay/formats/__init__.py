@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ TABLE = plugins.Table(
     folder=tuple(__path__),
     group="inlay.formats",
     what="adapter format",
-    choice="--format peft",
+    choice="--for inlay",
     take=_format,
 )
 """The formats that exist."""
@@ -41,11 +42,20 @@ def written() -> list[str]:
 
 
 def fetched(source: str | Path) -> Path:
-    """The directory of an adapter: `source` itself, what the store has as `name@version`, or the hub's copy of that name."""
+    """The directory of an adapter: `source` itself, or where the file `source` lies that is one; what the store has as
+    `name@version`, or the hub's copy of that name."""
     if stored := store.find(source):
         return stored
-    files = (file for _, form in TABLE.known() for file in form.files)
+    file = Path(os.path.expanduser(source))
+    if os.path.isfile(file) and any(file.match(form.tensors) for _, form in TABLE.known() if form.tensors):
+        return file.resolve().parent
+    files = (file for _, form in TABLE.known() for file in form.files if "*" not in file)  # what else may fit is large
     return fetch(source, "adapter", itertools.chain([records.RECORD], files))
+
+
+def weights(directory: Path) -> Path:
+    """The file with the tensors of the adapter in a directory."""
+    return next(iter(directory.glob(find(detect(directory)).tensors)))
 
 
 def detect(directory: Path) -> str:
@@ -115,7 +125,7 @@ def write(directory: Path, file: AdapterFile, form: str = "peft") -> None:
     problems = chosen.problems(file)
     if problems:
         raise CompatibilityError(
-            explain(f"this adapter would be another one in the form of {form}", found=problems, do="--format peft")
+            explain(f"this adapter would be another one in the form of {form}", found=problems, do="--for inlay")
         )
     chosen.write(directory, file)
     origin = methods.TABLE.origin(methods.name_of(file.method))
@@ -137,7 +147,7 @@ def _opened(source: str | Path) -> tuple[Callable[[bool], AdapterFile], int]:
     if isinstance(said, dict):
         methods.TABLE.check_installed(str(said.get("name")), needs.get("method"), directory / records.RECORD)
     form = find(name)
-    files = [directory / file for file in form.files]
+    files = [file for pattern in form.files for file in directory.glob(pattern)]
     return (
         lambda outline: dataclasses.replace(form.read(directory, outline=outline), record=record, form=name),
         sum(file.stat().st_size for file in files if file.is_file()),

@@ -44,6 +44,8 @@ class ModelFacts(NamedTuple):
     class_name: str = ""
     layers: Mapping[str, Layer] = {}
     """Every module, and every parameter that holds several maps, by path."""
+    config: Mapping[str, Any] = {}
+    """What its configuration says; empty where nothing is known of it but an adapter's file."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,15 +68,17 @@ class AdapterFile:
     """The content of `inlay.json`; empty where there is none."""
     form: str = "peft"
     """The name of the format that it was read from."""
+    needs_model: bool = False
+    """Its tensors have the names, and perhaps the order of rows, of another program, until they are `placed` on a model."""
 
 
 class Format(Contract, abstract=True):
     """One way of keeping an adapter in a directory."""
 
     files: ClassVar[tuple[str, ...]]
-    """The names of the files that it reads: what is fetched from the hub. The first one is always there."""
+    """The names of the files that it reads, which are fetched from the hub, or patterns of names, which are not."""
     tensors: ClassVar[str]
-    """The file that holds the tensors; empty where no adapter can be written in this format."""
+    """The file that holds the tensors, or a pattern; empty where no adapter can be written in this format."""
 
     @abc.abstractmethod
     def detect(self, directory: Path) -> bool:

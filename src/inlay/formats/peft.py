@@ -19,9 +19,8 @@ from typing import Any, TypedDict
 from safetensors.torch import save
 from torch import Tensor
 
-from inlay import fields, methods
+from inlay import engines, fields, methods
 from inlay.errors import CompatibilityError, FormatError, explain, few
-from inlay.formats import _engines
 from inlay.formats._card import card
 from inlay.formats._peft_forms import (
     INNER,
@@ -118,30 +117,35 @@ class Peft(Format):
         return [f"{path}: what this layer is is not known" for path in file.params if path and path not in layers]
 
     def write(self, directory: Path, file: AdapterFile) -> None:
-        targets = targets_of(file, [path for path in file.params if not set(file.params[path]) <= {TOKEN_ROWS, *OWN}])
-        config = _config(file, targets)
-        tensors = {f"{_SHARED_PREFIX}{name}": tensor for name, tensor in file.shared.items()}
-        for path, module in file.params.items():
-            layer = file.model.layers.get(path, Layer())
-            is_target = path in targets.modules
-            if path in targets.parameters:
-                path, module = targets.parameters[path], flattened(module)
-            elif layer.kind == "conv2d" and is_target:
-                kinds = file.method.peft.kernels
-                shape = tuple(layer.sizes.values())
-                module = {name: kernel(tensor, kinds.get(name), shape) for name, tensor in module.items()}
-            tensors |= _keys(file.method, path, module, layer.kind == "embedding" and is_target)
+        config, tensors = described(file)
         stored = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
         (directory / CONFIG).write_text(json.dumps(dict(sorted(config.items())), indent=2), "utf-8")
         (directory / TENSORS).write_bytes(save(stored, metadata={"format": "pt"}))
-        engines = _engines.loading(config, {key: tensor.shape for key, tensor in stored.items()})
-        (directory / CARD).write_text(card(file, engines), "utf-8")
+        loading = engines.loading(config, {key: tensor.shape for key, tensor in stored.items()})
+        (directory / CARD).write_text(card(file, loading), "utf-8")
 
     def readers(self, directory: Path) -> dict[str, list[str]]:
         entries = safetensors.read_header(directory / TENSORS).tensors
         config = json_files.read_json(directory / CONFIG)
-        reasons = _engines.reasons(config, {name: entry.shape for name, entry in entries.items()})
-        return {engine: reasons.get(engine, []) for engine in _engines.ENGINES}
+        found = engines.reasons(config, {name: entry.shape for name, entry in entries.items()})
+        return {name: [feature.name for feature in found.get(name, ())] for name in engines.reading("peft")}
+
+
+def described(file: AdapterFile) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """An adapter as the files have it: the content of adapter_config.json, and the tensors by their names."""
+    targets = targets_of(file, [path for path in file.params if not set(file.params[path]) <= {TOKEN_ROWS, *OWN}])
+    tensors = {f"{_SHARED_PREFIX}{name}": tensor for name, tensor in file.shared.items()}
+    for path, module in file.params.items():
+        layer = file.model.layers.get(path, Layer())
+        is_target = path in targets.modules
+        if path in targets.parameters:
+            path, module = targets.parameters[path], flattened(module)
+        elif layer.kind == "conv2d" and is_target:
+            kinds = file.method.peft.kernels
+            shape = tuple(layer.sizes.values())
+            module = {name: kernel(tensor, kinds.get(name), shape) for name, tensor in module.items()}
+        tensors |= _keys(file.method, path, module, layer.kind == "embedding" and is_target)
+    return _config(file, targets), tensors
 
 
 def _config(file: AdapterFile, targets: Targets) -> dict[str, Any]:

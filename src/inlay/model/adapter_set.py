@@ -149,8 +149,9 @@ class AdapterSet:
     @property
     def facts(self) -> ModelFacts:
         """What a format has to know of the model."""
-        model_type = getattr(getattr(self.module, "config", None), "model_type", None)
-        return ModelFacts(self.reference, self.task_type, model_type, type(self.module).__name__, layers(self.layout))
+        config = getattr(self.module, "config", None)
+        kind, said = getattr(config, "model_type", None), getattr(config, "__dict__", {})
+        return ModelFacts(self.reference, self.task_type, kind, type(self.module).__name__, layers(self.layout), said)
 
     def attach(
         self, source: str | Path | Method, name: str | None = None, *, seed: int = 0, check: Check = lambda *about: None

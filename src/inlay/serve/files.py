@@ -34,8 +34,8 @@ def files_of(directory: Path) -> Files:
         raise UnknownNameError(explain("the directory of an adapter is gone", found=str(directory)))
     try:
         form = formats.find(formats.detect(directory))
-        names = sorted({*form.files, records.RECORD} - {CARD})
-        return {name: identity(directory / name) for name in names if (directory / name).is_file()}
+        found = {file.name for pattern in (*form.files, records.RECORD) for file in directory.glob(pattern)}
+        return {name: identity(directory / name) for name in sorted(found - {CARD}) if (directory / name).is_file()}
     except OSError as error:
         raise UnknownNameError(
             explain("the files of an adapter are gone", found=f"{directory}: {error.strerror}")

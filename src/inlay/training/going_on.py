@@ -66,8 +66,7 @@ def check_method(source: str | Path, has: Method, asked: Method | str | None) ->
 def about(source: str | Path) -> dict[str, Any]:
     """The adapter at `source` for the record of the run that goes on: its name, what it holds, and how long it was trained."""
     directory = formats.fetched(source)
-    tensors = directory / formats.find(formats.detect(directory)).tensors
-    digest = hashlib.sha256(tensors.read_bytes()).hexdigest()
+    digest = hashlib.sha256(formats.weights(directory).read_bytes()).hexdigest()
     steps = records.read(directory).get("training", {}).get("steps")
     return {"name": in_utf8(Path(source).resolve().name), "sha256": digest, "steps": steps}
 
