@@ -39,7 +39,9 @@ MAPS = {
 NUM_LAYERS = 16
 
 
-def written(folder: Path, maps: dict[str, tuple[int, int]], method: inlay.Lora, seed: int) -> Path:
+def written(
+    folder: Path, maps: dict[str, tuple[int, int]], method: inlay.Lora, seed: int, record: dict[str, Any] | None = None
+) -> Path:
     """A random adapter of these maps (out, in) in PEFT's form."""
     generator, params = torch.Generator().manual_seed(seed), {}
     for path, (out, width) in maps.items():
@@ -47,7 +49,8 @@ def written(folder: Path, maps: dict[str, tuple[int, int]], method: inlay.Lora, 
         params[path] = {"lora_A": A, "lora_B": torch.randn(out, method.r, generator=generator) * 0.02}
     layers = {path: Layer("linear", {"out": out, "in": width}) for path, (out, width) in maps.items()}
     folder.mkdir(parents=True)
-    formats.write(folder, AdapterFile(method=method, params=params, model=ModelFacts(layers=layers)))
+    about = ModelFacts(layers=layers)
+    formats.write(folder, AdapterFile(method=method, params=params, model=about, record=record or {}))
     return folder
 
 

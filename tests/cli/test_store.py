@@ -69,6 +69,15 @@ def test_what_is_no_adapter_is_not_kept(kept, home, capsys):
     assert "is not an adapter" in err
 
 
+def test_a_damaged_name_is_in_the_way_of_no_other(kept, home, capsys):
+    (kept / "store" / "tags" / "broken@1.json").write_text("{")
+    assert run(capsys, "store", "add", home / "two", "--tag", "support@1")[0] == 0
+    assert run(capsys, "store", "add", home / "two")[0] == 0
+    status, _, err = run(capsys, "store", "add", home / "two", "--tag", "broken@1")
+    assert status == 1
+    assert "broken@1.json" in err
+
+
 def test_differences_are_shown(kept, home, capsys):
     found = run_json(capsys, "store", "diff", "support@1", home / "two")["differences"]
     assert "training.steps: 2 → 3" in found["inlay.json"]

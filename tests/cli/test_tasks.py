@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 
-from inlay import tasks
+from inlay import formats, tasks
 from inlay.base.load import load
 from inlay.io.checkpoint import open_checkpoint
 from inlay.tasks._encode import inputs
@@ -145,7 +145,7 @@ def trained(capsys, tmp_path, task, model, *more):
 
 def for_adapter(place):
     checkpoint = open_checkpoint(place / "base")
-    spec, labels = tasks.for_adapter(checkpoint, place / "mine")
+    spec, labels = tasks.for_adapter(checkpoint, formats.outline(place / "mine"))
     return load(checkpoint, task=spec, labels=labels, dtype="float32")
 
 

@@ -74,6 +74,30 @@ def test_what_is_kept_comes_back_and_stays(held, tmp_path):
     assert hidden(held) == []
 
 
+def test_what_is_copied_in_many_chunks_has_its_digest(tmp_path, monkeypatch):
+    for name, value in (("_CHUNK_BYTES", 7), ("_BEHIND", 2), ("_BEGUN", 3)):
+        monkeypatch.setattr(files, name, value)
+    source, target = adapter(tmp_path / "a"), tmp_path / "b"
+    target.mkdir()
+    assert files.copy(source, target, files.listed(source), 0o440) == files.digest_of(source) == files.digest_of(target)
+    assert {path.stat().st_mode & 0o777 for path in target.rglob("*") if path.is_file()} == {0o440 & ~output._umask()}
+
+
+def test_a_disk_that_fails_before_the_end_is_not_forgotten(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_CHUNK_BYTES", 7)
+    synced = []
+
+    def failing(path):
+        synced.append(path)
+        if len(synced) == 1:  # what a system says of a write that was lost it says once
+            raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(output, "sync_one", failing)
+    (tmp_path / "b").mkdir()
+    with pytest.raises(OSError, match="Input/output"):
+        files.copy(adapter(tmp_path / "a"), tmp_path / "b", ["deep/ü b.bin"])
+
+
 def test_the_same_files_are_one_object_and_other_files_another(held, tmp_path):
     digests = [held.add(adapter(tmp_path / name, text), f"{name}@1")[0] for name, text in ("ax", "bx", "cy")]
     assert digests[0] == digests[1] != digests[2]

@@ -9,10 +9,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import inlay
+from inlay import formats
 from inlay.errors import CompatibilityError, FormatError
 from inlay.evaluation import golden, verify
 from inlay.formats.peft import TENSORS
-from tests.support import bases
+from inlay.io.checkpoint import open_checkpoint
+from tests.support import bases, quantized
 from tests.support.command import run, run_json
 
 BASES, EACH = 6, 2
@@ -42,6 +44,10 @@ def own_cache(home, monkeypatch):
     monkeypatch.setenv("INLAY_CACHE", str(home / "cache"))
 
 
+def weights(adapter, model):
+    return verify.weights(adapter.name, formats.outline(adapter), open_checkpoint(model))
+
+
 def changed(home, tmp_path, change):
     """The first adapter with another record."""
     place = tmp_path / "00"
@@ -58,10 +64,10 @@ def test_every_pair_is_told_apart_in_less_than_a_second(home):
         for adapter in sorted(home.glob("[0-9][0-9]")):
             start = time.perf_counter()
             if adapter.name[0] == str(number):
-                assert verify.weights(adapter, home / f"base{number}")[0] == "same"
+                assert weights(adapter, home / f"base{number}")[0] == "same"
             else:
                 with pytest.raises(CompatibilityError, match="was trained on another base"):
-                    verify.weights(adapter, home / f"base{number}")
+                    weights(adapter, home / f"base{number}")
             slowest = max(slowest, time.perf_counter() - start)
     assert slowest < 1
 
@@ -73,13 +79,13 @@ def test_the_right_base_answers_as_it_did(home):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_a_copy_in_another_dtype_is_recognised(home, tmp_path, dtype):
+def test_a_copy_in_another_dtype_is_recognised_and_that_is_said(home, tmp_path, capsys, dtype):
     copy = shutil.copytree(home / "base0", tmp_path / "copy")
     tensors = {name: tensor.to(dtype) for name, tensor in load_file(copy / "model.safetensors").items()}
     save_file(tensors, copy / "model.safetensors", {"format": "pt"})
-    assert verify.weights(home / "00", copy)[0] == "another precision"
     with pytest.raises(CompatibilityError, match="another base"):
-        verify.weights(home / "10", copy)
+        weights(home / "10", copy)
+    said_to_be_in_another_precision(home / "00", copy, capsys)
 
 
 def test_a_float16_base_is_recognised_in_wider_copies(home, tmp_path):
@@ -91,17 +97,34 @@ def test_a_float16_base_is_recognised_in_wider_copies(home, tmp_path):
     base = inlay.load(tmp_path / "half")
     base.save(base.create(inlay.Lora(r=3)).name, tmp_path / "mine", base.about_base)
     for name in ("wide", "brain"):
-        assert verify.weights(tmp_path / "mine", tmp_path / name)[0] == "another precision"
+        assert weights(tmp_path / "mine", tmp_path / name)[0] == "another precision"
 
 
-def test_copies_in_other_files_or_of_eight_bits_are_recognised(home, tmp_path, capsys):
+def test_a_copy_in_other_files_is_the_same(home, tmp_path):
     inlay.load(home / "base0").model.save_pretrained(tmp_path / "shards", max_shard_size="20kB")
     assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 1
-    assert verify.weights(home / "00", tmp_path / "shards")[0] == "same"
-    assert run(capsys, "quantize", home / "base0", "--scheme", "int8", "--output", tmp_path / "int8")[0] == 0
-    assert verify.weights(home / "00", tmp_path / "int8")[0] == "another precision"
+    assert weights(home / "00", tmp_path / "shards")[0] == "same"
+
+
+@pytest.mark.parametrize("scheme", ["int8", "nf4"])
+def test_a_quantised_copy_is_recognised_and_that_is_said(home, tmp_path, capsys, scheme):
+    wide = tmp_path / "wide"
+    quantized.model("llama").save_pretrained(wide)
+    bases.tokenizer().save_pretrained(wide)
+    base = inlay.load(wide)
+    (tmp_path / "mine").mkdir()
+    base.save(base.create(inlay.Lora(r=3)).name, tmp_path / "mine", base.about_base)
+    assert run(capsys, "quantize", wide, "--scheme", scheme, "--output", tmp_path / "copy")[0] == 0
+    said_to_be_in_another_precision(tmp_path / "mine", tmp_path / "copy", capsys)
     with pytest.raises(CompatibilityError, match="another base"):
-        verify.weights(home / "10", tmp_path / "int8")
+        weights(home / "00", tmp_path / "copy")
+
+
+def said_to_be_in_another_precision(adapter, copy, capsys):
+    with pytest.warns(UserWarning, match="on the same weights in another precision"):
+        status, out, err = run(capsys, "verify", adapter, "--model", copy)
+    assert status == 0, err
+    assert "the weights that it was trained on, in another precision; answers differ a little" in out
 
 
 def test_tensors_that_are_not_the_trained_ones_are_found_by_their_answers(home, tmp_path):
@@ -120,7 +143,16 @@ EMPTY = {part: [] for part in golden.PARTS}
 
 
 @pytest.mark.parametrize(
-    "kept", [[], {}, {"prompts": [[1]], "answers": [[1]], "base": []}, "x", {"prompts": [[]]}, EMPTY]
+    "kept",
+    [
+        [],
+        {},
+        {"prompts": [[1]], "answers": [[1]], "base": []},
+        "x",
+        {"prompts": [[]]},
+        EMPTY,
+        {"prompts": [[1]], "answers": [[]], "base": [[]]},
+    ],
 )
 def test_golden_answers_that_are_none_are_refused(home, tmp_path, kept):
     place = changed(home, tmp_path, lambda record: record.update({golden.KEY: kept}))

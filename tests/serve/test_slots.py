@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from inlay.base.load import load
 from inlay.errors import CapacityError, CompatibilityError, ConfigError, FormatError, InlayError, UnknownNameError
+from inlay.hub import store
 from inlay.serve.slots import Limits, Slots
 from tests.support import bases, servers
 
@@ -236,6 +237,27 @@ def test_adapters_are_loaded_from_allowed_directories_alone(place, tmp_path):
     for path in (outside, place[1] / "link", place[1] / ".." / "outside", "/", "adapters\0", place[1].parent):
         with pytest.raises(ConfigError, match="can't be loaded from there"):
             slots.allowed(str(path))
+
+
+def test_a_name_in_the_store_is_loaded_where_the_store_is_allowed(place, tmp_path, monkeypatch):
+    monkeypatch.setenv("INLAY_STORE", str(place[1] / "store"))
+    held = store.Store(store.directory())
+    digest, _ = held.add(place[1] / "red", "red@1")
+    slots = _slots(place)
+    for name in ("red@1", f"sha256:{digest}"):
+        assert slots.allowed(name) == held.object(digest).resolve()
+    with pytest.raises(UnknownNameError, match="no adapter of that name"):
+        slots.allowed("red@2")
+    monkeypatch.setenv("INLAY_STORE", str(tmp_path / "elsewhere"))
+    for name in ("red@1", f"sha256:{digest}"):
+        with pytest.raises(ConfigError, match="can't be loaded from there"):
+            slots.allowed(name)
+    link = tmp_path / "elsewhere" / "objects" / digest  # a store may be allowed, and what its object leads to not
+    link.parent.mkdir(parents=True)
+    link.symlink_to(tmp_path)
+    slots.directories += ((tmp_path / "elsewhere").resolve(),)
+    with pytest.raises(ConfigError, match="can't be loaded from there"):
+        slots.allowed(f"sha256:{digest}")
 
 
 @pytest.mark.parametrize("name", ["", "a b", "../x", "a/b/c", "x" * 200, "tiny", "a:b", ".hidden", "a\n", "é"])

@@ -40,6 +40,7 @@ from inlay.io.checkpoint import Checkpoint, open_checkpoint
 from inlay.io.fingerprint import check_unchanged, check_written
 from inlay.io.mapped import Mapped, Pages
 from inlay.io.safetensors import TORCH_DTYPES
+from inlay.layout import stored
 from inlay.modules import streamed
 from inlay.modules.ahead import ReadAhead
 from inlay.modules.frozen import freeze_
@@ -195,7 +196,7 @@ def _parameters_are_mapped(model: nn.Module, checkpoint: Checkpoint, dtype: torc
     """Parameters that hold several maps are the file's own pages: the file has them so, in the dtype of the products."""
     prefix = getattr(model, "base_model_prefix", "")
     paths = [path for path, linear in maps_of(model).items() if linear.count is not None]
-    names = [meta_model.checkpoint_path(path, prefix, checkpoint.tensors) for path in paths]
+    names = [stored.checkpoint_path(path, prefix, checkpoint.tensors) for path in paths]
     return all(name is not None and TORCH_DTYPES[checkpoint.tensors[name].dtype] == dtype for name in names)
 
 
@@ -310,7 +311,7 @@ def _fill_(model: nn.Module, chosen: _Choices, limit: int | None) -> None:
     """Replace every placeholder by a quantised layer."""
     packed, device = chosen.packed, torch.device(chosen.device)
     prefix, mapped, placeholders = getattr(model, "base_model_prefix", ""), Mapped(), meta_model.placeholders(model)
-    names = {path: meta_model.checkpoint_path(path, prefix, packed) or "" for path in placeholders}
+    names = {path: stored.checkpoint_path(path, prefix, packed) or "" for path in placeholders}
     entries = {id(packed[name]): packed[name] for name in names.values()}  # a tied weight is one
     matrices = [meta_model.matrix(scheme, mapped.tensors(tensors)) for scheme, tensors in entries.values()]
     numbers = [list(entries).index(id(packed[names[path]])) for path in placeholders]

@@ -16,6 +16,7 @@ from inlay.errors import CompatibilityError, explain
 from inlay.gguf import packed
 from inlay.io import configuration
 from inlay.io.checkpoint import Checkpoint
+from inlay.layout import stored
 from inlay.modules.frozen import Placeholder, is_linear_layer
 from inlay.quant.contract import Matrix, Packed
 
@@ -123,12 +124,6 @@ def matrix(scheme: str, tensors: Packed) -> Matrix:
     return packed.open_matrix(scheme, tensors) if scheme in packed.READ else quant.find(scheme).open(tensors)
 
 
-def checkpoint_path(path: str, prefix: str, known: Collection[str]) -> str | None:
-    """The name under which a checkpoint that has `known` holds the module at `path`; None where it does not."""
-    bare = path.removeprefix(f"{prefix}.")
-    return next((name for name in (path, bare, f"{prefix}.{path}") if name in known), None)
-
-
 @functools.cache
 def _quantizer() -> Any:
     """The configuration class that makes `transformers` use our quantiser; registered the first time."""
@@ -170,7 +165,7 @@ def _put_placeholders_(model: nn.Module, paths: Collection[str]) -> None:
     """Replace every linear layer and embedding at `paths` by a placeholder."""
     prefix = getattr(model, "base_model_prefix", "")
     for path, module in list(model.named_modules()):
-        if checkpoint_path(path, prefix, paths) is None:
+        if stored.checkpoint_path(path, prefix, paths) is None:
             continue
         if is_linear_layer(module) or type(module) is nn.Embedding:  # subclasses compute more than rows
             model.set_submodule(path, Placeholder(module))

@@ -29,7 +29,7 @@ from inlay.errors import CompatibilityError, ConfigError, FormatError, explain, 
 from inlay.io import bitsandbytes, checkpoint, json_files, output, records, safetensors
 from inlay.io.checkpoint import Checkpoint
 from inlay.io.fingerprint import digest_of, fingerprint, identities
-from inlay.layout import targets
+from inlay.layout import stored, targets
 from inlay.modules.linear import Linear
 from inlay.quant.contract import Packed, Scheme
 
@@ -164,7 +164,7 @@ def _weights(source: Checkpoint, scheme: Scheme, keep: Sequence[str]) -> tuple[d
     for path, linear in linears.items():
         if path in kept:
             continue
-        name = meta_model.checkpoint_path(f"{path}.weight", prefix, source.tensors)
+        name = stored.checkpoint_path(f"{path}.weight", prefix, source.tensors)
         shape = (linear.out_features, linear.in_features)
         if name is None or source.tensors[name].dtype not in _WEIGHTS:
             missing.append(f"{path}: {'no tensor of that name' if name is None else source.tensors[name].dtype}")

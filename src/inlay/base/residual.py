@@ -4,10 +4,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from inlay.base import meta_model
 from inlay.errors import TargetError, explain
 from inlay.io.checkpoint import Checkpoint
 from inlay.io.mapped import Mapped
+from inlay.layout import stored
 from inlay.modules.frozen import QuantizedLinear
 from inlay.modules.linear import Linear
 
@@ -21,7 +21,7 @@ def residual(linear: Linear, original: Checkpoint, path: str, prefix: str) -> Fl
 
     - `TargetError`: the map is not quantised, or the original has none of that name.
     """
-    name = meta_model.checkpoint_path(f"{path}.weight", prefix, original.tensors)
+    name = stored.checkpoint_path(f"{path}.weight", prefix, original.tensors)
     if name is None or not isinstance(linear.module, QuantizedLinear):
         wrong = "LoftQ has nothing to start from: this layer is not quantised"
         found = f"{path}: " + ("not quantised" if name else f"{original.name} has no tensor of that name")

@@ -173,7 +173,7 @@ class Talk:
         path = Path(given).expanduser()
         if given == "none" or given in base.adapters:
             base.active = None if given == "none" else given
-        elif path.is_dir() or store.find(given):
+        elif store.is_here(given):
             purpose.check_answers("chat", self.how.model, [str(path)])
             base.active = attach_all(base, (str(path),), self.how.force)[0]
         else:

@@ -6,13 +6,13 @@ from typing import Annotated
 import tyro
 
 from inlay import formats, screen
-from inlay.base import meta_model
 from inlay.base.load import load
 from inlay.cli.combine import Makes
 from inlay.combine.contract import check_rank
 from inlay.combine.extract import extract
 from inlay.gguf.opening import open_base
 from inlay.io import output
+from inlay.layout import stored
 from inlay.options.flags import Model
 
 
@@ -33,14 +33,7 @@ class Extract(Makes):
         """Read both tensor by tensor, write the adapter, say what is not in it."""
         check_rank(self.r)
         base, tuned = load(self.model), open_base(self.tuned)
-        known, prefix, names = base.checkpoint.tensors, base.model.base_model_prefix, dict[str, list[tuple[str, str]]]()
-        for path, module in base.layout.modules.items():
-            for key, _ in module.named_parameters(recurse=False):
-                if name := meta_model.checkpoint_path(f"{path}.{key}", prefix, known):
-                    names.setdefault(name, [(path, key)])
-        for path, others in base.layout.tied.items():  # all hold the one tensor, but for those with one of their own
-            own = {place: meta_model.checkpoint_path(f"{place}.weight", prefix, known) for place in (path, *others)}
-            names[next(filter(None, own.values()))] += [(place, "weight") for place, name in own.items() if not name]
+        names = stored.holders(base.layout, base.model.base_model_prefix, base.checkpoint.tensors)
         with output.new_directory(self.output) as partial, screen.bar("extracting") as update:
             found = extract(base.checkpoint, tuned, names, base.adapters.facts, self.r, update)
             found.file.record.update(base.about_base)

@@ -51,11 +51,11 @@ class Add(_Verb):
     def run(self) -> int:
         formats.outline(self.adapter)
         held = self._store()
-        before = next((tag.digest for tag in held.tags() if tag.name == self.tag), None)
+        known = held.known(self.tag) if self.tag is not None else Tag("")
         digest, tag = held.add(formats.fetched(self.adapter), self.tag)
         text = f"{self.tag or 'without a name'} · sha256 {short(digest)} · {size(files.num_bytes(held.object(digest)))}"
-        if before not in (None, digest):
-            text += f"\nit was {short(before)}: inlay store rollback {self.tag} goes back"
+        if known.history and known.digest != digest:
+            text += f"\nit was {short(known.digest)}: inlay store rollback {self.tag} goes back"
         return self._told(text, {"digest": digest, "name": tag and tag.name, "path": str(held.object(digest))})
 
 

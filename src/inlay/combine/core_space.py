@@ -25,9 +25,8 @@ NOTHING = 1e-7
 
 def truncated(B: Float[Tensor, "out wide"], A: Float[Tensor, "wide in"], r: int) -> Made:
     """The best factors of rank r of the product B A, each with the roots of the singular values; fewer where it has fewer."""
-    U, R_B = torch.linalg.qr(B)
-    V, R_A = torch.linalg.qr(A.T)
-    return rotated(best(R_B @ R_A.T, r), U, V)
+    U, core, V = _core(B, A)
+    return rotated(best(core, r), U, V)
 
 
 def rotated(core: Made, U: Float[Tensor, "out p"], V: Float[Tensor, "in q"]) -> Made:
@@ -80,8 +79,16 @@ class Decomposed(NamedTuple):
 
 def decomposed(factors: Factors) -> Decomposed:
     """The singular value decomposition of scaling B A, in float64."""
-    U, R_B = torch.linalg.qr(factors.B.double() * factors.scaling)
-    V, R_A = torch.linalg.qr(factors.A.double().T)
-    left, s, right = torch.linalg.svd(R_B @ R_A.T, full_matrices=False)
+    U, core, V = _core(factors.B.double() * factors.scaling, factors.A.double())
+    left, s, right = torch.linalg.svd(core, full_matrices=False)
     kept = s > NOTHING * s.amax()
     return Decomposed((U @ left)[:, kept], s[kept], (V @ right.T)[:, kept])
+
+
+def _core(
+    B: Float[Tensor, "out p"], A: Float[Tensor, "p in"]
+) -> tuple[Float[Tensor, "out k"], Float[Tensor, "k l"], Float[Tensor, "in l"]]:
+    """(U, R_B R_A^T, V) of the product B A."""
+    U, R_B = torch.linalg.qr(B)
+    V, R_A = torch.linalg.qr(A.T)
+    return U, R_B @ R_A.T, V

@@ -51,12 +51,13 @@ class Found(NamedTuple):
 
 
 def kept(base: Base, name: str) -> dict[str, Any]:
-    """What `inlay.json` keeps, of an adapter that is attached; empty where its base does not continue prompts."""
-    room = NEW_TOKENS if base.max_length is None else base.max_length - base.adapters[name].num_virtual - NEW_TOKENS
+    """What `inlay.json` keeps, of an adapter that is attached; empty where its base does not continue prompts, or a prompt
+    has no answer."""
     if not base.spec.continues:
         return {}
     prompts = [prompt_ids(base.tokenizer, text, raw=base.asks_raw(text, name)) for text in PROMPTS]
     if base.max_length is not None:
+        room = base.max_length - base.adapters[name].num_virtual - NEW_TOKENS
         prompts = [prompt for prompt in prompts if len(prompt) <= room]
     if not prompts:
         return {}
@@ -73,6 +74,8 @@ def kept(base: Base, name: str) -> dict[str, Any]:
         for prompt in prompts
     ]
     said = answers(base, requests)
+    if not all(said):  # an answer ends with a token, but for one whose logits are no numbers
+        return {}
     return {"prompts": prompts, "answers": said[: len(prompts)], "base": said[len(prompts) :]}
 
 
@@ -88,9 +91,7 @@ def asked(base: Base, name: str, golden: Mapping[str, Sequence[Sequence[int]]]) 
 
 
 def _says(base: Base, name: str | None, prompt: Sequence[int], answer: Sequence[int]) -> bool:
-    """This is what is said to a prompt, up to rounding; an empty answer is what anybody says."""
-    if not answer:
-        return True
+    """This is what is said to a prompt, up to rounding."""
     tokens = torch.tensor([[*prompt, *answer]], device=base.model.device)
     logits = base.logits(tokens, name)[0, -len(answer) - 1 : -1].float()
     said = logits.gather(-1, tokens[0, -len(answer) :, None])[:, 0]

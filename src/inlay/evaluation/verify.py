@@ -15,7 +15,9 @@ from inlay.base import origin
 from inlay.base.load import load
 from inlay.errors import CompatibilityError, FormatError, explain
 from inlay.evaluation import golden
+from inlay.formats.contract import AdapterFile
 from inlay.gguf.opening import open_base
+from inlay.io.checkpoint import Checkpoint
 from inlay.io.fingerprint import Fingerprint, fingerprint, short
 
 
@@ -31,26 +33,28 @@ class Verified(NamedTuple):
     """What came of the golden answers; None where none were kept."""
 
 
-def weights(adapter: str | Path, model: str | Path) -> tuple[str, Fingerprint]:
+def weights(name: str, outline: AdapterFile, checkpoint: Checkpoint) -> tuple[str, Fingerprint]:
     """What a base's weights are to those that an adapter was trained on, by its record and their digest: (the same, or the same
     in another precision; the digest).
+
+    **Arguments:**
+
+    - `name`: what the adapter is called in a message.
 
     **Raises:**
 
     - `CompatibilityError`: they are others, or the record names none.
     """
-    base = formats.outline(adapter).record.get("base", {})
-    checkpoint = open_base(model)
-    ours = fingerprint(checkpoint)
+    base, ours = outline.record.get("base", {}), fingerprint(checkpoint)
     found = origin.weights_of(base, ours)
     if found == "unknown":
         wrong, do = "nothing says which base this adapter was trained on", "an adapter that inlay train made says it"
-        raise CompatibilityError(explain(wrong, found=f"{adapter}: no digest of a base in inlay.json", do=do))
+        raise CompatibilityError(explain(wrong, found=f"{name}: no digest of a base in inlay.json", do=do))
     if found == "other":
         says = (
             f"weights sha256 {short(base['weights'])} ({base.get('name')}), {checkpoint.name} has {short(ours.weights)}"
         )
-        wrong = f"{Path(adapter).name} was trained on another base"
+        wrong = f"{name} was trained on another base"
         raise CompatibilityError(explain(wrong, found=says, do="use the base it names"))
     return found, ours
 
@@ -63,9 +67,9 @@ def verify(adapter: str | Path, model: str | Path) -> Verified:
     - `CompatibilityError`: it was trained on another base, or does not answer as it did.
     - `FormatError`: its files are broken.
     """
-    found, ours = weights(adapter, model)
-    checkpoint = open_base(model)
-    spec, labels = tasks.for_adapter(checkpoint, str(adapter))
+    outline, checkpoint = formats.outline(adapter), open_base(model)
+    found, ours = weights(Path(adapter).name, outline, checkpoint)
+    spec, labels = tasks.for_adapter(checkpoint, outline)
     base = load(checkpoint, task=spec, labels=labels)
     attached = base.attach(adapter)
     kept = attached.record.get(golden.KEY)
@@ -80,7 +84,7 @@ def verify(adapter: str | Path, model: str | Path) -> Verified:
 
 
 def _checked(adapter: str | Path, kept: Any, config: Any) -> dict[str, Any]:
-    """Golden answers out of a record: as many as prompts, at least one, all of tokens that the base has.
+    """Golden answers out of a record: as many as prompts, at least one, none empty, all of tokens that the base has.
 
     **Raises:**
 
@@ -92,7 +96,7 @@ def _checked(adapter: str | Path, kept: Any, config: Any) -> dict[str, Any]:
     if whole:
         rows = [row for value in values.values() for row in value]
         counts, most = {len(value) for value in values.values()}, config.get_text_config().vocab_size
-        whole = len(counts) == 1 and 0 not in counts and all(values["prompts"])
+        whole = len(counts) == 1 and 0 not in counts and all(rows)
         whole = whole and all(0 <= token < most for row in rows for token in row)
     if not whole:
         wrong, do = "the golden answers of this adapter are damaged", "ask its author for a whole file"

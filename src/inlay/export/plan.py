@@ -9,12 +9,12 @@ from typing import NamedTuple
 
 import torch
 
-from inlay.base import meta_model
 from inlay.base.base import Base
 from inlay.errors import CompatibilityError, explain, few
 from inlay.export import ties
 from inlay.io import bitsandbytes
 from inlay.io.safetensors import TORCH_DTYPES, TensorEntry
+from inlay.layout import stored
 from inlay.model.adapter import Adapter
 from inlay.model.changes import TokenRows, adds, replaced
 from inlay.modules.linear import Linear, Part
@@ -60,7 +60,7 @@ def planned(base: Base, adapter: Adapter) -> dict[str, Planned]:
     plain = bitsandbytes.plain_tensors(base.checkpoint, packed)
     prefix, made, names = getattr(base.model, "base_model_prefix", ""), dict[str, Planned](), dict[str, _From]()
     for path, linear in base.linears.items():
-        name = meta_model.checkpoint_path(path, prefix, packed)
+        name = stored.checkpoint_path(path, prefix, packed)
         if name is not None:
             file, shape = packed[name][1][""].file.name, tuple(linear.sizes.values())
             made[f"{name}.weight"] = Planned(file, matrix_of(base, path).dtype, shape, path, None)
@@ -93,9 +93,9 @@ def _changed_names(
     """The plain tensors that the adapter changes, by their name in the checkpoint, and what is in the way."""
     names, problems = dict[str, _From](), list[str]()
     for path, tensor in _changed(base, adapter):
-        if is_inside(path, base.fresh_heads) or meta_model.checkpoint_path(path, prefix, packed) is not None:
+        if is_inside(path, base.fresh_heads) or stored.checkpoint_path(path, prefix, packed) is not None:
             continue
-        known = lambda name: meta_model.checkpoint_path(name, prefix, plain)  # noqa: E731
+        known = lambda name: stored.checkpoint_path(name, prefix, plain)  # noqa: E731
         is_weight = path in base.maps and tensor == "weight"
         own = f"{path}.{tensor}"
         parts = base.maps[path].stored_as(path, known) if is_weight else {known(own): None}
@@ -116,7 +116,7 @@ def _fresh_tensors(base: Base, prefix: str, made: dict[str, Planned]) -> dict[st
     for path in (path for path in base.layout.modules if is_inside(path, base.fresh_heads)):
         own = base.layout.modules[path]._parameters  # as the base has it: an adapter may stand around it now
         for kind, shape in ((kind, tuple(tensor.shape)) for kind, tensor in own.items() if tensor is not None):
-            name = meta_model.checkpoint_path(f"{path}.{kind}", prefix, made) or f"{path}.{kind}"
+            name = stored.checkpoint_path(f"{path}.{kind}", prefix, made) or f"{path}.{kind}"
             file = made[name].file if name in made else base.checkpoint.files[-1].name
             fresh[name] = Planned(file, base.checkpoint.dtype, shape, path, None, is_fresh=True)
     return fresh

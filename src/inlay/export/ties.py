@@ -1,8 +1,8 @@
 """A head and embeddings that are one weight: whether they still are with an adapter in it, and how it is stored."""
 
-from inlay.base import meta_model
 from inlay.base.base import Base
 from inlay.io.safetensors import TensorEntry
+from inlay.layout import stored
 from inlay.model.adapter import Adapter
 from inlay.model.changes import Replace, adds, replaced
 
@@ -28,8 +28,6 @@ def table_of(base: Base) -> str | None:
 def table_names(base: Base, prefix: str, plain: dict[str, TensorEntry]) -> dict[str, str]:
     """What the checkpoint may call the weight that head and embeddings share -> the module's path."""
     found = (
-        (path, meta_model.checkpoint_path(f"{path}.weight", prefix, plain))
-        for path in (table_of(base), base.head)
-        if path
+        (path, stored.checkpoint_path(f"{path}.weight", prefix, plain)) for path in (table_of(base), base.head) if path
     )
     return {name: path for path, name in found if name is not None}

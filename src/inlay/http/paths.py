@@ -132,8 +132,7 @@ def _add_adapters(app: FastAPI, service: Service) -> None:
     async def load_lora_adapter(body: Load, request: Request) -> Response:
         if not request.state.caller.manages:
             return fault(403, "this key may not load adapters", found=request.state.caller.name)
-        directory = service.slots.allowed(body.lora_path)
-        await asyncio.get_running_loop().run_in_executor(service.loads, _load, service, body, directory)
+        await asyncio.get_running_loop().run_in_executor(service.loads, _load, service, body)
         log("load", adapter=body.lora_name, digest=service.slots.digest(body.lora_name))
         return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' added successfully.")
 
@@ -147,9 +146,10 @@ def _add_adapters(app: FastAPI, service: Service) -> None:
         return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' removed successfully.")
 
 
-def _load(service: Service, body: Load, directory: Any) -> None:
+def _load(service: Service, body: Load) -> None:
     """Register an adapter and read it once, so that what is wrong with it is said now."""
     try:
+        directory = service.slots.allowed(body.lora_path)
         service.slots.load(body.lora_name, directory, replace=body.load_inplace, pinned=body.pinned)
     except (ConfigError, CapacityError):
         raise

@@ -7,20 +7,28 @@ Without Inlay, the digest of a directory is what this says in it:
 `find . -type f | cut -c3- | LC_ALL=C sort | tr '\\n' '\\0' | xargs -0 sha256sum | sha256sum`
 """
 
+import collections
 import concurrent.futures
 import hashlib
 import os
-import shutil
 import warnings
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from inlay.errors import FormatError, explain, few
+from inlay.io import output
 from inlay.io.checkpoint import hub_name
 
 MAX_FILES = 1_000
 """As many files has an adapter; a directory with more is something else."""
 
 _CHUNK_BYTES = 1 << 20
+
+_BEHIND = 64
+"""As many chunks that are written may wait for their digest."""
+
+_BEGUN = 16
+"""After so many chunks the disk is told to begin: what it does while others are copied is not waited for at the end."""
 
 
 def listed(directory: Path) -> list[str]:
@@ -68,23 +76,56 @@ def digests(directory: Path, names: list[str]) -> dict[str, str]:
         return dict(zip(names, pool.map(lambda name: _digest(directory / name), names), strict=True))
 
 
-def digest_of(directory: Path, names: list[str] | None = None) -> str:
-    """The digest of a directory, in hexadecimal; of all its files unless their names are given."""
-    found = digests(directory, listed(directory) if names is None else names)
-    listing = "".join(f"{digest}  {name}\n" for name, digest in sorted(found.items()))
-    return hashlib.sha256(listing.encode()).hexdigest()
+def digest_of(directory: Path) -> str:
+    """The digest of a directory, in hexadecimal."""
+    return _total(digests(directory, listed(directory)))
 
 
-def copy(source: Path, target: Path, names: list[str]) -> None:
-    """Copy files, and follow the links among them, into a directory that exists."""
-    for name in names:
-        (target / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile((source / name).resolve(), target / name)
+def copy(source: Path, target: Path, names: list[str], mode: int = 0o666) -> str:
+    """Copy files, and follow the links among them, into a directory that exists, through to the disk: the digest of what was
+    written.
+
+    One thread digests it meanwhile, some chunks behind, and another one lets the disk begin.
+
+    **Arguments:**
+
+    - `mode`: who may read and write the copies, less what the process keeps from others.
+    """
+    found = {name: hashlib.sha256() for name in names}
+    behind, synced = collections.deque[concurrent.futures.Future[None]](), list[concurrent.futures.Future[None]]()
+    with concurrent.futures.ThreadPoolExecutor(1) as digesting, concurrent.futures.ThreadPoolExecutor(1) as syncing:
+        for name in names:
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            for number, chunk in enumerate(_copied(source / name, target / name, mode), 1):
+                behind.append(digesting.submit(found[name].update, chunk))
+                if len(behind) > _BEHIND:
+                    behind.popleft().result()
+                if number % _BEGUN == 0:
+                    synced.append(syncing.submit(output.sync_one, target / name))
+        output.sync(target)
+    for future in (*behind, *synced):
+        future.result()
+    return _total({name: digest.hexdigest() for name, digest in found.items()})
+
+
+def _copied(source: Path, target: Path, mode: int) -> Iterator[bytes]:
+    """The chunks of a file, each once it is in its copy."""
+    handle = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), mode)
+    with source.open("rb", buffering=0) as read, open(handle, "wb") as written:
+        while chunk := read.read(_CHUNK_BYTES):
+            written.write(chunk)
+            yield chunk
 
 
 def num_bytes(directory: Path) -> int:
     """What the files of a directory take."""
     return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
+
+
+def _total(found: Mapping[str, str]) -> str:
+    """The digest of a listing."""
+    listing = "".join(f"{digest}  {name}\n" for name, digest in sorted(found.items()))
+    return hashlib.sha256(listing.encode()).hexdigest()
 
 
 def _digest(path: Path) -> str:

@@ -11,7 +11,6 @@ it alone; names change one at a time, and not while objects are pruned. The lock
 Files are copied in: a hard link would change with the file that somebody goes on writing to.
 """
 
-import concurrent.futures
 import contextlib
 import dataclasses
 import os
@@ -58,6 +57,14 @@ def find(source: str | Path) -> Path | None:
     if not is_name or "/" in text or os.sep in text or os.path.exists(source):
         return None
     return Store(directory()).path(text)
+
+
+def is_here(source: str | Path) -> bool:
+    """`source` names a directory, or what the store has: nothing that would be fetched from the hub.
+
+    **Raises:** as `find`.
+    """
+    return os.path.isdir(os.path.expanduser(source)) or find(source) is not None
 
 
 def check_name(name: str) -> None:
@@ -166,18 +173,19 @@ class Store:
         digest = self.digest(reference)
         source, names = self.object(digest), files.listed(self.object(digest))
         with output.new_directory(target) as partial:
-            files.copy(source, partial, names)
-            self.check(digest, partial)
+            self._compare(digest, files.copy(source, partial, names))
         return digest
 
-    def check(self, digest: str, where: Path | None = None) -> None:
-        """Refuse an object, or a copy of one, whose files are not those of its digest.
+    def check(self, digest: str) -> None:
+        """Refuse an object whose files are not those of its digest.
 
         **Raises:**
 
         - `FormatError`: they are others.
         """
-        found = files.digest_of(where or self.object(digest))
+        self._compare(digest, files.digest_of(self.object(digest)))
+
+    def _compare(self, digest: str, found: str) -> None:
         if found != digest:
             do = f"inlay store add DIR, where it came from, puts a fresh copy in the place of {self._objects / digest}"
             raise FormatError(
@@ -239,13 +247,24 @@ class Store:
         - `UnknownNameError`: there is no such name.
         - `ConfigError`: it can't be one.
         """
-        check_name(name)
-        if (path := self._tag_file(name)).is_file():
-            return read(path)
+        if (tag := self.known(name)).history:
+            return tag
         known = [tag.name for tag in self.tags()]
         found = f"{name}; there are {', '.join(few(known)) or 'none'}, in {self.root}"
         do = nearest(name, known) or "inlay store add DIR --tag name@version"
         raise UnknownNameError(explain("the store has no adapter of that name", found=found, do=do))
+
+    def known(self, name: str) -> Tag:
+        """A name with what it points to, without a history where there is none of it.
+
+        **Raises:**
+
+        - `ConfigError`: it can't be one.
+        - `FormatError`: it can't be read.
+        """
+        check_name(name)
+        path = self._tag_file(name)
+        return read(path) if path.is_file() else Tag(name)
 
     def tags(self) -> list[Tag]:
         """The names that there are.
@@ -277,18 +296,12 @@ class Store:
         return []
 
     def _put(self, source: Path, names: list[str]) -> str:
-        """An object with these files, unless there is one that is whole: its digest. It is digested while it is written to the
-        disk."""
-        with concurrent.futures.ThreadPoolExecutor(1) as pool:
-            digests: list[concurrent.futures.Future[str]] = []
-            with output.new_directory(self._objects / _HIDDEN, lambda: self._free(digests[0].result())) as partial:
-                files.copy(source, partial, names)
-                for name in names:
-                    (partial / name).chmod(0o444)
-                digests.append(pool.submit(files.digest_of, partial, names))
-        digest = digests[0].result()
-        _set_writable(self._objects / digest, False)
-        return digest
+        """An object with these files, unless there is one that is whole: its digest."""
+        digests: list[str] = []
+        with output.new_directory(self._objects / _HIDDEN, lambda: self._free(digests[0])) as partial:
+            digests.append(files.copy(source, partial, names, 0o444))
+        _set_writable(self._objects / digests[0], False)
+        return digests[0]
 
     def _free(self, digest: str) -> str:
         """Hide the object of a digest if it is damaged, and leave a whole one where it is: the digest."""
@@ -319,8 +332,7 @@ class Store:
 
     def _point(self, name: str, digest: str) -> Tag:
         with self._naming():
-            tag = read(path) if (path := self._tag_file(name)).is_file() else Tag(name=name)
-            return self._write(tag.moved(digest))
+            return self._write(self.known(name).moved(digest))
 
     def _write(self, tag: Tag) -> Tag:
         write(self._tag_file(tag.name), tag)

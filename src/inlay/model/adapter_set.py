@@ -176,7 +176,7 @@ class AdapterSet:
         name = name or Path(source).resolve().name
         if name not in self:
             return self._bound(self.read(source, name, check))()
-        if not ((Path(source).is_dir() or store.find(source)) and self[name].is_same(self.read(source, name, check))):
+        if not (store.is_here(source) and self[name].is_same(self.read(source, name, check))):
             self._check_free(name)
         self.active = name
         return self[name]

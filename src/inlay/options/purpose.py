@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Annotated, Any
 
-from inlay import tasks
+from inlay import formats, tasks
 from inlay.base.base import Base
 from inlay.data.sources import Data
 from inlay.errors import ConfigError, explain
@@ -61,7 +61,7 @@ def choose_alone(model: str, task: str | None, adapter: str | None) -> Chosen:
 
 
 def _chosen_by(adapter: str, checkpoint: Checkpoint, task: str | None) -> Chosen:
-    spec, labels = tasks.for_adapter(checkpoint, adapter)
+    spec, labels = tasks.for_adapter(checkpoint, formats.outline(adapter))
     if task not in (None, spec.name):
         says = f"--task {task}, but {adapter} was trained for {spec.name}"
         raise ConfigError(explain("this adapter is for another task", found=says, do="leave --task out"))

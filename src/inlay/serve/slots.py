@@ -25,6 +25,7 @@ from inlay import formats
 from inlay.base.base import Base
 from inlay.errors import CapacityError, ConfigError, FormatError, UnknownNameError, explain, nearest
 from inlay.formats.contract import AdapterFile
+from inlay.hub import store
 from inlay.layout.fitting import fitted
 from inlay.model.adapter import Adapter, Sum
 from inlay.serve.files import Files, digest_of, files_of
@@ -154,14 +155,17 @@ class Slots:
         return sum(version.num_bytes for version in self.loaded())
 
     def allowed(self, path: str) -> Path:
-        """The directory that `path` leads to, links followed.
+        """The directory that `path` leads to, links followed; what it names in the store, where that may be loaded from.
 
         **Raises:**
 
         - `ConfigError`: it lies in none of the directories from which adapters may be loaded.
+        - `UnknownNameError`: the store has none of that name.
         """
         resolved = Path(path).resolve() if "\0" not in path else None
-        if resolved is None or not any(resolved.is_relative_to(directory) for directory in self.directories):
+        if resolved is not None and self._is_allowed(store.directory().resolve()):
+            resolved = (store.find(path) or resolved).resolve()
+        if resolved is None or not self._is_allowed(resolved):
             found = f"{path}; " + (
                 "allowed directories: none" if not self.directories else "it is in no allowed directory"
             )
@@ -169,6 +173,9 @@ class Slots:
                 explain("adapters can't be loaded from there", found=found, do="inlay serve --adapter-dir DIR")
             )
         return resolved
+
+    def _is_allowed(self, path: Path) -> bool:
+        return any(path.is_relative_to(directory) for directory in self.directories)
 
     def register(self, name: str, directory: Path, *, pinned: bool = False) -> None:
         """Make an adapter known, by the headers of its files.

@@ -83,13 +83,12 @@ def of_adapter(adapter: str | Path) -> tuple[str, tuple[str, ...]]:
     return _of_file(formats.outline(adapter))
 
 
-def for_adapter(checkpoint: Checkpoint, adapter: str | Path) -> tuple[TaskSpec, tuple[str, ...]]:
-    """(the task, the names of its classes) that a base is loaded with to carry an adapter, by its files; next tokens where they
-    say nothing. No names where the checkpoint brings its own.
+def for_adapter(checkpoint: Checkpoint, file: AdapterFile) -> tuple[TaskSpec, tuple[str, ...]]:
+    """(the task, the names of its classes) that a base is loaded with to carry an adapter, by its outline; next tokens where
+    that says nothing. No names where the checkpoint brings its own.
 
     A file of `peft` names the kind of model and not the classes, which are then called as `transformers` calls them.
     """
-    file = formats.outline(adapter)
     name, labels = _of_file(file)
     spec = find(name)
     if not spec.heads or has_own_head(checkpoint, spec):
