@@ -1,6 +1,7 @@
 """Train an adapter on a file of examples."""
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,14 +16,14 @@ from inlay.io.fingerprint import short
 from inlay.kernels import native
 from inlay.methods.contract import Method
 from inlay.options import purpose
-from inlay.options.flags import Data, OnBase, Verbose
-from inlay.options.parse import METHOD_FIELD, given, with_method
+from inlay.options.flags import Common, Data, OnBase, Verbose
+from inlay.options.parse import METHOD_FIELD, from_mapping, given, to_mapping, value_of, with_method
 from inlay.options.types import one_of
 from inlay.screen import count, say, size
 from inlay.tasks.causal_lm import unpacked_because
 from inlay.tasks.contract import DEFAULT_TASK
 from inlay.text.mask import show
-from inlay.training import going_on
+from inlay.training import going_on, saves
 from inlay.training import job as jobs
 from inlay.training import rows as run_rows
 from inlay.training.keep import PICTURE
@@ -52,6 +53,9 @@ class Train(OnBase):
 
     eval_data: str | None = None
     """Held-out rows; without it, a part of the data is held out."""
+
+    resume: Path | None = None
+    """Go on with the run that was to write this directory and was stopped; every setting is as it began."""
 
     config: Path | None = None
     """A YAML file with any of these settings; flags win over it."""
@@ -83,9 +87,15 @@ class Train(OnBase):
                 eval_data=self.eval_data,
                 from_adapter=self.from_adapter,
                 settings=self.settings,
+                resume=self.resume is not None,
+                begun=self._begun(base),
                 doing=lambda what, done, total: update(done, total, what),
             )
         announce(job)
+        if job.resumed is not None:
+            say("resumed", f"after {job.resumed.step} of {job.state.plan.num_steps} steps")
+            for difference in job.resumed.differs:
+                say("note", f"the end may differ in its last bits from an unbroken run: {difference}")
         if self.verbose:
             say("path", path(base))
             say("kernels", kernels())
@@ -95,6 +105,14 @@ class Train(OnBase):
         if self.json:
             screen.emit(report.as_dict())
         return 130 if report.interrupted else int(report.diverged)
+
+    def _begun(self, base: Base) -> dict[str, Any]:
+        """What `inlay train --resume` needs to do the same from anywhere."""
+        values = to_mapping(self) | {"dtype": str(base.dtype).removeprefix("torch.")}
+        for name in ("model", "data", "output", "eval_data", "from"):
+            if values[name] is not None and (name == "output" or Path(values[name]).exists()):
+                values[name] = os.path.abspath(values[name])
+        return {name: value for name, value in values.items() if name not in OF_THE_MOMENT}
 
     def _method(self) -> Method | None:
         """The method that was asked for; None where it is that of the adapter to go on from."""
@@ -115,11 +133,32 @@ class Train(OnBase):
         return 0
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Resume(Common):
+    """A run that was stopped goes on as it was begun, to the bytes that it would have come to."""
+
+    resume: Path
+    """The directory that the run was to write."""
+
+    def run(self) -> int:
+        """Do what the run's own command does, from where it was stopped."""
+        values = saves.begun(self.resume)
+        train = from_mapping(with_method(Train, values), values)
+        code: int = dataclasses.replace(train, resume=self.resume, json=self.json, debug=self.debug).run()
+        return code
+
+
+OF_THE_MOMENT = ("json", "debug", "verbose", "show_tokens", "config", "resume")
+"""What says nothing of a run."""
+
+
 def command(arguments: Sequence[str]) -> Any:
     """The command with the flags of the method that the arguments, or their configuration file, name.
 
-    With --show-tokens nothing is written, so that --output need not be given.
+    With --show-tokens nothing is written, so that --output need not be given; with --resume nothing else need.
     """
+    if value_of("--resume", arguments) is not None:
+        return Resume
     values = given(arguments)
     cls = with_method(Train, values)
     if str(values.get("show_tokens") or 0) == "0":
@@ -240,6 +279,8 @@ def _conclude(job: jobs.Job, report: jobs.Report, model: str) -> None:
         f"{report.seconds:.0f} s · {report.tokens_per_second:,.0f} tokens/s, prompts included · "
         f"{size(report.peak_rss_bytes)} at most",
     )
+    if report.interrupted:
+        say("go on", f"inlay train --resume {report.output}")
     say("try it", _try_it(job.base, model, str(report.output)))
 
 

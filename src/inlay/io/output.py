@@ -71,7 +71,7 @@ def check_space(path: Path, num_bytes: int) -> None:
 
 
 @contextlib.contextmanager
-def new_directory(path: Path, name: Callable[[], str] | None = None) -> Iterator[Path]:
+def new_directory(path: Path, name: Callable[[], str] | None = None, *, replacing: bool = False) -> Iterator[Path]:
     """A temporary directory that becomes `path` when the block ends, synced, and vanishes when it fails.
 
     A request to end is answered within the block alone: not while the directory is made, renamed or removed.
@@ -80,12 +80,14 @@ def new_directory(path: Path, name: Callable[[], str] | None = None) -> Iterator
 
     - `name`: asked at the end for what it is called in place of the last part of `path`, where its content decides that; one
       that is there by that name stays.
+    - `replacing`: what is at `path` goes, once this is whole.
 
     **Raises:**
 
     - `OutputError`: `path` exists, or the disk is full.
     """
-    check_free(path)
+    if not replacing:
+        check_free(path)
     with refusals(path), _Shielded() as shield:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial, lock = _held(lambda: tempfile.mkdtemp(prefix=_prefix(path), dir=path.parent))
@@ -95,6 +97,8 @@ def new_directory(path: Path, name: Callable[[], str] | None = None) -> Iterator
                 partial.chmod(0o777 & ~_umask())  # mkdtemp's 0700 would hide a shared result
                 sync(partial)
             final = path if name is None else path.with_name(name())
+            if replacing and final.exists():
+                final.rename(partial.with_name(f"{partial.name}-before"))  # which is swept
             try:
                 put(partial, final)
             except OSError:
@@ -134,6 +138,16 @@ def handled(handler: Callable[[int, Any], None]) -> Iterator[dict[signal.Signals
 
 def write_file(path: Path, content: bytes) -> None:
     """Write a file whole or not at all, and sync it; its folder is made where it is missing."""
+    with new_file(path) as partial:
+        partial.write_bytes(content)
+
+
+@contextlib.contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """An empty file that takes the place of `path` when the block ends, synced, and vanishes when it fails.
+
+    A request to end waits for that. The folder is made where it is missing.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     prefix = _prefix(path)
     with _Shielded():
@@ -146,7 +160,7 @@ def write_file(path: Path, content: bytes) -> None:
 
         partial, lock = _held(made)
         try:
-            partial.write_bytes(content)
+            yield partial
             partial.chmod(0o666 & ~_umask())  # mkstemp's 0600 would hide a shared result
             sync_one(partial)
             partial.replace(path)

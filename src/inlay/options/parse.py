@@ -108,6 +108,18 @@ def from_mapping(cls: Any, values: dict[str, Any]) -> Any:
     return result
 
 
+def to_mapping(command: Any) -> dict[str, Any]:
+    """The values of a command and of what it nests, by the names that `from_mapping` takes, as JSON can hold them."""
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(command):
+        value = getattr(command, field.name)
+        if dataclasses.is_dataclass(value):
+            values |= to_mapping(value)
+        else:
+            values[FLAGS.get(field.name, field.name)] = str(value) if isinstance(value, Path) else value
+    return values
+
+
 def _filled(cls: Any, left: dict[str, Any], start: Any = None) -> Any:
     """An instance of `cls`, or `start` with other values."""
     from inlay.methods.contract import Layers

@@ -10,9 +10,9 @@ the run. The loss curve, `curve.png`, follows.
 import dataclasses
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from inlay import methods
 from inlay.base.base import Base
@@ -32,6 +32,7 @@ from inlay.training import going_on, keep, loop
 from inlay.training import rows as run_rows
 from inlay.training.attaching import attached
 from inlay.training.calibration import calibrate
+from inlay.training.saves import Saves
 from inlay.training.settings import Settings, plan
 from inlay.training.state import Progress, TrainState
 from inlay.training.stop import Stop
@@ -73,6 +74,14 @@ class Report:
         return {key: value for key, value in dataclasses.asdict(self).items() if key != "scores" or value is not None}
 
 
+class Resumed(NamedTuple):
+    """A run that goes on from a state."""
+
+    step: int
+    differs: list[str]
+    """Why its end may differ in its last bits from that of the run that was never stopped."""
+
+
 @dataclasses.dataclass
 class Job:
     """A run with all its choices made; `str` of its parts is what the screen says before it starts."""
@@ -89,6 +98,10 @@ class Job:
     """The adapter that it starts from, for the record; None where it starts anew."""
     notes: tuple[str, ...] = ()
     """What there is to say about the data: columns that are not used, files that are left alone."""
+    begun: Mapping[str, Any] | None = None
+    """How a command began it, for the one that goes on."""
+    resumed: Resumed | None = None
+    """Where it goes on from; None where it begins."""
 
     @within_memory()
     def run(self, listener: Callable[[Progress], None] = lambda progress: None) -> Report:
@@ -103,14 +116,20 @@ class Job:
         - `OutputError`: the directory appeared meanwhile, or the disk is full; the adapter is then kept elsewhere, and the
           message says where.
         """
-        start, stop = time.perf_counter(), Stop()
+        start, stop, saves = time.perf_counter(), Stop(), Saves(self.output, self.state.settings.save_every)
         _ = self.base.about_base  # for the record: found now, it can't fail once something is learned
-        with stop.heard():
+        with stop.heard(), saves.kept(self.begun):
             progress = loop.run(
-                self.base, self.state, self.train.examples, self.evaluated, listener=listener, stop=stop
+                self.base, self.state, self.train.examples, self.evaluated, listener=listener, stop=stop, saves=saves
             )
             report = self._report(progress, time.perf_counter() - start)
-            kept = keep.keep(lambda directory, whole: self._write(directory, progress, report, whole), self.output)
+            kept = keep.keep(
+                lambda directory, whole: self._write(directory, progress, report, whole),
+                self.output,
+                replacing=self.resumed is not None,
+            )
+            if not report.interrupted and kept.problem is None:
+                saves.remove()
         report = dataclasses.replace(report, adapter_bytes=(kept.place / TENSORS).stat().st_size)
         return self._concluded(kept, progress, report, hurry=stop.cut or (stop.asked and stop.by_system))
 
@@ -168,7 +187,7 @@ class Job:
             peak_rss_bytes=peak_rss_bytes(),
             adapter_bytes=0,
             base_fingerprint=self.base.fingerprint.weights,
-            interrupted=progress.interrupted,
+            interrupted=progress.interrupted or progress.failure is not None,
             diverged=progress.diverged,
             output=str(self.output),
         )
@@ -183,6 +202,7 @@ class Job:
 
     def _record(self, progress: Progress, report: Report) -> dict[str, Any]:
         state = self.state
+        resumed = {} if self.resumed is None else {"resumed_at": self.resumed.step}
         return {
             "method": state.about_method,
             "data": {"source": self.source, "sha256": self.state.digests["rows"], "rows": len(self.train.examples)},
@@ -191,6 +211,7 @@ class Job:
                 **dataclasses.asdict(state.settings),
                 **dataclasses.asdict(state.plan),
                 **{key: value for key, value in report.as_dict().items() if key not in ("output", "adapter_bytes")},
+                **resumed,
                 "losses": [round(loss, 6) for loss in progress.losses],
                 "eval_losses": progress.eval_losses,
                 "date": time.strftime("%Y-%m-%d"),
@@ -210,6 +231,8 @@ def prepare(
     eval_data: Source | None = None,
     from_adapter: str | Path | None = None,
     settings: Settings | None = None,
+    resume: bool = False,
+    begun: Mapping[str, Any] | None = None,
     doing: Callable[[str, int, int | None], None] = lambda what, done, total: None,
 ) -> Job:
     """Read and check everything that a run needs, make its adapter, and choose what was left open. The base stays as it is.
@@ -221,6 +244,8 @@ def prepare(
     - `method`: how to adapt, as a method or by its name; `DEFAULT_METHOD`, or that of `from_adapter`, unless given.
     - `output`: the directory that will hold the adapter; it must not exist. Its last part is the adapter's name.
     - `from_adapter`: an adapter of this base that the training goes on from.
+    - `resume`: go on with the same run into `output` where it was stopped, if it has kept a state (`inlay.training.saves`).
+    - `begun`: how a command begins it, for the one that goes on.
     - `doing`: hears what is being done, how much of it is done, and of how much in all, where that is known.
 
     **Raises:**
@@ -231,7 +256,8 @@ def prepare(
     - `CompatibilityError`: `from_adapter` was trained on another base.
     """
     settings, output = settings or Settings(), output_directory.place(output)
-    output_directory.check_free(output)
+    saves = Saves(output)
+    saves.check(resume)
     method, earlier = _method(base, method, from_adapter, output.resolve().name)
     rows = run_rows.read(base, source, eval_data, settings, getattr(method, "num_virtual_tokens", 0), doing)
     doing("measuring what the adapter starts from", 0, None)
@@ -239,7 +265,17 @@ def prepare(
     adapter = earlier or _new(base, output.resolve().name, method, rows.train.examples, settings)
     state = _state(base, adapter, rows, settings, output, num_held_out=len(evaluated), goes_on=earlier is not None)
     goes_on = None if from_adapter is None else going_on.about(from_adapter)
-    return Job(base, state, output, rows.train, rows.held_out, name_of(source), evaluated, goes_on, rows.notes)
+    resumed = _resumed(state, saves) if resume else None
+    return Job(
+        base, state, output, rows.train, rows.held_out, name_of(source), evaluated, goes_on, rows.notes, begun, resumed
+    )
+
+
+def _resumed(state: TrainState, saves: Saves) -> Resumed:
+    """Put a run where it was stopped; where it has kept no state, at its beginning."""
+    saved = saves.read()
+    differs = state.restore_(*saved) if saved else []
+    return Resumed(state.progress.step, differs)
 
 
 def _state(

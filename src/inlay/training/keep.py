@@ -27,12 +27,13 @@ class Kept(NamedTuple):
     """Why it is not where it was asked for, or lacks a part of its record."""
 
 
-def keep(write: Callable[[Path, bool], None], place: Path) -> Kept:
+def keep(write: Callable[[Path, bool], None], place: Path, *, replacing: bool = False) -> Kept:
     """Write an adapter to `place`; where that fails to the system's temporary directory; with a short record if need be.
 
     **Arguments:**
 
     - `write`: writes into a directory that exists; the record whole, or only what no adapter can do without.
+    - `replacing`: `place` may hold what a run that was stopped has written, which goes.
 
     **Raises:** what the first attempt did, where no other went better.
     """
@@ -41,7 +42,7 @@ def keep(write: Callable[[Path, bool], None], place: Path) -> Kept:
     for directory in (place, refuge):
         for whole in (True, False):
             try:
-                with output.new_directory(directory) as partial:
+                with output.new_directory(directory, replacing=replacing and directory == place) as partial:
                     write(partial, whole)
                 return Kept(directory, problem)
             except OSError as error:

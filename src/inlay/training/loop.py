@@ -11,6 +11,7 @@ from inlay.methods import hooks
 from inlay.model.batch import Rows
 from inlay.training import schedule
 from inlay.training.attaching import attached
+from inlay.training.saves import Saves
 from inlay.training.state import Progress, TrainState
 from inlay.training.step import check_finite, diverged, is_finite, step_
 from inlay.training.stop import Stop
@@ -27,6 +28,7 @@ def run(
     *,
     listener: Callable[[Progress], None] = lambda progress: None,
     stop: Stop | None = None,
+    saves: Saves | None = None,
 ) -> Progress:
     """Attach the adapter of a run and make the steps that are left; it then has the tensors of the best evaluation, or of the
     last step.
@@ -40,6 +42,7 @@ def run(
     - `examples`: the rows to learn from; `held_out`: those that are evaluated.
     - `listener`: hears of every step with its evaluation, once; before, of each thing that is being done (`Progress.doing`).
     - `stop`: what hears the requests to end.
+    - `saves`: what keeps the state of the run as it goes, to go on from.
 
     **Raises:** with nothing learned, and the base as it was:
 
@@ -47,7 +50,7 @@ def run(
     - what `inlay.model.adapter_set.AdapterSet.put` raises.
     """
     with attached(base, state.adapter, stays=True):
-        _Run(base, state, held_out, listener, stop or Stop()).learn(examples)
+        _Run(base, state, held_out, listener, stop or Stop(), saves).learn(examples)
     return state.progress
 
 
@@ -61,8 +64,10 @@ class _Run:
         held_out: Sequence[Any],
         listener: Callable[[Progress], None],
         stop: Stop,
+        saves: Saves | None,
     ):
         self.base, self.state, self.held_out, self.listener, self.stop = base, state, held_out, listener, stop
+        self.saves = saves
         self.progress = state.progress
 
     def learn(self, examples: Sequence[Any]) -> None:
@@ -95,11 +100,14 @@ class _Run:
         state, plan, progress = self.state, self.state.plan, self.progress
         if state.goes_on and not progress.eval_losses:
             self._measure_start()
+        self._catch_up()
         self._say("")
         order = schedule.order(len(examples), plan.batch_size, plan.num_steps, state.settings.seed, start=progress.step)
         for numbers in order:
             with self.stop.may_cut():
                 step_(self.base, state, [examples[i] for i in numbers])
+            if self.saves is not None:
+                self.saves.offer(state, now=self.stop.asked)
             if progress.step == 1 and not state.goes_on:
                 self._measure_start()
             stopped = self.stop.asked and progress.step < plan.num_steps
@@ -110,6 +118,14 @@ class _Run:
                 progress.interrupted = True
                 break
         check_finite(state)
+
+    def _catch_up(self) -> None:
+        """What was due after the last step, where the run was stopped before it was done."""
+        step, evaluated = self.progress.step, dict(self.progress.eval_losses)
+        if step and 0 not in evaluated:
+            self._measure_start()
+        if step and step not in evaluated and self.state.plan.evaluates_at(step):
+            self._evaluate()
 
     def _keep(self) -> None:
         """Put back what was best, where that is to be kept."""

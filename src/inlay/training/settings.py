@@ -70,12 +70,15 @@ class Settings:
     """Tokens that go through the model at a time, gradients summed over a step's parts; 512 to 2048 by the model's width, on
     a GPU as many as fill an eighth of its memory."""
 
+    save_every: int | None = None
+    """Steps between states of the run, which --resume goes on from after a kill; as often as they take 1 % of the time."""
+
     seed: int = 0
     """For the initial adapter, the order of the rows, and dropout."""
 
     def __post_init__(self) -> None:
         fields.settle_(self)
-        require_above_zero(self, "max_steps", "batch_size", "learning_rate", "max_length", "eval_every")
+        require_above_zero(self, "max_steps", "batch_size", "learning_rate", "max_length", "eval_every", "save_every")
         require_above_zero(self, "epochs", "max_grad_norm", "micro_batch_tokens", "eval_rows")
         _require(0 <= self.eval_fraction < 1, "eval_fraction", self.eval_fraction, "at least 0 and below 1")
         _require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "at least 0")

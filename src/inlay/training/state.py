@@ -212,7 +212,7 @@ class TrainState:
         """
         self._check(tensors, values)
         _copy_(self._fixed(), tensors)
-        self.generator.set_state(tensors["random"].cpu())
+        self.generator.set_state(tensors["random"].to("cpu", copy=True))  # torch reads it as words, wherever it lies
         self.method_state = {key: t.clone() for key, t in _within(tensors, "method/").items()}
         self._restore_optimizer_(tensors)
         progress = {**values["progress"], "eval_losses": [(s, loss) for s, loss in values["progress"]["eval_losses"]]}

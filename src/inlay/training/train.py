@@ -23,6 +23,7 @@ def train(
     output: str | Path,
     eval_data: Source | None = None,
     from_adapter: str | Path | None = None,
+    resume: bool = False,
     progress: bool | None = None,
     on_step: Callable[[Progress], object] | None = None,
     max_steps: int | None = Settings.max_steps,
@@ -38,6 +39,7 @@ def train(
     weight_decay: float = Settings.weight_decay,
     max_grad_norm: float = Settings.max_grad_norm,
     micro_batch_tokens: int | None = Settings.micro_batch_tokens,
+    save_every: int | None = Settings.save_every,
     seed: int = Settings.seed,
 ) -> Report:
     """Train an adapter on rows, write it to a directory, and leave it attached and active.
@@ -50,6 +52,7 @@ def train(
     - `method`: how to adapt, as a method or by its name; lora, or that of `from_adapter`, unless given.
     - `output`: the directory that will hold the adapter; it must not exist. Its last part is the adapter's name.
     - `from_adapter`: an adapter of this base that the training goes on from.
+    - `resume`: go on with this same run where it was stopped; with none that was, it begins.
     - `progress`: show what is being done on stderr; where somebody watches it, a terminal or a notebook, unless given.
     - `on_step`: called after every step, and its evaluation, with where the run stands. What it raises ends the run, and is
       raised again once what was learned is written.
@@ -68,6 +71,7 @@ def train(
     given = locals()
     settings = Settings(**{field.name: given[field.name] for field in dataclasses.fields(Settings)})
     how: dict[str, Any] = {"method": method, "output": output, "eval_data": eval_data, "from_adapter": from_adapter}
+    how["resume"] = resume
     shown = screen.is_watched() if progress is None else progress
     with screen.bar("step", shown=shown, timed=False) as update:
         doing = lambda what, done, total: update(done, total, what)  # noqa: E731
