@@ -6,6 +6,9 @@ import pytest
 import torch
 
 from inlay.core import ggml
+from inlay.kernels import ggml as kernels
+from inlay.kernels import native
+from tests.support.tolerances import UNIT_ROUNDOFF
 
 KINDS = list(ggml.BLOCKS)
 WRITTEN = ("Q8_0", "Q4_0", "Q4_1")
@@ -71,3 +74,45 @@ def test_what_the_package_writes_is_near_the_weight(kind):
 
 def test_the_blocks_are_those_of_the_package():
     assert {kind: gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]] for kind in KINDS} == ggml.BLOCKS
+
+
+WAYS = (*native.supported(), native.TORCH)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_way_makes_the_same_weights(kind, way):
+    weights, size = ggml.BLOCKS[kind]
+    data = torch.from_numpy(blocks(kind, 2 * 301, 4)).view(301, 2 * size)
+    expected = ggml.unpack(kind, data.view(-1, size)).view(301, 2 * weights)
+    numbers = torch.randperm(301, generator=torch.Generator().manual_seed(0))[:97].int()
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        with native.only(way):
+            whole, some = torch.empty(301, 2 * weights, dtype=dtype), torch.empty(97, 2 * weights, dtype=dtype)
+            kernels.dequantize(kind, data, None, whole)
+            kernels.dequantize(kind, data, numbers, some)
+        assert same_bits(whole.float(), expected.to(dtype).float())
+        assert same_bits(some.float(), expected[numbers.long()].to(dtype).float())
+
+
+@pytest.mark.parametrize("way", native.supported())
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_products_of_few_tokens_are_those_of_the_weights(kind, way, dtype):
+    weights, size = ggml.BLOCKS[kind]
+    data = blocks(kind, 3 * 37, 4)
+    for place in FACTORS[kind]:
+        data[:, place : place + 2] = np.float16(0.01 * (1 + place)).view(np.uint16) >> np.array([0, 8]) & 255
+    data = torch.from_numpy(data).view(37, 3 * size)
+    weight = ggml.unpack(kind, data.view(-1, size)).view(37, 3 * weights)
+    numbers = torch.randperm(37).int()
+    x = torch.randn(16, 3 * weights).to(dtype)
+    with native.only(way):
+        for order, rows in ((None, weight), (numbers, weight[numbers.long()])):
+            y = kernels.product(x, kind, data, order)
+            terms = (x.double()[:, None] * rows.double()).abs().sum(2)
+            allowed = terms * 3 * weights * UNIT_ROUNDOFF[torch.float32] + 1e-6 + terms * 2 * UNIT_ROUNDOFF[dtype]
+            assert ((y.double() - x.double() @ rows.double().T).abs() <= allowed).all()
+            for few in (1, 2, 5, 7):
+                assert torch.equal(kernels.product(x[:few], kind, data, order), y[:few])
+        assert kernels.product(torch.randn(17, 3 * weights), kind, data, None) is None

@@ -65,7 +65,7 @@ class BlocksMatrix(Table):
         return out
 
     def _product(self, x: Float[Tensor, "tokens in"]) -> Float[Tensor, "tokens out"] | None:
-        return None
+        return kernels.product(x, self.kind, self.packed[""], self.packed.get(ORDER))
 
     def over(self, packed: Packed) -> Matrix:
         return BlocksMatrix(self.kind, packed)

@@ -51,6 +51,17 @@ class Nf4Job(ctypes.Structure):
     )
 
 
+class GgmlJob(ctypes.Structure):
+    """`struct job` of `ggml.c`, where its fields are explained."""
+
+    _fields_ = (
+        *[(name, ctypes.c_void_p) for name in ("data", "numbers", "values", "x", "y")],
+        *[(name, ctypes.c_int64) for name in ("row_bytes", "in", "tokens", "rows")],
+        ("kind", ctypes.c_int32),
+        ("dtype", ctypes.c_int32),
+    )
+
+
 class PointwiseJob(ctypes.Structure):
     """`struct job` of `pointwise.c`, where its fields are explained."""
 
@@ -111,6 +122,7 @@ class LowRankJob(ctypes.Structure):
 
 KERNELS = {
     "nf4": Nf4Job,
+    "ggml": GgmlJob,
     "pointwise": PointwiseJob,
     "attention": AttentionJob,
     "product": ProductJob,
