@@ -4,7 +4,7 @@ MODEL is a shape of `benchmarks.shapes` or a model's directory; DTYPE is float32
 The engine answers 8 prompts of 16 to 128 tokens with 32 tokens, under two adapters (r = 16, all linear maps, their tensors
 drawn) and none, in one batch, and says how likely each token of prompt and answer was. The pass that trains says it too,
 all rows packed into one and each row alone. Printed is how far apart they are, in nats: the mean over all tokens, and the
-furthest. """
+furthest."""
 
 import random
 import sys

@@ -5,6 +5,7 @@ import torch
 
 from inlay.core.routed import Factors, Segment
 from inlay.kernels import low_rank, native, product, program
+from inlay.quant.int8 import Int8
 
 WAYS = [name for name in native.supported() if name != "plain"]
 DTYPES = [torch.float32, torch.bfloat16]
@@ -79,9 +80,11 @@ def test_adapters_that_leave_a_map_alone_and_many_tokens():
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("sizes", [(64, 48), (64, 160), (40, 33), (32, 130)], ids=str)
 @pytest.mark.parametrize("threads", [1, 4])
-def test_in_one_go_with_a_product_the_bits_are_the_same(monkeypatch, many_threads, way, dtype, sizes, threads):
+@pytest.mark.parametrize("is_int8", [False, True])
+def test_in_one_go_with_a_product_the_bits_are_the_same(monkeypatch, many_threads, way, dtype, sizes, threads, is_int8):
     x, _, factors = _given(sizes, dtype)
     weight = torch.randn(sizes[1], sizes[0], generator=torch.Generator().manual_seed(1)).to(dtype)
+    weight = Int8().open(Int8().quantize(weight)) if is_int8 else weight
     entries = low_rank.Entries([low_rank.pack(f, dtype) for f in factors], (*SEGMENTS, Segment(2, 8, 1, -2.0)))
 
     def both():
@@ -98,6 +101,7 @@ def test_in_one_go_with_a_product_the_bits_are_the_same(monkeypatch, many_thread
         assert torch.equal(out, alone)
         if again is None:  # the product is torch's
             assert dtype == torch.bfloat16
+            assert not is_int8
             return
         assert [one.kernel for one in done] == ["product"]
         for _ in range(20):

@@ -5,6 +5,7 @@ import torch
 
 from inlay.core import product as in_torch
 from inlay.kernels import native, product
+from inlay.quant.int8 import Int8
 
 SHAPES = [(1, 1), (5, 3), (17, 40), (64, 64), (100, 96), (131, 257), (256, 160)]
 """(out, in): below and beside what a unit of work and a register hold."""
@@ -51,6 +52,23 @@ def test_a_token_s_output_does_not_depend_on_those_beside_it(way, dtypes, shape)
         together = product.linear(x, W, None)
         for first, last in ((0, 1), (3, 5), (7, 14), (15, 16)):
             assert torch.equal(product.linear(x[first:last], W, None), together[first:last])
+
+
+@pytest.mark.parametrize("way", native.supported())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_of_whole_numbers_with_a_scale_for_each_row(way, dtype, shape):
+    x, W, _ = _given(shape, product.MOST_TOKENS, (dtype, torch.float32))
+    packed = Int8().quantize(W)
+    exact = x.double() @ (packed[""].double() * (packed["SCB"].double() / 127)[:, None]).T
+    size = x.double().norm(dim=1, keepdim=True) * packed["SCB"].double() * shape[1] ** 0.5
+    with native.only(way):
+        y = Int8().open(packed).product(x)
+        assert y is not None
+        assert y.dtype == dtype
+        assert ((y.double() - exact).abs() <= torch.finfo(dtype).eps * exact.abs() + 2e-6 * size).all()
+        for first, last in ((0, 1), (3, 5), (7, 14), (15, 16)):
+            assert torch.equal(product.int8(x[first:last], packed[""], packed["SCB"]), y[first:last])
 
 
 @pytest.mark.skipif(not native.has_tiles(), reason="this processor has no tiles")

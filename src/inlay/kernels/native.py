@@ -94,7 +94,7 @@ class ProductJob(ctypes.Structure):
     _fields_ = (
         *[(name, ctypes.c_void_p) for name in ("x", "w", "y")],
         *[(name, ctypes.c_int64) for name in ("tokens", "rows", "in")],
-        ("added", ctypes.c_void_p),
+        *[(name, ctypes.c_void_p) for name in ("added", "scales")],
     )
 
 

@@ -7,13 +7,14 @@
    not depend on how many tokens there are.
 
    W is float32, or bfloat16: that is widened where x is float32. Where both are bfloat16 and the processor multiplies it, one
-   instruction adds two products to each of 16 sums. Many tokens are for tiles alone. */
+   instruction adds two products to each of 16 sums. Many tokens are for tiles alone. Or W is whole numbers of eight bits with a
+   scale for each row, 127 times as large as what they are multiplied with; they and x are widened. */
 
 #include <stdlib.h>
 
 #include "low_rank.h"
 
-enum { ROWS = 4, ROWS_OF_TILES = 64, TOKENS = 4, SUMS = ROWS * TOKENS, TILES = 3, FUNCTIONS = 5 };
+enum { ROWS = 4, ROWS_OF_TILES = 64, TOKENS = 4, SUMS = ROWS * TOKENS, TILES = 3, INT8 = 5, FUNCTIONS = 7 };
 
 struct job {
     const void *x; /* (tokens, in); by tiles (in / 2, tokens) words of two numbers */
@@ -21,6 +22,7 @@ struct job {
     void *y;       /* (tokens, rows) in the dtype of x */
     int64_t tokens, rows, in;
     const struct added *added; /* to y, once a unit is done; or NULL. Not beside many tokens, nor where tiles overlap */
+    const float *scales;       /* (rows,) of W in whole numbers */
 };
 
 #define UNROLL_ALL _Pragma("GCC unroll 16")
@@ -33,6 +35,25 @@ INLINE void store_bfloat16(const struct job *job, int64_t token, int64_t row, co
     for (int r = 0; r < rows; r++) ((uint16_t *)job->y)[token * job->rows + row + r] = to_bfloat16(sums[r]);
 }
 
+#define STEP 7.874015718698502e-3f /* 1 / 127, as `inlay.quant.int8` has it */
+
+INLINE void scale(const struct job *job, int64_t row, const float *sums, int rows, float *scaled) {
+    for (int r = 0; r < rows; r++) scaled[r] = sums[r] * job->scales[row + r] * STEP;
+}
+
+INLINE void store_scaled(const struct job *job, int64_t token, int64_t row, const float *sums, int rows) {
+    float scaled[SUMS];
+    scale(job, row, sums, rows, scaled);
+    store_float32(job, token, row, scaled, rows);
+}
+
+INLINE void store_scaled_bfloat16(const struct job *job, int64_t token, int64_t row, const float *sums, int rows) {
+    float scaled[SUMS];
+    scale(job, row, sums, rows, scaled);
+    store_bfloat16(job, token, row, scaled, rows);
+}
+
+INLINE float from_int8(int8_t value) { return value; }
 INLINE float from_float32(float value) { return value; }
 INLINE float from_bfloat16(uint16_t value) { return float_of((uint32_t)value << 16); }
 
@@ -84,8 +105,12 @@ INLINE float from_bfloat16(uint16_t value) { return float_of((uint32_t)value << 
             for (int64_t token = 0; token < job->tokens; token++) tile_##name(job, row, token, 1, 1);                         \
     }
 
-/* x in float32, W in float32 or bfloat16. */
-#define VARIANT(name, target, vector, lanes, zero, load_float32, load_bfloat16, add, totals)                                     \
+/* x in float32, W in float32 or bfloat16; and x in either, W in whole numbers. */
+#define VARIANT(name, target, vector, lanes, zero, load_float32, load_bfloat16, load_int8, add, totals)                          \
+    PRODUCT(name##_int8, target, vector, lanes, zero, float, load_float32, from_float32, int8_t, load_int8, from_int8, add,    \
+            totals, store_scaled)                                                                                                \
+    PRODUCT(name##_int8_bfloat16, target, vector, lanes, zero, uint16_t, load_bfloat16, from_bfloat16, int8_t, load_int8,      \
+            from_int8, add, totals, store_scaled_bfloat16)                                                                       \
     PRODUCT(name##_float32, target, vector, lanes, zero, float, load_float32, from_float32, float, load_float32, from_float32, \
             add, totals, store_float32)                                                                                          \
     PRODUCT(name##_widened, target, vector, lanes, zero, float, load_float32, from_float32, uint16_t, load_bfloat16,           \
@@ -93,9 +118,10 @@ INLINE float from_bfloat16(uint16_t value) { return float_of((uint32_t)value << 
 
 #define PLAIN_LOAD(address) from_float32(*(address))
 #define PLAIN_WIDEN(address) from_bfloat16(*(address))
+#define PLAIN_INT8(address) from_int8(*(address))
 #define PLAIN_ADD(sum, a, b) ((sum) + (a) * (b))
 #define PLAIN_TOTALS(sums, count, all) memcpy(all, sums, (count) * sizeof(float))
-VARIANT(plain, , float, 1, 0.0f, PLAIN_LOAD, PLAIN_WIDEN, PLAIN_ADD, PLAIN_TOTALS)
+VARIANT(plain, , float, 1, 0.0f, PLAIN_LOAD, PLAIN_WIDEN, PLAIN_INT8, PLAIN_ADD, PLAIN_TOTALS)
 
 #ifdef __x86_64__
 #include <immintrin.h>
@@ -104,6 +130,9 @@ VARIANT(plain, , float, 1, 0.0f, PLAIN_LOAD, PLAIN_WIDEN, PLAIN_ADD, PLAIN_TOTAL
 AVX2 INLINE __m256 widen_avx2(const uint16_t *address) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)address)), 16));
 }
+AVX2 INLINE __m256 int8_avx2(const int8_t *address) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)address)));
+}
 AVX2 INLINE float sum_avx2(__m256 sums) {
     __m128 four = _mm_add_ps(_mm256_castps256_ps128(sums), _mm256_extractf128_ps(sums, 1));
     __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
@@ -111,11 +140,14 @@ AVX2 INLINE float sum_avx2(__m256 sums) {
 }
 #define TOTALS_AVX2(sums, count, all) UNROLL_ALL for (int k = 0; k < (count); k++) (all)[k] = sum_avx2((sums)[k])
 #define ADD_AVX2(sum, a, b) _mm256_fmadd_ps(a, b, sum)
-VARIANT(avx2, AVX2, __m256, 8, _mm256_setzero_ps(), _mm256_loadu_ps, widen_avx2, ADD_AVX2, TOTALS_AVX2)
+VARIANT(avx2, AVX2, __m256, 8, _mm256_setzero_ps(), _mm256_loadu_ps, widen_avx2, int8_avx2, ADD_AVX2, TOTALS_AVX2)
 
 #define AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl")))
 AVX512 INLINE __m512 widen_avx512(const uint16_t *address) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)address)), 16));
+}
+AVX512 INLINE __m512 int8_avx512(const int8_t *address) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)address)));
 }
 /* The sums of 16 vectors, each by halves: two vectors are added where one would be, then four, eight, sixteen. */
 AVX512 INLINE void totals_avx512(const __m512 *sums, const int count, float *all) {
@@ -136,7 +168,7 @@ AVX512 INLINE void totals_avx512(const __m512 *sums, const int count, float *all
     _mm512_storeu_ps(all, _mm512_permutexvar_ps(order, a[0]));
 }
 #define ADD_AVX512(sum, a, b) _mm512_fmadd_ps(a, b, sum)
-VARIANT(avx512, AVX512, __m512, 16, _mm512_setzero_ps(), _mm512_loadu_ps, widen_avx512, ADD_AVX512, totals_avx512)
+VARIANT(avx512, AVX512, __m512, 16, _mm512_setzero_ps(), _mm512_loadu_ps, widen_avx512, int8_avx512, ADD_AVX512, totals_avx512)
 
 #define BFLOAT16_TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")))
 BFLOAT16_TARGET INLINE __m512bh pairs(const uint16_t *address) { return (__m512bh)_mm512_loadu_si512(address); }
@@ -340,9 +372,12 @@ MANY_TARGET static void product_many(const struct job *job, int64_t start, int64
 INLINE float32x4_t widen_neon(const uint16_t *address) {
     return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(address), 16));
 }
+INLINE float32x4_t int8_neon(const int8_t *address) {
+    return (float32x4_t){address[0], address[1], address[2], address[3]};
+}
 #define ADD_NEON(sum, a, b) vfmaq_f32(sum, a, b)
 #define TOTALS_NEON(sums, count, all) UNROLL_ALL for (int k = 0; k < (count); k++) (all)[k] = vaddvq_f32((sums)[k])
-VARIANT(neon, , float32x4_t, 4, vdupq_n_f32(0), vld1q_f32, widen_neon, ADD_NEON, TOTALS_NEON)
+VARIANT(neon, , float32x4_t, 4, vdupq_n_f32(0), vld1q_f32, widen_neon, int8_neon, ADD_NEON, TOTALS_NEON)
 #endif
 
 #ifdef HAS_TILES
@@ -351,15 +386,19 @@ VARIANT(neon, , float32x4_t, 4, vdupq_n_f32(0), vld1q_f32, widen_neon, ADD_NEON,
 #define TILES_OR_NOT NULL, NULL
 #endif
 
-/* By variant: W in float32, in bfloat16 that is widened, in bfloat16 as x, the same by tiles, and for many tokens. */
+#define BY_INT8(name) [INT8] = product_##name##_int8, product_##name##_int8_bfloat16
+
+/* By variant: W in float32, in bfloat16 that is widened, in bfloat16 as x, the same by tiles, and for many tokens; W in whole numbers
+   and x in float32, in bfloat16. */
 static range *const RANGES[VARIANTS][FUNCTIONS] = {
-    [PLAIN] = {product_plain_float32, product_plain_widened},
+    [PLAIN] = {product_plain_float32, product_plain_widened, BY_INT8(plain)},
 #ifdef __x86_64__
-    [AVX2_FMA_F16C] = {product_avx2_float32, product_avx2_widened},
-    [AVX512_F_BW_DQ_VL] = {product_avx512_float32, product_avx512_widened, product_bfloat16, TILES_OR_NOT},
+    [AVX2_FMA_F16C] = {product_avx2_float32, product_avx2_widened, BY_INT8(avx2)},
+    [AVX512_F_BW_DQ_VL] = {product_avx512_float32, product_avx512_widened, product_bfloat16, TILES_OR_NOT,
+                           BY_INT8(avx512)},
 #endif
 #ifdef __aarch64__
-    [NEON] = {product_neon_float32, product_neon_widened},
+    [NEON] = {product_neon_float32, product_neon_widened, BY_INT8(neon)},
 #endif
 };
 

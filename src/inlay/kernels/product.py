@@ -9,7 +9,7 @@ import ctypes
 import functools
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int8
 from torch import Tensor
 
 from inlay.core import product as in_torch
@@ -19,7 +19,7 @@ from inlay.kernels import native
 MOST_TOKENS = 16
 """With more, torch's own products are as fast, but for tiles."""
 
-_FLOAT32, _WIDENED, _BFLOAT16, _TILES, _MANY = range(5)
+_FLOAT32, _WIDENED, _BFLOAT16, _TILES, _MANY, _INT8, _INT8_BFLOAT16 = range(7)
 """The functions of `product.c`."""
 
 _ROWS, _TILE_ROWS, _TILE, _DEPTH = 4, 64, 16, 32
@@ -51,6 +51,23 @@ def linear(
     unit = _TILE_ROWS if function in (_TILES, _MANY) else _ROWS
     native.do("product", function, job, -(-rows // unit), rows * width)
     return y if bias is None else y.add_(bias)
+
+
+def int8(
+    x: Float[Tensor, "tokens in"], codes: Int8[Tensor, "out in"], scales: Float[Tensor, " out"]
+) -> Float[Tensor, "tokens out"] | None:
+    """x W^T for few tokens, W[r, i] = codes[r, i] scales[r] / 127; None where rows of W are better made first."""
+    (tokens, width), rows = x.shape, len(codes)
+    function = {torch.float32: _INT8, torch.bfloat16: _INT8_BFLOAT16}.get(x.dtype)
+    fits = 0 < tokens <= MOST_TOKENS and all(t.is_cpu and t.is_contiguous() for t in (codes, scales))
+    if not fits or function is None or not x.is_cpu or native.variant() == native.TORCH:
+        return None
+    x = x.contiguous()
+    y = torch.empty(tokens, rows, dtype=x.dtype)
+    addresses = (x.data_ptr(), codes.data_ptr(), y.data_ptr())
+    job = native.ProductJob(*addresses, tokens, rows, width, None, scales.data_ptr())
+    native.do("product", function, job, -(-rows // _ROWS), rows * width)
+    return y
 
 
 @functools.cache

@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from inlay.errors import FormatError, explain
+from inlay.kernels import product
 from inlay.quant.contract import Matrix, Packed, Scheme
 
 STEPS = 127
@@ -87,7 +88,7 @@ class Int8Matrix(Matrix):
         out.copy_(self.packed[""][rows] * self.packed["SCB"].reshape(-1, 1)[rows] * _STEP)
 
     def _product(self, x: Float[Tensor, "tokens in"]) -> Float[Tensor, "tokens out"] | None:
-        return None
+        return product.int8(x, self.packed[""], self.packed["SCB"].reshape(-1))
 
     def over(self, packed: Packed) -> Matrix:
         return Int8Matrix(packed)
