@@ -6,8 +6,9 @@ import torch
 
 from inlay import formats
 from inlay.base.load import load
+from inlay.combine.contract import Made
 from inlay.combine.diff import diff, summed
-from inlay.combine.intruders import intruders
+from inlay.combine.intruders import Shrinking, intruders
 from inlay.core.routed import Factors
 from inlay.errors import CompatibilityError
 from tests.equations.test_combine import METHODS, named, saved
@@ -82,6 +83,65 @@ def test_a_direction_like_none_of_the_base_is_an_intruder(shape):
     old = Factors(torch.from_numpy(Vt[4:5]).float(), torch.from_numpy(U[:, 4:5]).float(), 20.0)
     assert len(intruders(weight, old).A) == 0
     assert len(intruders(weight, Factors(0 * old.A, old.B, 1.0)).A) == 0
+
+
+def without_intruders(weight, change, scale):
+    """(the change with the intruders of the changed weight so many times as large, how many they are)."""
+    wide = weight.shape[0] > weight.shape[1]
+    own = np.linalg.svd(weight)[2].T if wide else np.linalg.svd(weight)[0]
+    U, s, Vt = np.linalg.svd(weight + change, full_matrices=False)
+    new = [i for i in range(10) if np.abs(own.T @ (Vt[i] if wide else U[:, i])).max() < 0.5]
+    return change - (1 - scale) * sum(s[i] * np.outer(U[:, i], Vt[i]) for i in new), len(new)
+
+
+@pytest.mark.parametrize("shape", [(67, 83), (83, 67)])
+@pytest.mark.parametrize("scale", [0.0, 0.3])
+def test_intruders_become_smaller_and_all_else_stays(shape, scale):
+    generator = torch.Generator().manual_seed(5)
+    weight = torch.randn(*shape, generator=generator) / 9
+    B, A = torch.randn(shape[0], 3, generator=generator), torch.randn(3, shape[1], generator=generator)
+    change = Made((A * torch.tensor([[0.11], [0.07], [0.03]])).double(), B.double(), 2.0, 1.0)
+    shrinking = Shrinking(lambda path: {"map": weight}[path], scale)
+    found = shrinking("map", change)
+    wanted, number = without_intruders(weight.double().numpy(), (change.B @ change.A).numpy(), scale)
+    assert shrinking.found == {"map": number}
+    assert number > 1
+    assert len(found.A) == 3 + number
+    assert np.linalg.norm((found.B @ found.A).numpy() - wanted) < 1e-3 * np.linalg.norm(wanted)
+    assert (found.square_norm, found.square_error) == (2.0, 1.0)
+
+
+def test_the_command_that_combines_shrinks_them(home, tmp_path, capsys):
+    more = ["--shrink-intruders", 0.3, "--model", home / "base"]
+    status, _, err = run(capsys, "combine", home / "plain", "--weights", 4, *more, "--output", tmp_path / "out")
+    assert status == 0, err
+    base, found, numbers = load(home / "base", dtype="float32"), adapters.changes(tmp_path / "out"), []
+    for path, change in adapters.changes(home / "plain").items():
+        wanted, number = without_intruders(base.maps[path].weight(torch.float64).numpy(), 4 * change, 0.3)
+        assert np.linalg.norm(found[path] - wanted) < 1e-3 * np.linalg.norm(wanted)
+        numbers.append(number)
+    assert sum(numbers) > 0
+    assert f"{sum(numbers)} intruder dimensions, in {sum(map(bool, numbers))} of {len(numbers)} modules: 0.3 of" in err
+    base.attach(tmp_path / "out")
+    assert base.adapters["out"].record["combined"]["shrink_intruders"] == 0.3
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (["--shrink-intruders", 0.3], "--shrink-intruders alone"),
+        (["--model", "base"], "--model alone"),
+        (["--shrink-intruders", 1, "--model", "base"], "at least 0 and below 1"),
+        (["--shrink-intruders", 0.3, "--model", "other"], "another base"),
+    ],
+)
+def test_intruders_of_no_base_or_by_no_factor_are_refused(home, tmp_path, capsys, monkeypatch, more, says):
+    monkeypatch.chdir(home)
+    bases.directory(home / "other", seed=4)
+    status, _, err = run(capsys, "combine", "plain", *more, "--output", tmp_path / "out")
+    assert status != 0
+    assert says in err
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("with_model", [False, True])

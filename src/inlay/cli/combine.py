@@ -1,15 +1,20 @@
 """Make one adapter of several: sums, the best of a rank, and less of an adapter or its opposite."""
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import tyro
 
 from inlay import formats, screen
+from inlay.base.load import load
 from inlay.cli.inspect import modules
 from inlay.combine import sources, ways
 from inlay.combine.combine import Combined, combine
+from inlay.combine.intruders import Shrinking, Weight
+from inlay.errors import ConfigError, explain
 from inlay.io import output
 from inlay.options.flags import Common
 from inlay.options.types import one_of
@@ -67,17 +72,52 @@ class Combine(Makes):
     seed: int | None = None
     """Of what dare draws; 0 unless given."""
 
+    shrink_intruders: Annotated[float | None, tyro.conf.arg(metavar="FACTOR")] = None
+    """How large the result's intruder dimensions become, from 0 to below 1 times what they are: directions among the first 10
+    of a changed weight that are like none of the base's, where what was forgotten is found. With --model."""
+
+    model: str | None = None
+    """The base, for --shrink-intruders alone."""
+
     def run(self) -> int:
         """Read them, combine them, write the result, say what it kept."""
         way = ways.find(self.how, {key: getattr(self, key) for key in ("r", "density", "drop", "space", "seed")})
         files = sources.opened(self.adapters)
         weights = sources.weights(self.weights, list(files))
+        shrinking = self._shrinking(list(files))
         with output.new_directory(self.output) as partial:
             with screen.bar("combining") as update:
-                found = combine(files, weights, way, update)
+                found = combine(files, weights, way, update, shrinking)
+            found.file.record["combined"] |= {"shrink_intruders": self.shrink_intruders} if shrinking else {}
             formats.write(partial, found.file)
         say("combined", " + ".join(f"{weight:g} × {name}" for name, weight in weights.items()) + f" by {self.how}")
+        if shrinking:
+            counts = shrinking.found.values()
+            among = f"{sum(counts):,} intruder dimensions, in {sum(map(bool, counts)):,} of {len(counts):,} modules"
+            say("shrunk", f"{among}: {shrinking.scale:g} of what they were")
         return self.told(found, f" on {modules(found.modules)}")
+
+    def _shrinking(self, names: Sequence[str]) -> Shrinking | None:
+        if (self.shrink_intruders is None) != (self.model is None):
+            wrong = "intruder dimensions are those that the base does not have: it takes both"
+            found = "--model" if self.shrink_intruders is None else "--shrink-intruders"
+            raise ConfigError(explain(wrong, found=f"{found} alone", do="--shrink-intruders 0.5 --model MODEL"))
+        if self.shrink_intruders is None or self.model is None:
+            return None
+        return Shrinking(weights_of(self.model, dict(zip(names, self.adapters, strict=True))), self.shrink_intruders)
+
+
+def weights_of(model: str, adapters: Mapping[str, str]) -> Weight:
+    """What the base that these adapters are of has for weights; by name, where each lies.
+
+    **Raises:**
+
+    - `CompatibilityError`: one is of another base.
+    """
+    base = load(model, dtype="float32")
+    for name, source in adapters.items():
+        base.attach(source, name)  # which refuses what is of another base
+    return lambda path: base.maps[path].weight(torch.float32)
 
 
 Command = Combine

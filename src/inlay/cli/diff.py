@@ -3,11 +3,10 @@
 import dataclasses
 from typing import Annotated
 
-import torch
 import tyro
 
 from inlay import screen
-from inlay.base.load import load
+from inlay.cli.combine import weights_of
 from inlay.combine import sources
 from inlay.combine.diff import Difference, diff, summed
 from inlay.options.flags import Common
@@ -28,10 +27,7 @@ class Diff(Common):
         """Print a line for each kind of module."""
         files, weight = sources.opened(self.adapters), None
         if self.model is not None:
-            base = load(self.model, dtype="float32")
-            for name, source in zip(files, self.adapters, strict=True):
-                base.attach(source, name)  # which refuses what is of another base
-            weight = lambda path: base.maps[path].weight(torch.float32)  # noqa: E731
+            weight = weights_of(self.model, dict(zip(files, self.adapters, strict=True)))
         with screen.bar("comparing") as update:
             found = diff(files, weight, update)
         one, other = files

@@ -73,6 +73,7 @@ def combine(
     weights: Mapping[str, float],
     way: Way,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    after: Callable[[str, Made], Made] | None = None,
 ) -> Combined:
     """One adapter made of several, module by module; one that has no change of a module counts as none there.
 
@@ -80,6 +81,7 @@ def combine(
 
     - `files`: the adapters, by what they are called in messages and in the record.
     - `weights`: what each counts; below 0, its change is taken away.
+    - `after`: what becomes of the change that was made of a module, by its path; see `inlay.combine.intruders.Shrinking`.
 
     **Raises:**
 
@@ -97,6 +99,7 @@ def combine(
         progress(number, len(paths))
         generator = torch.Generator().manual_seed(_seed(given.get("seed", 0), path))
         result = way.merge(_changes(files, weights, path), generator)
+        result = after(path, result) if after else result
         modules[path], pair = as_module(result), {"lora_A": result.A.float(), "lora_B": result.B.float()}
         params[path] = {key: tensor.contiguous() for key, tensor in pair.items()} | params.get(path, {})
     overflown = [

@@ -18,11 +18,8 @@ from torch import Tensor
 
 from inlay.combine import core_space
 from inlay.combine.checks import Named, change, changed, check
-from inlay.combine.intruders import intruders
+from inlay.combine.intruders import Weight, intruders
 from inlay.core.routed import Factors
-
-Weight = Callable[[str], Tensor]
-"""Module path -> the base's weight there, (out, in)."""
 
 
 class Difference(NamedTuple):

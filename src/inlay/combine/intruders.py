@@ -9,15 +9,22 @@ Source: LoRA vs Full Fine-tuning: An Illusion of Equivalence (Shuttleworth et al
 figures hold the first 10 vectors against 0.5 too.
 """
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from inlay.combine.contract import Made
 from inlay.core import lowrank
 from inlay.core.routed import Factors
+from inlay.methods.contract import require
 
 TOP, NEAR = 10, 0.5
 """So many singular vectors are looked at; the cosine from which on one is known in the base."""
+
+Weight = Callable[[str], Tensor]
+"""Module path -> the base's weight there, (out, in)."""
 
 
 def intruders(weight: Float[Tensor, "out in"], factors: Factors) -> Factors:
@@ -31,3 +38,34 @@ def intruders(weight: Float[Tensor, "out in"], factors: Factors) -> Factors:
     U, s, Vt = lowrank.top(changed.float(), TOP, torch.Generator().manual_seed(0))
     new = (known.T @ U.double()).abs().amax(0) < NEAR
     return Factors((s[:, None] * Vt)[new], U[:, new], 1.0)
+
+
+class Shrinking:
+    """Makes the intruder dimensions of changes smaller, module by module, and counts them in `found`.
+
+        B A   becomes   B A - (1 - scale) sum_i s_i u_i v_i^T,   over the intruders of W + B A
+
+    Exact, with a rank that grows by their number. What they hold of W itself becomes smaller with them.
+
+    **Arguments:**
+
+    - `scale`: how large they are afterwards, as part of what they were; 0 <= scale < 1.
+
+    **Raises:**
+
+    - `ConfigError`: it is outside its range.
+    """
+
+    def __init__(self, weight: Weight, scale: float):
+        ok, do = 0 <= scale < 1, "--shrink-intruders 0.5"
+        require(ok, "intruders become smaller by a factor of at least 0 and below 1", f"{scale:g}", do)
+        self.weight, self.scale = weight, scale
+        self.found: dict[str, int] = {}
+        """Module path -> how many intruders its changed weight had."""
+
+    def __call__(self, path: str, made: Made) -> Made:
+        """The change of the module at `path` with smaller intruders; its error stays what it was."""
+        new = intruders(self.weight(path), Factors(made.A, made.B, 1.0))
+        self.found[path] = len(new.A)
+        A, B = torch.cat([made.A, new.A]), torch.cat([made.B, (self.scale - 1) * new.B], 1)
+        return Made(A, B, made.square_norm, made.square_error)
