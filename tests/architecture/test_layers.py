@@ -25,6 +25,7 @@ LAYERS = [
     {"initializers"},
     {"kernels"},
     {"core"},
+    {"picture"},
     {"extras", "fields", "names", "plugins", "process", "screen"},
     {"errors"},
 ]

@@ -11,28 +11,29 @@ import tyro
 from inlay import formats, screen
 from inlay.base.load import load
 from inlay.cli.inspect import modules
-from inlay.combine import sources, ways
+from inlay.combine import pictures, sources, ways
 from inlay.combine.combine import Combined, combine
 from inlay.combine.intruders import Shrinking, Weight
 from inlay.errors import ConfigError, explain
 from inlay.io import output
-from inlay.options.flags import Common
+from inlay.options.flags import Plots
 from inlay.options.types import one_of
 from inlay.screen import say
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Makes(Common):
+class Makes(Plots):
     """What the commands have in common that make an adapter of something else."""
 
     output: Path
     """The directory for the adapter; it must not exist."""
 
-    def told(self, found: Combined, about: str) -> int:
-        """Say what was made and what it kept: the exit status."""
+    def told(self, found: Combined, about: str, intruders: Mapping[str, int] = {}) -> int:
+        """Say what was made and what it kept, and draw it: the exit status."""
         say("adapter", f"lora {found.file.method.describe()}{about}")
         say("kept", found.describe())
         say("wrote", f"{self.output}/")
+        self.draw(lambda: pictures.made(found, intruders))
         if self.json:
             screen.emit({"output": str(self.output), **found.as_json()})
         return 0
@@ -81,6 +82,7 @@ class Combine(Makes):
 
     def run(self) -> int:
         """Read them, combine them, write the result, say what it kept."""
+        self.check_plot()
         way = ways.find(self.how, {key: getattr(self, key) for key in ("r", "density", "drop", "space", "seed")})
         files = sources.opened(self.adapters)
         weights = sources.weights(self.weights, list(files))
@@ -95,7 +97,7 @@ class Combine(Makes):
             counts = shrinking.found.values()
             among = f"{sum(counts):,} intruder dimensions, in {sum(map(bool, counts)):,} of {len(counts):,} modules"
             say("shrunk", f"{among}: {shrinking.scale:g} of what they were")
-        return self.told(found, f" on {modules(found.modules)}")
+        return self.told(found, f" on {modules(found.modules)}", shrinking.found if shrinking else {})
 
     def _shrinking(self, names: Sequence[str]) -> Shrinking | None:
         if (self.shrink_intruders is None) != (self.model is None):

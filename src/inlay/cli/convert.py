@@ -31,6 +31,7 @@ class Convert(Makes):
     def run(self) -> int:
         """Read it, convert it, write it, say how far it is from what it was."""
         check_rank(self.r)
+        self.check_plot()
         base = load(self.model, dtype="float32")
         adapter = base.read(self.adapter, Path(self.adapter).resolve().name)
         params = {path: dict(tensors) for path, tensors in adapter.params.items()}

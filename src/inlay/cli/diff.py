@@ -7,13 +7,13 @@ import tyro
 
 from inlay import screen
 from inlay.cli.combine import weights_of
-from inlay.combine import sources
+from inlay.combine import pictures, sources
 from inlay.combine.diff import Difference, diff, summed
-from inlay.options.flags import Common
+from inlay.options.flags import Plots
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Diff(Common):
+class Diff(Plots):
     """No model is needed; with one, intruder dimensions are counted too."""
 
     adapters: Annotated[tuple[str, str], tyro.conf.Positional, tyro.conf.arg(metavar="ADAPTER ADAPTER")]
@@ -25,6 +25,7 @@ class Diff(Common):
 
     def run(self) -> int:
         """Print a line for each kind of module."""
+        self.check_plot()
         files, weight = sources.opened(self.adapters), None
         if self.model is not None:
             weight = weights_of(self.model, dict(zip(files, self.adapters, strict=True)))
@@ -34,6 +35,7 @@ class Diff(Common):
         screen.fact("", f"{one}, {other}: norms, cosine, overlap of outputs and inputs, effective ranks")
         for name, each in summed(found).items():
             screen.fact(name, told(each))
+        self.draw(lambda: pictures.different(found, list(files)))
         if self.json:
             screen.emit({"of": list(files), "modules": {path: each._asdict() for path, each in found.items()}})
         return 0

@@ -32,7 +32,9 @@ class Extract(Makes):
     def run(self) -> int:
         """Read both tensor by tensor, write the adapter, say what is not in it."""
         check_rank(self.r)
+        self.check_plot()
         base, tuned = load(self.model), open_base(self.tuned)
+        names = stored.holders(base.layout, base.model.base_model_prefix, base.checkpoint.tensors)
         names = stored.holders(base.layout, base.model.base_model_prefix, base.checkpoint.tensors)
         with output.new_directory(self.output) as partial, screen.bar("extracting") as update:
             found = extract(base.checkpoint, tuned, names, base.adapters.facts, self.r, update)

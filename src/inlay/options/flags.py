@@ -2,12 +2,15 @@
 
 import dataclasses
 import re
+from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from inlay import quant, screen
-from inlay.errors import ConfigError, explain
+from inlay import extras, quant, screen
+from inlay.errors import ConfigError, OutputError, explain
+from inlay.io import output
 from inlay.options.types import one_of
 
 if TYPE_CHECKING:
@@ -24,6 +27,38 @@ class Common:
 
     debug: bool = False
     """Show the traceback of an error."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plots(Common):
+    """Flags of the commands whose report can be a picture."""
+
+    plot: Annotated[Path | None, tyro.conf.arg(metavar="FILE.png")] = None
+    """A file for a picture of the report; it must not exist. It needs matplotlib, which the extra train brings."""
+
+    def check_plot(self) -> None:
+        """Refuse a picture that can't be drawn or has no place, before the work.
+
+        **Raises:**
+
+        - `ConfigError`: the file is no PNG.
+        - `OutputError`: there is one of that name.
+        - `MissingExtraError`: matplotlib is not installed.
+        """
+        if self.plot is None:
+            return
+        if self.plot.suffix.lower() != ".png":
+            raise ConfigError(explain("a picture is a PNG", found=f"--plot {self.plot}", do="--plot FILE.png"))
+        if self.plot.exists():
+            wrong = "there is such a file, and nothing is overwritten"
+            raise OutputError(explain(wrong, found=str(self.plot), do="another --plot"))
+        extras.need("matplotlib", "a picture")
+
+    def draw(self, png: Callable[[], bytes]) -> None:
+        """Write the picture, where one is wanted."""
+        if self.plot is not None:
+            output.write_file(self.plot, png())
+            screen.say("drew", str(self.plot))
 
 
 Verbose = Annotated[bool, tyro.conf.arg(aliases=["-v"])]

@@ -1,27 +1,24 @@
 """The loss curve of a run, and several methods beside each other, as pictures."""
 
-import contextlib
-import io
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from inlay import extras
+from inlay.picture import figure
 from inlay.training.state import Progress
 
 
 def draw(progress: Progress) -> bytes:
     """A PNG: the loss of every step, a running mean, and the held-out loss."""
-    with _figure(7) as (figure, png):
-        _draw(figure.add_subplot(), progress)
+    with figure(7) as (drawn, png):
+        _draw(drawn.add_subplot(), progress)
     return png.getvalue()
 
 
 def compared(results: Sequence[Any]) -> bytes:
     """A PNG of several methods: their held-out losses over their trained weights, and what each forgot where that is known."""
     shown = [result for result in results if result.forgetting is not None]
-    with _figure(9 if shown else 5) as (figure, png):
-        left, *right = figure.subplots(1, 2 if shown else 1, squeeze=False)[0]
+    with figure(9 if shown else 5) as (drawn, png):
+        left, *right = drawn.subplots(1, 2 if shown else 1, squeeze=False)[0]
         for result in results:
             left.plot(result.trainable_parameters, result.loss, "o", color="tab:blue")
             left.annotate(f" {result.method}", (result.trainable_parameters, result.loss))
@@ -32,30 +29,6 @@ def compared(results: Sequence[Any]) -> bytes:
             axes.barh([r.method for r in shown], [r.forgetting for r in shown], color="tab:orange")
             axes.set_xlabel("growth of the loss on other text, nats per token")
     return png.getvalue()
-
-
-@contextlib.contextmanager
-def _figure(width: float) -> Iterator[tuple[Any, io.BytesIO]]:
-    """An empty figure, and what holds its PNG after the block.
-
-    As the package has it: no settings of the user's, nor of a `matplotlibrc` in the current folder, which may ask for LaTeX,
-    another backend, or what is not installed.
-    """
-    backend = os.environ.pop("MPLBACKEND", None)
-    try:
-        extras.need("matplotlib", "a picture")
-        import matplotlib
-    finally:
-        if backend is not None:
-            os.environ["MPLBACKEND"] = backend
-    with matplotlib.rc_context(matplotlib.rcParamsDefault):
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-
-        figure, png = Figure(figsize=(width, 4), layout="constrained"), io.BytesIO()
-        FigureCanvasAgg(figure)
-        yield figure, png
-        figure.savefig(png, dpi=120, format="png")
 
 
 def _draw(axes: Any, progress: Progress) -> None:
