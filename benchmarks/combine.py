@@ -1,11 +1,14 @@
-"""Adapters into one, against peft: python -m benchmarks.combine svd WIDTH equal|unequal, or python -m benchmarks.combine shape
+"""Adapters into one, and out of a checkpoint: python -m benchmarks.combine [svd WIDTH equal|unequal | shape | extract]
 
+(none)   svd 4096 equal, shape and extract, one after the other
 svd      two adapters of rank 16 (unequal: 16 and 8, the second with rsLoRA) on one map of WIDTH x WIDTH, into one of rank 16:
          the median of three of ours, one of peft's, and how far each is from the best of the full sum in float64
 shape    `inlay combine` of eight adapters of rank 16 of Llama-3.2-1B's shape, files read and the result written: seconds, peak
+extract  `inlay extract` at rank 32 of a checkpoint of 135m's shape of which every matrix differs from the base's: likewise
 """
 
 import json
+import shutil
 import statistics
 import sys
 import tempfile
@@ -15,9 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import inlay
+from benchmarks import shapes
 from inlay import formats
 from inlay.cli import main as command
 from inlay.combine import sources
@@ -119,5 +124,30 @@ def shape() -> None:
             )
 
 
+def extract() -> None:
+    """The whole command, on checkpoints of a real shape."""
+    with tempfile.TemporaryDirectory() as folder:
+        base, tuned = shapes.directory("135m", Path(folder) / "base"), Path(folder) / "tuned"
+        shutil.copytree(base, tuned)
+        tensors, generator = load_file(tuned / "model.safetensors"), torch.Generator().manual_seed(0)
+        for name, tensor in tensors.items():
+            if tensor.dim() == 2:
+                tensors[name] = tensor + 0.01 * torch.randn(tensor.shape, generator=generator).to(tensor.dtype)
+        save_file(tensors, tuned / "model.safetensors", {"format": "pt"})
+        start = time.perf_counter()
+        assert command(["extract", str(base), str(tuned), "--r", "32", "--output", f"{folder}/taken"]) == 0
+        print(json.dumps({"extract": "135m", "seconds": time.perf_counter() - start, "peak": peak_rss_bytes()}))
+
+
+def main(what: str = "", width: str = "4096", case: str = "equal") -> None:
+    """What the command line asks for, or all three."""
+    if what in ("", "svd"):
+        svd(int(width), case)
+    if what in ("", "shape"):
+        shape()
+    if what in ("", "extract"):
+        extract()
+
+
 if __name__ == "__main__":
-    shape() if sys.argv[1] == "shape" else svd(int(sys.argv[2]), sys.argv[3])
+    main(*sys.argv[1:])
