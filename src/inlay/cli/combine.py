@@ -1,7 +1,7 @@
 """Make one adapter of several: sums, the best of a rank, and less of an adapter or its opposite."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -12,9 +12,10 @@ from inlay import formats, screen
 from inlay.base.load import load
 from inlay.cli.inspect import modules
 from inlay.combine import pictures, sources, ways
+from inlay.combine.checks import Named
 from inlay.combine.combine import Combined, combine
 from inlay.combine.intruders import Shrinking, Weight
-from inlay.errors import ConfigError, explain
+from inlay.errors import CompatibilityError, ConfigError, explain, few
 from inlay.io import output
 from inlay.options.flags import Plots
 from inlay.options.types import one_of
@@ -86,7 +87,7 @@ class Combine(Makes):
         way = ways.find(self.how, {key: getattr(self, key) for key in ("r", "density", "drop", "space", "seed")})
         files = sources.opened(self.adapters)
         weights = sources.weights(self.weights, list(files))
-        shrinking = self._shrinking(list(files))
+        shrinking = self._shrinking(files)
         with output.new_directory(self.output) as partial:
             with screen.bar("combining") as update:
                 found = combine(files, weights, way, update, shrinking)
@@ -99,14 +100,18 @@ class Combine(Makes):
             say("shrunk", f"{among}: {shrinking.scale:g} of what they were")
         return self.told(found, f" on {modules(found.modules)}", shrinking.found if shrinking else {})
 
-    def _shrinking(self, names: Sequence[str]) -> Shrinking | None:
+    def _shrinking(self, files: Named) -> Shrinking | None:
         if (self.shrink_intruders is None) != (self.model is None):
             wrong = "intruder dimensions are those that the base does not have: it takes both"
             found = "--model" if self.shrink_intruders is None else "--shrink-intruders"
             raise ConfigError(explain(wrong, found=f"{found} alone", do="--shrink-intruders 0.5 --model MODEL"))
         if self.shrink_intruders is None or self.model is None:
             return None
-        return Shrinking(weights_of(self.model, dict(zip(names, self.adapters, strict=True))), self.shrink_intruders)
+        if several := {name: file.parameters for name, file in files.items() if file.parameters}:
+            wrong, do = "intruder dimensions are looked for in linear layers alone", "leave --shrink-intruders out"
+            found = few([f"{name}: {', '.join(parameters)}" for name, parameters in several.items()])
+            raise CompatibilityError(explain(wrong, found=found, do=do))
+        return Shrinking(weights_of(self.model, dict(zip(files, self.adapters, strict=True))), self.shrink_intruders)
 
 
 def weights_of(model: str, adapters: Mapping[str, str]) -> Weight:

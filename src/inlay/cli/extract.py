@@ -35,7 +35,6 @@ class Extract(Makes):
         self.check_plot()
         base, tuned = load(self.model), open_base(self.tuned)
         names = stored.holders(base.layout, base.model.base_model_prefix, base.checkpoint.tensors)
-        names = stored.holders(base.layout, base.model.base_model_prefix, base.checkpoint.tensors)
         with output.new_directory(self.output) as partial, screen.bar("extracting") as update:
             found = extract(base.checkpoint, tuned, names, base.adapters.facts, self.r, update)
             found.file.record.update(base.about_base)

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from inlay import methods
+from inlay.combine import experts
 from inlay.core.routed import Factors
 from inlay.errors import CompatibilityError, explain, few
 from inlay.formats.contract import AdapterFile
@@ -23,8 +24,12 @@ OWN = ("weight", "bias")
 """Tensors that replace the module's own."""
 
 
-def check(files: Named) -> None:
+def check(files: Named, *, takes_experts: bool = False) -> None:
     """Refuse adapters that can't be combined with each other; everything that is in the way is named.
+
+    **Arguments:**
+
+    - `takes_experts`: parameters of several maps can be combined too.
 
     **Raises:**
 
@@ -37,7 +42,10 @@ def check(files: Named) -> None:
     )
     _same(files, "these adapters are for different tasks", _task, str, "adapters of one task, with the same classes")
     _same(files, "these adapters train different tokens", _tokens, str, "adapters that train the same tokens")
-    reasons = {name: problem for name, file in files.items() if (problem := _uncombined(file))}
+    _same(
+        files, "these adapters change different parameters of several maps", _parameters, str, "one set of them in all"
+    )
+    reasons = {name: problem for name, file in files.items() if (problem := _uncombined(file, takes_experts))}
     if reasons:
         wrong = "these adapters are not all one pair of factors for each layer"
         others = ", ".join(name for name in reasons if not _is_convertible(files[name]))
@@ -70,7 +78,7 @@ def changed(files: Named) -> list[str]:
 
 
 def change(file: AdapterFile, path: str) -> Factors | None:
-    """What an adapter does to the module at `path`; None where it has no change of it."""
+    """What an adapter does to the module at `path`, or as its file has it to a parameter; None where it has no change of it."""
     tensors = added(file, path) if path in file.params else {}
     return factors(hooks.for_module(file.method, path), tensors) if tensors else None
 
@@ -117,12 +125,18 @@ def _tokens(file: AdapterFile) -> tuple[int, ...] | None:
     return tuple(hooks.token_ids(file.method)) or None
 
 
-def _uncombined(file: AdapterFile) -> str | None:
+def _parameters(file: AdapterFile) -> tuple[str, ...] | None:
+    return tuple(sorted(file.parameters)) or None
+
+
+def _uncombined(file: AdapterFile, takes_experts: bool) -> str | None:
     """Why an adapter is no pair of factors for each layer; the layers of other tensors have no sizes in its file."""
     if file.needs_model:
         return "its tensors are as another program has them: inlay export BASE ADAPTER --for inlay --output DIR"
-    if file.parameters:
+    if file.parameters and not takes_experts:
         return f"parameters of several maps ({', '.join(file.parameters)})"
+    if problem := experts.problem(file):
+        return problem
     changes = [path for path in file.params if added(file, path)]
     sizes = [path in file.model.layers and file.model.layers[path].sizes for path in changes]
     if isinstance(file.method, hooks.Shares) or not is_low_rank(file.method) or not all(sizes):
@@ -145,6 +159,7 @@ def _unlike(files: Named) -> list[str]:
             whole = {key: tuple(tensor.shape) for key, tensor in module.items() if key in OWN}
             layer = file.model.layers.get(path)
             shape = (dict(layer.sizes) if layer and added(file, path) else {}) | whole
+            shape |= {"maps": count} if (count := experts.num_maps(file, path)) > 1 else {}
             first, others = seen.setdefault(path, (name, shape))
             if shape != others:
                 problems.append(f"{path}: {shape} in {name}, {others} in {first}")

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from inlay.combine import whole
+from inlay.combine import experts, whole
 from inlay.combine.checks import Named, change, changed, check
 from inlay.combine.contract import Made, Way, Weighted, settings
 from inlay.core.routed import Factors
@@ -89,7 +89,7 @@ def combine(
     - `ConfigError`: a weight is no finite number, or so large that the result is none; or the way has no use for these.
     """
     _check_weights(weights)
-    check(files)
+    check(files, takes_experts=True)
     way.check(weights)
     params: dict[str, dict[str, Tensor]] = whole.sums(files, weights, way)
     modules: dict[str, Module] = {}
@@ -98,9 +98,11 @@ def combine(
     for number, path in enumerate(paths):
         progress(number, len(paths))
         generator = torch.Generator().manual_seed(_seed(given.get("seed", 0), path))
-        result = way.merge(_changes(files, weights, path), generator)
+        each = [way.merge(changes, generator) for changes in _changes(files, weights, path)]
+        result = experts.together(each)
         result = after(path, result) if after else result
-        modules[path], pair = as_module(result), {"lora_A": result.A.float(), "lora_B": result.B.float()}
+        modules[path] = as_module(result, len(each))
+        pair = {"lora_A": result.A.float(), "lora_B": result.B.float()}
         params[path] = {key: tensor.contiguous() for key, tensor in pair.items()} | params.get(path, {})
     overflown = [
         path for path, module in params.items() if not all(tensor.isfinite().all() for tensor in module.values())
@@ -130,7 +132,14 @@ def plain(
     - `bias`: which biases are among the tensors, where that is not what the first source says.
     """
     sources = list(sources)
-    first, r = sources[0], Counter(ranks.values()).most_common(1)[0][0]
+    first, parameters = sources[0], next((file.parameters for file in sources if file.parameters), ())
+    several = {
+        rank for path, rank in ranks.items() if any(experts.num_maps(f, path) > 1 for f in sources if path in f.params)
+    }
+    if len(several) > 1:
+        wrong, do = "parameters of several maps have one rank", f"--r {min(several)}"
+        raise ConfigError(explain(wrong, found=f"ranks {sorted(several)}", do=do))
+    r = max(several) if several else Counter(ranks.values()).most_common(1)[0][0]
     others = _short({path: rank for path, rank in ranks.items() if rank != r}, ranks)
     method = Lora(
         r=r,
@@ -146,7 +155,8 @@ def plain(
     name = next((file.model.name for file in sources if file.model.name), None)
     kept = {key: file.record[key] for key in KEPT for file in reversed(sources) if key in file.record}
     model = first.model._replace(name=name, layers=layers)
-    return AdapterFile(method=method, params=params, model=model, record=kept | dict(record))
+    about = kept | dict(record)
+    return AdapterFile(method=method, params=params, model=model, parameters=parameters, record=about)
 
 
 def _check_weights(weights: Mapping[str, float]) -> None:
@@ -156,18 +166,21 @@ def _check_weights(weights: Mapping[str, float]) -> None:
         raise ConfigError(explain("a weight has to be a finite number other than 0", found=few(wrong), do=do))
 
 
-def _changes(files: Named, weights: Mapping[str, float], path: str) -> list[Weighted]:
-    """What each adapter does to the module at `path`; nothing, of rank 0, where it has no change of it."""
+def _changes(files: Named, weights: Mapping[str, float], path: str) -> list[list[Weighted]]:
+    """What each adapter does to the module at `path`, or to each map of a parameter there; nothing, of rank 0, where it has no
+    change of it."""
+    count = max(experts.num_maps(file, path) for file in files.values() if path in file.params)
     found = {name: change(file, path) for name, file in files.items()}
-    one = next(filter(None, found.values()))
-    nothing = Factors(one.A[:0], one.B[:, :0], 1.0)
-    return [Weighted(found[name] or nothing, weight) for name, weight in weights.items()]
+    each = {name: experts.apart(factors, count) if factors else None for name, factors in found.items()}
+    one = next(filter(None, each.values()))[0]
+    nothing = [Factors(one.A[:0], one.B[:, :0], 1.0)] * count
+    return [[Weighted((each[name] or nothing)[i], weight) for name, weight in weights.items()] for i in range(count)]
 
 
-def as_module(made: Made) -> Module:
-    """What is said of a change that was made."""
+def as_module(made: Made, count: int = 1) -> Module:
+    """What is said of a change that was made, of so many maps."""
     error = math.sqrt(made.square_error / made.square_norm) if made.square_norm else 0.0
-    return Module(len(made.A), math.sqrt(made.square_norm), error)
+    return Module(len(made.A) // count, math.sqrt(made.square_norm), error)
 
 
 def _targets(sources: Sequence[AdapterFile], paths: Sequence[str]) -> tuple[str, ...]:

@@ -150,7 +150,8 @@ def described(file: AdapterFile) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 def _config(file: AdapterFile, targets: Targets) -> dict[str, Any]:
     """The content of adapter_config.json."""
-    method, layers, adapted, parameters = file.method, file.model.layers, targets.modules, list(targets.parameters)
+    method, layers, adapted = file.method, file.model.layers, targets.modules
+    parameters = [*targets.parameters] or [*file.parameters]
     modules = targets.every
     saved = short_names([path for path in modules if selects(method.modules_to_save, path)], modules)
     short = short_names(adapted or [path for path in file.params if path and path not in parameters], modules)
