@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from inlay import methods
-from inlay.combine import experts
+from inlay.combine import stacks
 from inlay.core.routed import Factors
 from inlay.errors import CompatibilityError, explain, few
 from inlay.formats.contract import AdapterFile
@@ -24,12 +24,12 @@ OWN = ("weight", "bias")
 """Tensors that replace the module's own."""
 
 
-def check(files: Named, *, takes_experts: bool = False) -> None:
+def check(files: Named, *, takes_stacks: bool = False) -> None:
     """Refuse adapters that can't be combined with each other; everything that is in the way is named.
 
     **Arguments:**
 
-    - `takes_experts`: parameters of several maps can be combined too.
+    - `takes_stacks`: parameters of several maps can be combined too.
 
     **Raises:**
 
@@ -45,7 +45,7 @@ def check(files: Named, *, takes_experts: bool = False) -> None:
     _same(
         files, "these adapters change different parameters of several maps", _parameters, str, "one set of them in all"
     )
-    reasons = {name: problem for name, file in files.items() if (problem := _uncombined(file, takes_experts))}
+    reasons = {name: problem for name, file in files.items() if (problem := _uncombined(file, takes_stacks))}
     if reasons:
         wrong = "these adapters are not all one pair of factors for each layer"
         others = ", ".join(name for name in reasons if not _is_convertible(files[name]))
@@ -129,13 +129,13 @@ def _parameters(file: AdapterFile) -> tuple[str, ...] | None:
     return tuple(sorted(file.parameters)) or None
 
 
-def _uncombined(file: AdapterFile, takes_experts: bool) -> str | None:
+def _uncombined(file: AdapterFile, takes_stacks: bool) -> str | None:
     """Why an adapter is no pair of factors for each layer; the layers of other tensors have no sizes in its file."""
     if file.needs_model:
         return "its tensors are as another program has them: inlay export BASE ADAPTER --for inlay --output DIR"
-    if file.parameters and not takes_experts:
+    if file.parameters and not takes_stacks:
         return f"parameters of several maps ({', '.join(file.parameters)})"
-    if problem := experts.problem(file):
+    if problem := stacks.problem(file):
         return problem
     changes = [path for path in file.params if added(file, path)]
     sizes = [path in file.model.layers and file.model.layers[path].sizes for path in changes]
@@ -159,7 +159,7 @@ def _unlike(files: Named) -> list[str]:
             whole = {key: tuple(tensor.shape) for key, tensor in module.items() if key in OWN}
             layer = file.model.layers.get(path)
             shape = (dict(layer.sizes) if layer and added(file, path) else {}) | whole
-            shape |= {"maps": count} if (count := experts.num_maps(file, path)) > 1 else {}
+            shape |= {"maps": count} if (count := stacks.num_maps(file, path)) > 1 else {}
             first, others = seen.setdefault(path, (name, shape))
             if shape != others:
                 problems.append(f"{path}: {shape} in {name}, {others} in {first}")

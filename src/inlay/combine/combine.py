@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from inlay.combine import experts, whole
+from inlay.combine import stacks, whole
 from inlay.combine.checks import Named, change, changed, check
 from inlay.combine.contract import Made, Way, Weighted, settings
 from inlay.core.routed import Factors
@@ -89,7 +89,7 @@ def combine(
     - `ConfigError`: a weight is no finite number, or so large that the result is none; or the way has no use for these.
     """
     _check_weights(weights)
-    check(files, takes_experts=True)
+    check(files, takes_stacks=True)
     way.check(weights)
     params: dict[str, dict[str, Tensor]] = whole.sums(files, weights, way)
     modules: dict[str, Module] = {}
@@ -99,7 +99,7 @@ def combine(
         progress(number, len(paths))
         generator = torch.Generator().manual_seed(_seed(given.get("seed", 0), path))
         each = [way.merge(changes, generator) for changes in _changes(files, weights, path)]
-        result = experts.together(each)
+        result = stacks.together(each)
         result = after(path, result) if after else result
         modules[path] = as_module(result, len(each))
         pair = {"lora_A": result.A.float(), "lora_B": result.B.float()}
@@ -134,7 +134,7 @@ def plain(
     sources = list(sources)
     first, parameters = sources[0], next((file.parameters for file in sources if file.parameters), ())
     several = {
-        rank for path, rank in ranks.items() if any(experts.num_maps(f, path) > 1 for f in sources if path in f.params)
+        rank for path, rank in ranks.items() if any(stacks.num_maps(f, path) > 1 for f in sources if path in f.params)
     }
     if len(several) > 1:
         wrong, do = "parameters of several maps have one rank", f"--r {min(several)}"
@@ -169,9 +169,9 @@ def _check_weights(weights: Mapping[str, float]) -> None:
 def _changes(files: Named, weights: Mapping[str, float], path: str) -> list[list[Weighted]]:
     """What each adapter does to the module at `path`, or to each map of a parameter there; nothing, of rank 0, where it has no
     change of it."""
-    count = max(experts.num_maps(file, path) for file in files.values() if path in file.params)
+    count = max(stacks.num_maps(file, path) for file in files.values() if path in file.params)
     found = {name: change(file, path) for name, file in files.items()}
-    each = {name: experts.apart(factors, count) if factors else None for name, factors in found.items()}
+    each = {name: stacks.apart(factors, count) if factors else None for name, factors in found.items()}
     one = next(filter(None, each.values()))[0]
     nothing = [Factors(one.A[:0], one.B[:, :0], 1.0)] * count
     return [[Weighted((each[name] or nothing)[i], weight) for name, weight in weights.items()] for i in range(count)]

@@ -7,7 +7,7 @@
 
 Every layer has the rank and the scale of the configuration. It names the layers by what follows their number; those of them
 that have no tensors change nothing. Read strictly, as `inlay.formats.peft` has it. What mlx-lm trains whole (fine_tune_type
-full), of experts, or of an embedding, which it applies to a head that is tied to it too, is refused.
+full), of layers that hold several maps, or of an embedding, which it applies to a tied head too, is refused.
 """
 
 import json

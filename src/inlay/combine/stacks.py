@@ -1,4 +1,4 @@
-"""Parameters that hold several maps each, such as fused experts: the change of each map out of what a file has, and back.
+"""Parameters that hold several maps each, as fused layers of mixtures do: the change of each map out of a file, and back.
 
     A (maps r, in) has the maps one after the other, B (out, r maps) has them within each rank: PEFT's form
 
