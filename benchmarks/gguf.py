@@ -57,8 +57,8 @@ def file(shape: str, kind: str, path: Path) -> Path:
     letters = [chr(byte) for byte in kept] + [chr(256 + i) for i in range(256 - len(kept))]
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list(["<end>", *letters])
-    writer.add_token_types([3] + [1] * 256)
+    writer.add_token_list(["<end>", *letters, "ab"])
+    writer.add_token_types([3] + [1] * 257)
     writer.add_token_merges(["a b"])
     writer.add_eos_token_id(0)
     for name, rows, columns in tensors(sizes):

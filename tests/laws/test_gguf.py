@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import inlay
-from inlay.errors import CompatibilityError, ConfigError, FormatError, UnknownNameError
+from inlay.errors import CompatibilityError, ConfigError, FormatError, ShapeError, UnknownNameError
 from inlay.gguf.opening import open_base, open_outline
 from inlay.io.fingerprint import fingerprint
 from inlay.modules.frozen import Quantized, QuantizedEmbedding, QuantizedLinear
@@ -53,6 +53,9 @@ def test_every_weight_of_a_type_is_the_files_in_every_dtype(tmp_path, kind):
             assert torch.equal(part, weight[11:18].to(dtype))
         ids = torch.tensor([3, 60, 3, 0])
         assert torch.equal(matrix.take(ids, torch.float32), weight[ids])
+        for beyond in (-1, len(weight)):
+            with pytest.raises((ShapeError, IndexError)):
+                matrix.take(torch.tensor([0, beyond + (beyond < 0) * -len(weight)]), torch.float32)
 
 
 @pytest.mark.parametrize("kind", gguf_models.ALL_KINDS)
@@ -112,6 +115,8 @@ def test_an_adapter_learns_is_kept_and_answers_again(tmp_path):
         after = base.model(input_ids=IDS).logits
         with base.using(None):
             before = base.model(input_ids=IDS).logits
+    with pytest.raises(CompatibilityError, match="nothing is merged into a GGUF file"):
+        inlay.merge(base, "a", output=tmp_path / "merged")
     again = inlay.load(tmp_path / "m.gguf", dtype="float32")
     again.attach(tmp_path / "a")
     with torch.no_grad():

@@ -54,10 +54,16 @@ def merge(
     **Raises:**
 
     - `OutputError`: the directory exists, or the disk is full; nothing is left half-written.
-    - `CompatibilityError`: an adapted weight is not in the checkpoint under its own name, or the merged model does not do
-      what base and adapter do, because its dtype is too coarse for the change.
+    - `CompatibilityError`: the base is a GGUF file, an adapted weight is not in the checkpoint under its own name, or the
+      merged model does not do what base and adapter do, because its dtype is too coarse for the change.
     """
     merged = base.adapters[adapter]
+    if base.checkpoint.packed:
+        wrong, do = (
+            "nothing is merged into a GGUF file",
+            "the adapter beside it; or merge into its safetensors with --force",
+        )
+        raise CompatibilityError(explain(wrong, found=base.checkpoint.reference, do=do))
     check_mergeable(merged)
     check_survives(base, merged)
     target = output_directory.place(output)

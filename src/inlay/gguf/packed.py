@@ -12,7 +12,7 @@ from torch import Tensor
 
 from inlay.core import ggml
 from inlay.core.product import FEW_TOKENS
-from inlay.errors import FormatError, explain
+from inlay.errors import FormatError, ShapeError, explain
 from inlay.kernels import ggml as kernels
 from inlay.kernels import product
 from inlay.quant.contract import Matrix, Packed, Table
@@ -60,6 +60,11 @@ class BlocksMatrix(Table):
 
     def take(self, ids: Int[Tensor, " n"], dtype: torch.dtype) -> Float[Tensor, "n in"]:
         self.before_use()
+        if (
+            len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < self.shape[0]
+        ):  # nobody else looks before it is read
+            found = f"rows {int(ids.min())} to {int(ids.max())} of {self.shape[0]}"
+            raise ShapeError(explain("this table has no such rows", found=found))
         out = torch.empty(len(ids), self.shape[1], dtype=dtype, device=self.device)
         kernels.dequantize(self.kind, self.packed[""], _numbers(self.packed, ids), out)
         return out
