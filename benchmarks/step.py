@@ -19,7 +19,7 @@ from statistics import median
 import torch
 
 from benchmarks import floor, shapes
-from inlay.core.product import product_dtype
+from inlay.kernels.product import product_dtype
 
 NUM_STEPS = 7
 WAYS = ("peft", "inlay", "inlay, malloc as it is")
@@ -34,7 +34,7 @@ def main(
     shape: str = "135m", dtype: str = "float32", rows: str = "4", tokens: str = "256", method: str = "lora"
 ) -> None:
     """Measure all ways and print a line for each."""
-    multiplied = product_dtype(torch.empty(0, dtype=getattr(torch, dtype)))
+    multiplied = product_dtype(torch.empty(64, 1, dtype=getattr(torch, dtype)))
     rates = [floor.rate(dtype=multiplied)]
     with tempfile.TemporaryDirectory() as folder:
         directory = shapes.directory(shape, Path(folder) / shape, getattr(torch, dtype))

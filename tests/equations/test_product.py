@@ -5,6 +5,7 @@ import torch
 
 from inlay.core import product as in_torch
 from inlay.kernels import native, product
+from inlay.modules.frozen import FrozenLinear
 from inlay.quant.int8 import Int8
 
 SHAPES = [(1, 1), (5, 3), (17, 40), (64, 64), (100, 96), (131, 257), (256, 160)]
@@ -84,18 +85,17 @@ def test_many_tokens_have_the_bits_of_few_by_tiles(shape):
 
 
 @pytest.mark.parametrize("widens", [False, True])
-def test_many_tokens_are_widened_where_that_is_faster(monkeypatch, widens):
-    taken = []
-    inner = in_torch.linear
-    monkeypatch.setattr(in_torch, "linear", lambda x, *given: taken.append(x.dtype) or inner(x, *given))
-    monkeypatch.setattr(native, "has_tiles", lambda: False)
+def test_many_tokens_are_multiplied_in_float32_where_that_is_faster(monkeypatch, widens):
     monkeypatch.setattr(native, "widens_bfloat16", lambda: widens)
-    product._function.cache_clear()
-    x, W, b = _given((64, 96), 40, DTYPES[2])
-    exact = x.double() @ W.double().T + b.double()
-    y = product.linear(x, W, b)
-    product._function.cache_clear()
-    assert taken == [torch.float32 if widens else torch.bfloat16]
+    monkeypatch.setattr(in_torch, "native_bfloat16", lambda: True)
+    for tokens, wide in ((product.MOST_TOKENS, False), (product.MOST_TOKENS + 1, widens)):
+        x = torch.zeros(1, tokens, 8, dtype=torch.bfloat16)
+        assert product.product_dtype(x) == (torch.float32 if wide else torch.bfloat16)
+        assert product.product_dtype(x.float()) == torch.float32
+    linear = FrozenLinear(torch.randn(64, 96).bfloat16(), None, False)
+    x = torch.randn(40, 96).bfloat16()
+    exact = x.double() @ linear.weight.double().T
+    y = linear(x)
     assert y.dtype == torch.bfloat16
     if widens:  # and rounded once
         assert ((y.double() - exact).abs() <= exact.abs() * 2**-8 + 1e-4).all()

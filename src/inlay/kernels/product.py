@@ -26,6 +26,14 @@ _ROWS, _TILE_ROWS, _TILE, _DEPTH = 4, 64, 16, 32
 """Rows of W that a unit of work has; by tiles; that a tile has; and what the width is a multiple of there."""
 
 
+def product_dtype(x: Tensor) -> torch.dtype:
+    """The dtype that inputs like `x` are multiplied in, as `inlay.core.product` says; but many tokens in float32 on processors
+    whose instructions for bfloat16 are slower than that."""
+    dtype = in_torch.product_dtype(x)
+    is_many = dtype == torch.bfloat16 and x.numel() > MOST_TOKENS * x.shape[-1]
+    return torch.float32 if is_many and x.is_cpu and native.widens_bfloat16() else dtype
+
+
 def linear(
     x: Float[Tensor, "*batch in"], weight: Float[Tensor, "out in"] | Rows, bias: Float[Tensor, " out"] | None
 ) -> Float[Tensor, "*batch out"]:
@@ -40,8 +48,7 @@ def linear(
             function = _MANY if function == _TILES else None
     if function is None:
         own = x.reshape(-1, width) if len(shape) != 2 else x
-        is_wider = tokens > MOST_TOKENS and x.dtype == torch.bfloat16 and x.is_cpu and native.widens_bfloat16()
-        y = in_torch.linear(own.float(), weight, bias).bfloat16() if is_wider else in_torch.linear(own, weight, bias)
+        y = in_torch.linear(own, weight, bias)
         return y if len(shape) == 2 else y.view(*shape[:-1], y.shape[-1])
     assert isinstance(weight, Tensor), "only numbers have a function"
     rows = weight.shape[0]

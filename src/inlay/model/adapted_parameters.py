@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from inlay.core.product import product_dtype
 from inlay.core.routed import Factors, Segment, routed
+from inlay.kernels.product import product_dtype
 from inlay.model.adapted import Adapted, after_dropout
 from inlay.model.batch import Batch, Router
 from inlay.model.changes import Changes, LowRank

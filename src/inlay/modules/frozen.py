@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from inlay.core.product import Rows, product_dtype
+from inlay.core.product import Rows
 from inlay.core.routed import routed
 from inlay.kernels import product
 from inlay.quant.contract import Matrix, Table
@@ -133,7 +133,7 @@ def _linear(
     x: Float[Tensor, "*batch in"], matrix: Float[Tensor, "out in"] | Rows, bias: Float[Tensor, " out"] | None
 ) -> Float[Tensor, "*batch out"]:
     """W x + b, with a gradient for x alone."""
-    dtype = product_dtype(x)
+    dtype = product.product_dtype(x)
     if not torch.is_grad_enabled():  # to enter autograd costs as much as a product of a few tokens
         if dtype == x.dtype:
             return product.linear(x, matrix, bias)

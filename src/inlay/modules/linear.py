@@ -17,7 +17,6 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
-from inlay.core.product import product_dtype
 from inlay.core.routed import routed
 from inlay.kernels import product
 from inlay.methods.contract import Params
@@ -131,7 +130,7 @@ class Linear(abc.ABC):
 
     def product_dtype(self, x: Tensor) -> torch.dtype:
         """What the module multiplies an input like `x` in."""
-        return product_dtype(x) if isinstance(self.module, FrozenLinear | QuantizedLinear) else x.dtype
+        return product.product_dtype(x) if isinstance(self.module, FrozenLinear | QuantizedLinear) else x.dtype
 
     def weight(self, dtype: torch.dtype) -> Float[Tensor, "out in"]:
         matrix = self.matrix
