@@ -49,6 +49,7 @@ _WHOLE_TOKENS = frozenset(["llama-bpe"])
 _COMPOSED = frozenset(["qwen2"])
 """Those that compose letters and accents first."""
 
+_START = "tokenizer.ggml."
 _ROLES = ("bos", "eos", "unknown", "padding")
 _TRANSFORMERS_ROLES = {"unknown": "unk", "padding": "pad"}
 
@@ -61,7 +62,7 @@ def files(metadata: Mapping[str, Any]) -> dict[str, str]:
     - `FormatError`: parts are missing, or contradict each other.
     - `CompatibilityError`: the tokenizer is of a kind that is not known here.
     """
-    own = {key.removeprefix("tokenizer.ggml."): value for key, value in metadata.items() if "tokenizer.ggml." in key}
+    own = {key.removeprefix(_START): value for key, value in metadata.items() if key.startswith(_START)}
     _check(own)
     kind = own.get("model")
     if kind == "gpt2":
