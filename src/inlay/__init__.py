@@ -25,6 +25,8 @@ from inlay.errors import (
     OutputError,
     ShapeError,
     TargetError,
+    TransferError,
+    TrustError,
     UnknownNameError,
 )
 
@@ -92,6 +94,8 @@ __all__ = [
     "Settings",
     "ShapeError",
     "TargetError",
+    "TransferError",
+    "TrustError",
     "UnknownNameError",
     "Vera",
     "attach",

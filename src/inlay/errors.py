@@ -7,7 +7,9 @@ InlayError
 |-- FormatError(ValueError)          a file is broken, truncated, or not what it says it is
 |-- DataError(ValueError)            rows that cannot be trained on
 |-- CompatibilityError(ValueError)   an adapter and a base, or a file and this version, that do not go together
+|-- TrustError(ValueError)           an adapter that nobody who is trusted has signed
 |-- UnknownNameError(LookupError)    no model, adapter, method or file of that name
+|-- TransferError(OSError)           a registry or a hub that can't be reached, refuses, or breaks off
 |-- OutputError(OSError)             the result cannot be written where it was asked for
 |-- DivergedError(ArithmeticError)   a training whose loss is not finite any more
 |-- CapacityError(RuntimeError)      more memory or disk than there is
@@ -73,8 +75,16 @@ class CompatibilityError(InlayError, ValueError):
     """An adapter and a base, or a file and this version, that do not go together."""
 
 
+class TrustError(InlayError, ValueError):
+    """An adapter that nobody who is trusted has signed."""
+
+
 class UnknownNameError(InlayError, LookupError):
     """No model, adapter, method or file of that name."""
+
+
+class TransferError(InlayError, OSError):
+    """A registry or a hub that can't be reached, refuses, or breaks off."""
 
 
 class OutputError(InlayError, OSError):

@@ -5,18 +5,22 @@ import importlib
 from inlay.errors import MissingExtraError, explain
 
 EXTRAS = {
+    "OpenSSL": "share",
     "datasets": "train",
     "fastapi": "serve",
     "gguf": "gguf",
     "llguidance": "serve",
     "matplotlib": "train",
+    "model_signing": "share",
+    "oras": "share",
     "prometheus_client": "serve",
     "pyarrow": "train",
     "rouge_score": "eval",
     "sacrebleu": "eval",
     "uvicorn": "serve",
 }
-"""What is imported, by the extra that brings it (pyarrow comes with datasets)."""
+"""What is imported, by the extra that brings it (pyarrow comes with datasets; model_signing imports OpenSSL without
+asking for it)."""
 
 
 def need(name: str, purpose: str) -> None:

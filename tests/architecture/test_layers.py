@@ -26,7 +26,7 @@ LAYERS = [
     {"kernels"},
     {"core"},
     {"picture"},
-    {"extras", "fields", "names", "plugins", "process", "screen"},
+    {"extras", "fields", "licenses", "names", "plugins", "process", "screen"},
     {"errors"},
 ]
 """Top to bottom. A module imports its own folder or a lower layer: never up, never sideways."""

@@ -8,10 +8,11 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from inlay import extras, http
+from inlay import extras, formats, http
 from inlay.data import sources
 from inlay.errors import MissingExtraError
 from inlay.evaluation import score
+from inlay.hub import oci, sign
 from inlay.training import curve
 from tests.support.command import run
 from tests.support.refusals import refused, train
@@ -54,6 +55,12 @@ def _part(name):
     return ask
 
 
+def _signing(place):
+    """What signs asks next, where the part that it imports itself is there."""
+    sys.modules.pop("OpenSSL")
+    sign.key_id(place / "key.pub")
+
+
 WAYS = {
     "datasets": (lambda place: sources.read("owner/name", lambda values, *_: list(values)), "train"),
     "matplotlib": (lambda place: curve.compared([]), "train"),
@@ -61,6 +68,10 @@ WAYS = {
     "pyarrow of arrow": (_file("rows.arrow"), "train"),
     "rouge_score": (lambda place: score.rouge_l(["a"], [["a"]]), "eval"),
     **{name: (_part(name), "serve") for name in http.PARTS},
+    "OpenSSL": (lambda place: sign.key_id(place / "key.pub"), "share"),
+    "model_signing": (_signing, "share"),
+    "gguf": (lambda place: formats.find("gguf").write(place, None), "gguf"),
+    "oras": (lambda place: oci.Registry(oci.parse("oci://localhost:5000/a:1")), "share"),
     "sacrebleu": (lambda place: score.bleu(["a"], [["a"]]), "eval"),
 }
 
@@ -114,7 +125,7 @@ def _names(lines):
 
 
 def test_the_extras_are_those_of_the_package():
-    brought = {"pyarrow": "datasets"}
+    brought = {"pyarrow": "datasets", "OpenSSL": "pyopenssl"}
     for extra in set(extras.EXTRAS.values()):
         used = {brought.get(name, name) for name, of in extras.EXTRAS.items() if of == extra}
         assert {canonicalize_name(name) for name in used} == _names(PROJECT["optional-dependencies"][extra])

@@ -149,6 +149,13 @@ MUTANTS = {
     "a text goes on behind its stop string": ("serve:Stops.add", lambda original: lambda self, text: text, "tests/serve/test_words.py -k string"),
     "a grammar is not followed": ("serve:Guide.advance", instead(None), "tests/serve/test_openai.py -k held_to"),
     "changed files are read in silence": ("serve:files_of", instead({}), "tests/serve/test_slots.py -k files"),
+
+    # what comes from others
+    "what came is not digested": ("hub/transfer:is_content", instead(True), "tests/attacks/test_transports.py -k changed_byte"),
+    "a name may lead anywhere": ("hub/manifest:is_name", instead(True), "tests/attacks/test_transports.py -k no_name_leads"),
+    "whoever signed is trusted": ("hub/sign:verify", changed(lambda found, g: found and found._replace(path=g.keys[0])), "tests/laws/test_share.py -k files_and_its_key"),
+    "a rule is passed over": ("Rule.fits", instead(False), "tests/laws/test_share.py -k policy_is_kept"),
+    "a licence is passed over": ("licenses:forbids", instead(False), "tests/laws/test_share.py -k forbids"),
 }  # fmt: skip
 
 

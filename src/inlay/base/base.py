@@ -26,7 +26,6 @@ from inlay.formats.contract import AdapterFile
 from inlay.generation.generate import Prompt, Streamer, generate
 from inlay.generation.padded import minds_padding
 from inlay.generation.sampling import Sampling
-from inlay.gguf.opening import stored_as
 from inlay.io import meaning
 from inlay.io.checkpoint import Checkpoint
 from inlay.io.fingerprint import Fingerprint, check_unchanged, fingerprint
@@ -140,8 +139,7 @@ class Base:
     @property
     def about_base(self) -> dict[str, Any]:
         """What an adapter's record says of its base."""
-        known = {"name": self.checkpoint.name, **self.fingerprint.as_dict(), **stored_as(self.checkpoint)}
-        return {"base": known, meaning.KEY: self.computes}
+        return origin.about(self)
 
     @property
     def about_task(self) -> dict[str, Any]:

@@ -39,6 +39,9 @@ ORDER = (
     "export",
     "verify",
     "store",
+    "sign",
+    "push",
+    "pull",
 )
 """The order of the commands in the help: that of an adapter's life. A command that is not here comes last."""
 

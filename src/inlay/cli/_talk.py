@@ -43,6 +43,8 @@ class How:
     max_new_tokens: int | None = None
     raw: bool = False
     force: bool = False
+    require: tuple[Path, ...] = ()
+    """Public keys of which one must have signed an adapter; anybody where there are none."""
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -175,7 +177,7 @@ class Talk:
             base.active = None if given == "none" else given
         elif store.is_here(given):
             purpose.check_answers("chat", self.how.model, [str(path)])
-            base.active = attach_all(base, (str(path),), self.how.force)[0]
+            base.active = attach_all(base, (str(path),), self.how.force, self.how.require)[0]
         else:
             raise _unknown_adapter(given, base.adapters)
         say("active", f"{self._active or 'none'}{' · the conversation goes on' * bool(self.turns)}")

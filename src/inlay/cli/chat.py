@@ -18,14 +18,14 @@ from inlay.errors import ConfigError, InlayError, explain
 from inlay.generation.generate import check_sampling
 from inlay.generation.sampling import GENERATED_BY, Sampling, recommended
 from inlay.options import purpose
-from inlay.options.flags import OnBase, repeated
+from inlay.options.flags import OnBase, Signed, repeated
 from inlay.screen import say
 
 HINT = "/help lists what can be typed beside messages; Ctrl-C stops an answer, twice it ends the chat"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Chat(OnBase):
+class Chat(OnBase, Signed):
     """A conversation on stdin and stdout."""
 
     adapter: repeated(str) = ()  # type: ignore[valid-type]  # an annotation built by a function
@@ -71,9 +71,10 @@ class Chat(OnBase):
 
     def run(self) -> int:
         """Read messages until the end of the input."""
+        self.check_signed(self.adapter)
         purpose.check_answers("chat", self.model, self.adapter)
         base = self.load()
-        names = attach_all(base, self.adapter, self.force)
+        names = attach_all(base, self.adapter, self.force, self.require_signed_by)
         base.active = names[0] if names else None
         start, source = (
             (Sampling(), "as asked") if self.greedy or self.temperature == 0 else recommended(base.checkpoint)
@@ -84,7 +85,12 @@ class Chat(OnBase):
         say("adapters", f"{', '.join(base.adapters) or 'none'} · active: {base.active or 'none'}")
         say("answers", f"{sampling} ({source if sampling == start else 'as asked'})")
         how = How(
-            model=self.model, sampling=sampling, max_new_tokens=self.max_new_tokens, raw=self.raw, force=self.force
+            model=self.model,
+            sampling=sampling,
+            max_new_tokens=self.max_new_tokens,
+            raw=self.raw,
+            force=self.force,
+            require=self.require_signed_by,
         )
         talk = Talk(base, how, [])
         if self.system:

@@ -2,22 +2,23 @@
 
 import dataclasses
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from inlay import screen
+from inlay import formats, screen
 from inlay.base.base import Base
 from inlay.errors import ConfigError, FormatError, UnknownNameError, explain
 from inlay.generation.generate import check_sampling
 from inlay.generation.sampling import GENERATED_BY, Sampling
 from inlay.options import purpose
-from inlay.options.flags import OnBase, repeated
+from inlay.options.flags import OnBase, Signed, repeated
 
 BATCH = 32
 """As many prompts are answered at a time."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Generate(OnBase):
+class Generate(OnBase, Signed):
     """One batch: every prompt with every adapter, each row naming its own."""
 
     prompt: repeated(str)  # type: ignore[valid-type]  # an annotation built by a function
@@ -68,9 +69,10 @@ class Generate(OnBase):
     def run(self) -> int:
         """Print the answers: alone where there is one, labelled where there are several."""
         prompts = self._asked()
+        self.check_signed(self.adapter)
         purpose.check_answers("generate", self.model, self.adapter)
         base = self.load()
-        names = attach_all(base, self.adapter, self.force) or [None]
+        names = attach_all(base, self.adapter, self.force, self.require_signed_by) or [None]
         rows = [(prompt, name) for prompt in prompts for name in names]
         results: list[dict[str, str | None]] = []
         for start in range(0, len(rows), BATCH):
@@ -138,8 +140,13 @@ def _lines(source: str) -> list[str]:
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
-def attach_all(base: Base, sources: tuple[str, ...], force: bool) -> list[str | None]:
-    """Attach adapters under the names of their directories; 'none' is the plain base. The names, in order."""
+def attach_all(base: Base, sources: tuple[str, ...], force: bool, require: Sequence[Path] = ()) -> list[str | None]:
+    """Attach adapters under the names of their directories; 'none' is the plain base. The names, in order.
+
+    **Arguments:**
+
+    - `require`: public keys of which one must have signed each.
+    """
     names: list[str | None] = []
     for source in sources:
         if source == "none":
@@ -149,7 +156,7 @@ def attach_all(base: Base, sources: tuple[str, ...], force: bool) -> list[str | 
         if name in base.adapters:
             name = source  # two directories of one name: the whole path tells them apart
         if name not in base.adapters:
-            base.attach(source, name, force=force)
+            base.attach(formats.fetched(source, require) if require else source, name, force=force)
         names.append(name)
     return names
 

@@ -9,11 +9,12 @@ from typing import Any
 
 from inlay import screen
 from inlay.base import predict as predicting
+from inlay.cli.generate import attach_all
 from inlay.data.files import Numbered
 from inlay.data.sources import TEST, read
 from inlay.errors import DataError, FormatError, explain, few
 from inlay.options import purpose
-from inlay.options.flags import Data, OnBase
+from inlay.options.flags import Data, OnBase, Signed
 from inlay.screen import say
 from inlay.tasks.contract import Given, Prediction
 from inlay.training.settings import require_above_zero
@@ -29,7 +30,7 @@ MAX_SHOWN = 8
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Predict(OnBase):
+class Predict(OnBase, Signed):
     """One line of JSON for every row, in their order: the row's own values, and what is said of it."""
 
     data: Data
@@ -53,10 +54,12 @@ class Predict(OnBase):
 
     def run(self) -> int:
         """Predict and print."""
+        self.check_signed([self.adapter])
         chosen = purpose.choose_alone(self.model, self.task, self.adapter)
         names, rows = _typed() if self.data == "-" else _read(self.data)
         base = self.load(chosen)
-        adapter = base.attach(self.adapter, force=self.force).name if self.adapter else None
+        attached = attach_all(base, (self.adapter,) if self.adapter else (), self.force, self.require_signed_by)
+        adapter = attached[0] if attached else None
         say("base", f"{base.describe()} · {base.fingerprint}")
         say("task", f"{purpose.describe(base)} · {f'with {adapter}' if adapter else 'the base alone'}")
         predicting.check(base, [adapter])

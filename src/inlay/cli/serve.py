@@ -8,17 +8,17 @@ from typing import Annotated, Any
 
 import tyro
 
-from inlay import http
+from inlay import formats, http
 from inlay.cli import answered_by
 from inlay.errors import ConfigError, explain
 from inlay.hub import store
 from inlay.options import purpose
-from inlay.options.flags import OnBase, num_bytes, repeated
+from inlay.options.flags import OnBase, Signed, num_bytes, repeated
 from inlay.screen import emit, say, size
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Serve(OnBase):
+class Serve(OnBase, Signed):
     """A server on this machine, until Ctrl-C or SIGTERM, which let it answer what is under way."""
 
     adapters: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=DIR", help_behavior_hint="(default: none)")] = ()
@@ -105,7 +105,11 @@ class Serve(OnBase):
             directories=self.adapter_dir,
             cache_tokens=self.cache_tokens or server.CACHE_TOKENS,
             max_rows=self.max_rows,
-            limits=slots.Limits(budget_bytes=num_bytes("--adapter-memory", self.adapter_memory), max_r=self.max_r),
+            limits=slots.Limits(
+                budget_bytes=num_bytes("--adapter-memory", self.adapter_memory),
+                max_r=self.max_r,
+                signed_by=self.require_signed_by,
+            ),
             bounds=service.Bounds(max_open=self.max_open, max_new_tokens=self.max_new_tokens),
             access=keys,
             registry=registry.Registry(self.registry),
@@ -131,7 +135,7 @@ def _named(adapters: tuple[str, ...]) -> dict[str, Path]:
     for text in adapters:
         name, has_name, path = text.partition("=")
         given = Path(path := path if has_name else text).expanduser()
-        kept = store.find(given)
+        kept = formats.fetched(given) if store.find(given) else None
         if not has_name:
             name = path.partition("@")[0] if kept else given.resolve().name
         if kept and name.startswith(store.DIGEST_PREFIX):

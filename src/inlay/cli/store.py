@@ -15,7 +15,7 @@ import tyro
 
 from inlay import formats
 from inlay.errors import ConfigError, explain
-from inlay.hub import diff, files, store
+from inlay.hub import diff, files, remotes, store, transfer
 from inlay.hub.tags import Tag
 from inlay.io import records
 from inlay.io.fingerprint import short
@@ -196,7 +196,7 @@ class Remove(_Verb):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prune(_Verb):
-    """Remove the files that no name points to."""
+    """Remove the files that no name points to, and what broken transfers have left."""
 
     keep: int = store.KEPT
     """What a name pointed to in its last changes is kept: in so many of them."""
@@ -209,7 +209,10 @@ class Prune(_Verb):
             raise ConfigError(explain("--keep must be at least 0", found=f"--keep {self.keep}", do="--keep 0"))
 
     def run(self) -> int:
-        gone = self._store().prune(self.keep, self.dry_run)
+        held = self._store()
+        gone = held.prune(self.keep, self.dry_run)
+        if not self.dry_run:
+            transfer.sweep(remotes.incoming(held))
         for digest in gone:
             fact("", store.DIGEST_PREFIX + digest)
         verb = "would be removed" if self.dry_run else "removed"

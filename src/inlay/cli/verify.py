@@ -1,44 +1,67 @@
-"""Prove that an adapter is of a base: weights, tokenizer, answers."""
+"""Prove that an adapter is of a base, and who signed it: weights, tokenizer, answers, signature."""
 
 import dataclasses
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
+from inlay import formats
+from inlay.errors import ConfigError, explain
 from inlay.evaluation import verify
-from inlay.options.flags import AdapterDirectory, Common
+from inlay.hub import sign, trust
+from inlay.io.fingerprint import short
+from inlay.options.flags import AdapterDirectory, Signed
 from inlay.screen import emit, fact
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Verify(Common):
-    """Another base is an error; its weights are told apart by their digest, before anything is loaded."""
+class Verify(Signed):
+    """Another base is an error; its weights are told apart by their digest, before anything is loaded. A signature is checked
+    where its key is known: by --require-signed-by, or by the trust policy."""
 
     adapter: AdapterDirectory
     """The adapter: a directory, name@version in the store, or a name on the hub."""
 
-    model: Annotated[str, tyro.conf.arg(metavar="MODEL")]
-    """The base: a directory, or a name on the hub."""
+    model: Annotated[str | None, tyro.conf.arg(metavar="MODEL")] = None
+    """The base: a directory, or a name on the hub. Without one the signature alone is verified."""
 
     def run(self) -> int:
-        """Compare, ask, say what was found."""
-        found = verify.verify(self.adapter, self.model)
+        """Look who signed it, compare, ask, say what was found."""
+        directory = formats.fetched(self.adapter, self.require_signed_by, whole=True)
+        signer = sign.verify(directory, (*self.require_signed_by, *trust.keys()))
+        if signer is None and self.model is None:
+            wrong, do = "there is nothing to verify this adapter by", "--model MODEL; inlay sign signs it"
+            raise ConfigError(explain(wrong, found=f"{self.adapter}: no signature, and no --model", do=do))
+        fact("signature", _by(signer))
+        said: dict[str, Any] = {"adapter": self.adapter, "key": signer and signer.key}
+        said |= {"signature": None if signer is None else "verified" if signer.path else "unknown key"}
+        if self.model is not None:
+            said |= self._compared(self.model)
+        if self.json:
+            emit(said)
+        return 0
+
+    def _compared(self, model: str) -> dict[str, Any]:
+        found = verify.verify(self.adapter, model)
         fact("base", f"{found.base} · {found.fingerprint} · {_weights(found)}")
         if (answers := found.answers) is None:
             fact("answers", "none were kept when it was trained")
         else:
             apart = f"{answers.told_apart} are not the base's" if answers.told_apart else "the base gives the same ones"
             fact("answers", f"{answers.same} of {answers.asked} are those of its training; {apart}")
-        if self.json:
-            emit(
-                {
-                    "adapter": found.name,
-                    "base_fingerprint": found.fingerprint.weights,
-                    "weights": found.weights,
-                    "answers": None if answers is None else answers._asdict(),
-                }
-            )
-        return 0
+        return {
+            "adapter": found.name,
+            "base_fingerprint": found.fingerprint.weights,
+            "weights": found.weights,
+            "answers": None if answers is None else answers._asdict(),
+        }
+
+
+def _by(signer: sign.Signer | None) -> str:
+    if signer is None:
+        return "none: inlay sign"
+    key = f"the key sha256 {short(signer.key)}"
+    return f"{signer.path}, {key}" if signer.path else f"{key}, which is not known here: --require-signed-by KEY.pub"
 
 
 def _weights(found: verify.Verified) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from inlay import extras
+from inlay import extras, licenses
 from inlay.data import arrow, files, folders
 from inlay.data.files import Numbered
 from inlay.data.keys import cut
@@ -49,6 +49,8 @@ class Data(Generic[Found]):
     """What a reader has to be told: columns that are not used, files that are left alone."""
     is_whole: bool
     """The source has no other split than the one that was read: whatever it is read for, it has these rows."""
+    license: str | None
+    """The licence that its card names: README.md in the folder, or beside the file; on the hub that of the data set."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +108,7 @@ def read(source: "Source | Data[Found]", rows_of: RowsOf[Found], splits: Sequenc
     if left:
         notes.append(f"left alone: {', '.join(few(left))}")
     held_name = ", ".join(few([part.name for part in held_parts]))
-    return Data(name_of(source), rows, held, held_name, tuple(notes), len(opened.splits) == 1)
+    return Data(name_of(source), rows, held, held_name, tuple(notes), len(opened.splits) == 1, license_of(source))
 
 
 def name_of(source: Source) -> str:
@@ -120,6 +122,25 @@ def name_of(source: Source) -> str:
         return in_utf8(path.resolve().name + (f":{split}" if split else "") if is_local else text)
     size = f"{len(source):,} rows" if isinstance(source, Sequence) or _kind_of(source) else "rows"
     return f"{_kind_of(source) or 'list'} of {size}"
+
+
+def license_of(source: Source) -> str | None:
+    """The licence that the card of a source names, where it has one."""
+    if isinstance(source, Data):
+        return source.license
+    if not isinstance(source, str | os.PathLike):
+        return None
+    path, _ = _path_of(str(source))
+    if os.path.exists(path):
+        return licenses.of_card(path if os.path.isdir(path) else path.parent)
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        card = hf_hub_download(str(source).partition(":")[0], licenses.CARDS[0], repo_type="dataset")
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError):  # it has none, or nobody can be asked now
+        return None
+    return licenses.of_card(Path(card).parent)
 
 
 def _path_of(text: str) -> tuple[Path, str]:

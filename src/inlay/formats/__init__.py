@@ -3,14 +3,14 @@
 import dataclasses
 import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from inlay import methods, plugins
 from inlay.errors import CompatibilityError, FormatError, explain
 from inlay.formats.contract import AdapterFile, Format, ModelFacts
-from inlay.hub import store
+from inlay.hub import sign, store, trust
 from inlay.io import records
 from inlay.io.checkpoint import fetch
 
@@ -41,16 +41,36 @@ def written() -> list[str]:
     return sorted(name for name, form in TABLE.known() if form.tensors)
 
 
-def fetched(source: str | Path) -> Path:
+def fetched(source: str | Path, require: Sequence[Path] = (), *, whole: bool = False) -> Path:
     """The directory of an adapter: `source` itself, or where the file `source` lies that is one; what the store has as
-    `name@version`, or the hub's copy of that name."""
+    `name@version`, or the hub's copy of that name.
+
+    **Arguments:**
+
+    - `require`: public keys of which one must have signed it, see `inlay.hub.sign`.
+    - `whole`: of a name on the hub, all files, and not only those that are read.
+
+    **Raises:**
+
+    - `UnknownNameError`: there is none.
+    - `TrustError`: it is not signed by who is trusted, or the trust policy wants it signed, see `inlay.hub.trust`.
+    """
     if stored := store.find(source):
+        trust.check(f"store://{source}", stored, require)
         return stored
-    file = Path(os.path.expanduser(source))
-    if os.path.isfile(file) and any(file.match(form.tensors) for _, form in TABLE.known() if form.tensors):
-        return file.resolve().parent
+    path = Path(os.path.expanduser(source))
+    if os.path.isfile(path) and any(path.match(form.tensors) for _, form in TABLE.known() if form.tensors):
+        path = path.resolve().parent
+    if os.path.isdir(path):
+        if require:
+            sign.required(path, require, str(source))
+        return path.resolve()
+    name = f"hf://{source}"
+    whole = whole or bool(require) or trust.rule_of(name).signed != "off"  # a signature is of every file
     files = (file for _, form in TABLE.known() for file in form.files if "*" not in file)  # what else may fit is large
-    return fetch(source, "adapter", itertools.chain([records.RECORD], files))
+    directory = fetch(source, "adapter", ["*"] if whole else itertools.chain([records.RECORD], files))
+    trust.check(name, directory, require)
+    return directory
 
 
 def weights(directory: Path) -> Path:

@@ -71,6 +71,12 @@ class AdapterFile:
     needs_model: bool = False
     """Its tensors have the names, and perhaps the order of rows, of another program, until they are `placed` on a model."""
 
+    @property
+    def rank(self) -> int:
+        """The largest rank of an update, by its tensors and by its settings; 0 where it has none."""
+        ranks = [tensors["lora_A"].shape[0] for tensors in self.params.values() if "lora_A" in tensors]
+        return max([*ranks, getattr(self.method, "r", 0) or 0, *getattr(self.method, "rank_pattern", {}).values()])
+
 
 class Format(Contract, abstract=True):
     """One way of keeping an adapter in a directory."""

@@ -121,8 +121,7 @@ class Peft(Format):
         stored = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
         (directory / CONFIG).write_text(json.dumps(dict(sorted(config.items())), indent=2), "utf-8")
         (directory / TENSORS).write_bytes(save(stored, metadata={"format": "pt"}))
-        loading = engines.loading(config, {key: tensor.shape for key, tensor in stored.items()})
-        (directory / CARD).write_text(card(file, loading), "utf-8")
+        write_card(directory, file)
 
     def readers(self, directory: Path) -> dict[str, list[str]]:
         entries = safetensors.read_header(directory / TENSORS).tensors
@@ -146,6 +145,13 @@ def described(file: AdapterFile) -> tuple[dict[str, Any], dict[str, Tensor]]:
             module = {name: kernel(tensor, kinds.get(name), shape) for name, tensor in module.items()}
         tensors |= _keys(file.method, path, module, layer.kind == "embedding" and is_target)
     return _config(file, targets), tensors
+
+
+def write_card(directory: Path, file: AdapterFile) -> None:
+    """Write the card of an adapter whose other files are there."""
+    config, header = json_files.read_json(directory / CONFIG), safetensors.read_header(directory / TENSORS)
+    loading = engines.loading(config, {name: entry.shape for name, entry in header.tensors.items()})
+    (directory / CARD).write_text(card(file, loading), "utf-8")
 
 
 def _config(file: AdapterFile, targets: Targets) -> dict[str, Any]:

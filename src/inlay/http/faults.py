@@ -6,7 +6,7 @@ from typing import Any
 
 from fastapi.responses import Response
 
-from inlay.errors import CapacityError, ConfigError, DataError, InlayError, MissingExtraError, UnknownNameError, explain
+from inlay import errors
 
 KINDS = {
     400: "invalid_request_error",
@@ -20,11 +20,11 @@ KINDS = {
 """What the statuses of faults are called; others are of the server."""
 
 _STATUS = (
-    (ConfigError, 400),
-    (DataError, 400),
-    (UnknownNameError, 404),
-    (CapacityError, 503),
-    (MissingExtraError, 501),
+    ((errors.ConfigError, errors.DataError), 400),
+    (errors.UnknownNameError, 404),
+    (errors.TrustError, 403),
+    (errors.CapacityError, 503),
+    (errors.MissingExtraError, 501),
 )
 
 
@@ -46,15 +46,15 @@ def fault(
 ) -> Response:
     """What is wrong, as a response."""
     headers = {"retry-after": "1"} if status == 503 else {"www-authenticate": "Bearer"} if status == 401 else None
-    return reply(body_of(status, explain(wrong, found=found or (), do=do), code, param), status, headers)
+    return reply(body_of(status, errors.explain(wrong, found=found or (), do=do), code, param), status, headers)
 
 
-def status_of(error: InlayError) -> int:
+def status_of(error: errors.InlayError) -> int:
     """The status of what keeps a request from being answered: the client's fault, or ours."""
     return next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
 
 
-def of_error(error: InlayError, status: int | None = None) -> Response:
+def of_error(error: errors.InlayError, status: int | None = None) -> Response:
     """The response to what keeps a request from being answered."""
     status = status or status_of(error)
     code = "model_not_found" if status == 404 else None

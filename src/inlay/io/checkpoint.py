@@ -50,7 +50,7 @@ _LEFT_BY_TRAINERS = ("trainer_state.json", "*_results.json")
 _SINGLE = "model.safetensors"
 """The one weight file of a model that is not spread over several."""
 
-_MODEL_FILES = ["*.json", "*.jinja", "*.model", "*.txt"]
+_MODEL_FILES = ["*.json", "*.jinja", "*.model", "*.txt", "README.md"]
 """What is fetched of a model before its weights: of these only the files that are read, see `_fetch_weights`."""
 
 _LARGEST_BESIDE = 100_000_000

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from inlay.errors import OutputError, explain
+from inlay.errors import InlayError, OutputError, explain
 
 STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 """The signals that ask for an end: Ctrl-C, what a system sends before it stops a process, and the end of its terminal."""
@@ -192,7 +192,7 @@ def refusals(path: Path) -> Iterator[None]:
     """What the system refuses while `path` is written, as an `OutputError`."""
     try:
         yield
-    except OutputError:
+    except InlayError:
         raise
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):

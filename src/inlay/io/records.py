@@ -1,9 +1,9 @@
 """`inlay.json`: what the formats of adapters and bases have no place for, such as the fingerprint of a base.
 
 format      the version of this file
-base        by what the base is known; see `inlay.io.fingerprint`
+base        by what the base is known, see `inlay.io.fingerprint`; its licence, where its card says it
 computes    what the base computes; see `inlay.io.meaning`
-data        the data's name and digest
+data        the data's name, digest and licence
 training    steps, losses, settings
 task        the task and its labels
 needs       the packages outside ours that bring its method or task, as pip writes them
@@ -36,6 +36,11 @@ class _Record(TypedDict, total=False):
     needs: Mapping[str, str]
 
 
+class _Data(TypedDict, total=False):
+    source: str
+    license: str | None
+
+
 class _Text(TypedDict, total=False):
     form: str
     stop_tokens: tuple[str, ...]
@@ -65,6 +70,7 @@ def read(directory: Path) -> dict[str, Any]:
     with json_files.about(path):
         parts = fields.fitted(_Record, record)
         fields.fitted(meaning.Kept, parts.get(meaning.KEY, {}))
+        fields.fitted(_Data, parts.get("data", {}))
         fields.fitted(_Training, parts.get("training", {}))
         fields.fitted(_Task, parts.get("task", {}))
         fields.fitted(_Text, parts.get("text", {}))

@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +16,11 @@ from inlay.options.types import one_of
 if TYPE_CHECKING:
     from inlay.base.base import Base
     from inlay.options.purpose import Chosen
+
+
+def repeated(help_type: Any) -> Any:
+    """A flag that may be given several times."""
+    return Annotated[tuple[help_type, ...], tyro.conf.UseAppendAction]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,6 +64,27 @@ class Plots(Common):
         if self.plot is not None:
             output.write_file(self.plot, png())
             screen.say("drew", str(self.plot))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Signed(Common):
+    """The flag of commands that can ask who signed an adapter."""
+
+    require_signed_by: repeated(Path) = ()  # type: ignore[valid-type]  # an annotation built by a function
+    """A public key: nothing is used that it has not signed, wherever it comes from; given several times, one of them."""
+
+    def check_signed(self, adapters: Sequence[str | None]) -> None:
+        """Refuse adapters that nobody of them has signed, before a base is loaded; 'none' is none.
+
+        **Raises:**
+
+        - `TrustError`: there is one.
+        """
+        from inlay import formats
+
+        for adapter in adapters if self.require_signed_by else ():
+            if adapter not in (None, "none"):
+                formats.fetched(adapter, self.require_signed_by)
 
 
 Verbose = Annotated[bool, tyro.conf.arg(aliases=["-v"])]
@@ -117,8 +143,3 @@ def num_bytes(flag: str, text: str) -> int:
     if not match:
         raise ConfigError(explain("this is no size", found=f"{flag} {text}", do=f"{flag} 24GB"))
     return int(float(match[1]) * 1000 ** ("B", "kB", "MB", "GB", "TB").index(match[2]))
-
-
-def repeated(help_type: Any) -> Any:
-    """A flag that may be given several times."""
-    return Annotated[tuple[help_type, ...], tyro.conf.UseAppendAction]

@@ -25,7 +25,7 @@ from inlay import formats
 from inlay.base.base import Base
 from inlay.errors import CapacityError, ConfigError, FormatError, UnknownNameError, explain, nearest
 from inlay.formats.contract import AdapterFile
-from inlay.hub import store
+from inlay.hub import sign, store
 from inlay.layout.fitting import fitted
 from inlay.model.adapter import Adapter, Sum
 from inlay.serve.files import Files, digest_of, files_of
@@ -52,6 +52,9 @@ class Limits:
     """The largest rank of an adapter's updates."""
 
     max_registered: int = 100_000
+
+    signed_by: tuple[Path, ...] = ()
+    """Public keys of which one must have signed an adapter; anybody may where there are none."""
 
     patience_seconds: float = 30.0
     """How long an adapter waits for room while all that are loaded are taken."""
@@ -160,11 +163,11 @@ class Slots:
         **Raises:**
 
         - `ConfigError`: it lies in none of the directories from which adapters may be loaded.
-        - `UnknownNameError`: the store has none of that name.
+        - `UnknownNameError`: the store has none of that name. `TrustError`: see `inlay.hub.trust`.
         """
         resolved = Path(path).resolve() if "\0" not in path else None
         if resolved is not None and self._is_allowed(store.directory().resolve()):
-            resolved = (store.find(path) or resolved).resolve()
+            resolved = (formats.fetched(path) if store.find(path) else resolved).resolve()
         if resolved is None or not self._is_allowed(resolved):
             found = f"{path}; " + (
                 "allowed directories: none" if not self.directories else "it is in no allowed directory"
@@ -188,9 +191,10 @@ class Slots:
 
         - `ConfigError`: the name is taken or can't be one, or the adapter is beyond the limits.
         - `UnknownNameError`, `FormatError`, `CompatibilityError`: see `inlay.formats.read` and `Base.check`.
+        - `TrustError`: see `Limits.signed_by`.
         """
         self._check_name(name, replace=False)
-        slot = _Slot(directory, files_of(directory), pinned)
+        slot = _Slot(directory, self._looked_at(directory), pinned)
         outline, held = formats.outline(directory), self.base.adapters
         self._check(name, slot, outline)
         fitted(name, outline, held.layout, held.facts, heads=held.heads, title=held.title)
@@ -208,7 +212,7 @@ class Slots:
         **Raises:** what `register` and `acquire` do.
         """
         self._check_name(name, replace)
-        slot = _Slot(directory, files_of(directory), pinned)
+        slot = _Slot(directory, self._looked_at(directory), pinned)
         with self._loading:
             version = self._read(name, slot)
             try:
@@ -312,6 +316,13 @@ class Slots:
             self._versions.append(version)
         return version
 
+    def _looked_at(self, directory: Path) -> Files:
+        """The files of an adapter, signed where that is asked for: others are refused when it is read."""
+        files = files_of(directory)
+        if self.limits.signed_by:
+            sign.required(directory, self.limits.signed_by, directory.name)
+        return files
+
     def _attach(self, attach: Callable[[], Adapter]) -> None:
         attach()
         self.base.active = None
@@ -374,10 +385,8 @@ class Slots:
         self.base.check(name, outline)
         slot.num_bytes = _num_bytes(tensor for tensors in outline.params.values() for tensor in tensors.values())
         limits = self.limits
-        ranks = [tensors["lora_A"].shape[0] for tensors in outline.params.values() if "lora_A" in tensors]
-        r = max([*ranks, getattr(outline.method, "r", 0) or 0])
         most = min(limits.max_bytes, limits.budget_bytes)
-        found = [f"r={r}, at most {limits.max_r}"] * (r > limits.max_r)
+        found = [f"r={outline.rank}, at most {limits.max_r}"] * (outline.rank > limits.max_r)
         found += [f"{slot.num_bytes:,} bytes, at most {most:,}"] * (slot.num_bytes > most)
         if found:
             wrong = f"{name} is larger than adapters may be here"

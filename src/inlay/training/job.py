@@ -14,21 +14,22 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from inlay import methods
+from inlay import formats, methods
 from inlay.base.base import Base
 from inlay.data import split
-from inlay.data.sources import Source, name_of
+from inlay.data.sources import Source, license_of, name_of
 from inlay.errors import DataError, explain, within_memory
 from inlay.evaluation import golden, score
-from inlay.formats.peft import TENSORS
+from inlay.formats import peft
 from inlay.io import output as output_directory
 from inlay.io import records
+from inlay.io.checkpoint import hub_name
 from inlay.methods.contract import Method
 from inlay.model.adapter import Adapter
 from inlay.process import peak_rss_bytes
 from inlay.tasks.contract import Prepared
 from inlay.text import stops
-from inlay.training import going_on, keep, loop
+from inlay.training import equivalent, going_on, keep, loop
 from inlay.training import rows as run_rows
 from inlay.training.attaching import attached
 from inlay.training.calibration import calibrate
@@ -96,6 +97,8 @@ class Job:
     """The held-out rows that are evaluated."""
     goes_on: dict[str, Any] | None = None
     """The adapter that it starts from, for the record; None where it starts anew."""
+    license: str | None = None
+    """The licence of the data, where its card names one."""
     notes: tuple[str, ...] = ()
     """What there is to say about the data: columns that are not used, files that are left alone."""
     begun: Mapping[str, Any] | None = None
@@ -130,7 +133,7 @@ class Job:
             )
             if not report.interrupted and kept.problem is None:
                 saves.remove()
-        report = dataclasses.replace(report, adapter_bytes=(kept.place / TENSORS).stat().st_size)
+        report = dataclasses.replace(report, adapter_bytes=(kept.place / peft.TENSORS).stat().st_size)
         return self._concluded(kept, progress, report, hurry=stop.cut or (stop.asked and stop.by_system))
 
     def _concluded(self, kept: keep.Kept, progress: Progress, report: Report, hurry: bool) -> Report:
@@ -160,6 +163,7 @@ class Job:
         scores = score.scores(self.base, adapter.name, self.evaluated)
         if scores:
             self._note(training=adapter.record["training"] | {"scores": scores})
+            peft.write_card(self.output, formats.outline(self.output))
         return dataclasses.replace(report, scores=scores or None)
 
     def _keep_golden(self) -> None:
@@ -200,12 +204,23 @@ class Job:
         adapter.record = self.base.about_base | self.base.about_task | record
         self.base.save(adapter.name, directory, record)
 
+    def _command(self) -> str:
+        reference = self.base.checkpoint.reference
+        base, task, state = hub_name(reference) or self.base.checkpoint.name, self.base.task, self.state
+        goes_on = None if self.goes_on is None else self.goes_on["name"]
+        return equivalent.command(base, self.source, task, state.method, state.settings, goes_on)
+
     def _record(self, progress: Progress, report: Report) -> dict[str, Any]:
         state = self.state
         resumed = {} if self.resumed is None else {"resumed_at": self.resumed.step}
         return {
             "method": state.about_method,
-            "data": {"source": self.source, "sha256": self.state.digests["rows"], "rows": len(self.train.examples)},
+            "data": {
+                "source": self.source,
+                "sha256": state.digests["rows"],
+                "rows": len(self.train.examples),
+                **({} if self.license is None else {"license": self.license}),
+            },
             **({} if self.goes_on is None else {"from": self.goes_on}),
             "training": {
                 **dataclasses.asdict(state.settings),
@@ -214,6 +229,7 @@ class Job:
                 **resumed,
                 "losses": [round(loss, 6) for loss in progress.losses],
                 "eval_losses": progress.eval_losses,
+                "command": self._command(),
                 "date": time.strftime("%Y-%m-%d"),
                 "dtype": str(self.base.dtype).removeprefix("torch."),
             },
@@ -266,9 +282,8 @@ def prepare(
     state = _state(base, adapter, rows, settings, output, num_held_out=len(evaluated), goes_on=earlier is not None)
     goes_on = None if from_adapter is None else going_on.about(from_adapter)
     resumed = _resumed(state, saves) if resume else None
-    return Job(
-        base, state, output, rows.train, rows.held_out, name_of(source), evaluated, goes_on, rows.notes, begun, resumed
-    )
+    about = {"goes_on": goes_on, "license": license_of(source), "notes": rows.notes, "begun": begun, "resumed": resumed}
+    return Job(base, state, output, rows.train, rows.held_out, name_of(source), evaluated, **about)
 
 
 def _resumed(state: TrainState, saves: Saves) -> Resumed:
