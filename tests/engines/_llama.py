@@ -17,7 +17,7 @@ def answers(base, adapters, prompts, new):
     server, found = xllamacpp.Server(how), {}
     for number, name in enumerate(["", *adapters], -1):
         scales = [{"id": other, "scale": float(other == number)} for other in range(len(adapters))]
-        asked = {"n_predict": new, "temperature": 0, "samplers": ["temperature"], "ignore_eos": True, "lora": scales}
+        asked = {"n_predict": new, "temperature": 0, "samplers": ["temperature"], "lora": scales}
         found[name] = [
             server.handle_completions({"prompt": prompt, **asked})["choices"][0]["text"] for prompt in prompts
         ]

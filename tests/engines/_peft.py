@@ -24,7 +24,6 @@ def generated(model, prompt, new):
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
         max_new_tokens=new,
-        min_new_tokens=new,
         do_sample=False,
         use_cache=True,
     )

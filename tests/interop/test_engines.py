@@ -14,6 +14,7 @@ from inlay import engines, methods
 from inlay.engines import LLAMA_CPP, OLLAMA, PEFT, SGLANG, TRANSFORMERS, VLLM
 from inlay.formats import peft
 from inlay.io import safetensors
+from tests.engines import page
 from tests.support import bases, models
 from tests.support import tasks as support
 from tests.support.command import run
@@ -87,6 +88,11 @@ def test_what_export_cures_keeps_nobody_out():
         assert {engine: {f.name for f in features} for engine, features in said.items()} == {
             engine: names for engine, names in left.items() if names
         }
+
+
+def test_the_page_says_what_the_table_says_and_the_engines_answered():
+    """python -c "from tests.engines import page; page.PAGE.write_text(page.text())" writes it anew."""
+    assert page.PAGE.read_text("utf-8") == page.text()
 
 
 def saved(tmp_path, method, family="llama"):

@@ -142,7 +142,7 @@ def _made(chosen: _Choices, original: Checkpoint | None, device_memory: int | No
         if has_task:
             torch.manual_seed(0)  # what the checkpoint lacks is the same each time
         model, missing, is_mapped = _mapped(chosen)
-        tokenizer = _tokenizer(checkpoint)
+        tokenizer = read_tokenizer(checkpoint)
     check_special_tokens(model, checkpoint)
     check_start(model, checkpoint)
     keep_special_tokens_(model)
@@ -349,7 +349,8 @@ def _read_ahead_(matrices: Sequence[Matrix], pages: Sequence[Sequence[Pages]]) -
         matrix.before_use = functools.partial(ahead.use, number)
 
 
-def _tokenizer(checkpoint: Checkpoint) -> Any:
+def read_tokenizer(checkpoint: Checkpoint) -> Any:
+    """The tokenizer of a checkpoint; `FormatError` where it has none that `transformers` can read."""
     from transformers import AutoTokenizer
 
     try:

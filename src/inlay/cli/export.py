@@ -8,8 +8,11 @@ import tyro
 
 from inlay import formats, screen
 from inlay.base import meta_model
+from inlay.base.load import read_tokenizer
+from inlay.engines import OLLAMA
 from inlay.errors import CompatibilityError, explain, few
-from inlay.export import engines
+from inlay.export import engines, ollama
+from inlay.formats import gguf
 from inlay.formats.contract import AdapterFile, ModelFacts
 from inlay.gguf.opening import open_outline
 from inlay.io import output
@@ -41,6 +44,9 @@ class Export(Common):
         file = dataclasses.replace(placed(self.adapter, base), name=self.output.resolve().name)
         with output.new_directory(self.output) as partial:
             written = engines.write(partial, file, self.engine)
+            if self.engine == OLLAMA:
+                text = ollama.modelfile(base, read_tokenizer(base), gguf.NAME)
+                (partial / ollama.MODELFILE).write_text(text, "utf-8")
         changed = "" if written is file else f", a plain LoRA {written.method.describe()}"
         screen.say("wrote", f"{self.output}/  for {self.engine}{changed}")
         if self.json:

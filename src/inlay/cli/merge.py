@@ -11,8 +11,10 @@ from inlay.base.load import load
 from inlay.data.sources import TEST
 from inlay.errors import ConfigError, explain
 from inlay.export.agreement import SAMPLE
+from inlay.export.gguf import merge_gguf
 from inlay.export.merge import merge, num_bytes
 from inlay.export.requantize import merge_quantized
+from inlay.gguf import writing
 from inlay.layout import targets
 from inlay.options import purpose
 from inlay.options.flags import AdapterDirectory, Common, Model
@@ -51,6 +53,10 @@ class Merge(Common):
     keep: str = ""
     """With --quantize: linear layers to leave in 16 bits, names with commas between."""
 
+    gguf: Annotated[str | None, one_of(writing.KINDS)] = None
+    """Write one GGUF file, model.gguf, for llama.cpp and Ollama, with its matrices in this; tokenizer and chat template are in
+    it."""
+
     force: bool = False
     """Merge an adapter that was trained on another base, or that quantising mostly erases: the result will be wrong in ways
     that look right."""
@@ -66,6 +72,10 @@ class Merge(Common):
                 )
             )
 
+        if self.quantize is not None and self.gguf is not None:
+            wrong, found = "a merged model is written in one form", f"--quantize {self.quantize} --gguf {self.gguf}"
+            raise ConfigError(explain(wrong, found=found, do="--gguf q8_0"))
+
     def run(self) -> int:
         """Merge, compare, say what was found."""
         chosen = purpose.choose_alone(self.model, None, self.adapter)
@@ -78,7 +88,10 @@ class Merge(Common):
             return self._quantized(base, name, texts, self.quantize)
         total = num_bytes(base, name)
         with screen.bar("merging", size) as update:
-            found = merge(base, name, self.output, texts=texts, progress=update)
+            if self.gguf is None:
+                found = merge(base, name, self.output, texts=texts, progress=update)
+            else:
+                found = merge_gguf(base, name, self.output, self.gguf, texts=texts, progress=update)
         say(
             "merged",
             f"{len(base.adapters[name].params)} layers changed · {size(total)}",
@@ -92,7 +105,8 @@ class Merge(Common):
             f"({str(base.dtype).removeprefix('torch.')})"
             + ("" if same is None else f"; same {'class' if base.labels else 'next token'} {100 * same:.1f} %"),
         )
-        say("wrote", f"{self.output}/  same architecture, same number of operations")
+        form = f"model.gguf in {self.gguf}" if self.gguf else "same architecture, same number of operations"
+        say("wrote", f"{self.output}/  {form}")
         if self.json:
             peak = {"peak_rss_bytes": peak_rss_bytes(), "base_fingerprint": base.fingerprint.weights}
             screen.emit(found._asdict() | {"output": str(self.output)} | peak)

@@ -41,7 +41,7 @@ _READ = frozenset(
 )  # fmt: skip
 """The values, after the architecture's name, that are looked at, or say nothing about what is computed."""
 
-_LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 _LLAMA3_FACTORS = (8.0, 32.0)
 """What Llama 3.1 and 3.3, and Llama 3.2, divide low frequencies by. The file has the result alone."""
 
@@ -133,19 +133,19 @@ def _rotation(said: Mapping[str, Any], head_dim: int, factors: Tensor | None) ->
 def _llama3(base: float, head_dim: int, factors: Tensor, kind: str) -> dict[str, Any]:
     """The rotation of Llama 3.1 whose factors these are."""
     for factor in _LLAMA3_FACTORS:
-        expected = _llama3_factors(base, head_dim, factor)
+        expected = llama3_factors(base, head_dim, factor)
         fits = kind in ("none", "") and factors.shape == expected.shape
         if fits and torch.allclose(factors.float(), expected, rtol=1e-4):
-            return {"rope_type": "llama3", "rope_theta": base, "factor": factor, **_LLAMA3}
+            return {"rope_type": "llama3", "rope_theta": base, "factor": factor, **LLAMA3}
     raise _other([f"{ROPE_FACTORS} has {len(factors)} factors of its own"], "those of Llama 3.1 or 3.2")
 
 
-def _llama3_factors(base: float, head_dim: int, factor: float) -> Float[Tensor, " n"]:
+def llama3_factors(base: float, head_dim: int, factor: float) -> Float[Tensor, " n"]:
     """What each frequency of a head is divided by."""
     low, high, length = (
-        _LLAMA3["low_freq_factor"],
-        _LLAMA3["high_freq_factor"],
-        _LLAMA3["original_max_position_embeddings"],
+        LLAMA3["low_freq_factor"],
+        LLAMA3["high_freq_factor"],
+        LLAMA3["original_max_position_embeddings"],
     )
     wavelength = 2 * math.pi * base ** (torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
     smooth = ((length / wavelength - low) / (high - low)).clamp(0, 1)

@@ -35,7 +35,7 @@ def _cut(digits: str) -> list[dict[str, Any]]:
     return [split, _BYTES]
 
 
-_CUTS = {
+CUTS = {
     "gpt-2": [_GPT2],
     "smollm": [_DIGITS, _GPT2],
     "llama-bpe": _cut(r"\p{N}{1,3}"),
@@ -114,9 +114,9 @@ def _byte_level(own: Mapping[str, Any]) -> dict[str, Any]:
     tokens, merges, cut = own["tokens"], own.get("merges"), own.get("pre")
     if not isinstance(merges, list) or not all(isinstance(pair, str) and pair.count(" ") == 1 for pair in merges):
         raise FormatError(explain("this file's tokenizer has no merges", found="tokenizer.ggml.merges: no pairs"))
-    if not isinstance(cut, str) or cut not in _CUTS:
-        raise _unknown("tokenizer.ggml.pre", cut, _CUTS)
-    parts = _CUTS[cut]
+    if not isinstance(cut, str) or cut not in CUTS:
+        raise _unknown("tokenizer.ggml.pre", cut, CUTS)
+    parts = CUTS[cut]
     return {
         "normalizer": {"type": "NFC"} if cut in _COMPOSED else None,
         "pre_tokenizer": parts[0] if len(parts) == 1 else {"type": "Sequence", "pretokenizers": parts},
