@@ -35,7 +35,7 @@ def refused(transport, place, error=FormatError, match=None):
     before = {path for path in place.parent.rglob("*")}
     with pytest.raises(error, match=match) as found:
         with transport.pulled(place / "incoming"):
-            pytest.fail("it came through")
+            pass
     assert isinstance(found.value, InlayError)
     assert {path for path in place.parent.rglob("*") if "incoming" not in path.parts} == before - {place / "incoming"}
     assert not [path for path in place.rglob("*") if path.is_dir() and path.name == "files"]
