@@ -6,9 +6,10 @@ The two are read tensor by tensor, so that no more than the largest is in memory
 at, not estimated. Source: LoRD, as in mergekit's extract_lora; randomised decomposition by Halko, Martinsson, Tropp 2011.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
+from torch import Tensor
 
 from inlay.combine.combine import Combined, as_module, plain
 from inlay.combine.entries import approximated
@@ -46,19 +47,12 @@ def extract(
     _check_alike(base, tuned)
     params: dict[str, Params] = {}
     modules, saved, biases = {}, list[str](), False
-    for number, (name, entry) in enumerate(base.tensors.items()):
-        progress(number, len(base.tensors))
-        before, after = read_tensor(entry), read_tensor(tuned.tensors[name])
-        if torch.equal(before.float(), after.float()):
-            continue
-        if name not in names:
-            raise _unlike([f"{name}: differs, and no layer of the model holds it"])
+    for name, change in _changes(base, tuned, names, progress):
         for path, key in names[name]:
             layer = model.layers[path]
             if key == "weight" and layer.kind in MAPS:
-                change = after.float() - before.float()
-                change = change.T if next(iter(layer.sizes)) == "in" else change
-                made = approximated(change.contiguous(), r, torch.Generator().manual_seed(0))
+                mapped = change.T if next(iter(layer.sizes)) == "in" else change
+                made = approximated(mapped.contiguous(), r, torch.Generator().manual_seed(0))
                 pair = {"lora_A": made.A.float().contiguous(), "lora_B": made.B.float().contiguous()}
                 params[path], modules[path] = pair | params.get(path, {}), as_module(made)
             elif key == "bias":
@@ -76,6 +70,23 @@ def extract(
     source = AdapterFile(method=method, params=params, model=model)
     record = {"combined": {"how": "extracted", "r": r, "of": [{"name": tuned.directory.name}]}}
     return Combined(plain([source], params, {path: module.r for path, module in modules.items()}, record), modules)
+
+
+def _changes(
+    base: Checkpoint,
+    tuned: Checkpoint,
+    names: Mapping[str, Sequence[tuple[str, str]]],
+    progress: Callable[[int, int], None],
+) -> Iterator[tuple[str, Tensor]]:
+    """The tensors that differ, by name: what was added to each."""
+    for number, (name, entry) in enumerate(base.tensors.items()):
+        progress(number, len(base.tensors))
+        change = read_tensor(tuned.tensors[name]).float() - read_tensor(entry).float()
+        if not change.any():
+            continue
+        if name not in names:
+            raise _unlike([f"{name}: differs, and no layer of the model holds it"])
+        yield name, change
 
 
 def _check_alike(base: Checkpoint, tuned: Checkpoint) -> None:
