@@ -14,6 +14,7 @@ The forms before PyTorch 1.6 are refused.
 import math
 import pickletools
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -85,6 +86,18 @@ def _tensors(archive: zipfile.ZipFile) -> dict[str, Tensor]:
     entries = {entry.filename: entry for entry in archive.infolist()}
     if len(entries) < len(archive.infolist()):
         raise FormatError("a name stands twice in it")
+    folder, found = _made(archive, entries)
+    stored: dict[str, Tensor] = {}
+    for tensor in found.values():
+        if tensor.storage.key not in stored:
+            stored[tensor.storage.key] = _numbers(
+                archive, entries.get(f"{folder}/data/{tensor.storage.key}"), tensor.storage
+            )
+    return {name: _laid(stored[tensor.storage.key], tensor) for name, tensor in found.items()}
+
+
+def _made(archive: zipfile.ZipFile, entries: Mapping[str, zipfile.ZipInfo]) -> tuple[str, dict[str, _Laid]]:
+    """(the folder of the program, the tensors that it makes, by name)."""
     programs = [name for name in entries if name.count("/") == 1 and name.endswith("/data.pkl")]
     if len(programs) != 1 or entries[programs[0]].file_size > MAX_PROGRAM_BYTES:
         raise FormatError(f"it has no data.pkl of at most {MAX_PROGRAM_BYTES:,} bytes")
@@ -100,13 +113,7 @@ def _tensors(archive: zipfile.ZipFile) -> dict[str, Tensor]:
     strange = [name for name, value in found.items() if not isinstance(value, _Laid)]
     if strange:
         raise FormatError(f"{shown(strange[0])} is no tensor")
-    stored: dict[str, Tensor] = {}
-    for tensor in found.values():
-        if tensor.storage.key not in stored:
-            stored[tensor.storage.key] = _numbers(
-                archive, entries.get(f"{folder}/data/{tensor.storage.key}"), tensor.storage
-            )
-    return {name: _laid(stored[tensor.storage.key], tensor) for name, tensor in found.items()}
+    return folder, found
 
 
 def _check(entry: zipfile.ZipInfo) -> None:

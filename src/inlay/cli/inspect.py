@@ -7,6 +7,7 @@ from typing import Any
 
 from inlay import formats, methods, screen
 from inlay.export import engines
+from inlay.formats.contract import AdapterFile
 from inlay.io.fingerprint import short
 from inlay.options.flags import AdapterDirectory, Common
 from inlay.screen import count, size
@@ -36,14 +37,7 @@ class Inspect(Common):
             screen.fact("task", task + (f" · {len(labels)} classes: {', '.join(labels)}" if labels else ""))
         screen.fact("base", f"{_base(base_name, record.get('base', {}))}")
         screen.fact("trained", _training(record))
-        readers = formats.readers(self.adapter)
-        loading = [name for name, reasons in readers.items() if not reasons]
-        screen.fact("loads in", ", ".join(loading or ["inlay"]))
-        if loading and len(loading) < len(readers):  # of a method of Inlay alone nobody wants to know who lacks it
-            reasons = [f"{name} ({', '.join(reasons)})" for name, reasons in readers.items() if reasons]
-            screen.fact("not in", "; ".join(reasons))
-        if exported := [name for name in engines.served(file) if name not in loading]:
-            screen.fact("exports", f"for {', '.join(exported)}")
+        self._say_engines(file)
         if self.json:
             screen.emit(
                 {
@@ -57,6 +51,17 @@ class Inspect(Common):
                 }
             )
         return 0
+
+    def _say_engines(self, file: AdapterFile) -> None:
+        """Which programs load it as it is, which do not, and which it can be exported for."""
+        readers = formats.readers(self.adapter)
+        loading = [name for name, reasons in readers.items() if not reasons]
+        screen.fact("loads in", ", ".join(loading or ["inlay"]))
+        if loading and len(loading) < len(readers):  # of a method of Inlay alone nobody wants to know who lacks it
+            reasons = [f"{name} ({', '.join(reasons)})" for name, reasons in readers.items() if reasons]
+            screen.fact("not in", "; ".join(reasons))
+        if exported := [name for name in engines.served(file) if name not in loading]:
+            screen.fact("exports", f"for {', '.join(exported)}")
 
 
 def modules(paths: Iterable[str]) -> str:

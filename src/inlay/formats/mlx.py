@@ -156,19 +156,25 @@ def _params(path: Path, tensors: Mapping[str, Tensor], cls: type[Method], r: int
             problems.append(f"{key}: holds NaN or infinite values, or whole numbers")
         else:
             params.setdefault(module, {})[ours[name]] = tensor.T.contiguous() if tensor.dim() == 2 else tensor
-    for module, own in params.items():
-        missing = [f"{module}.{theirs}: missing" for theirs, name in ours.items() if name not in own]
-        problems += missing
-        ranks = {len(own["lora_A"]), own["lora_B"].shape[1]} if not missing else {r}
-        if ranks != {r}:
-            problems.append(f"{module}: of rank {' and '.join(map(str, sorted(ranks)))}, lora_parameters says {r}")
-        elif not missing and cls is Dora and len(own["lora_magnitude_vector"]) != len(own["lora_B"]):
-            problems.append(f"{module}.m: {len(own['lora_magnitude_vector'])} numbers for {len(own['lora_B'])} outputs")
+    problems += [problem for module, own in params.items() for problem in _misfits(module, own, ours, r)]
     if problems:
         wrong = "the tensors of this adapter are not those that its configuration asks for"
         do = "ask its author for a whole file; a training that diverged has to be run again"
         raise FormatError(explain(wrong, found=few([f"{path}: {problem}" for problem in problems]), do=do))
     return params
+
+
+def _misfits(module: str, own: Params, ours: Mapping[str, str], r: int) -> list[str]:
+    """What is wrong with the tensors of a layer beside each other; `ours`: our names of those that it has, by mlx-lm's."""
+    if missing := [f"{module}.{theirs}: missing" for theirs, name in ours.items() if name not in own]:
+        return missing
+    ranks = {len(own["lora_A"]), own["lora_B"].shape[1]}
+    if ranks != {r}:
+        return [f"{module}: of rank {' and '.join(map(str, sorted(ranks)))}, lora_parameters says {r}"]
+    magnitudes = own.get("lora_magnitude_vector", own["lora_B"])
+    if len(magnitudes) != len(own["lora_B"]):
+        return [f"{module}.m: {len(magnitudes)} numbers for {len(own['lora_B'])} outputs"]
+    return []
 
 
 def _lora(method: Method) -> Lora:

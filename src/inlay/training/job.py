@@ -131,7 +131,7 @@ class Job:
                 self.output,
                 replacing=self.resumed is not None,
             )
-            if not report.interrupted and kept.problem is None:
+            if not report.interrupted:
                 saves.remove()
         report = dataclasses.replace(report, adapter_bytes=(kept.place / peft.TENSORS).stat().st_size)
         return self._concluded(kept, progress, report, hurry=stop.cut or (stop.asked and stop.by_system))

@@ -18,7 +18,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from inlay.errors import FormatError, OutputError, UnknownNameError, explain
+from inlay.errors import DivergedError, FormatError, OutputError, UnknownNameError, explain
 from inlay.io import json_files, output, records, safetensors
 from inlay.training.state import TrainState
 
@@ -98,15 +98,23 @@ class Saves:
 
     @contextlib.contextmanager
     def kept(self, how: Mapping[str, Any] | None) -> Iterator[None]:
-        """Within the block this process alone keeps states there; `how` it was begun is written first, where it is known."""
+        """Within the block this process alone keeps states there; `how` it was begun is written first, where it is known.
+
+        Nothing stays of a run that fails before its first state, nor of one that diverges, which it would again.
+        """
         with output.refusals(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
         with output.locked(self.path):
-            if how is not None:
-                with output.refusals(self.path):
-                    output.write_file(self.path / BEGUN, json.dumps(how, indent=1).encode())
-            self._last = time.monotonic()
-            yield
+            try:
+                if how is not None:
+                    with output.refusals(self.path):
+                        output.write_file(self.path / BEGUN, json.dumps(how, indent=1).encode())
+                self._last = time.monotonic()
+                yield
+            except BaseException as error:
+                if isinstance(error, DivergedError) or not (self.path / STATE).exists():
+                    self.remove()
+                raise
 
     def read(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """The tensors and values of the last state; None before the first.
