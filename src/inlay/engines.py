@@ -56,8 +56,9 @@ class Feature(NamedTuple):
     has: Callable[[Config, Shapes], bool]
     """Whether files in PEFT's form have it, by the content of adapter_config.json and the shapes of the tensors."""
     keeps_out: tuple[str, ...]
-    cure: Literal["export", "convert", "merge"] = "merge"
-    """What makes something of it that the engines take: `inlay export` itself, `inlay convert`, or `inlay merge`."""
+    cure: Literal["export", "convert", "merge", "serve"] = "merge"
+    """What makes something of it that the engines take: `inlay export` itself, `inlay convert`, or `inlay merge`; where nothing
+    does, `inlay serve` answers with it."""
 
 
 def _is_peft_type(name: Any) -> bool:
@@ -94,10 +95,10 @@ def _has_head(config: Config, shapes: Shapes) -> bool:
 FEATURES = (
     Feature("a method of Inlay alone", lambda c, t: not _is_peft_type(c.get("peft_type")), tuple(FORMS), "convert"),
     Feature("another method than LoRA", lambda c, t: c.get("peft_type") != "LORA", PLAIN, "convert"),
-    Feature("virtual tokens", lambda c, t: c.get("peft_type") in PROMPTS, (TRANSFORMERS,)),
+    Feature("virtual tokens", lambda c, t: c.get("peft_type") in PROMPTS, (TRANSFORMERS, *PLAIN), "serve"),
     Feature("another task", lambda c, t: c.get("task_type") not in (None, "CAUSAL_LM"), PLAIN),
     Feature("DoRA", lambda c, t: bool(c.get("use_dora")), (TRANSFORMERS, *PLAIN), "convert"),
-    Feature("tensors that all modules share", lambda c, t: c.get("peft_type") == "VERA", (TRANSFORMERS,), "convert"),
+    Feature("tensors that all modules share", lambda c, t: c.get("peft_type") == "VERA", (TRANSFORMERS, *PLAIN), "convert"),
     Feature("biases", lambda c, t: c.get("bias", "none") != "none" or bool(c.get("lora_bias")), PLAIN),
     Feature("whole modules", lambda c, t: bool(c.get("modules_to_save")), PLAIN),
     Feature("single tokens", lambda c, t: bool(c.get("trainable_token_indices")), PLAIN),

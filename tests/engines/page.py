@@ -16,7 +16,8 @@ from which the command works; the second by `scripts/test --engines`, which inst
 ## What an adapter may have
 
 *as it is*: the engine does what the files say. *export*: it passes over that or refuses it, and `inlay export` writes the same change
-without it. *convert*, *merge*: it has no way to do that; `inlay convert` makes a LoRA of the adapter, `inlay merge` a model that needs none.
+without it. *convert*, *merge*: it has no way to do that; `inlay convert` makes a LoRA of the adapter, `inlay merge` a model that needs none. *serve*:
+no weight can hold it, and `inlay serve` answers with it.
 """
 PROVED = """
 ## What was asked of them
@@ -26,11 +27,12 @@ likeliest tokens until it ends. Four adapters that change every answer: a plain 
 `alpha_pattern`; one that `inlay convert` made of a DoRA. Equal answers to those of Inlay:
 """
 NOTES = """
-SGLang needs a GPU, and no package index has Ollama: what is written for them was compared with their sources alone. For Ollama that is the
-file that llama.cpp loads, and a Modelfile.
+SGLang and Ollama have not been asked: the first needs a GPU, and no package index has the other. For SGLang its sources were read, for how it
+scales and which layers it keeps together. For Ollama the file is the one that llama.cpp loads; the Modelfile beside it was tried with a small
+interpreter of its templates in our tests, not with Ollama's.
 
 - mlx-lm 0.32 looks for `rope_theta` at the top of `config.json`, where transformers 5 has it in `rope_parameters`, and takes 10,000
-  where it does not find it: with a base that transformers 5 saved every answer is another one, with an adapter or without. Here it was told.
+  where it does not find it: with a base that transformers 5 saved every answer is another one, with an adapter or without. Move it there.
 - vLLM 0.32 does what `use_rslora` and the patterns say; older ones do not, so that it gets a plain LoRA too.
 - SGLang 0.5.23 multiplies by lora_alpha / r whatever the other settings say. An adapter of `q_proj` without `v_proj` is an error there: it
   gets changes of zero for the layers that belong together.
