@@ -98,7 +98,9 @@ FEATURES = (
     Feature("virtual tokens", lambda c, t: c.get("peft_type") in PROMPTS, (TRANSFORMERS, *PLAIN), "serve"),
     Feature("another task", lambda c, t: c.get("task_type") not in (None, "CAUSAL_LM"), PLAIN),
     Feature("DoRA", lambda c, t: bool(c.get("use_dora")), (TRANSFORMERS, *PLAIN), "convert"),
-    Feature("tensors that all modules share", lambda c, t: c.get("peft_type") == "VERA", (TRANSFORMERS, *PLAIN), "convert"),
+    Feature(
+        "tensors that all modules share", lambda c, t: c.get("peft_type") == "VERA", (TRANSFORMERS, *PLAIN), "convert"
+    ),
     Feature("biases", lambda c, t: c.get("bias", "none") != "none" or bool(c.get("lora_bias")), PLAIN),
     Feature("whole modules", lambda c, t: bool(c.get("modules_to_save")), PLAIN),
     Feature("single tokens", lambda c, t: bool(c.get("trainable_token_indices")), PLAIN),

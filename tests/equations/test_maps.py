@@ -54,7 +54,7 @@ def test_rows_of_single_tokens_are_put_into_rows_of_a_weight():
 def test_a_placeholder_is_filled_with_a_weight_of_its_shape(module):
     empty = Placeholder(module)
     scheme = find("int8")
-    linear = as_linear(empty.filled(scheme.open(scheme.quantize(torch.randn(empty.shape)))))
+    linear = as_linear(empty.filled(scheme.open(scheme.quantize(torch.randn(empty.shape))), torch.float32))
     assert empty.shape == (7, 64)
     assert tuple(linear.stored.shape) == tuple(module.weight.shape)
 

@@ -8,6 +8,7 @@ import random
 import shutil
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -186,7 +187,31 @@ def test_what_is_not_the_stopped_run_s_own_stays(place, base, whole, tmp_path):
     for changed in ({"learning_rate": 1e-2}, {"eval_data": place / "rows.jsonl"}):
         with pytest.raises(CompatibilityError, match="another one"):
             trained(place, base, target, resume=True, **changed)
-    assert trained(place, base, target, resume=True) == whole
+    job = jobs.prepare(base, place / "rows.jsonl", eval_data=place / "held.jsonl", method=METHOD, output=target, resume=True, settings=Settings(**{k: v for k, v in HOW.items() if k != "progress"}))  # fmt: skip
+    shutil.copytree(place / "whole", target)  # it came while the run was under way
+    with pytest.raises(OutputError, match="exists already") as caught:
+        job.run()
+    base.detach(target.name)
+    kept = Path(str(caught.value).partition("kept:")[2].split()[0])
+    assert (kept / TENSORS).read_bytes() == whole
+    shutil.rmtree(kept)
+    shutil.rmtree(target)
+
+
+def test_a_run_goes_on_where_it_was_moved_and_keeps_states_as_often_as_is_asked_now(place, base, whole, tmp_path):
+    stopped(place, base, tmp_path / "mine")
+    shutil.move(tmp_path / "mine.run", tmp_path / "other.run")
+    assert trained(place, base, tmp_path / "other", resume=True, save_every=1) == whole
+
+
+@pytest.mark.parametrize("name", ["mine.run", "mine"])
+def test_the_state_lies_beside_the_output_whatever_that_is_called(place, base, whole, tmp_path, monkeypatch, name):
+    target = tmp_path / "in" / name
+    assert trained(place, base, target) == whole
+    assert is_whole(target)
+    (tmp_path / "in" / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "in" / "empty")
+    assert saves.Saves(Path()).path == tmp_path / "in" / "empty.run"
 
 
 def test_a_second_run_into_one_directory_is_refused(place, base, tmp_path):
@@ -246,10 +271,11 @@ def test_the_command_goes_on_from_anywhere_with_what_it_was_told(place, tmp_path
     status, _, err = run(capsys, "train", "base", "rows.jsonl", "--output", tmp_path / "one", *more)
     assert status == 0, err
     monkeypatch.setattr(saves.Saves, "offer", killer(saves.Saves.offer, 5))
-    assert run(capsys, "train", "base", "rows.jsonl", "--output", tmp_path / "two", *more)[0] == 9
+    assert run(capsys, "train", "base", "rows.jsonl", "--output", tmp_path / "first", *more)[0] == 9
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
-    status, out, err = run(capsys, "train", "--resume", "two", "--json")
+    os.rename(tmp_path / "first.run", "two.run")
+    status, out, err = run(capsys, "train", "--resume", "two.run", "--json")
     assert status == 0, err
     assert "resumed   after 5 of 8 steps" in err
     assert json.loads(out)["steps"] == 8

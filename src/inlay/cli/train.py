@@ -110,7 +110,7 @@ class Train(OnBase):
         """What `inlay train --resume` needs to do the same from anywhere."""
         values = to_mapping(self) | {"dtype": str(base.dtype).removeprefix("torch.")}
         for name in ("model", "data", "output", "eval_data", "from"):
-            if values[name] is not None and (name == "output" or Path(values[name]).exists()):
+            if values[name] is not None and (name == "output" or os.path.exists(values[name])):
                 values[name] = os.path.abspath(values[name])
         return {name: value for name, value in values.items() if name not in OF_THE_MOMENT}
 

@@ -81,12 +81,12 @@ def _changes(
     """The tensors that differ, by name: what was added to each."""
     for number, (name, entry) in enumerate(base.tensors.items()):
         progress(number, len(base.tensors))
-        change = read_tensor(tuned.tensors[name]).float() - read_tensor(entry).float()
-        if not change.any():
+        before, after = read_tensor(entry).float(), read_tensor(tuned.tensors[name]).float()
+        if torch.equal(before, after):
             continue
         if name not in names:
             raise _unlike([f"{name}: differs, and no layer of the model holds it"])
-        yield name, change
+        yield name, after - before
 
 
 def _check_alike(base: Checkpoint, tuned: Checkpoint) -> None:

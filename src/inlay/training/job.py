@@ -33,7 +33,7 @@ from inlay.training import equivalent, going_on, keep, loop
 from inlay.training import rows as run_rows
 from inlay.training.attaching import attached
 from inlay.training.calibration import calibrate
-from inlay.training.saves import Saves
+from inlay.training.saves import Saves, was_stopped
 from inlay.training.settings import Settings, plan
 from inlay.training.state import Progress, TrainState
 from inlay.training.stop import Stop
@@ -129,7 +129,7 @@ class Job:
             kept = keep.keep(
                 lambda directory, whole: self._write(directory, progress, report, whole),
                 self.output,
-                replacing=self.resumed is not None,
+                replacing=self.resumed is not None and was_stopped(self.output),
             )
             if not report.interrupted:
                 saves.remove()

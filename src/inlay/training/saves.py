@@ -9,6 +9,7 @@ goes when the adapter has been written. A lock, which ends with its process, kee
 
 import contextlib
 import json
+import os
 import time
 import warnings
 from collections.abc import Iterator, Mapping
@@ -35,19 +36,20 @@ PART = 0.01
 
 
 def place(path: Path) -> Path:
-    """Where the run into `path` keeps its state; `path` may be that place itself."""
-    return path if path.suffix == ".run" else path.with_name(f"{path.name}.run")
+    """Where the run into `path` keeps its state."""
+    return Path(f"{os.path.abspath(path)}.run")
 
 
 def begun(path: Path) -> dict[str, Any]:
-    """How the run into `path` was begun.
+    """How the run into `path` was begun; what is said of the output is where it lies now.
 
     **Raises:**
 
     - `UnknownNameError`: there is nothing to go on from.
     """
-    if (place(path) / BEGUN).is_file():
-        return json_files.read_json(place(path) / BEGUN)
+    for directory in (place(path), Path(os.path.abspath(path))):  # that place itself may be named
+        if (directory / BEGUN).is_file():
+            return json_files.read_json(directory / BEGUN) | {"output": str(directory).removesuffix(".run")}
     wrong, do = "no run that could go on has written here", "--resume with the directory of --output"
     if (place(path) / STATE).is_file():
         wrong, do = "this run was begun from Python, and goes on there", "inlay.train(..., resume=True) as before"
@@ -58,7 +60,9 @@ def begun(path: Path) -> dict[str, Any]:
 
 def was_stopped(path: Path) -> bool:
     """`path` holds what a run has written that was stopped before its last step."""
-    return path.is_dir() and bool(records.read(path).get("training", {}).get("interrupted"))
+    with contextlib.suppress(FormatError):  # a record that can't be read is somebody else's
+        return path.is_dir() and bool(records.read(path).get("training", {}).get("interrupted"))
+    return False
 
 
 class Saves:

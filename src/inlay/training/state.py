@@ -242,7 +242,7 @@ class TrainState:
         """What has to be the same for the one run to be the other."""
         return {
             "method": self.about_method,
-            "settings": dataclasses.asdict(self.settings),
+            "settings": {key: value for key, value in vars(self.settings).items() if key != "save_every"},
             "plan": dataclasses.asdict(self.plan),
             "digests": self.digests,
             "goes_on": self.goes_on,
