@@ -12,7 +12,7 @@ that is wrong in one message.
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -154,11 +154,9 @@ def write_card(directory: Path, file: AdapterFile) -> None:
     (directory / CARD).write_text(card(file, loading), "utf-8")
 
 
-def _config(file: AdapterFile, targets: Targets) -> dict[str, Any]:
-    """The content of adapter_config.json."""
-    method, layers, adapted = file.method, file.model.layers, targets.modules
-    parameters = [*targets.parameters] or [*file.parameters]
-    modules = targets.every
+def _named(file: AdapterFile, targets: Targets, parameters: Sequence[str]) -> tuple[Any, Any, dict[str, Any]]:
+    """(target_modules, modules_to_save, the selections among the first by field), each as short as it can be said."""
+    method, adapted, modules = file.method, targets.modules, targets.every
     saved = short_names([path for path in modules if selects(method.modules_to_save, path)], modules)
     short = short_names(adapted or [path for path in file.params if path and path not in parameters], modules)
     if not file.model.class_name:  # which modules the model has beside these is not known: the method's own names stand
@@ -170,10 +168,18 @@ def _config(file: AdapterFile, targets: Targets) -> dict[str, Any]:
         selections[field] = short_names(some, modules)
         if not set(selections[field]) <= set(short):  # PEFT looks for each of them among its target modules
             short, selections[field] = adapted, some
+    return list(short), saved, selections
+
+
+def _config(file: AdapterFile, targets: Targets) -> dict[str, Any]:
+    """The content of adapter_config.json."""
+    method, layers, adapted = file.method, file.model.layers, targets.modules
+    parameters = [*targets.parameters] or [*file.parameters]
+    short, saved, selections = _named(file, targets, parameters)
     known = {*method.peft.accepts, *method.peft.ignores} | {field.name for field in dataclasses.fields(method)}
     optional = {
         "fan_in_fan_out": bool(adapted) and all(next(iter(layers[path].sizes)) == "in" for path in adapted),
-        "target_modules": list(short),
+        "target_modules": short,
         "target_parameters": parameters or None,
         **({"lora_dropout": 0} if parameters else {}),  # PEFT has none beside parameters; only training reads it
         **selections,
