@@ -94,12 +94,14 @@ def of_card(directory: Path) -> str | None:
 
 
 def _named(said: dict[str, Any]) -> str | None:
-    """The licence of a card, in one line."""
+    """The licence of a card, in one line; None where it is no text and no list of texts, which aliases make endless."""
     named = said["license"]
-    if named == "other" and isinstance(said.get("license_name"), str):
+    if named == "other" and "license_name" in said:
         named = said["license_name"]
-    text = ", ".join(map(str, named)) if isinstance(named, list) else str(named)
-    return " ".join(text.lower().split())[:_MAX_LENGTH] or None
+    names = named if isinstance(named, list) else [named]
+    if not all(isinstance(name, str) for name in names):
+        return None
+    return " ".join(", ".join(names).lower().split())[:_MAX_LENGTH] or None
 
 
 def told(name: str | None) -> str:

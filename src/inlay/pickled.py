@@ -30,6 +30,13 @@ MAX_PROGRAM_BYTES = 10_000_000
 MAX_STEPS = 2_000_000
 """Most instructions of one."""
 
+MAX_IN_TUPLE = 16
+"""Longest tuple, whose tuples hold none: what makes a tensor takes seven values, two of them tuples. Tuples of tuples of tuples
+are what a short program makes without end."""
+
+MAX_SHARED = 2
+"""So many times their storages, tensors that share some may hold together; each gets numbers of its own."""
+
 _STORAGES = {
     "FloatStorage": torch.float32,
     "HalfStorage": torch.float16,
@@ -93,6 +100,9 @@ def _tensors(archive: zipfile.ZipFile) -> dict[str, Tensor]:
             stored[tensor.storage.key] = _numbers(
                 archive, entries.get(f"{folder}/data/{tensor.storage.key}"), tensor.storage
             )
+    wanted = sum(math.prod(tensor.shape) * tensor.storage.dtype.itemsize for tensor in found.values())
+    if wanted > MAX_SHARED * sum(numbers.nbytes for numbers in stored.values()):
+        raise FormatError(f"its tensors hold {wanted:,} bytes, more than {MAX_SHARED} times their storages")
     return {name: _laid(stored[tensor.storage.key], tensor) for name, tensor in found.items()}
 
 
@@ -177,18 +187,18 @@ def _step(name: str, value: Any, stack: list[Any], memo: dict[int, Any]) -> None
     elif name == "MARK":
         stack.append(_MARK)
     elif name in _TUPLES:
-        stack.append(tuple(_popped(stack, _TUPLES[name])))
+        stack.append(_tuple(_popped(stack, _TUPLES[name])))
     elif name == "TUPLE":
-        stack.append(tuple(_marked(stack)))
+        stack.append(_tuple(_marked(stack)))
     elif name == "EMPTY_DICT":
         stack.append({})
     elif name in ("SETITEM", "SETITEMS"):
         items = _popped(stack, 2) if name == "SETITEM" else _marked(stack)
-        _dict(stack[-1]).update(zip(items[::2], items[1::2], strict=True))
+        _dict(stack[-1]).update(zip(map(_text, items[::2]), items[1::2], strict=True))
     elif name == "GLOBAL":
         stack.append(_named(value))
     elif name == "STACK_GLOBAL":
-        stack.append(_named(" ".join(map(str, _popped(stack, 2)))))
+        stack.append(_named(" ".join(map(_text, _popped(stack, 2)))))
     elif name == "BINPERSID":
         stack.append(_storage(stack.pop()))
     elif name == "REDUCE":
@@ -220,6 +230,21 @@ def _marked(stack: list[Any]) -> list[Any]:
     return found
 
 
+def _tuple(values: list[Any]) -> tuple[Any, ...]:
+    if len(values) > MAX_IN_TUPLE or any(
+        type(part) is tuple for value in values if type(value) is tuple for part in value
+    ):
+        raise FormatError("its program makes tuples that no tensor needs")
+    return tuple(values)
+
+
+def _text(value: Any) -> str:
+    """A key, or a part of a name: nothing that takes long to hash or to write."""
+    if not isinstance(value, str):
+        raise FormatError("its program has a key or a name that is no text")
+    return value
+
+
 def _dict(value: Any) -> dict[Any, Any]:
     if not isinstance(value, dict):
         raise FormatError("its program fills what is no dict")
@@ -238,7 +263,7 @@ def _storage(said: Any) -> _Stored:
         raise FormatError("its program asks for something else than a storage")
     _, dtype, key, _, count = said
     if not isinstance(dtype, torch.dtype) or not isinstance(key, str) or type(count) is not int or count < 0:
-        raise FormatError(f"a storage of it is {shown(said[1:])}")
+        raise FormatError("a storage of it has no type, name and length")
     return _Stored(dtype, key, count)
 
 

@@ -94,6 +94,37 @@ PROGRAMS = [
 ]
 
 
+NESTED = b"\x80\x02)q\x00" + b"h\x00h\x00\x86q\x00" * 40
+"""t = (t, t), forty times: its hash and its text take 2^40 steps."""
+
+WIDE = b"\x80\x02(" + b"K\x01" * 1_000 + b"tq\x00"
+
+
+@pytest.mark.parametrize(
+    ("program", "says"),
+    [
+        (NESTED + b"}h\x00K\x01s.", "tuples that no tensor needs"),
+        (NESTED + b"h\x00\x93.", "tuples that no tensor needs"),
+        (WIDE + b".", "tuples that no tensor needs"),
+        (b"\x80\x02}K\x01K\x02s.", "a key or a name that is no text"),
+        (b"\x80\x04K\x01K\x02\x93.", "a key or a name that is no text"),
+    ],
+    ids=["nested key", "nested name", "wide", "key", "name"],
+)
+def test_a_program_that_takes_for_ever_is_refused(tmp_path, program, says):
+    with pytest.raises(FormatError, match=says):
+        pickled.read_tensors(archive(tmp_path / "x.bin", program))
+
+
+def test_a_storage_that_many_tensors_name_is_refused(tmp_path):
+    numbers = torch.randn(1_000)
+    torch.save({f"{number}": numbers for number in range(2)}, tmp_path / "tied.bin")
+    assert len(pickled.read_tensors(tmp_path / "tied.bin")) == 2
+    torch.save({f"{number}": numbers for number in range(100)}, tmp_path / "x.bin")
+    with pytest.raises(FormatError, match="hold 400,000 bytes, more than 2 times"):
+        pickled.read_tensors(tmp_path / "x.bin")
+
+
 @pytest.mark.parametrize("program", PROGRAMS, ids=range(len(PROGRAMS)))
 def test_a_program_of_anything_else_is_refused(tmp_path, program):
     with pytest.raises(FormatError):

@@ -6,6 +6,7 @@ import os
 import shutil
 import threading
 import warnings
+from itertools import pairwise
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -375,12 +376,18 @@ def test_a_card_names_its_licence(tmp_path, card):
     assert licenses.of_card(tmp_path) == "apache-2.0"
 
 
+BOMB = "a: &a [x, x]\n" + "".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in pairwise("abcdefghi"))
+"""Aliases of aliases: some hundred bytes that unfold to 86 million texts."""
+
+
 @pytest.mark.parametrize(
     ("text", "name"),
     [
         ("# no head\n", None),
         ("---\nlicense: [cc-by-nd-4.0, mit]\n---\n", "cc-by-nd-4.0, mit"),
         ("---\nlicense: other\nlicense_name: my-own\n---\n", "my-own"),
+        ("---\nlicense: [[mit]]\n---\n", None),
+        (f"---\n{BOMB}license: *i\n---\n", None),
         ("---\nlicense: [\n---\n", None),
         ("---\nlicense: !!python/object:os.system x\n---\n", None),
         ("---\ntags: x\n---\nlicense: mit\n", None),
