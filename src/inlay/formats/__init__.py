@@ -10,7 +10,7 @@ from typing import Any
 from inlay import methods, plugins
 from inlay.errors import CompatibilityError, FormatError, explain
 from inlay.formats.contract import AdapterFile, Format, ModelFacts
-from inlay.hub import sign, store, trust
+from inlay.hub import files, sign, store, trust
 from inlay.io import records
 from inlay.io.checkpoint import fetch
 
@@ -60,22 +60,37 @@ def fetched(source: str | Path, require: Sequence[Path] = (), *, whole: bool = F
         return stored
     path = Path(os.path.expanduser(source))
     if os.path.isfile(path) and any(path.match(form.tensors) for _, form in TABLE.known() if form.tensors):
-        path = path.resolve().parent
+        path = _directory_of(path.resolve())
     if os.path.isdir(path):
         if require:
             sign.required(path, require, str(source))
         return path.resolve()
     name = f"hf://{source}"
     whole = whole or bool(require) or trust.rule_of(name).signed != "off"  # a signature is of every file
-    files = (file for _, form in TABLE.known() for file in form.files if "*" not in file)  # what else may fit is large
-    directory = fetch(source, "adapter", ["*"] if whole else itertools.chain([records.RECORD], files))
+    few = (file for _, form in TABLE.known() for file in form.files if "*" not in file)  # what else may fit is large
+    directory = fetch(source, "adapter", ["*"] if whole else itertools.chain([records.RECORD], few))
     trust.check(name, directory, require)
     return directory
 
 
+def _directory_of(file: Path) -> Path:
+    """The directory that a file lies in, which has to be read by that file.
+
+    **Raises:**
+
+    - `FormatError`: another file there holds what is read.
+    """
+    form = detect(file.parent)
+    tensors = find(form).tensors
+    if not tensors or file not in files.files_like(file.parent, tensors):
+        found, do = f"{file}; its directory is an adapter of {form}", "a directory for each adapter"
+        raise FormatError(explain("another file than the one that is named would be read", found=found, do=do))
+    return file.parent
+
+
 def weights(directory: Path) -> Path:
     """The file with the tensors of the adapter in a directory."""
-    return next(iter(directory.glob(find(detect(directory)).tensors)))
+    return files.files_like(directory, find(detect(directory)).tensors)[0]
 
 
 def detect(directory: Path) -> str:
@@ -167,8 +182,8 @@ def _opened(source: str | Path) -> tuple[Callable[[bool], AdapterFile], int]:
     if isinstance(said, dict):
         methods.TABLE.check_installed(str(said.get("name")), needs.get("method"), directory / records.RECORD)
     form = find(name)
-    files = [file for pattern in form.files for file in directory.glob(pattern)]
+    found = [file for pattern in form.files for file in files.files_like(directory, pattern)]
     return (
         lambda outline: dataclasses.replace(form.read(directory, outline=outline), record=record, form=name),
-        sum(file.stat().st_size for file in files if file.is_file()),
+        sum(file.stat().st_size for file in found),
     )

@@ -20,13 +20,17 @@ from inlay.errors import CompatibilityError, FormatError, UnknownNameError, expl
 from inlay.formats.contract import AdapterFile, Format, Layer, ModelFacts
 from inlay.gguf import names
 from inlay.gguf.header import GgufHeader, read_header
-from inlay.io import safetensors
+from inlay.hub.files import files_like
+from inlay.io import json_files, safetensors
 from inlay.methods import hooks, name_of
 from inlay.methods.contract import Params
 from inlay.methods.lora import Lora
 
 NAME = "adapter.gguf"
 """The file that is written; one of any name is read."""
+
+OTHERS = {"peft_type", "fine_tune_type", "lora_parameters", "config"}
+"""What an adapter_config.json says of PEFT's, mlx-lm's and AdapterHub's files: a GGUF file beside it is a copy for others."""
 
 ALPHA, ARCHITECTURE = "adapter.lora.alpha", "general.architecture"
 
@@ -45,7 +49,10 @@ class Gguf(Format):
     tensors = "*.gguf"
 
     def detect(self, directory: Path) -> bool:
-        return any(directory.glob("*.gguf"))
+        config = directory / "adapter_config.json"
+        if config.is_file() and not OTHERS.isdisjoint(json_files.read_json(config)):
+            return False
+        return bool(files_like(directory, "*.gguf"))
 
     def read(self, directory: Path, *, outline: bool) -> AdapterFile:
         header = read_header(_file(directory))
@@ -141,7 +148,7 @@ class Gguf(Format):
 
 def _file(directory: Path) -> Path:
     """The file of a directory that has one."""
-    found = sorted(directory.glob("*.gguf"))
+    found = files_like(directory, "*.gguf")
     if len(found) != 1:
         listed = f"{directory}: {', '.join(path.name for path in found[:5])}"
         raise UnknownNameError(explain("several GGUF files lie here", found=listed, do="a directory for each adapter"))

@@ -25,6 +25,7 @@ from torch import Tensor
 from inlay import fields, pickled
 from inlay.errors import FormatError, explain, few
 from inlay.formats.contract import AdapterFile, Format, Layer, ModelFacts
+from inlay.hub.files import files_like
 from inlay.io import json_files, safetensors
 from inlay.methods.contract import Params
 from inlay.methods.lora import Lora
@@ -161,12 +162,10 @@ def _apart(B: Tensor, enabled: tuple[bool, ...]) -> Tensor:
 
 def _file(directory: Path) -> Path | None:
     """The first file of these tensors."""
-    return next((file for file in sorted(directory.glob("*")) if _has_its_names(file)), None)
+    return next((file for file in files_like(directory, "*") if _has_its_names(file)), None)
 
 
 def _has_its_names(file: Path) -> bool:
-    if not file.is_file():
-        return False
     if file.suffix == ".safetensors":
         return any(name.endswith(ENDS) for name in safetensors.read_header(file).tensors)
     if file.suffix not in PICKLES:

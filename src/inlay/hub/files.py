@@ -70,6 +70,11 @@ def listed(directory: Path) -> list[str]:
     return sorted(names)
 
 
+def files_like(directory: Path, pattern: str) -> list[Path]:
+    """The files of a directory whose names fit a pattern, sorted; no hidden ones, of which is no digest and no signature."""
+    return sorted(path for path in directory.glob(pattern) if path.is_file() and not path.name.startswith("."))
+
+
 def digests(directory: Path, names: list[str]) -> dict[str, str]:
     """The SHA-256 of each file, in hexadecimal; several files at a time."""
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:

@@ -11,6 +11,7 @@ from typing import Any
 
 from inlay import formats
 from inlay.errors import UnknownNameError, explain
+from inlay.hub.files import files_like
 from inlay.io import records
 from inlay.io.checkpoint import identity
 
@@ -34,8 +35,8 @@ def files_of(directory: Path) -> Files:
         raise UnknownNameError(explain("the directory of an adapter is gone", found=str(directory)))
     try:
         form = formats.find(formats.detect(directory))
-        found = {file.name for pattern in (*form.files, records.RECORD) for file in directory.glob(pattern)}
-        return {name: identity(directory / name) for name in sorted(found - {CARD}) if (directory / name).is_file()}
+        found = {file.name for pattern in (*form.files, records.RECORD) for file in files_like(directory, pattern)}
+        return {name: identity(directory / name) for name in sorted(found - {CARD})}
     except OSError as error:
         raise UnknownNameError(
             explain("the files of an adapter are gone", found=f"{directory}: {error.strerror}")
