@@ -122,6 +122,7 @@ def test_the_command_that_combines_shrinks_them(home, tmp_path, capsys):
         numbers.append(number)
     assert sum(numbers) > 0
     assert f"{sum(numbers)} intruder dimensions, in {sum(map(bool, numbers))} of {len(numbers)} modules: 0.3 of" in err
+    assert "everything: this way is exact, before shrinking" in err
     base.attach(tmp_path / "out")
     assert base.adapters["out"].record["combined"]["shrink_intruders"] == 0.3
 

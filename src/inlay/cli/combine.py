@@ -32,7 +32,7 @@ class Makes(Plots):
     def told(self, found: Combined, about: str, intruders: Mapping[str, int] = {}) -> int:
         """Say what was made and what it kept, and draw it: the exit status."""
         say("adapter", f"lora {found.file.method.describe()}{about}")
-        say("kept", found.describe())
+        say("kept", found.describe() + (", before shrinking" if intruders else ""))
         say("wrote", f"{self.output}/")
         self.draw(lambda: pictures.made(found, intruders))
         if self.json:

@@ -64,7 +64,7 @@ class Shrinking:
         """Module path -> how many intruders its changed weight had."""
 
     def __call__(self, path: str, made: Made) -> Made:
-        """The change of the module at `path` with smaller intruders; its error stays what it was."""
+        """The change of the module at `path` with smaller intruders; its size and error stay those of before."""
         new = intruders(self.weight(path), Factors(made.A, made.B, 1.0))
         self.found[path] = len(new.A)
         A, B = torch.cat([made.A, new.A]), torch.cat([made.B, (self.scale - 1) * new.B], 1)
