@@ -8,12 +8,19 @@ import torch
 from safetensors.torch import save_file
 
 from inlay import formats
-from inlay.errors import FormatError
-from inlay.hub import sign
+from inlay.cli.serve import _named
+from inlay.errors import FormatError, InlayError, TrustError
+from inlay.hub import oci, sign, trust
+from inlay.hub.store import Store
 from inlay.serve import files
+from inlay.serve.slots import Slots
 from tests.attacks.test_other_formats import NAME, written
 from tests.support import keys
 
+POLICY = """
+- {source: "store://tell@*", signed: enforce, keys: [team.pub]}
+- {source: "*", signed: off}
+"""
 PEFT = {"peft_type": "LORA", "r": 2, "lora_alpha": 6, "target_modules": ["q_proj"]}
 
 
@@ -97,3 +104,55 @@ def test_another_file_than_the_one_that_is_named_is_not_read(tmp_path):
     with pytest.raises(FormatError, match="another file than the one that is named"):
         formats.read(place / "adapter_model.safetensors")
     assert formats.read(place / "x.gguf").form == "gguf"
+
+
+def test_an_address_is_spelt_in_one_way():
+    for host in ("registry.example.com:443", "registry.example.com.", "Registry.example.com.:443"):
+        assert str(oci.parse(f"oci://{host}/a:1")) == "oci://registry.example.com/a:1"
+    assert str(oci.parse("oci://localhost:443/a:1")) == "oci://localhost:443/a:1"  # spoken to without TLS
+    assert str(oci.parse("oci://[::1]:5000/a:1")) == "oci://[::1]:5000/a:1"
+    with pytest.raises(InlayError):
+        oci.parse("oci://registry.example.com:0443/a:1")
+
+
+def test_what_the_store_has_under_a_name_is_not_had_without_its_signature_by_another_way(tmp_path, monkeypatch):
+    monkeypatch.setenv("INLAY_STORE", str(tmp_path / "store"))
+    keys.pair(tmp_path, "team")
+    held = Store(tmp_path / "store")
+    digest, _ = held.add(peft(tmp_path / "a"), "tell@1")
+    held.tag("other@1", digest)
+    path = held.object(digest)
+    (tmp_path / "link").symlink_to(path)
+    ways = [f"sha256:{digest}", f"sha256:{digest[:8]}", path, tmp_path / "link", path / "adapter_model.safetensors"]
+    assert all(formats.fetched(way) == path for way in ways)
+    (tmp_path / "trust.yaml").write_text(POLICY)
+    monkeypatch.setenv("INLAY_TRUST", str(tmp_path / "trust.yaml"))
+    for way in [*ways, "tell@1", "other@1"]:
+        with pytest.raises(TrustError):
+            formats.fetched(way)
+    assert _named((f"a={tmp_path / 'a'}",)) == {"a": tmp_path / "a"}
+    with pytest.raises(TrustError):
+        _named((f"a={path}",))
+    slots = object.__new__(Slots)
+    for directory in (tmp_path / "store", tmp_path / "store" / "objects"):
+        slots.directories = (directory,)
+        for way in ways[:4] if directory.name == "store" else ways[2:4]:
+            with pytest.raises(TrustError):
+                slots.allowed(str(way))
+    held.remove("tell@1")
+    assert formats.fetched(path) == formats.fetched("other@1") == slots.allowed(str(path)) == path
+
+
+def test_an_object_that_a_damaged_name_may_point_to_is_not_had_under_a_policy(tmp_path, monkeypatch):
+    monkeypatch.setenv("INLAY_STORE", str(tmp_path / "store"))
+    held = Store(tmp_path / "store")
+    digest, _ = held.add(peft(tmp_path / "a"), "tell@1")
+    held.tag("other@1", digest)
+    (tmp_path / "store" / "tags" / "tell@1.json").write_text("{")
+    assert formats.fetched(f"sha256:{digest}")
+    keys.pair(tmp_path / "store", "team")
+    (tmp_path / "store" / trust.FILE).write_text(POLICY)
+    with pytest.raises(TrustError):
+        formats.fetched(f"sha256:{digest}")
+    (tmp_path / "store" / trust.FILE).write_text("- {source: '*', signed: off}")
+    assert formats.fetched(f"sha256:{digest}")

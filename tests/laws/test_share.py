@@ -225,6 +225,8 @@ POLICY = """
   signed: warn
   keys: [team.pub]
 - {source: 'oci://[::1]:5000/*', signed: enforce, keys: [team.pub]}
+- {source: 'hf://one/tell', signed: warn, keys: [team.pub]}
+- {source: 'hf://two/tell@v1', signed: warn, keys: [team.pub]}
 - source: "*"
   signed: off
 """
@@ -250,6 +252,16 @@ def policy(tmp_path, pair, monkeypatch):
         ("hf://acme-evil/support", "off"),
         ("oci://[::1]:5000/a:1", "enforce"),
         ("oci://:5000/a:1", "off"),
+        ("oci://registry.example.com:443/team/a:1", "enforce"),
+        ("oci://registry.example.com./team/a:1", "enforce"),
+        ("oci://registry.example.com.:443/team/a:1", "enforce"),
+        ("oci://registry.example.com:5000/team/a:1", "off"),
+        ("hf://one/tell", "warn"),
+        ("hf://one/tell@v2", "warn"),
+        ("hf://one/tell@refs/pr/1", "warn"),
+        ("hf://one/telling", "off"),
+        ("hf://two/tell@v1", "warn"),
+        ("hf://two/tell@v2", "off"),
         ("store://support@1", "off"),
     ],
 )

@@ -11,7 +11,7 @@ import tyro
 from inlay import formats, http
 from inlay.cli import answered_by
 from inlay.errors import ConfigError, explain
-from inlay.hub import store
+from inlay.hub import store, trust
 from inlay.options import purpose
 from inlay.options.flags import OnBase, Signed, num_bytes, repeated
 from inlay.screen import emit, say, size
@@ -136,6 +136,8 @@ def _named(adapters: tuple[str, ...]) -> dict[str, Path]:
         name, has_name, path = text.partition("=")
         given = Path(path := path if has_name else text).expanduser()
         kept = formats.fetched(given) if store.find(given) else None
+        if kept is None and (stored := store.object_of(given)):
+            trust.check_stored(stored)
         if not has_name:
             name = path.partition("@")[0] if kept else given.resolve().name
         if kept and name.startswith(store.DIGEST_PREFIX):

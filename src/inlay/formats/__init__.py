@@ -56,12 +56,14 @@ def fetched(source: str | Path, require: Sequence[Path] = (), *, whole: bool = F
     - `TrustError`: it is not signed by who is trusted, or the trust policy wants it signed, see `inlay.hub.trust`.
     """
     if stored := store.find(source):
-        trust.check(f"store://{source}", stored, require)
+        trust.check_stored(stored, require)
         return stored
     path = Path(os.path.expanduser(source))
     if os.path.isfile(path) and any(path.match(form.tensors) for _, form in TABLE.known() if form.tensors):
         path = _directory_of(path.resolve())
     if os.path.isdir(path):
+        if kept := store.object_of(path):
+            trust.check_stored(kept)
         if require:
             sign.required(path, require, str(source))
         return path.resolve()

@@ -38,7 +38,7 @@ _FILE = "application/octet-stream"
 
 _NAME = r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*"
 _REFERENCE = re.compile(
-    rf"oci://(?P<host>[A-Za-z0-9.-]+(?::\d+)?|\[::1\](?::\d+)?)/(?P<name>{_NAME}(?:/{_NAME})*)"
+    rf"oci://(?P<host>[A-Za-z0-9.-]+(?::[1-9]\d*)?|\[::1\](?::[1-9]\d*)?)/(?P<name>{_NAME}(?:/{_NAME})*)"
     r"(?::(?P<tag>\w[\w.-]{0,127})|@(?P<digest>sha256:[0-9a-f]{64}))",
     re.ASCII,
 )
@@ -57,6 +57,17 @@ class Reference(NamedTuple):
         return f"oci://{self.host}/{self.name}{between}{self.version}"
 
 
+def plain(address: str) -> str:
+    """An address without what leads nowhere else: a dot that ends its host, and the port of TLS where that is spoken."""
+    host, slash, rest = address.removeprefix("oci://").partition("/")
+    if not address.startswith("oci://") or not slash:
+        return address
+    host, port, number = host.rpartition(":") if re.search(r":[^\]]*$", host) else (host, "", "")
+    host = host.removesuffix(".")
+    is_tls = number == "443" and not transfer.is_loopback(host.strip("[]").lower())
+    return f"oci://{host}{'' if is_tls else port + number}/{rest}"
+
+
 def parse(text: str) -> Reference:
     """`oci://HOST/NAME:TAG`, or with `@sha256:DIGEST`.
 
@@ -64,7 +75,7 @@ def parse(text: str) -> Reference:
 
     - `ConfigError`: it is not of that form.
     """
-    match = _REFERENCE.fullmatch(text)
+    match = _REFERENCE.fullmatch(plain(text))
     if not match:
         wrong, do = "this names no adapter in a registry", "oci://HOST/NAME:TAG, in small letters"
         raise ConfigError(explain(wrong, found=repr(text), do=do))

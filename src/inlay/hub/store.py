@@ -19,7 +19,16 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from inlay.errors import ConfigError, FormatError, OutputError, UnknownNameError, explain, few, nearest
+from inlay.errors import (
+    CompatibilityError,
+    ConfigError,
+    FormatError,
+    OutputError,
+    UnknownNameError,
+    explain,
+    few,
+    nearest,
+)
 from inlay.hub import files
 from inlay.hub.tags import DIGEST, Tag, read, write
 from inlay.io import output
@@ -57,6 +66,13 @@ def find(source: str | Path) -> Path | None:
     if not is_name or "/" in text or os.sep in text or os.path.exists(source):
         return None
     return Store(directory()).path(text)
+
+
+def object_of(path: str | Path) -> Path | None:
+    """The object that a path leads to or into; None where it leads elsewhere."""
+    objects, path = (directory() / "objects").resolve(), Path(os.path.expanduser(path)).resolve()
+    inside = path.parts[len(objects.parts) :] if path.is_relative_to(objects) else ()
+    return objects / inside[0] if inside else None
 
 
 def is_here(source: str | Path) -> bool:
@@ -280,6 +296,18 @@ class Store:
             except FormatError:
                 if os.path.lexists(path):  # it was not removed meanwhile
                     raise
+        return found
+
+    def names_of(self, digest: str) -> list[str]:
+        """The names that point to an object; one that can't be read may."""
+        found = []
+        for path in self._tag_files():
+            try:
+                points = read(path).digest == digest
+            except (FormatError, CompatibilityError):
+                points = True
+            if points and os.path.lexists(path):  # it was not removed meanwhile
+                found.append(path.stem)
         return found
 
     @property

@@ -9,14 +9,16 @@
     - source: "*"                               the last rule says what becomes of all else
       signed: off
 
-The first rule that fits a source counts. Sources are what is fetched by name: `store://NAME@VERSION`, `hf://OWNER/NAME`,
-`oci://HOST/NAME:TAG`; a directory has none. The policy lies where `INLAY_TRUST` says, else as `trust.yaml` in the store; where
-none is, nothing is asked. A policy that can't be read is an error, and nothing is fetched.
+The first rule that fits a source counts; one without a version fits all versions. Sources are what is fetched by name:
+`store://NAME@VERSION`, `hf://OWNER/NAME`, `oci://HOST/NAME:TAG`; a directory has none. For what the store has, by name, digest
+or path, the rules of all names hold that point to it. The policy lies where `INLAY_TRUST` says, else as `trust.yaml` in the
+store; where none is, nothing is asked. A policy that can't be read is an error, and nothing is fetched.
 """
 
 import dataclasses
 import fnmatch
 import os
+import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +28,7 @@ import yaml
 
 from inlay import fields
 from inlay.errors import FormatError, TrustError, explain, few
-from inlay.hub import sign, store
+from inlay.hub import oci, sign, store
 from inlay.hub.sign import Signer
 from inlay.io import json_files
 
@@ -47,9 +49,11 @@ class Rule:
     keys: tuple[Path, ...] = ()
 
     def fits(self, source: str) -> bool:
-        """The pattern fits; capitals do not count, as they don't in the names of hosts and on the hub."""
-        pattern = self.source.lower().replace("[", "[[]")  # * and ? alone stand for others
-        return fnmatch.fnmatchcase(source.lower(), pattern)
+        """The pattern fits, with a version or without; capitals count neither in the names of hosts nor on the hub."""
+        pattern = oci.plain(self.source.lower()).replace("[", "[[]")  # * and ? alone stand for others
+        source = oci.plain(source.lower())
+        any_version = re.sub(r":[^/]*$", "", source.partition("@")[0])
+        return any(fnmatch.fnmatchcase(spelt, pattern) for spelt in (source, any_version))
 
 
 def place() -> Path:
@@ -120,6 +124,16 @@ def check(source: str, directory: Path, require: Sequence[Path] = ()) -> Signer 
                 raise TrustError(explain(error.wrong, found=error.found, do=do)) from None
             warnings.warn(f"{error.wrong}: {'; '.join(error.found)}", stacklevel=2)
     return sign.required(directory, require, source) if require else signer
+
+
+def check_stored(directory: Path, require: Sequence[Path] = ()) -> None:
+    """Refuse an object of the store as `check` does, under the rules of all names that point to it.
+
+    **Raises:** what `check` does.
+    """
+    names = store.Store(store.directory()).names_of(directory.name) if policy() else []
+    for each in names or [f"{store.DIGEST_PREFIX}{directory.name}"]:
+        check(f"store://{each}", directory, require)
 
 
 class _Once(yaml.SafeLoader):

@@ -25,7 +25,7 @@ from inlay import formats
 from inlay.base.base import Base
 from inlay.errors import CapacityError, ConfigError, FormatError, UnknownNameError, explain, nearest
 from inlay.formats.contract import AdapterFile
-from inlay.hub import sign, store
+from inlay.hub import sign, store, trust
 from inlay.layout.fitting import fitted
 from inlay.model.adapter import Adapter, Sum
 from inlay.serve.files import Files, digest_of, files_of
@@ -167,7 +167,7 @@ class Slots:
         """
         resolved = Path(path).resolve() if "\0" not in path else None
         if resolved is not None and self._is_allowed(store.directory().resolve()):
-            resolved = (formats.fetched(path) if store.find(path) else resolved).resolve()
+            resolved = (store.find(path) or resolved).resolve()
         if resolved is None or not self._is_allowed(resolved):
             found = f"{path}; " + (
                 "allowed directories: none" if not self.directories else "it is in no allowed directory"
@@ -175,6 +175,8 @@ class Slots:
             raise ConfigError(
                 explain("adapters can't be loaded from there", found=found, do="inlay serve --adapter-dir DIR")
             )
+        if kept := store.object_of(resolved):
+            trust.check_stored(kept)
         return resolved
 
     def _is_allowed(self, path: Path) -> bool:
