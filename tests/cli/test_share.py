@@ -262,5 +262,17 @@ def test_the_command_of_a_card_makes_the_same_run_again(here):
 
     asked = ["base", "rows.jsonl", "--output", "DIR", *ASKED]
     read = [parse.parse(train.command(given), "train", given) for given in (arguments, asked)]
+    assert read[0].dtype == record["training"]["dtype"]
     assert read[0].settings == read[1].settings
     assert read[0].adapter == read[1].adapter
+
+
+def test_the_command_names_all_that_another_run_would_lack(here, home):
+    base, rows = inlay.load(home / "base", dtype="float32", quantize="int8"), home / "rows" / "rows.jsonl"
+    inlay.train(base, rows, output=here / "a", max_steps=1, eval_data=rows, progress=False)
+    command = records.read(here / "a")["training"]["command"]
+    assert "--eval-data rows.jsonl --quantize int8 --dtype float32" in command
+    for name, how in {"b": {"source": bases.rows(20)}, "c": {"source": rows, "eval_data": bases.rows(20)}}.items():
+        inlay.train(base, output=here / name, max_steps=1, progress=False, **how)
+        assert records.read(here / name)["training"]["command"] is None
+        assert "Made by:" not in (here / name / "README.md").read_text("utf-8")

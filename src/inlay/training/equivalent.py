@@ -11,15 +11,26 @@ from inlay.tasks.contract import DEFAULT_TASK
 from inlay.training.settings import Settings
 
 
-def command(base: str, data: str, task: str, method: Method, settings: Settings, goes_on: str | None = None) -> str:
+def command(
+    base: str,
+    data: str,
+    task: str,
+    method: Method,
+    settings: Settings,
+    *,
+    goes_on: str | None = None,
+    others: Mapping[str, str | None],
+) -> str:
     """`inlay train` with the flags of a run.
 
     **Arguments:**
 
     - `base`, `data`: what they are called, without the folders that they lie in.
     - `goes_on`: the adapter that it started from, whose method it has.
+    - `others`: flag -> its value, of what is neither the method's nor a setting; None leaves it out.
     """
-    said = [] if task == DEFAULT_TASK else ["--task", task]
+    said = [part for flag, value in others.items() if value is not None for part in (flag, value)]
+    said += [] if task == DEFAULT_TASK else ["--task", task]
     if goes_on is not None:
         said += ["--from", goes_on]
     else:
@@ -33,7 +44,7 @@ def _flags(values: Any) -> Iterator[str]:
         value = getattr(values, field.name)
         is_made = field.default_factory is not dataclasses.MISSING
         default = field.default_factory() if is_made else field.default  # type: ignore[misc]  # it is one
-        if value in (default, None):
+        if value == default:
             continue
         flag = f"--{field.name.replace('_', '-')}"
         if isinstance(value, Mapping):

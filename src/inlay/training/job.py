@@ -8,6 +8,7 @@ the run. The loss curve, `curve.png`, follows.
 """
 
 import dataclasses
+import os
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +18,7 @@ from typing import Any, NamedTuple
 from inlay import formats, methods
 from inlay.base.base import Base
 from inlay.data import split
-from inlay.data.sources import Source, license_of, name_of
+from inlay.data.sources import Data, Source, license_of, name_of
 from inlay.errors import DataError, explain, within_memory
 from inlay.evaluation import golden, score
 from inlay.formats import peft
@@ -99,6 +100,8 @@ class Job:
     """The adapter that it starts from, for the record; None where it starts anew."""
     license: str | None = None
     """The licence of the data, where its card names one."""
+    command: str | None = None
+    """The command that makes it again; None where Python gave rows, which no command names."""
     notes: tuple[str, ...] = ()
     """What there is to say about the data: columns that are not used, files that are left alone."""
     begun: Mapping[str, Any] | None = None
@@ -204,12 +207,6 @@ class Job:
         adapter.record = self.base.about_base | self.base.about_task | record
         self.base.save(adapter.name, directory, record)
 
-    def _command(self) -> str:
-        reference = self.base.checkpoint.reference
-        base, task, state = hub_name(reference) or self.base.checkpoint.name, self.base.task, self.state
-        goes_on = None if self.goes_on is None else self.goes_on["name"]
-        return equivalent.command(base, self.source, task, state.method, state.settings, goes_on)
-
     def _record(self, progress: Progress, report: Report) -> dict[str, Any]:
         state = self.state
         resumed = {} if self.resumed is None else {"resumed_at": self.resumed.step}
@@ -229,7 +226,7 @@ class Job:
                 **resumed,
                 "losses": [round(loss, 6) for loss in progress.losses],
                 "eval_losses": progress.eval_losses,
-                "command": self._command(),
+                "command": self.command,
                 "date": time.strftime("%Y-%m-%d"),
                 "dtype": str(self.base.dtype).removeprefix("torch."),
             },
@@ -283,7 +280,25 @@ def prepare(
     goes_on = None if from_adapter is None else going_on.about(from_adapter)
     resumed = _resumed(state, saves) if resume else None
     about = {"goes_on": goes_on, "license": license_of(source), "notes": rows.notes, "begun": begun, "resumed": resumed}
+    about["command"] = _command(base, source, eval_data, state, None if goes_on is None else goes_on["name"])
     return Job(base, state, output, rows.train, rows.held_out, name_of(source), evaluated, **about)
+
+
+def _command(
+    base: Base, source: Source, eval_data: Source | None, state: TrainState, goes_on: str | None
+) -> str | None:
+    """The command that makes the run again; None where its rows are of no file and not of the hub."""
+    if not all(given is None or isinstance(given, str | os.PathLike | Data) for given in (source, eval_data)):
+        return None
+    others = {
+        "--eval-data": None if eval_data is None else name_of(eval_data),
+        "--quantize": None if base.original is None else base.scheme,
+        "--dtype": str(base.dtype).removeprefix("torch."),
+    }
+    name = hub_name(base.checkpoint.reference) or base.checkpoint.name
+    return equivalent.command(
+        name, name_of(source), base.task, state.method, state.settings, goes_on=goes_on, others=others
+    )
 
 
 def _resumed(state: TrainState, saves: Saves) -> Resumed:
