@@ -3,13 +3,15 @@
 import json
 import os
 import shutil
+import threading
 import time
 
 import pytest
 
-from inlay.errors import FormatError, InlayError, TransferError, TrustError, UnknownNameError
+from inlay.errors import FormatError, InlayError, OutputError, TransferError, TrustError, UnknownNameError
 from inlay.hub import files, manifest, oci, sign, transfer
 from inlay.hub.manifest import Entry
+from inlay.io import output
 from tests.support import keys, shared
 from tests.support.registries import Registry
 
@@ -280,6 +282,51 @@ def test_a_name_that_is_not_there_is_said(transport, place):
 def test_a_refusal_is_said(transport, place, status):
     transport.server.rules.append(lambda request: request.reply(status, b"because"))
     refused(transport, place, TransferError, f"{status} because")
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_file_that_is_refused_is_asked_for_once(transport, place, status):
+    transport.lie("good", CONTENT)
+    transport.server.rules.append(
+        lambda r: ("/blobs/" in r.route or "/resolve/" in r.route) and r.reply(status, b"because")
+    )
+    refused(transport, place, TransferError, f"refuses it to you[^$]*{status} because")
+    assert len([path for _, path, _ in transport.server.asked if "/blobs/" in path or "/resolve/" in path]) == 1
+
+
+def test_a_file_that_does_not_come_says_why(transport, place):
+    transport.lie("good", CONTENT)
+    transport.server.rules.append(
+        lambda r: ("/blobs/" in r.route or "/resolve/" in r.route) and r.reply(500, b"because")
+    )
+    refused(transport, place, TransferError, "did not come whole[^$]*500 because[^$]*try again later")
+
+
+@pytest.mark.filterwarnings("ignore:waiting for another process")
+def test_who_has_waited_for_the_same_files_is_alone_with_them(registry, place):
+    """The one who was waited for removes the directory: a lock on that one would keep nobody out."""
+    registry.lie("good", CONTENT)
+    inside, done = threading.Event(), threading.Event()
+
+    def second():
+        with registry.pulled(place / "incoming"):
+            inside.set()
+            done.wait(30)
+
+    waiting = threading.Thread(target=second)
+    with registry.pulled(place / "incoming"):
+        waiting.start()
+        assert not inside.wait(0.5)
+    try:
+        assert inside.wait(30)
+        (directory,) = (place / "incoming").iterdir()
+        with pytest.raises(OutputError, match="another process"), output.locked(directory):
+            pass
+        transfer.sweep(place / "incoming")
+        assert (directory / "files" / "good").is_file()
+    finally:
+        done.set()
+        waiting.join()
 
 
 def test_links_are_not_sent(transport, tmp_path):

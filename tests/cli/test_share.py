@@ -70,7 +70,8 @@ def test_an_adapter_goes_and_comes(here, capsys, monkeypatch, kind):
         run_json(capsys, "sign", "mine", "--key", "team.pem")
         status, out, err = run(capsys, "push", "mine", transport.address)
         assert status == 0, err
-        assert "signed by the key sha256" in err
+        assert "with a signature of the key sha256" in err
+        assert "not checked" in err
         assert "apache-2.0: hand on the licence" in out
         found = run_json(capsys, "pull", transport.address, "--require-signed-by", "team.pub", "--tag", "support@1")
     assert found["digest"] == files.digest_of(here / "mine")
@@ -92,6 +93,14 @@ def test_a_name_that_moves_says_what_it_was(here, capsys, monkeypatch):
             assert status == 0
     assert "support@1" in err
     assert "inlay store rollback support@1 goes back" in err
+
+
+def test_what_is_pulled_does_not_need_the_other_names(here, capsys, monkeypatch):
+    run_json(capsys, "store", "add", "mine", "--tag", "broken@1")
+    (here / "store" / "tags" / "broken@1.json").write_text("{")
+    with shared.running("oci", monkeypatch) as transport:
+        transport.push(here / "mine")
+        assert run_json(capsys, "pull", transport.address)["name"] == "support@1"
 
 
 def test_what_is_no_adapter_does_not_come_into_the_store(here, capsys, monkeypatch):

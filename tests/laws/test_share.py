@@ -343,6 +343,11 @@ def test_an_adapter_is_called_as_it_was(address, name):
     assert remotes.local_name(parse(address), "other@2") == "other@2"
 
 
+def test_a_revision_that_can_not_be_a_version_needs_a_name():
+    with pytest.raises(ConfigError, match="--tag name@version"):
+        remotes.local_name(remotes.huggingface.parse("hf://acme/tell@refs/pr/1"), None)
+
+
 def test_a_digest_needs_a_name():
     with pytest.raises(ConfigError, match="--tag"):
         remotes.local_name(oci.parse(f"oci://localhost/support@sha256:{'a' * 64}"), None)

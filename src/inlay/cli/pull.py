@@ -39,7 +39,8 @@ class Pull(Signed):
         with bar("fetching", size) as update, transfer.fetched(remote.channel, entries, place, update) as directory:
             signer = trust.check(str(remote.reference), directory, self.require_signed_by)
             _check_rank(formats.outline(directory).rank)
-            before = next((tag.digest for tag in held.tags() if tag.name == name), None)
+            known = held.known(name)
+            before = known.digest if known.history else None
             digest, _ = held.add(directory, name)
         by = f" · signed by {signer.path}" if signer and signer.path else ""
         text = f"{name} · sha256 {short(digest)} · {size(files.num_bytes(held.object(digest)))}{by}"

@@ -42,15 +42,18 @@ class Push(Common):
             raise ConfigError(explain(wrong, found=self.target, do=do))
         record, directory = formats.outline(self.adapter).record, formats.fetched(self.adapter)
         self._check_licenses(record)
-        signer = sign.signer_of(directory)
+        signer, digest = sign.signer_of(directory), files.digest_of(directory)
         with bar("sending", size) as update:
             version = (
                 remote.push(directory, **hub)
                 if isinstance(remote, huggingface.Repository)
                 else remote.push(directory, update)
             )
-        digest = files.digest_of(directory)
-        by = f"signed by the key sha256 {short(signer.key)}" if signer else "not signed: inlay sign"
+        by = (
+            f"with a signature of the key sha256 {short(signer.key)}, not checked"
+            if signer
+            else "not signed: inlay sign"
+        )
         say("pushed", f"{remote.reference} · sha256 {short(digest)} · {size(files.num_bytes(directory))} · {by}")
         if self.json:
             emit({"target": str(remote.reference), "version": version, "digest": digest})

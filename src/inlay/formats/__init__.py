@@ -56,7 +56,9 @@ def fetched(source: str | Path, require: Sequence[Path] = (), *, whole: bool = F
     - `TrustError`: it is not signed by who is trusted, or the trust policy wants it signed, see `inlay.hub.trust`.
     """
     if stored := store.find(source):
-        trust.check_stored(stored, require)
+        trust.check_stored(stored)
+        if require:
+            sign.required(stored, require, str(source))
         return stored
     path = Path(os.path.expanduser(source))
     if os.path.isfile(path) and any(path.match(form.tensors) for _, form in TABLE.known() if form.tensors):

@@ -42,7 +42,12 @@ def local_name(reference: Any, tag: str | None) -> str:
         wrong, do = "an adapter that is pulled by its digest needs a name", "--tag name@version"
         raise ConfigError(explain(wrong, found=str(reference), do=do))
     name = tag or f"{reference.name.rpartition('/')[2]}@{reference.version}".lower()
-    check_name(name)
+    try:
+        check_name(name)
+    except ConfigError as error:
+        if tag is not None:
+            raise
+        raise ConfigError(explain(error.wrong, found=error.found, do="--tag name@version")) from None
     return name
 
 

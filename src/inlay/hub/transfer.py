@@ -10,6 +10,7 @@ said is kept. A redirect is followed by hand: over TLS, unless the server itself
 
 import contextlib
 import hashlib
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,6 +35,10 @@ TIMEOUT_SECONDS = (10, 60)
 
 MAX_ANSWER_BYTES = 4_000_000
 """Longest answer that is read whole: a manifest, a list of files, a token."""
+
+_NOT_TO_YOU = "this registry refuses it to you"
+_WITHOUT_TLS = "nothing is asked without TLS, but this machine itself"
+"""What goes wrong in the same way however often it is tried."""
 
 _CHUNK_BYTES = 1 << 20
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -144,17 +149,17 @@ class Channel:
             raise UnknownNameError(explain("there is nothing of that name", found=found, do="check the name"))
         who = status in (401, 403)
         do = "docker login HOST, or hf auth login, with an account that may" if who else "try again later"
-        raise TransferError(explain(f"this registry refuses{' it to you' if who else ''}", found=found, do=do))
+        raise TransferError(explain(_NOT_TO_YOU if who else "this registry refuses", found=found, do=do))
 
     def fetch(self, entry: Entry, path: Path) -> None:
         """The content of a file at `path`, or what is missing of it.
 
         **Raises:**
 
-        - `TransferError`: the transfer broke too often; what came stays.
+        - `TransferError`: the transfer broke too often, or is refused; what came stays.
         - `FormatError`: the content is another one, or longer; it is removed.
         """
-        failed, have = 0, -1
+        failed, have, last = 0, -1, TransferError("")
         while True:
             before, have = have, path.stat().st_size if path.exists() else 0
             failed = failed + 1 if have <= before else 0
@@ -164,11 +169,15 @@ class Channel:
                 path.unlink()
             if failed > TRIES:
                 wrong, do = f"{entry.name} did not come whole", "the same command goes on where this one ended"
-                found = f"{have:,} of {entry.size:,} bytes from {self.address}"
-                raise TransferError(explain(wrong, found=found, do=do))
+                found = [f"{have:,} of {entry.size:,} bytes from {self.address}", *last.found]
+                raise TransferError(explain(wrong, found=found, do="; ".join(filter(None, [do, last.hint]))))
             time.sleep(PAUSE_SECONDS * failed)
-            with contextlib.suppress(TransferError):
+            try:
                 self._go_on(entry, path, min(have, entry.size) if path.exists() else 0)
+            except TransferError as error:
+                if error.wrong in (_NOT_TO_YOU, _WITHOUT_TLS):
+                    raise
+                last = error
         if not is_content(path, entry.digest):
             path.unlink()
             wrong, do = "what came is not what was said to be there", "try again; if it stays so, ask who keeps it"
@@ -198,8 +207,8 @@ class Channel:
         parts = urlsplit(request.url)
         is_here = parts.scheme == "http" and self._is_plain and is_loopback(parts.hostname or "")
         if parts.scheme != "https" and not is_here:
-            wrong, do = "nothing is asked without TLS, but this machine itself", "an address that begins with https://"
-            raise TransferError(explain(wrong, found=f"{request.method} {request.url}", do=do))
+            do = "an address that begins with https://"
+            raise TransferError(explain(_WITHOUT_TLS, found=f"{request.method} {request.url}", do=do))
         return self._send(request, **{**given, "timeout": given.get("timeout") or TIMEOUT_SECONDS})
 
     @contextlib.contextmanager
@@ -274,10 +283,7 @@ def fetched(
     **Raises:** what `Channel.fetch` does; `OutputError`: the disk has no room for them.
     """
     total = sum(entry.size for entry in entries)
-    with output.refusals(incoming):
-        incoming.mkdir(parents=True, exist_ok=True)
-    with output.locked(incoming, waiting="waiting for another process that fetches the same"):
-        incoming.mkdir(exist_ok=True)  # it may have been removed by the one that was waited for
+    with _alone(incoming):
         output.check_space(incoming / "files", 3 * total)  # twice here, and in the store
         done = 0
         for entry in sorted(entries, key=lambda entry: entry.size):  # what says what it is comes before its weights
@@ -298,8 +304,29 @@ def sweep(incoming: Path) -> None:
     """Remove what broken transfers have left, but for those that go on now."""
     with contextlib.suppress(FileNotFoundError):
         for place in list(incoming.iterdir()):
-            with contextlib.suppress(OutputError), output.locked(place):
-                shutil.rmtree(place)
+            with contextlib.suppress(OutputError), output.locked(place) as handle:
+                if _is_at(handle, place):
+                    shutil.rmtree(place)
+
+
+@contextlib.contextmanager
+def _alone(place: Path) -> Iterator[None]:
+    """Within the block no other process works in a directory, which is made."""
+    with contextlib.ExitStack() as held:
+        while True:
+            with output.refusals(place):
+                place.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                waiting = "waiting for another process that fetches the same"
+                if _is_at(held.enter_context(output.locked(place, waiting=waiting)), place):
+                    break
+            held.close()  # it was removed by the one that was waited for, and a lock on what is gone keeps nobody out
+        yield
+
+
+def _is_at(handle: int | None, place: Path) -> bool:
+    """What is open is what lies there."""
+    return handle is None or (place.exists() and os.path.samestat(os.fstat(handle), place.stat()))
 
 
 def _longer(what: str, size: int) -> FormatError:

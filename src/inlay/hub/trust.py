@@ -126,14 +126,14 @@ def check(source: str, directory: Path, require: Sequence[Path] = ()) -> Signer 
     return sign.required(directory, require, source) if require else signer
 
 
-def check_stored(directory: Path, require: Sequence[Path] = ()) -> None:
+def check_stored(directory: Path) -> None:
     """Refuse an object of the store as `check` does, under the rules of all names that point to it.
 
     **Raises:** what `check` does.
     """
     names = store.Store(store.directory()).names_of(directory.name) if policy() else []
     for each in names or [f"{store.DIGEST_PREFIX}{directory.name}"]:
-        check(f"store://{each}", directory, require)
+        check(f"store://{each}", directory)
 
 
 class _Once(yaml.SafeLoader):

@@ -201,8 +201,8 @@ def refusals(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def locked(directory: Path, shared: bool = False, waiting: str | None = None) -> Iterator[None]:
-    """Within the block no other process works in `directory`, or with the file of that name.
+def locked(directory: Path, shared: bool = False, waiting: str | None = None) -> Iterator[int | None]:
+    """Within the block no other process works in `directory`, or with the file of that name: what is open of it, if anything.
 
     **Arguments:**
 
@@ -216,7 +216,7 @@ def locked(directory: Path, shared: bool = False, waiting: str | None = None) ->
     try:
         import fcntl
     except ImportError:  # a system without such locks
-        yield
+        yield None
         return
     handle, kind = os.open(directory, os.O_RDONLY), fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     try:
@@ -229,7 +229,7 @@ def locked(directory: Path, shared: bool = False, waiting: str | None = None) ->
             if waiting:
                 warnings.warn(waiting, stacklevel=4)
             fcntl.flock(handle, kind)
-        yield
+        yield handle
     finally:
         os.close(handle)
 
