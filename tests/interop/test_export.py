@@ -12,8 +12,10 @@ from safetensors.numpy import load_file
 
 import inlay
 from inlay import formats
+from inlay.cli import serve
 from inlay.errors import CompatibilityError
 from inlay.export import engines
+from inlay.training import going_on
 from tests.support import adapters, bases, models
 from tests.support.command import run
 
@@ -206,3 +208,25 @@ def test_a_merged_linear_of_loralib_is_one_change(tmp_path):
     wanted = torch.zeros(9, 5)
     wanted[:3], wanted[6:] = blocks[:3], blocks[3:]
     torch.testing.assert_close(found, wanted)
+
+
+def test_a_merged_linear_of_which_one_map_is_adapted_has_the_rows_of_all(tmp_path):
+    A, B = torch.ones(2, 5), torch.ones(3, 2)
+    torch.save({"h.0.c_attn.lora_A": A, "h.0.c_attn.lora_B": B}, tmp_path / "lora.bin")
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"lora_alpha": 7, "enable_lora": [False, True, False]}))
+    found = formats.read(tmp_path).params["h.0.c_attn"]["lora_B"]
+    assert torch.equal(found, torch.cat([torch.zeros(3, 2), B, torch.zeros(3, 2)]))
+
+
+def test_training_that_goes_on_knows_files_of_every_form(tmp_path):
+    torch.save({"h.0.c_attn.lora_A": torch.ones(2, 5), "h.0.c_attn.lora_B": torch.ones(3, 2)}, tmp_path / "lora.bin")
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"lora_alpha": 7}))
+    before = going_on.about(tmp_path)["sha256"]
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"lora_alpha": 8}))
+    assert going_on.about(tmp_path)["sha256"] != before
+
+
+def test_a_server_takes_an_adapter_by_the_name_of_its_file(tmp_path):
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "a.gguf").write_bytes(b"GGUF")
+    assert serve._named((f"a={tmp_path}/x/a.gguf",)) == {"a": tmp_path / "x"}

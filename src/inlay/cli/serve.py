@@ -135,11 +135,11 @@ def _named(adapters: tuple[str, ...]) -> dict[str, Path]:
     for text in adapters:
         name, has_name, path = text.partition("=")
         given = Path(path := path if has_name else text).expanduser()
-        kept = formats.fetched(given) if store.find(given) else None
+        kept = formats.fetched(given) if store.find(given) or given.is_file() else None
         if kept is None and (stored := store.object_of(given)):
             trust.check_stored(stored)
         if not has_name:
-            name = path.partition("@")[0] if kept else given.resolve().name
+            name = path.partition("@")[0] if store.find(given) else (kept or given).resolve().name
         if kept and name.startswith(store.DIGEST_PREFIX):
             wrong, do = "an adapter that is given by its digest needs a name", f"--adapters NAME={path}"
             raise ConfigError(explain(wrong, found=text, do=do))

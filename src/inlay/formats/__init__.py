@@ -92,11 +92,6 @@ def _directory_of(file: Path) -> Path:
     return file.parent
 
 
-def weights(directory: Path) -> Path:
-    """The file with the tensors of the adapter in a directory."""
-    return files.files_like(directory, find(detect(directory)).tensors)[0]
-
-
 def detect(directory: Path) -> str:
     """The name of the format of an adapter.
 

@@ -73,7 +73,8 @@ class Loralib(Format):
         enabled = about.get("enable_lora") or (True,)
         params, counts = dict[str, Params](), {path: _count(pair, enabled) for path, pair in pairs.items()}
         for path, pair in pairs.items():
-            B = pair["lora_B"] if counts[path] == 1 else _apart(pair["lora_B"], enabled)
+            is_merged = len(enabled) > 1 and counts[path] == sum(enabled)
+            B = _apart(pair["lora_B"], enabled) if is_merged else pair["lora_B"]
             params[path] = {"lora_A": pair["lora_A"], "lora_B": B}
         biases = {key.removesuffix(".bias"): tensor for key, tensor in tensors.items() if key.endswith(".bias")}
         with json_files.about(directory / CONFIG):

@@ -10,6 +10,7 @@ import torch
 from inlay import formats, methods
 from inlay.base.base import Base
 from inlay.errors import ConfigError, explain
+from inlay.hub.files import files_like
 from inlay.io import records
 from inlay.methods.contract import Method
 from inlay.model.adapter import Adapter
@@ -66,7 +67,10 @@ def check_method(source: str | Path, has: Method, asked: Method | str | None) ->
 def about(source: str | Path) -> dict[str, Any]:
     """The adapter at `source` for the record of the run that goes on: its name, what it holds, and how long it was trained."""
     directory = formats.fetched(source)
-    digest = hashlib.sha256(formats.weights(directory).read_bytes()).hexdigest()
+    form = formats.find(formats.detect(directory))
+    patterns = (form.tensors,) if form.tensors else form.files
+    files = sorted({file for pattern in patterns for file in files_like(directory, pattern)})
+    digest = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
     steps = records.read(directory).get("training", {}).get("steps")
     return {"name": in_utf8(Path(source).resolve().name), "sha256": digest, "steps": steps}
 
