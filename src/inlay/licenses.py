@@ -101,7 +101,12 @@ def _named(said: dict[str, Any]) -> str | None:
     names = named if isinstance(named, list) else [named]
     if not all(isinstance(name, str) for name in names):
         return None
-    return " ".join(", ".join(names).lower().split())[:_MAX_LENGTH] or None
+    return in_one_line(", ".join(names))
+
+
+def in_one_line(text: str) -> str | None:
+    """What somebody calls a licence, as records have it; None where that is nothing."""
+    return " ".join(text.lower().split())[:_MAX_LENGTH] or None
 
 
 def told(name: str | None) -> str:

@@ -210,3 +210,12 @@ def test_what_contradicts_itself_is_refused(tmp_path):
     )
     refused(tmp_path, FormatError, "num_hidden_layers is 0", change=lambda w: count(w, "llama.block_count", 0))
     refused(tmp_path, FormatError, "tokenizer", change=lambda w: w.add_pad_token_id(9999))
+
+
+def test_the_licence_of_a_file_is_its_own_else_the_card_s_beside_it(tmp_path):
+    card = tmp_path / "README.md"
+    card.write_text("---\nlicense: mit\n---\n")
+    written(tmp_path / "m.gguf")
+    assert inlay.load(tmp_path / "m.gguf").about_base["base"]["license"] == "mit"
+    written(tmp_path / "m.gguf", change=lambda writer: writer.add_license("CC-BY-ND-4.0"))
+    assert inlay.load(tmp_path / "m.gguf").about_base["base"]["license"] == "cc-by-nd-4.0"

@@ -16,11 +16,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
-from inlay import licenses
 from inlay.core.pooling import MEAN
 from inlay.errors import CompatibilityError, explain, few
 from inlay.formats.contract import AdapterFile
-from inlay.gguf.opening import stored_as
+from inlay.gguf.opening import license_of, stored_as
 from inlay.io import meaning
 from inlay.io.checkpoint import Checkpoint, hub_name, name_others
 from inlay.io.fingerprint import Fingerprint, short
@@ -43,7 +42,7 @@ class Known(Protocol):
 def about(base: Known) -> dict[str, Any]:
     """What an adapter's record says of its base."""
     known = {"name": base.checkpoint.name, **base.fingerprint.as_dict(), **stored_as(base.checkpoint)}
-    known |= {"license": said} if (said := licenses.of_card(base.checkpoint.directory)) else {}
+    known |= {"license": said} if (said := license_of(base.checkpoint)) else {}
     return {"base": known, meaning.KEY: base.computes}
 
 

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from inlay import licenses
 from inlay.errors import CompatibilityError, UnknownNameError, explain, few
 from inlay.gguf import config, names, packed, tokenizer
 from inlay.gguf.header import GgufHeader, GgufTensor, read_header
@@ -65,6 +66,15 @@ def stored_as(checkpoint: Checkpoint) -> dict[str, str]:
     """What a record says of a GGUF file's weights: their types; nothing of others."""
     kinds = sorted({kind for kind, _ in checkpoint.packed.values()})
     return {"stored": f"GGUF: {', '.join(kinds)}"} if kinds else {}
+
+
+def license_of(checkpoint: Checkpoint) -> str | None:
+    """The licence of a base: of a GGUF file what it says itself, else the card beside it; of others their card."""
+    if not checkpoint.packed:
+        return licenses.of_card(checkpoint.directory)
+    path = Path(checkpoint.reference)
+    said = read_header(path).metadata.get("general.license")
+    return (licenses.in_one_line(said) if isinstance(said, str) else None) or licenses.of_card(path.parent)
 
 
 def _file_of(source: str | Path) -> Path | None:
