@@ -176,3 +176,14 @@ def test_a_modelfile_says_what_the_chat_template_says_or_is_refused(tmp_path, fa
         if default and messages[0]["role"] != "system":
             messages = [{"role": "system", "content": default}, *messages]
         assert in_ollama(template, messages) == wanted
+
+
+def test_a_modelfile_of_no_weights_or_of_no_end_is_refused(tmp_path):
+    own, place = tokenizer(FAMILIES["chatml"]), directory(tmp_path / "base")
+    checkpoint = open_checkpoint(place)
+    own.eos_token = None
+    with pytest.raises(CompatibilityError, match="no token ends an answer"):
+        ollama.modelfile(checkpoint, own, "adapter.gguf")
+    (place / "model.safetensors").unlink()
+    with pytest.raises(CompatibilityError, match="names the weights of its base"):
+        ollama.modelfile(checkpoint, own, "adapter.gguf")

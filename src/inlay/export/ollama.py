@@ -72,15 +72,21 @@ def modelfile(base: Checkpoint, tokenizer: Any, adapter: str) -> str:
 
     **Raises:**
 
-    - `CompatibilityError`: the chat template does more than put fixed texts around messages, or there is none.
+    - `CompatibilityError`: the chat template does more than put fixed texts around messages, or there is none; no token ends an
+      answer; the base's weights are not there.
     """
+    is_file = base.config.get("quantization_config", {}).get("quant_method") == METHOD
+    if not is_file and not any(base.directory.glob("*.safetensors")):
+        wrong, do = "a Modelfile names the weights of its base", "a directory or a .gguf file with its weights"
+        raise CompatibilityError(explain(wrong, found=f"{base.reference}: none are there", do=do))
+    if tokenizer.eos_token is None:
+        raise _refused("no token ends an answer of this base", "a tokenizer without eos_token")
     begins = _begins(tokenizer)
     turns = _turns(tokenizer, begins)
     if not turns.start.startswith(begins):
         found = f"{begins!r}, which the chat template does not write"
         raise _refused("Ollama puts a token in front of every prompt of this base", found)
     turns = turns._replace(start=turns.start.removeprefix(begins))
-    is_file = base.config.get("quantization_config", {}).get("quant_method") == METHOD
     lines = [
         f"FROM {base.reference if is_file else base.directory}",
         f"ADAPTER ./{adapter}",
