@@ -1,11 +1,12 @@
 """Control tokens in what people wrote are text; one start, one end; and what ends an answer is known and stops it."""
 
 import pytest
+import torch
 
 import inlay
 from inlay.errors import ConfigError, DataError
 from inlay.export import merge
-from inlay.generation import generate
+from inlay.generation import generate, stopping
 from inlay.io.json_files import read_json
 from inlay.methods.lora import Lora
 from inlay.text import mask, stops
@@ -159,6 +160,12 @@ def test_each_row_stops_at_what_its_own_adapter_ends_with(base, monkeypatch):
     assert "im_start" in held.tokenizer.decode(given[1][0].tokens)
     held.generate(["Hi"], ["chat"], max_new_tokens=2, raw=True)
     assert held.tokenizer.decode(given[2][0].tokens).endswith("Hi")
+
+
+def test_each_row_of_a_padded_batch_is_done_at_its_own_ends_alone():
+    criterion = stopping.RowStops([[5, 7], [6]])
+    for last, done in ((5, [True, False]), (6, [False, True]), (7, [True, False]), (1, [False, False])):
+        assert criterion(torch.tensor([[6, last], [5, last]]), None).tolist() == done
 
 
 def test_a_merged_checkpoint_stops_where_the_adapter_did(base, tmp_path):
