@@ -20,28 +20,20 @@ from inlay.io import output, records
 from inlay.training import job as jobs
 from inlay.training import saves
 from inlay.training.settings import Settings
-from tests.support import bases, forks
+from tests.support import bases, forks, kills
 from tests.support.command import run
 
 HOW = dict(max_steps=8, batch_size=4, learning_rate=2e-2, eval_every=3, save_every=3, progress=False)
 METHOD = inlay.Lora(r=3, lora_alpha=5, lora_dropout=0.2)
 
-KILLED = """
-import os, signal, sys, threading, time
+CODE = """
+import threading, time
 import torch, inlay
 from inlay.training import job as jobs
 torch.set_num_threads(1)
 model, rows, held_out, place, at, delay = sys.argv[1:]
+at = int(at)
 base = inlay.load(model, dtype="float32")
-seen = 0
-def watch(event, given):
-    global seen
-    changes = event in ("os.rename", "os.mkdir", "os.chmod", "os.remove", "os.rmdir", "os.truncate")
-    changes |= event == "open" and isinstance(given[2], int) and bool(given[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
-    if changes:
-        seen += 1
-        if seen == int(at):
-            os.kill(os.getpid(), signal.SIGKILL)
 def kill():
     time.sleep(float(delay))
     os.kill(os.getpid(), signal.SIGKILL)
@@ -53,6 +45,7 @@ start = time.perf_counter()
 inlay.train(base, rows, eval_data=held_out, method=METHOD, output=place, **HOW)
 print(seen, time.perf_counter() - start)
 """.replace("METHOD", repr(METHOD).replace("Lora", "inlay.Lora")).replace("**HOW", f"**{HOW!r}")
+KILLED = kills.AT_A_CHANGE + CODE
 """The run in a process that kills itself before its n-th change of the file system, or after some seconds. What comes after the
 adapter is in its place, golden answers and a picture, is left out here and there: it takes longer than the run."""
 

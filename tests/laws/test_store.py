@@ -17,7 +17,7 @@ from inlay.errors import CompatibilityError, ConfigError, FormatError, OutputErr
 from inlay.hub import diff, files, store, tags
 from inlay.hub.store import Store
 from inlay.io import output
-from tests.support import forks
+from tests.support import forks, kills
 
 SHELL = "find . -type f | cut -c3- | LC_ALL=C sort | tr '\\n' '\\0' | xargs -0 sha256sum | sha256sum"
 """What `inlay.hub.files` says that a digest is, for a shell."""
@@ -335,20 +335,10 @@ def test_tensors_that_are_not_finite_differ_from_those_that_are(tmp_path, value,
     assert "nan" not in said
 
 
-KILLED = """
-import os, signal, sys
+KILLED = f"""{kills.AT_A_CHANGE}
 from inlay.hub.store import Store
 from pathlib import Path
 root, at, what = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-seen = 0
-def watch(event, given):
-    global seen
-    changes = event in ("os.rename", "os.mkdir", "os.chmod", "os.remove", "os.rmdir", "os.truncate")
-    changes |= event == "open" and isinstance(given[2], int) and bool(given[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
-    if changes:
-        seen += 1
-        if seen == at:
-            os.kill(os.getpid(), signal.SIGKILL)
 held = Store(root)
 sys.addaudithook(watch)
 exec(what)

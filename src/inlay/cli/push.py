@@ -40,8 +40,8 @@ class Push(Common):
         if not isinstance(remote, huggingface.Repository) and any(hub.values()):
             wrong, do = "--private and --replace are of the hub", "hf://OWNER/NAME; a registry keeps who may see what"
             raise ConfigError(explain(wrong, found=self.target, do=do))
-        record, directory = formats.outline(self.adapter).record, formats.fetched(self.adapter)
-        self._check_licenses(record)
+        directory = formats.fetched(self.adapter)
+        self._check_licenses(formats.outline(directory).record)
         signer, digest = sign.signer_of(directory), files.digest_of(directory)
         with bar("sending", size) as update:
             version = (

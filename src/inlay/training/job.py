@@ -96,6 +96,8 @@ class Job:
     source: str
     evaluated: Sequence[Any]
     """The held-out rows that are evaluated."""
+    saves: Saves
+    """The states that it keeps as it goes."""
     goes_on: dict[str, Any] | None = None
     """The adapter that it starts from, for the record; None where it starts anew."""
     license: str | None = None
@@ -122,7 +124,7 @@ class Job:
         - `OutputError`: the directory appeared meanwhile, or the disk is full; the adapter is then kept elsewhere, and the
           message says where.
         """
-        start, stop, saves = time.perf_counter(), Stop(), Saves(self.output, self.state.settings.save_every)
+        start, stop, saves = time.perf_counter(), Stop(), self.saves
         _ = self.base.about_base  # for the record: found now, it can't fail once something is learned
         with stop.heard(), saves.kept(self.begun):
             progress = loop.run(
@@ -269,7 +271,7 @@ def prepare(
     - `CompatibilityError`: `from_adapter` was trained on another base.
     """
     settings, output = settings or Settings(), output_directory.place(output)
-    saves = Saves(output)
+    saves = Saves(output, settings.save_every)
     saves.check(resume)
     method, earlier = _method(base, method, from_adapter, output.resolve().name)
     rows = run_rows.read(base, source, eval_data, settings, getattr(method, "num_virtual_tokens", 0), doing)
@@ -281,7 +283,7 @@ def prepare(
     resumed = _resumed(state, saves) if resume else None
     about = {"goes_on": goes_on, "license": license_of(source), "notes": rows.notes, "begun": begun, "resumed": resumed}
     about["command"] = _command(base, source, eval_data, state, None if goes_on is None else goes_on["name"])
-    return Job(base, state, output, rows.train, rows.held_out, name_of(source), evaluated, **about)
+    return Job(base, state, output, rows.train, rows.held_out, name_of(source), evaluated, saves, **about)
 
 
 def _command(

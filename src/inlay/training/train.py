@@ -70,8 +70,8 @@ def train(
     """
     given = locals()
     settings = Settings(**{field.name: given[field.name] for field in dataclasses.fields(Settings)})
-    how: dict[str, Any] = {"method": method, "output": output, "eval_data": eval_data, "from_adapter": from_adapter}
-    how["resume"] = resume
+    names = ("method", "output", "eval_data", "from_adapter", "resume")
+    how: dict[str, Any] = {name: given[name] for name in names}
     shown = screen.is_watched() if progress is None else progress
     with screen.bar("step", shown=shown, timed=False) as update:
         doing = lambda what, done, total: update(done, total, what)  # noqa: E731
