@@ -12,7 +12,7 @@ LAYERS = [
     {"cli"},
     {"options"},
     {"training", "http"},
-    {"evaluation", "export", "serve"},
+    {"evaluation", "export", "runs", "serve"},
     {"base"},
     {"generation"},
     {"tasks"},

@@ -1,0 +1,1 @@
+"""What a run will take and took: its forecast, its budget, its record."""
