@@ -127,9 +127,9 @@ def _trl_loss(trainer: Any) -> tuple[dict[str, float], int]:
 def _inlay(way: str, model: str, data: str, dtype: str, start: float) -> dict[str, Any]:
     import inlay
     from inlay.evaluation.loss import evaluate
+    from inlay.runs.progress import Progress
     from inlay.training.job import prepare
     from inlay.training.settings import Settings
-    from inlay.training.state import Progress
 
     first: list[float] = []
 

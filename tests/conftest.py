@@ -55,6 +55,6 @@ def pictures(request, monkeypatch):
     """The curve of a run's losses takes longer to draw than the run of a test: it is drawn in commands in processes of their
     own, and in tests that ask for `drawn`."""
     if "inlay.training.keep" in sys.modules and "drawn" not in request.fixturenames:
-        from inlay.training import curve
+        from inlay.report import curve
 
         monkeypatch.setattr(curve, "draw", lambda progress: b"\x89PNG: left out by tests/conftest.py")

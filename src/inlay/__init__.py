@@ -53,9 +53,9 @@ if TYPE_CHECKING:  # what an editor reads; `_HOMES` says the same when the progr
     from inlay.methods.vera import Vera
     from inlay.model.adapter import Adapter
     from inlay.model.adapter_set import AdapterSet
+    from inlay.runs.progress import Progress
     from inlay.training.job import Report
     from inlay.training.settings import Settings
-    from inlay.training.state import Progress
     from inlay.training.train import train
 
 __version__ = "0.1.0"
@@ -124,7 +124,7 @@ _HOMES = {
     "AdapterSet": "inlay.model.adapter_set",
     "Base": "inlay.base.base",
     "Comparison": "inlay.export.agreement",
-    "Progress": "inlay.training.state",
+    "Progress": "inlay.runs.progress",
     "Report": "inlay.training.job",
     "Settings": "inlay.training.settings",
     "attach": "inlay.base.attach",

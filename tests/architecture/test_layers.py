@@ -12,6 +12,7 @@ LAYERS = [
     {"cli"},
     {"options"},
     {"training", "http"},
+    {"report"},
     {"evaluation", "export", "runs", "serve"},
     {"base"},
     {"generation"},

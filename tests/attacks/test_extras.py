@@ -13,7 +13,7 @@ from inlay.data import sources
 from inlay.errors import MissingExtraError
 from inlay.evaluation import score
 from inlay.hub import oci, sign
-from inlay.training import curve
+from inlay.report import curve
 from tests.support.command import run
 from tests.support.refusals import refused, train
 

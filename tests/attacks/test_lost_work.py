@@ -19,9 +19,10 @@ from inlay.evaluation import score
 from inlay.formats.peft import TENSORS
 from inlay.io import output
 from inlay.io.records import RECORD
-from inlay.training import curve, loop
+from inlay.report import curve
+from inlay.runs.progress import Progress
 from inlay.training import job as jobs
-from inlay.training.state import Progress
+from inlay.training import loop
 from tests.support import bases
 from tests.support.command import run
 

@@ -16,11 +16,12 @@ from inlay import methods, quant, screen, tasks
 from inlay.cli import commands
 from inlay.export import merge
 from inlay.formats.peft import TENSORS
+from inlay.report.watch import watch
+from inlay.runs.progress import Progress
 from inlay.tasks import causal_lm
 from inlay.training import loop
 from inlay.training.settings import Settings, plan
-from inlay.training.state import MIN_ROWS_TO_CHOOSE, Progress
-from inlay.training.watch import watch
+from inlay.training.state import MIN_ROWS_TO_CHOOSE
 from tests.support import bases, forks, models
 from tests.support.command import run
 

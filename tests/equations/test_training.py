@@ -15,10 +15,11 @@ from inlay.data.rows import Row
 from inlay.data.split import digest, hold_out
 from inlay.errors import ConfigError
 from inlay.evaluation.loss import evaluate
+from inlay.report import curve
 from inlay.tasks import _batch as batch
 from inlay.tasks.causal_lm import prepare
 from inlay.text.mask import Example
-from inlay.training import curve, loop, schedule
+from inlay.training import loop, schedule
 from inlay.training.loop import run
 from inlay.training.settings import Settings, learning_rate, plan
 from inlay.training.state import TrainState

@@ -21,9 +21,10 @@ from inlay.io import output as output_directory
 from inlay.io import records
 from inlay.options.flags import Data, OnBase
 from inlay.options.types import one_of
+from inlay.report import curve
 from inlay.screen import count, say, size
 from inlay.tasks.causal_lm import prepare
-from inlay.training import curve, keep
+from inlay.training import keep
 from inlay.training.rows import longest_row
 from inlay.training.settings import Settings
 

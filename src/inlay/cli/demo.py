@@ -17,10 +17,10 @@ from inlay.export.merge import merge
 from inlay.io import output as output_directory
 from inlay.methods.lora import Lora
 from inlay.options.flags import Common
+from inlay.runs.progress import Progress
 from inlay.screen import say
 from inlay.training import job as jobs
 from inlay.training.settings import Settings
-from inlay.training.state import Progress
 
 BASE = Path(__file__).parent / "demo_base"
 NUM_ROWS, NUM_HELD_OUT, NUM_SHOWN = 2000, 100, 3

@@ -19,6 +19,7 @@ from inlay.options import purpose
 from inlay.options.flags import Common, Data, OnBase, Verbose
 from inlay.options.parse import METHOD_FIELD, from_mapping, given, to_mapping, value_of, with_method
 from inlay.options.types import one_of
+from inlay.report.watch import watch
 from inlay.screen import count, say, size
 from inlay.tasks.causal_lm import unpacked_because
 from inlay.tasks.contract import DEFAULT_TASK
@@ -29,7 +30,6 @@ from inlay.training import rows as run_rows
 from inlay.training.keep import PICTURE
 from inlay.training.settings import Settings
 from inlay.training.state import MIN_ROWS_TO_CHOOSE
-from inlay.training.watch import watch
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

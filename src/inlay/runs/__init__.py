@@ -1,1 +1,1 @@
-"""What a run will take and took: its forecast, its budget, its record."""
+"""A run in plain values: where it stands, its forecast, its budget, its record."""

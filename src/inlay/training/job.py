@@ -28,6 +28,7 @@ from inlay.io.checkpoint import hub_name
 from inlay.methods.contract import Method
 from inlay.model.adapter import Adapter
 from inlay.process import peak_rss_bytes
+from inlay.runs.progress import Progress
 from inlay.tasks.contract import Prepared
 from inlay.text import stops
 from inlay.training import equivalent, going_on, keep, loop
@@ -36,7 +37,7 @@ from inlay.training.attaching import attached
 from inlay.training.calibration import calibrate
 from inlay.training.saves import Saves, was_stopped
 from inlay.training.settings import Settings, plan
-from inlay.training.state import Progress, TrainState
+from inlay.training.state import TrainState
 from inlay.training.stop import Stop
 
 DEFAULT_METHOD = "lora"

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from inlay.errors import MissingExtraError, OutputError
 from inlay.io import output
-from inlay.training.state import Progress
+from inlay.runs.progress import Progress
 
 PICTURE = "curve.png"
 
@@ -73,6 +73,6 @@ def beside(what: str) -> Iterator[None]:
 
 def draw(directory: Path, progress: Progress) -> None:
     """The loss curve of a run, beside its adapter."""
-    from inlay.training import curve
+    from inlay.report import curve
 
     output.write_file(directory / PICTURE, curve.draw(progress))

@@ -9,10 +9,11 @@ from inlay.errors import DivergedError
 from inlay.evaluation.loss import evaluate
 from inlay.methods import hooks
 from inlay.model.batch import Rows
+from inlay.runs.progress import Progress
 from inlay.training import schedule
 from inlay.training.attaching import attached
 from inlay.training.saves import Saves
-from inlay.training.state import Progress, TrainState
+from inlay.training.state import TrainState
 from inlay.training.step import check_finite, diverged, is_finite, step_
 from inlay.training.stop import Stop
 

@@ -9,10 +9,10 @@ from inlay import screen
 from inlay.base.base import Base
 from inlay.data.sources import Source
 from inlay.methods.contract import Method
-from inlay.training import watch
+from inlay.report import watch
+from inlay.runs.progress import Progress
 from inlay.training.job import Report, prepare
 from inlay.training.settings import Settings
-from inlay.training.state import Progress
 
 
 def train(

@@ -6,7 +6,7 @@ from typing import Any
 
 from inlay import screen
 from inlay.process import peak_rss_bytes
-from inlay.training.state import Progress
+from inlay.runs.progress import Progress
 
 LINES = 5
 """As many lines has a run without held-out rows."""

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from inlay.picture import figure
-from inlay.training.state import Progress
+from inlay.runs.progress import Progress
 
 
 def draw(progress: Progress) -> bytes:
