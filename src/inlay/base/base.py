@@ -34,7 +34,7 @@ from inlay.methods import hooks
 from inlay.methods.contract import Method
 from inlay.model.adapter import Adapter
 from inlay.model.adapter_set import AdapterSet
-from inlay.model.batch import Rows
+from inlay.model.batch import Generators, Rows
 from inlay.modules.frozen import num_weights
 from inlay.tasks.contract import DEFAULT_TASK, TaskSpec
 from inlay.text import stops
@@ -169,7 +169,7 @@ class Base:
         return self.adapters[name]
 
     def using(
-        self, rows: Rows, *, brings: bool = False, generator: torch.Generator | None = None
+        self, rows: Rows, *, brings: bool = False, generator: Generators = None
     ) -> contextlib.AbstractContextManager[None]:
         """Within the block the rows take these adapters; see `inlay.model.adapter_set.AdapterSet.using`."""
         return self.adapters.using(rows, brings=brings, generator=generator)

@@ -6,7 +6,7 @@ One `Router` is shared by all adapted modules of a model: switching adapters set
 layers. With no batch, or no row that names an adapter, y is returned as the base computed it, bit for bit.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from operator import is_
 from typing import Any
 
@@ -332,7 +332,8 @@ def after_dropout(x: Tensor, batch: Batch, bound: Sequence[Changes], segments: S
         return x
     x = x.clone()
     for s, rate in ((s, rate) for s, rate in rates.items() if rate):
-        x[s.start : s.stop] = _dropout(x[s.start : s.stop], rate, batch.generator)
+        drawn, name = batch.generator, batch.adapters[s.adapter].name
+        x[s.start : s.stop] = _dropout(x[s.start : s.stop], rate, drawn[name] if isinstance(drawn, Mapping) else drawn)
     return x
 
 

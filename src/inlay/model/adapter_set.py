@@ -28,7 +28,7 @@ from inlay.model import prompts
 from inlay.model.adapted import Adapted
 from inlay.model.adapted_parameters import AdaptedParameters
 from inlay.model.adapter import Adapter
-from inlay.model.batch import PLAIN, Batch, Current, Router, Rows
+from inlay.model.batch import PLAIN, Batch, Current, Generators, Router, Rows
 from inlay.model.binding import bind_
 from inlay.model.prompt_trial import PromptTrials
 from inlay.model.prompts import PromptedEmbedding
@@ -128,7 +128,7 @@ class AdapterSet:
         self.router.set_(self._current(rows))
 
     @contextlib.contextmanager
-    def using(self, rows: Rows, *, brings: bool = False, generator: torch.Generator | None = None) -> Iterator[None]:
+    def using(self, rows: Rows, *, brings: bool = False, generator: Generators = None) -> Iterator[None]:
         """Within the block the rows take these adapters: a name, one name or None per row, or None for the plain base.
 
         That holds in this thread or task; others may use the model at the same time, with adapters of their own.
@@ -136,7 +136,7 @@ class AdapterSet:
         **Arguments:**
 
         - `brings`: the rows have the virtual tokens of their adapters in front.
-        - `generator`: what dropout draws from; torch's own unless given.
+        - `generator`: what dropout draws from, one for all or one for each adapter by name; torch's own unless given.
         """
         try:
             with self.router.using(self._current(rows, brings, generator)):
@@ -362,7 +362,7 @@ class AdapterSet:
             return PLAIN
         return self._current(current.rows, batch.brings, batch.generator)
 
-    def _current(self, rows: Rows, brings: bool = False, generator: torch.Generator | None = None) -> Current:
+    def _current(self, rows: Rows, brings: bool = False, generator: Generators = None) -> Current:
         if rows is None:
             return PLAIN
         if isinstance(rows, str):

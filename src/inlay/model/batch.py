@@ -27,6 +27,10 @@ Rows = str | Sequence[str | None] | None
 """Who takes which adapter: a name for every row, one name or None per row, or None for the plain base."""
 
 
+Generators = torch.Generator | Mapping[str, torch.Generator] | None
+"""What dropout draws from: one for all rows, or one for each adapter by its name; None: torch's own."""
+
+
 class Virtual(NamedTuple):
     """Where virtual tokens of one adapter stand in a batch, and which each is."""
 
@@ -68,7 +72,7 @@ class Batch:
 
     - `lengths`: the tokens of each row where they are packed; None: they are padded to one length.
     - `brings`: the rows have their virtual tokens in front, or a cache has them.
-    - `generator`: what dropout draws from; torch's own unless given.
+    - `generator`: what dropout draws from, one for all or one for each adapter by name; torch's own unless given.
     - `kept`: what the tokens of packed rows look at beside each other.
     """
 
@@ -78,7 +82,7 @@ class Batch:
         lengths: Sequence[int] | None = None,
         *,
         brings: bool = False,
-        generator: torch.Generator | None = None,
+        generator: Generators = None,
         kept: Kept | None = None,
     ):
         self.num_rows = None if isinstance(rows, Adapter) else len(rows)

@@ -11,6 +11,7 @@ from inlay.formats.contract import AdapterFile
 from inlay.io import records
 from inlay.io.checkpoint import Checkpoint
 from inlay.tasks._encode import groups as groups
+from inlay.tasks._memory import micro_batch_tokens as micro_batch_tokens
 from inlay.tasks.contract import DEFAULT_TASK, TaskSpec
 
 

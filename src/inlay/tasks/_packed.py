@@ -43,15 +43,23 @@ _reasons: weakref.WeakKeyDictionary[Loaded, str | None] = weakref.WeakKeyDiction
 
 def loss_of(base: Loaded, examples: Sequence[Example]) -> Tensor:
     """The summed loss of some rows, in nats, under the adapters that are active."""
+    return losses_of(base, [examples])[0]
+
+
+def losses_of(base: Loaded, groups: Sequence[Sequence[Example]]) -> list[Tensor]:
+    """The summed loss of each of some groups of rows, which go through the model together."""
+    examples, sizes = [example for group in groups for example in group], [len(group) for group in groups]
     if not is_packed(base):
         made, device = batch.collate(examples), targets.device_of(base.model)
         logits = base.model(input_ids=made.input_ids.to(device), use_cache=False).logits
-        return cross_entropy_sum(logits, made.labels.to(device))
+        pairs = zip(logits.split(sizes), made.labels.to(device).split(sizes), strict=True)
+        return [cross_entropy_sum(some, labels) for some, labels in pairs]
     rows = [base.active] * len(examples) if isinstance(base.active, str | None) else base.active
     packed = batch.pack(examples, [virtual_ids(None if row is None else base.adapters[row]) for row in rows])
-    (positions,) = torch.where(packed.labels != batch.IGNORE)
-    hidden = _hidden(base, packed)
-    return _head_loss(base, hidden[positions.to(hidden.device)], packed.labels[positions].to(hidden.device))
+    lengths = iter(packed.lengths)
+    tokens = [sum(itertools.islice(lengths, size)) for size in sizes]
+    pairs = zip(_hidden(base, packed).split(tokens), packed.labels.split(tokens), strict=True)
+    return [_loss_at_labels(base, hidden, labels) for hidden, labels in pairs]
 
 
 def parts(base: Loaded, examples: Sequence[Example], max_tokens: int | None) -> Iterator[list[Example]]:
@@ -87,6 +95,12 @@ def _hidden(base: Loaded, packed: batch.Packed) -> Tensor:
             use_cache=False,
         )
     return out.last_hidden_state[0]
+
+
+def _loss_at_labels(base: Loaded, hidden: Tensor, labels: Tensor) -> Tensor:
+    """The loss of the positions that have a label."""
+    (positions,) = torch.where(labels != batch.IGNORE)
+    return _head_loss(base, hidden[positions.to(hidden.device)], labels[positions].to(hidden.device))
 
 
 def _head_loss(base: Loaded, hidden: Tensor, labels: Tensor) -> Tensor:

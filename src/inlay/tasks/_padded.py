@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
+from torch import Tensor
+
 from inlay.core.cross_entropy import IGNORE
 from inlay.data import files
 from inlay.data.forms import is_null
@@ -77,7 +79,7 @@ class Form:
         return sum(len(s.input_ids) + (len(s.labels) if self.has_two_texts else 0) for s in samples)
 
 
-def padded(form: Form, **others: Any) -> TaskSpec:
+def padded(form: Form, *, losses_of: Callable[..., list[Tensor]], **others: Any) -> TaskSpec:
     """The task whose samples are those of a form, in groups of similar length; `others` are its other fields."""
     num_targets = others.pop("num_targets", _num_targets)
     made: dict[str, Any] = {"parts": partial(_parts, form), "step_parts": partial(_parts, form)} | others
@@ -88,6 +90,8 @@ def padded(form: Form, **others: Any) -> TaskSpec:
         prepare=partial(_prepare, form=form, num_targets=num_targets),
         num_targets=num_targets,
         num_tokens=form.num_tokens,
+        loss_of=lambda base, samples: losses_of(base, [samples])[0],
+        losses_of=losses_of,
         **made,
     )
 

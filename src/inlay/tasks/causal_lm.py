@@ -186,6 +186,7 @@ SPEC = TaskSpec(
     parts=_packed.parts,
     step_parts=_packed.parts,
     loss_of=_packed.loss_of,
+    losses_of=_packed.losses_of,
     asked="prompt, or messages",
     generates=True,
     continues=True,

@@ -148,6 +148,9 @@ class TaskSpec:
     """Those of one training step."""
     loss_of: Callable[[Loaded, Sequence[Any]], Tensor]
     """(base, samples) -> their summed loss, in nats, under the adapters that are active."""
+    losses_of: Callable[[Loaded, Sequence[Sequence[Any]]], list[Tensor]] | None = None
+    """(base, groups of samples) -> the summed loss of each, from one pass of all: adapters that learn at the same time have a
+    group each. None: each of them has passes of its own."""
     teaches_nothing: Callable[[Sequence[Any], int], str] = lambda samples, batch_size: ""
     """(samples, how many a step takes) -> why steps would learn nothing, in a few words; empty where they learn."""
 

@@ -74,10 +74,12 @@ def _teaches_nothing(samples: Sequence[Sample], batch_size: int) -> str:
     return "a step of one row has no other row's positive to tell its own from" if batch_size == 1 else ""
 
 
-def _loss_of(base: Loaded, samples: Sequence[Sample]) -> Tensor:
-    anchors = points(base, [sample.input_ids for sample in samples])
-    positives = points(base, [sample.labels for sample in samples])
-    return info_nce(anchors, positives, [sample.labels for sample in samples])
+def _losses_of(base: Loaded, groups: Sequence[Sequence[Sample]]) -> list[Tensor]:
+    samples, sizes = [sample for group in groups for sample in group], [*map(len, groups)]
+    anchors = points(base, [sample.input_ids for sample in samples]).split(sizes)
+    positives = points(base, [sample.labels for sample in samples]).split(sizes)
+    texts = [[sample.labels for sample in group] for group in groups]
+    return [*map(info_nce, anchors, positives, texts)]
 
 
 def _answered(base: Loaded, samples: Sequence[Sample], max_new_tokens: int | None) -> tuple[Tensor, Tensor]:
@@ -126,7 +128,7 @@ SPEC = padded(
     num_targets=len,
     parts=_parts,
     step_parts=_step_parts,
-    loss_of=_loss_of,
+    losses_of=_losses_of,
     teaches_nothing=_teaches_nothing,
     scores=("recall@1", "recall@5"),
     answered=_answered,

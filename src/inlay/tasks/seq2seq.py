@@ -45,11 +45,12 @@ def _sample(row: KeyedRow, base: Loaded) -> Sample:
     return Sample(row, text_ids(base, row.values["prompt"]), labels if labels[-1:] == (end,) else (*labels, end))
 
 
-def _loss_of(base: Loaded, samples: Sequence[Sample]) -> Tensor:
+def _losses_of(base: Loaded, groups: Sequence[Sequence[Sample]]) -> list[Tensor]:
+    samples, sizes = [sample for group in groups for sample in group], [*map(len, groups)]
     given = inputs(base, [s.input_ids for s in samples])
     labels = filled([s.labels for s in samples], IGNORE).to(given["input_ids"].device)
     out = base.model(**given, labels=labels, use_cache=False)  # the model shifts them to make its decoder's input
-    return cross_entropy_sum(out.logits, labels.to(out.logits.device))
+    return [*map(cross_entropy_sum, out.logits.split(sizes), labels.to(out.logits.device).split(sizes))]
 
 
 def _answered(base: Loaded, samples: Sequence[Sample], max_new_tokens: int | None) -> tuple[list[list[str]], list[str]]:
@@ -92,7 +93,7 @@ SPEC = padded(
     unit="token",
     auto_class="AutoModelForSeq2SeqLM",
     task_type="SEQ_2_SEQ_LM",
-    loss_of=_loss_of,
+    losses_of=_losses_of,
     scores=("bleu", "rouge_l"),
     answered=_answered,
     asked="prompt",

@@ -62,9 +62,10 @@ def _of_samples(base: Loaded, samples: Sequence[Sample]) -> Tensor:
     return _logits(base, [s.input_ids for s in samples], [s.types for s in samples])
 
 
-def _loss_of(base: Loaded, samples: Sequence[Sample]) -> Tensor:
-    logits = _of_samples(base, samples)
-    return cross_entropy_sum(logits, torch.tensor([s.labels[0] for s in samples], device=logits.device))
+def _losses_of(base: Loaded, groups: Sequence[Sequence[Sample]]) -> list[Tensor]:
+    logits = _of_samples(base, [sample for group in groups for sample in group])
+    labels = [torch.tensor([s.labels[0] for s in group], device=logits.device) for group in groups]
+    return [*map(cross_entropy_sum, logits.split([*map(len, groups)]), labels)]
 
 
 def _answered(base: Loaded, samples: Sequence[Sample], max_new_tokens: int | None) -> tuple[list[int], list[int]]:
@@ -108,7 +109,7 @@ SPEC = padded(
     task_type="SEQ_CLS",
     **HEADS,
     classes=lambda rows: names_of(row.values["label"] for row in rows),
-    loss_of=_loss_of,
+    losses_of=_losses_of,
     scores=("accuracy", "matthews", "macro_f1"),
     answered=_answered,
     asked="text, or text and text_pair",

@@ -73,9 +73,11 @@ def _logits(base: Loaded, rows: Sequence[tuple[int, ...]]) -> Tensor:
     return base.model(**inputs(base, rows)).logits
 
 
-def _loss_of(base: Loaded, samples: Sequence[Sample]) -> Tensor:
+def _losses_of(base: Loaded, groups: Sequence[Sequence[Sample]]) -> list[Tensor]:
+    samples, sizes = [sample for group in groups for sample in group], [*map(len, groups)]
     logits = _logits(base, [s.input_ids for s in samples])
-    return cross_entropy_sum(logits, filled([s.labels for s in samples], IGNORE).to(logits.device))
+    labels = filled([s.labels for s in samples], IGNORE).to(logits.device)
+    return [*map(cross_entropy_sum, logits.split(sizes), labels.split(sizes))]
 
 
 def _answered(base: Loaded, samples: Sequence[Sample], max_new_tokens: int | None) -> tuple[list[int], list[int]]:
@@ -115,7 +117,7 @@ SPEC = padded(
     task_type="TOKEN_CLS",
     **HEADS,
     classes=lambda rows: names_of(tag for row in rows for tag in row.values["tags"] if tag != NOT_SCORED),
-    loss_of=_loss_of,
+    losses_of=_losses_of,
     scores=("f1", "accuracy"),
     answered=_answered,
     asked="tokens, or text",

@@ -125,10 +125,16 @@ class Job:
         - `OutputError`: the directory appeared meanwhile, or the disk is full; the adapter is then kept elsewhere, and the
           message says where.
         """
-        start, stop, saves = time.perf_counter(), Stop(), self.saves
+        stop = Stop()
+        with stop.heard():
+            return loop.alone(self.base, self.state, self.steps(stop, listener), stop)
+
+    def steps(self, stop: Stop, listener: Callable[[Progress], None]) -> loop.Steps[Report]:
+        """The same, with its steps made by whoever asks for them; see `inlay.training.loop.Steps`."""
+        start, saves = time.perf_counter(), self.saves
         _ = self.base.about_base  # for the record: found now, it can't fail once something is learned
-        with stop.heard(), saves.kept(self.begun):
-            progress = loop.run(
+        with saves.kept(self.begun):
+            progress = yield from loop.steps(
                 self.base, self.state, self.train.examples, self.evaluated, listener=listener, stop=stop, saves=saves
             )
             report = self._report(progress, time.perf_counter() - start)
@@ -250,6 +256,7 @@ def prepare(
     resume: bool = False,
     begun: Mapping[str, Any] | None = None,
     doing: Callable[[str, int, int | None], None] = lambda what, done, total: None,
+    read: Callable[..., run_rows.RunRows] = run_rows.read,
 ) -> Job:
     """Read and check everything that a run needs, make its adapter, and choose what was left open. The base stays as it is.
 
@@ -263,6 +270,7 @@ def prepare(
     - `resume`: go on with the same run into `output` where it was stopped, if it has kept a state (`inlay.training.saves`).
     - `begun`: how a command begins it, for the one that goes on.
     - `doing`: hears what is being done, how much of it is done, and of how much in all, where that is known.
+    - `read`: what reads the rows; runs that share them read them once.
 
     **Raises:**
 
@@ -275,7 +283,7 @@ def prepare(
     saves = Saves(output, settings.save_every)
     saves.check(resume)
     method, earlier = _method(base, method, from_adapter, output.resolve().name)
-    rows = run_rows.read(base, source, eval_data, settings, getattr(method, "num_virtual_tokens", 0), doing)
+    rows = read(base, source, eval_data, settings, getattr(method, "num_virtual_tokens", 0), doing)
     doing("measuring what the adapter starts from", 0, None)
     evaluated = split.spread(rows.held_out.examples if rows.held_out else [], settings.eval_rows)
     adapter = earlier or _new(base, output.resolve().name, method, rows.train.examples, settings)

@@ -1,8 +1,8 @@
 """The loop around the training step: from where a run stands to its last step, with the evaluations that are due."""
 
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Generator, Sequence
+from typing import Any, TypeVar
 
 from inlay.base.base import Base
 from inlay.errors import DivergedError
@@ -17,22 +17,45 @@ from inlay.training.state import TrainState
 from inlay.training.step import check_finite, diverged, is_finite, step_
 from inlay.training.stop import Stop
 
+Answer = TypeVar("Answer")
+
 PATIENCE_SECONDS = 5.0
 """The longest evaluation after a system has asked for an end: some kill a process ten seconds after that."""
 
 
-def run(
+Steps = Generator[Sequence[Any], None, Answer]
+"""A run that hands out the rows of its next step, and goes on once that is made; what the step raises is thrown into it."""
+
+
+def alone(base: Base, state: TrainState, run: Steps[Answer], stop: Stop) -> Answer:
+    """Make the steps of a run one after the other; what it comes to."""
+    error: BaseException | None = None
+    while True:
+        try:
+            examples = next(run) if error is None else run.throw(error)
+        except StopIteration as end:
+            answer: Answer = end.value
+            return answer
+        try:
+            error = None
+            with stop.may_cut():
+                step_(base, state, examples)
+        except BaseException as problem:  # the run knows what to do
+            error = problem
+
+
+def steps(
     base: Base,
     state: TrainState,
     examples: Sequence[Any],
     held_out: Sequence[Any],
     *,
+    stop: Stop,
     listener: Callable[[Progress], None] = lambda progress: None,
-    stop: Stop | None = None,
     saves: Saves | None = None,
-) -> Progress:
-    """Attach the adapter of a run and make the steps that are left; it then has the tensors of the best evaluation, or of the
-    last step.
+) -> Steps[Progress]:
+    """Attach the adapter of a run and go through the steps that are left; it then has the tensors of the best evaluation, or of
+    the last step.
 
     The best is chosen where at least `MIN_ROWS_TO_CHOOSE` rows are held out. Ctrl-C, or a request to end, ends the run after
     the step under way, and the adapter is evaluated once more; a second one ends it at once, with the tensors of the last
@@ -41,8 +64,8 @@ def run(
     **Arguments:**
 
     - `examples`: the rows to learn from; `held_out`: those that are evaluated.
-    - `listener`: hears of every step with its evaluation, once; before, of each thing that is being done (`Progress.doing`).
     - `stop`: what hears the requests to end.
+    - `listener`: hears of every step with its evaluation, once; before, of each thing that is being done (`Progress.doing`).
     - `saves`: what keeps the state of the run as it goes, to go on from.
 
     **Raises:** with nothing learned, and the base as it was:
@@ -51,8 +74,23 @@ def run(
     - what `inlay.model.adapter_set.AdapterSet.put` raises.
     """
     with attached(base, state.adapter, stays=True):
-        _Run(base, state, held_out, listener, stop or Stop(), saves).learn(examples)
+        yield from _Run(base, state, held_out, listener, stop, saves).learn(examples)
     return state.progress
+
+
+def run(
+    base: Base,
+    state: TrainState,
+    examples: Sequence[Any],
+    held_out: Sequence[Any],
+    *,
+    stop: Stop | None = None,
+    **how: Any,
+) -> Progress:
+    """`steps`, each made by itself."""
+    stop = stop or Stop()
+    with stop.heard():
+        return alone(base, state, steps(base, state, examples, held_out, stop=stop, **how), stop)
 
 
 class _Run:
@@ -71,33 +109,32 @@ class _Run:
         self.saves = saves
         self.progress = state.progress
 
-    def learn(self, examples: Sequence[Any]) -> None:
+    def learn(self, examples: Sequence[Any]) -> Steps[None]:
         """All steps and evaluations; afterwards the adapter holds what is kept."""
         state, progress = self.state, self.progress
         held = {id(tensor) for tensor in state.adapter.tensors()}
         assert held >= {id(tensor) for tensor in state.trained.values()}, "the optimiser moves what is attached"
-        with self.stop.heard():
-            try:
-                self._steps(examples)
-            except DivergedError:
-                if not progress.step:  # it may be the base that is at fault, which then says so
-                    self._measure_start()
-                if not state.best.step:
-                    raise
-                progress.diverged = True
-            except KeyboardInterrupt:
-                if not progress.step:
-                    raise
-                progress.interrupted = True
-            except Exception as error:
-                if not progress.step:
-                    raise
-                progress.failure = error
-            progress.doing = ""
-            self._keep()
+        try:
+            yield from self._steps(examples)
+        except DivergedError:
+            if not progress.step:  # it may be the base that is at fault, which then says so
+                self._measure_start()
+            if not state.best.step:
+                raise
+            progress.diverged = True
+        except KeyboardInterrupt:
+            if not progress.step:
+                raise
+            progress.interrupted = True
+        except Exception as error:
+            if not progress.step:
+                raise
+            progress.failure = error
+        progress.doing = ""
+        self._keep()
         state.adapter.finish_()
 
-    def _steps(self, examples: Sequence[Any]) -> None:
+    def _steps(self, examples: Sequence[Any]) -> Steps[None]:
         state, plan, progress = self.state, self.state.plan, self.progress
         if state.goes_on and not progress.eval_losses:
             self._measure_start()
@@ -105,8 +142,7 @@ class _Run:
         self._say("")
         order = schedule.order(len(examples), plan.batch_size, plan.num_steps, state.settings.seed, start=progress.step)
         for numbers in order:
-            with self.stop.may_cut():
-                step_(self.base, state, [examples[i] for i in numbers])
+            yield [examples[i] for i in numbers]
             if self.saves is not None:
                 self.saves.offer(state, now=self.stop.asked)
             if progress.step == 1 and not state.goes_on:

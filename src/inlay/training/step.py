@@ -31,39 +31,55 @@ def step_(base: Base, state: TrainState, examples: Sequence[Any]) -> None:
 
     - `DivergedError`: the loss or the gradient is not finite; the state has not been changed.
     """
-    start, progress, task = time.perf_counter(), state.progress, base.spec
+    start = time.perf_counter()
     process.keep_freed_blocks()
     try:
         loss = _gradients_(base, state, examples)
+        clip_(state, loss)
         base.check_unchanged()
-        _move_(state)
+        move_(state)
     finally:
         state.optimizer.zero_grad(set_to_none=True)
-    progress.step_seconds += time.perf_counter() - start
-    progress.step += 1
-    progress.losses.append(loss)
-    progress.num_tokens += task.num_tokens(examples)
-    progress.num_supervised += task.num_targets(examples)
+    count_(base, state, examples, loss, time.perf_counter() - start)
 
 
 def _gradients_(base: Base, state: TrainState, examples: Sequence[Any]) -> float:
-    """Give every trained tensor its gradient, clipped; the loss."""
-    task, settings, method = base.spec, state.settings, state.method
+    """Give every trained tensor the gradient of the loss; the loss."""
+    task = base.spec
     total, loss_sum = task.num_targets(examples), 0.0
     with base.using(state.adapter.name, generator=state.generator):
-        for part in task.step_parts(base, examples, settings.micro_batch_tokens):
+        for part in task.step_parts(base, examples, state.settings.micro_batch_tokens):
             loss = task.loss_of(base, part)
             (loss / total).backward()
             loss_sum += loss.item()
-        if isinstance(method, StepHooks):
-            method.penalty(state.adapter.params).backward()
-    norm = torch.nn.utils.clip_grad_norm_(state.trained.values(), settings.max_grad_norm)
-    if not torch.isfinite(norm) or loss_sum != loss_sum:
-        raise diverged(state, f"loss {loss_sum / total:.4g}, norm of the gradient {norm.item():.4g}")
     return loss_sum / total
 
 
-def _move_(state: TrainState) -> None:
+def clip_(state: TrainState, loss: float) -> None:
+    """Add to the gradients what the method's own penalty has, and clip them to the largest norm.
+
+    **Raises:**
+
+    - `DivergedError`: the loss or the norm is not finite.
+    """
+    if isinstance(state.method, StepHooks):
+        state.method.penalty(state.adapter.params).backward()
+    norm = torch.nn.utils.clip_grad_norm_(state.trained.values(), state.settings.max_grad_norm)
+    if not torch.isfinite(norm) or loss != loss:
+        raise diverged(state, f"loss {loss:.4g}, norm of the gradient {norm.item():.4g}")
+
+
+def count_(base: Base, state: TrainState, examples: Sequence[Any], loss: float, seconds: float) -> None:
+    """Write down a step that is done."""
+    progress = state.progress
+    progress.step_seconds += seconds
+    progress.step += 1
+    progress.losses.append(loss)
+    progress.num_tokens += base.spec.num_tokens(examples)
+    progress.num_supervised += base.spec.num_targets(examples)
+
+
+def move_(state: TrainState) -> None:
     """Move the tensors by their gradients."""
     done, plan, method = state.progress.step, state.plan, state.method
     rate = plan.learning_rate * schedule.factor(done, plan.num_steps)
