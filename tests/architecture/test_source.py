@@ -16,7 +16,7 @@ LARGE_ON_PURPOSE: dict[str, str] = {}
 
 LARGE_ROOMS = {
     "base": (2_400, "making a base, and what one is asked for: labels, vectors"),
-    "io": (2_150, "every file that is read and written, and what keeps a reader safe"),
+    "io": (2_170, "every file that is read and written, and what keeps a reader safe"),
     "text": (2_070, "the program that renders templates, 180 lines, is a process of its own"),
     "cli": (3_500, "a file for each of twenty-six commands; the store has eleven verbs"),
     "methods": (2_100, "fifteen methods, one file each"),
@@ -130,6 +130,11 @@ def test_a_planted_hall_is_found(tmp_path):
 def test_a_planted_giant_is_found(tmp_path):
     (tmp_path / "x.py").write_text("def f():\n" + "    pass\n" * (MAX_FUNCTION_LINES + 2) + "\n" * MAX_FILE_LINES)
     assert oversized(tmp_path) == ["x.py", "x.py:f"]
+
+
+def test_files_are_written_under_names_that_a_later_run_knows():
+    """`safetensors.torch.save_file` writes under a name of its own beside the file, which stays where its process is killed."""
+    assert [path for path in SOURCE.rglob("*.py") if re.search(r"\bsave_file\(", path.read_text("utf-8"))] == []
 
 
 MAX_POSITIONAL = 6

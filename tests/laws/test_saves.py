@@ -89,6 +89,20 @@ def trained(place, base, target, **how):
     return (target / TENSORS).read_bytes()
 
 
+PUT = """
+from inlay.io import safetensors
+put, count = safetensors.Writer.put, 0
+def counted(writer, *given):
+    global count
+    count += str(writer._file.name).count("mine.run")
+    if count > 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+    put(writer, *given)
+safetensors.Writer.put = counted
+"""
+"""The process kills itself within its first state."""
+
+
 def killed(place, target, at=0, delay=0.0):
     """Whether the run in another process was killed; (changes, seconds) where it came to its end."""
     given = (place / "base", place / "rows.jsonl", place / "held.jsonl", target, at, delay)
@@ -222,11 +236,22 @@ def test_a_full_disk_costs_the_state_and_not_the_run(place, base, whole, tmp_pat
     def full(*given):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(saves, "save_file", full)
+    monkeypatch.setattr(saves.safetensors.Writer, "put", full)
     with pytest.warns(UserWarning, match=r"was not kept: the disk is full") as said:
         assert trained(place, base, tmp_path / "mine") == whole
     assert [str(one.message).split()[4] for one in said] == ["3", "6"]
     assert is_whole(tmp_path / "mine")
+
+
+def test_a_kill_within_the_writing_of_a_state_leaves_nothing_with_a_name_of_its_own(place, base, whole, tmp_path):
+    target = tmp_path / "mine"
+    code = KILLED.replace("if float(delay)", "PUT\nif float(delay)").replace("PUT", PUT)
+    given = (place / "base", place / "rows.jsonl", place / "held.jsonl", target, 0, 0.0)
+    assert forks.run(code, *given)[0] == -9
+    left = sorted(path.name for path in saves.place(target).iterdir())
+    assert [name.partition(output.PARTIAL)[0] for name in left] == [f".{saves.STATE}"]
+    assert trained(place, base, target, resume=True) == whole
+    assert is_whole(target)
 
 
 def test_a_damaged_state_is_refused(place, base, tmp_path):
@@ -245,11 +270,11 @@ def test_without_a_number_of_steps_states_cost_little_time(place, base, tmp_path
     prepared = jobs.prepare(base, bases.rows(9), method=METHOD, output=tmp_path / "x", settings=Settings(max_steps=9))
     written, held = [], saves.Saves(tmp_path / "mine")
 
-    def save(tensors, path, metadata):
+    def save(path, tensors, metadata):
         written.append(clock[0])
         clock[0] += 0.5  # seconds that it takes
 
-    monkeypatch.setattr(saves, "save_file", save)
+    monkeypatch.setattr(saves.safetensors, "write_tensors", save)
     with held.kept(None):
         for _ in range(1000):
             clock[0] += 0.3

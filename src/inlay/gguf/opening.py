@@ -179,12 +179,7 @@ def _write(directory: Path, header: GgufHeader, architecture: names.Architecture
             made[own] = small[name].float() if order is None else small[name].float()[order]
         elif order is not None:
             made[f"{own}{packed.ORDER}"] = order.int()
-    writer = safetensors.Writer(
-        directory / "model.safetensors", {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in made.items()}
-    )
-    for name, tensor in made.items():
-        writer.put(name, tensor)
-    writer.close()
+    safetensors.write_tensors(directory / "model.safetensors", made)
     (directory / "config.json").write_text(json.dumps(content, indent=2), "utf-8")
     for file, text in tokenizer.files(header.metadata).items():
         (directory / file).write_text(text, "utf-8")

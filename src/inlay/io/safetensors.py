@@ -101,10 +101,15 @@ class Writer:
     Tensors of wide elements lie in front, so that each is aligned for its dtype.
     """
 
-    def __init__(self, path: Path, layout: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]):
+    def __init__(
+        self,
+        path: Path,
+        layout: Mapping[str, tuple[torch.dtype, tuple[int, ...]]],
+        metadata: Mapping[str, str] | None = None,
+    ):
         names = {dtype: name for name, dtype in TORCH_DTYPES.items()}
         ordered = sorted(layout.items(), key=lambda item: -item[1][0].itemsize)
-        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+        header: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
         self._starts, end = {}, 0
         for name, (dtype, shape) in ordered:
             start, end = end, end + math.prod(shape) * dtype.itemsize
@@ -120,7 +125,7 @@ class Writer:
 
     def put(self, name: str, tensor: Tensor) -> None:
         """Write the tensor called `name`."""
-        self.put_bytes(name, 0, tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
+        self.put_bytes(name, 0, tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
 
     def put_bytes(self, name: str, offset: int, data: bytes | memoryview) -> None:
         """Write some bytes of the tensor called `name`, from its byte `offset` on."""
@@ -135,6 +140,20 @@ class Writer:
         finally:
             with contextlib.suppress(OSError):  # said already, where the disk is full
                 self._file.close()
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write a file of these tensors, which is on the disk then.
+
+    It is written where it lies: `safetensors.torch.save_file` writes another one beside it, with a name that nobody knows, and
+    leaves it there when the process is killed.
+    """
+    writer = Writer(path, {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}, metadata)
+    try:
+        for name, tensor in tensors.items():
+            writer.put(name, tensor)
+    finally:
+        writer.close()
 
 
 def outlines(path: Path) -> dict[str, Tensor]:

@@ -16,7 +16,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 from inlay.errors import DivergedError, FormatError, OutputError, UnknownNameError, explain
@@ -149,9 +148,8 @@ class Saves:
             return
         start = time.monotonic()
         try:
-            tensors = {name: tensor.contiguous() for name, tensor in state.tensors().items()}
             with output.refusals(self.path), output.new_file(self.path / STATE) as partial:
-                save_file(tensors, partial, {VALUES: json.dumps(state.values())})
+                safetensors.write_tensors(partial, state.tensors(), {VALUES: json.dumps(state.values())})
         except Exception as error:
             warnings.warn(f"the state of step {state.progress.step} was not kept: {error}", stacklevel=2)
         self._last = time.monotonic()
