@@ -33,6 +33,9 @@ FORMS = {
 }
 """The engines, and the format that each reads."""
 
+LANGUAGE_MODEL = "CAUSAL_LM"
+"""What PEFT calls the task of a model that goes on with a text; who takes no other one does not say it."""
+
 PLAIN = (VLLM, SGLANG, MLX, LLAMA_CPP, OLLAMA)
 """The engines that take LoRA alone, and for which it is written as the plainest there is: see `inlay.export.engines`."""
 
@@ -96,7 +99,7 @@ FEATURES = (
     Feature("a method of Inlay alone", lambda c, t: not _is_peft_type(c.get("peft_type")), tuple(FORMS), "convert"),
     Feature("another method than LoRA", lambda c, t: c.get("peft_type") != "LORA", PLAIN, "convert"),
     Feature("virtual tokens", lambda c, t: c.get("peft_type") in PROMPTS, (TRANSFORMERS, *PLAIN), "serve"),
-    Feature("another task", lambda c, t: c.get("task_type") not in (None, "CAUSAL_LM"), PLAIN),
+    Feature("another task", lambda c, t: c.get("task_type") not in (None, LANGUAGE_MODEL), PLAIN),
     Feature("DoRA", lambda c, t: bool(c.get("use_dora")), (TRANSFORMERS, *PLAIN), "convert"),
     Feature(
         "tensors that all modules share", lambda c, t: c.get("peft_type") == "VERA", (TRANSFORMERS, *PLAIN), "convert"

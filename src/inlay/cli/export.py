@@ -9,7 +9,7 @@ import tyro
 from inlay import formats, screen
 from inlay.base import meta_model
 from inlay.base.load import read_tokenizer
-from inlay.engines import OLLAMA
+from inlay.engines import LANGUAGE_MODEL, OLLAMA
 from inlay.errors import CompatibilityError, explain, few
 from inlay.export import engines, ollama
 from inlay.formats import gguf
@@ -68,7 +68,7 @@ def placed(adapter: str, base: Checkpoint) -> AdapterFile:
     )
     file = formats.placed(file, facts)
     problems = layout.problems(file.method, file.params)
-    if problems and file.model.task_type in (None, "CAUSAL_LM"):  # the head of another task is not the base's
+    if problems and file.model.task_type in (None, LANGUAGE_MODEL):  # the head of another task is not the base's
         do = "the base it was trained on: inlay inspect names it"
         raise CompatibilityError(explain(f"this adapter does not fit {base.name}", found=few(problems), do=do))
     return dataclasses.replace(file, model=facts)

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import Tensor
 
 from inlay.combine import stacks, whole
 from inlay.combine.checks import Named, change, changed, check
@@ -21,6 +20,7 @@ from inlay.errors import ConfigError, explain, few
 from inlay.formats.contract import AdapterFile
 from inlay.io import meaning
 from inlay.methods import hooks
+from inlay.methods.contract import Params
 from inlay.methods.lora import Lora
 from inlay.names import is_regex, split
 
@@ -91,7 +91,7 @@ def combine(
     _check_weights(weights)
     check(files, takes_stacks=True)
     way.check(weights)
-    params: dict[str, dict[str, Tensor]] = whole.sums(files, weights, way)
+    params: dict[str, Params] = whole.sums(files, weights, way)
     modules: dict[str, Module] = {}
     given = _given(way)
     paths = changed(files)
@@ -102,14 +102,8 @@ def combine(
         result = stacks.together(each)
         result = after(path, result) if after else result
         modules[path] = as_module(result, len(each))
-        pair = {"lora_A": result.A.float(), "lora_B": result.B.float()}
-        params[path] = {key: tensor.contiguous() for key, tensor in pair.items()} | params.get(path, {})
-    overflown = [
-        path for path, module in params.items() if not all(tensor.isfinite().all() for tensor in module.values())
-    ]
-    if overflown:
-        wrong, do = "these weights are too large: the result is not finite", "weights near 1"
-        raise ConfigError(explain(wrong, found=few(overflown), do=do))
+        params[path] = as_params(result) | params.get(path, {})
+    _check_finite(params)
     record = {"combined": {"how": type(way).__name__.lower(), **given, "of": _named(files, weights)}}
     return Combined(
         plain(files.values(), params, {path: module.r for path, module in modules.items()}, record), modules
@@ -118,7 +112,7 @@ def combine(
 
 def plain(
     sources: Iterable[AdapterFile],
-    params: dict[str, dict[str, Tensor]],
+    params: dict[str, Params],
     ranks: Mapping[str, int],
     record: Mapping[str, Any],
     bias: Biases | None = None,
@@ -133,13 +127,7 @@ def plain(
     """
     sources = list(sources)
     first, parameters = sources[0], next((file.parameters for file in sources if file.parameters), ())
-    several = {
-        rank for path, rank in ranks.items() if any(stacks.num_maps(f, path) > 1 for f in sources if path in f.params)
-    }
-    if len(several) > 1:
-        wrong, do = "parameters of several maps have one rank", f"--r {min(several)}"
-        raise ConfigError(explain(wrong, found=f"ranks {sorted(several)}", do=do))
-    r = max(several) if several else Counter(ranks.values()).most_common(1)[0][0]
+    r = _rank(sources, ranks)
     others = _short({path: rank for path, rank in ranks.items() if rank != r}, ranks)
     method = Lora(
         r=r,
@@ -159,11 +147,23 @@ def plain(
     return AdapterFile(method=method, params=params, model=model, parameters=parameters, record=about)
 
 
+def as_params(made: Made) -> Params:
+    """The factors of a change as a LoRA's tensors, in float32."""
+    return {"lora_A": made.A.float().contiguous(), "lora_B": made.B.float().contiguous()}
+
+
 def _check_weights(weights: Mapping[str, float]) -> None:
     wrong = [f"{name}: {weight}" for name, weight in weights.items() if not math.isfinite(weight) or not weight]
     if wrong:
         do = "--weights 1,0.5; an adapter that is not to count is left out"
         raise ConfigError(explain("a weight has to be a finite number other than 0", found=few(wrong), do=do))
+
+
+def _check_finite(params: Mapping[str, Params]) -> None:
+    overflown = [path for path, module in params.items() if not all(t.isfinite().all() for t in module.values())]
+    if overflown:
+        wrong, do = "these weights are too large: the result is not finite", "weights near 1"
+        raise ConfigError(explain(wrong, found=few(overflown), do=do))
 
 
 def _changes(files: Named, weights: Mapping[str, float], path: str) -> list[list[Weighted]]:
@@ -181,6 +181,17 @@ def as_module(made: Made, count: int = 1) -> Module:
     """What is said of a change that was made, of so many maps."""
     error = math.sqrt(made.square_error / made.square_norm) if made.square_norm else 0.0
     return Module(len(made.A) // count, math.sqrt(made.square_norm), error)
+
+
+def _rank(sources: Sequence[AdapterFile], ranks: Mapping[str, int]) -> int:
+    """The one that is no exception: that of parameters of several maps, which know no exceptions; else the commonest."""
+    several = {
+        rank for path, rank in ranks.items() if any(stacks.num_maps(f, path) > 1 for f in sources if path in f.params)
+    }
+    if len(several) > 1:
+        wrong, do = "parameters of several maps have one rank", f"--r {min(several)}"
+        raise ConfigError(explain(wrong, found=f"ranks {sorted(several)}", do=do))
+    return max(several) if several else Counter(ranks.values()).most_common(1)[0][0]
 
 
 def _targets(sources: Sequence[AdapterFile], paths: Sequence[str]) -> tuple[str, ...]:

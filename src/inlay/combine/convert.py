@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from inlay import methods
-from inlay.combine.combine import Combined, as_module, plain
+from inlay.combine.combine import Combined, as_module, as_params, plain
 from inlay.combine.contract import Made, Weighted
 from inlay.combine.entries import approximated
 from inlay.combine.ways.svd import Svd
@@ -45,13 +45,7 @@ def convert(
 
     - `CompatibilityError`: the method changes no linear maps, or parameters of several.
     """
-    if file.parameters:
-        wrong, found = "this adapter changes parameters of several maps", f"{name}: {', '.join(file.parameters)}"
-        raise CompatibilityError(explain(wrong, found=found, do="the adapter as it is: the other commands take it"))
-    method = by_kind(file.method, maps=lambda m: m, blocks=lambda _: None, front=lambda _: None, none=None)
-    if method is None:
-        found, do = f"{name}: {methods.name_of(file.method)}", "an adapter of another method: inlay train --method lora"
-        raise CompatibilityError(explain("this adapter has no changes that a LoRA could hold", found=found, do=do))
+    method = _of_maps(name, file)
     params: dict[str, Params] = {}
     modules, biases, is_other = {}, dict[str, Tensor](), False
     for number, (path, module) in enumerate(file.params.items()):
@@ -62,7 +56,7 @@ def convert(
             continue
         tensors = {**hooks.share(method, file.shared, maps[path]), **{key: module[key] for key in own}}
         made, bias, moved = _made(hooks.for_module(method, path), tensors, maps[path], r)
-        params[path] |= {"lora_A": made.A.float().contiguous(), "lora_B": made.B.float().contiguous()}
+        params[path] |= as_params(made)
         modules[path] = as_module(made)
         biases |= {} if bias is None else {path: bias}
         is_other |= moved
@@ -71,6 +65,18 @@ def convert(
     record: dict[str, Any] = {"how": f"converted from {methods.name_of(method)}", "of": [{"name": name}]}
     ranks = {path: module.r for path, module in modules.items()}
     return Combined(plain([file], params, ranks, {"combined": record}, "lora_only" if is_other else None), modules)
+
+
+def _of_maps(name: str, file: AdapterFile) -> LinearMethod:
+    """The method of an adapter, which changes linear maps."""
+    if file.parameters:
+        wrong, found = "this adapter changes parameters of several maps", f"{name}: {', '.join(file.parameters)}"
+        raise CompatibilityError(explain(wrong, found=found, do="the adapter as it is: the other commands take it"))
+    method = by_kind(file.method, maps=lambda m: m, blocks=lambda _: None, front=lambda _: None, none=None)
+    if method is None:
+        found, do = f"{name}: {methods.name_of(file.method)}", "an adapter of another method: inlay train --method lora"
+        raise CompatibilityError(explain("this adapter has no changes that a LoRA could hold", found=found, do=do))
+    return method
 
 
 def _made(method: LinearMethod, tensors: Params, base: LinearBase, r: int | None) -> tuple[Made, Tensor | None, bool]:

@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from inlay.combine.combine import Combined, as_module, plain
+from inlay.combine.combine import Combined, Module, as_module, as_params, plain
+from inlay.combine.contract import Made
 from inlay.combine.entries import approximated
 from inlay.errors import CompatibilityError, explain, few
-from inlay.formats.contract import AdapterFile, ModelFacts
+from inlay.formats.contract import AdapterFile, Layer, ModelFacts
 from inlay.io.checkpoint import Checkpoint
 from inlay.io.safetensors import read_tensor
 from inlay.methods.contract import Params
@@ -45,31 +46,37 @@ def extract(
     - `CompatibilityError`: they hold other tensors, in other shapes, or do not differ at all.
     """
     _check_alike(base, tuned)
-    params: dict[str, Params] = {}
-    modules, saved, biases = {}, list[str](), False
+    params, modules, saved, biases = dict[str, Params](), dict[str, Module](), dict[str, None](), False
     for name, change in _changes(base, tuned, names, progress):
         for path, key in names[name]:
             layer = model.layers[path]
             if key == "weight" and layer.kind in MAPS:
-                mapped = change.T if next(iter(layer.sizes)) == "in" else change
-                made = approximated(mapped.contiguous(), r, torch.Generator().manual_seed(0))
-                pair = {"lora_A": made.A.float().contiguous(), "lora_B": made.B.float().contiguous()}
-                params[path], modules[path] = pair | params.get(path, {}), as_module(made)
+                made = _factors(change, layer, r)
+                params[path], modules[path] = as_params(made) | params.get(path, {}), as_module(made)
             elif key == "bias":
                 biases = True
             else:
-                saved.append(path)
+                saved[path] = None
     for name, path, key in ((name, *place) for name, places in names.items() for place in places):
         if path in saved or (biases and key == "bias"):  # a module is saved with all that it has, biases are kept all
             params.setdefault(path, {})[key] = read_tensor(tuned.tensors[name])
-    if not modules:
-        wrong, found = "these two checkpoints do not differ in any linear layer", f"{base.directory}, {tuned.directory}"
-        raise CompatibilityError(explain(wrong, found=found, do="the base first, then what was made of it"))
-    bias = "all" if biases else "none"
-    method = Lora(target_modules=tuple(modules), modules_to_save=tuple(dict.fromkeys(saved)), bias=bias)
+    _check_found(modules, base, tuned)
+    method = Lora(target_modules=tuple(modules), modules_to_save=tuple(saved), bias="all" if biases else "none")
     source = AdapterFile(method=method, params=params, model=model)
     record = {"combined": {"how": "extracted", "r": r, "of": [{"name": tuned.directory.name}]}}
     return Combined(plain([source], params, {path: module.r for path, module in modules.items()}, record), modules)
+
+
+def _check_found(modules: Mapping[str, Module], base: Checkpoint, tuned: Checkpoint) -> None:
+    if not modules:
+        wrong, found = "these two checkpoints do not differ in any linear layer", f"{base.directory}, {tuned.directory}"
+        raise CompatibilityError(explain(wrong, found=found, do="the base first, then what was made of it"))
+
+
+def _factors(change: Tensor, layer: Layer, r: int) -> Made:
+    """The best ones of rank r, of a change that lies as the layer's weight does."""
+    mapped = change.T if next(iter(layer.sizes)) == "in" else change
+    return approximated(mapped.contiguous(), r, torch.Generator().manual_seed(0))
 
 
 def _changes(

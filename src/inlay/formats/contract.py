@@ -32,6 +32,14 @@ class Layer(NamedTuple):
     height and width of a convolution's; in front, under the name of the kind, how many maps a parameter holds."""
 
 
+def linear_layers(params: Mapping[str, Params]) -> dict[str, Layer]:
+    """The linear layers that the factors of LoRAs tell of, by path."""
+    return {
+        path: Layer("linear", {"out": len(pair["lora_B"]), "in": pair["lora_A"].shape[1]})
+        for path, pair in params.items()
+    }
+
+
 class ModelFacts(NamedTuple):
     """What is known of the model that an adapter is of: everything from the model itself, some of it from a file."""
 

@@ -16,8 +16,9 @@ from pathlib import Path
 import torch
 
 from inlay import extras, fields
+from inlay.engines import LANGUAGE_MODEL
 from inlay.errors import CompatibilityError, FormatError, UnknownNameError, explain, few
-from inlay.formats.contract import AdapterFile, Format, Layer, ModelFacts
+from inlay.formats.contract import AdapterFile, Format, Layer, ModelFacts, linear_layers
 from inlay.gguf import names
 from inlay.gguf.header import GgufHeader, read_header
 from inlay.hub.files import files_like
@@ -66,11 +67,9 @@ class Gguf(Format):
         else:  # a scaling of 1, whatever the rank
             alpha, alphas = float(r), {path: float(rank) for path, rank in others.items()}
         method = Lora(r=r, lora_alpha=alpha, rank_pattern=others, alpha_pattern=alphas, target_modules=tuple(params))
-        layers = {
-            path: Layer("linear", {"out": len(pair["lora_B"]), "in": pair["lora_A"].shape[1]})
-            for path, pair in params.items()
-        }
-        facts = ModelFacts(model_type=header.metadata[ARCHITECTURE], task_type="CAUSAL_LM", layers=layers)
+        facts = ModelFacts(
+            model_type=header.metadata[ARCHITECTURE], task_type=LANGUAGE_MODEL, layers=linear_layers(params)
+        )
         return AdapterFile(method=method, params=params, model=facts, needs_model=True)
 
     def placed(self, file: AdapterFile, model: ModelFacts) -> AdapterFile:

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from inlay import fields, pickled
 from inlay.errors import FormatError, explain, few
-from inlay.formats.contract import AdapterFile, Format, Layer, ModelFacts
+from inlay.formats.contract import AdapterFile, Format, ModelFacts, linear_layers
 from inlay.hub.files import files_like
 from inlay.io import json_files, safetensors
 from inlay.methods.contract import Params
@@ -76,15 +76,12 @@ class Loralib(Format):
             is_merged = len(enabled) > 1 and counts[path] == sum(enabled)
             B = _apart(pair["lora_B"], enabled) if is_merged else pair["lora_B"]
             params[path] = {"lora_A": pair["lora_A"], "lora_B": B}
+        layers = linear_layers(params)
         biases = {key.removesuffix(".bias"): tensor for key, tensor in tensors.items() if key.endswith(".bias")}
         with json_files.about(directory / CONFIG):
             method = _method(about["lora_alpha"], params, counts, biases)
         for path, bias in biases.items():
             params.setdefault(path, {})["bias"] = bias
-        layers = {
-            path: Layer("linear", {"out": len(params[path]["lora_B"]), "in": params[path]["lora_A"].shape[1]})
-            for path in pairs
-        }
         return AdapterFile(method=method, params=params, model=ModelFacts(layers=layers))
 
     def placed(self, file: AdapterFile, model: ModelFacts) -> AdapterFile:

@@ -19,8 +19,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from inlay import fields
+from inlay.engines import LANGUAGE_MODEL
 from inlay.errors import CompatibilityError, FormatError, explain, few
-from inlay.formats.contract import AdapterFile, Format, Layer, ModelFacts
+from inlay.formats.contract import AdapterFile, Format, Layer, ModelFacts, linear_layers
 from inlay.io import json_files, safetensors
 from inlay.methods import hooks, name_of
 from inlay.methods.contract import Method, Params
@@ -76,13 +77,8 @@ class Mlx(Format):
             method = cls(
                 r=settings["rank"], lora_alpha=settings["scale"] * settings["rank"], target_modules=tuple(params)
             )
-        layers = {
-            path: Layer("linear", {"out": len(pair["lora_B"]), "in": pair["lora_A"].shape[1]})
-            for path, pair in params.items()
-        }
-        return AdapterFile(
-            method=method, params=params, model=ModelFacts(about.get("model"), "CAUSAL_LM", layers=layers)
-        )
+        facts = ModelFacts(about.get("model"), LANGUAGE_MODEL, layers=linear_layers(params))
+        return AdapterFile(method=method, params=params, model=facts)
 
     def placed(self, file: AdapterFile, model: ModelFacts) -> AdapterFile:
         tables = [path for path in file.params if model.layers.get(path, Layer()).kind == "embedding"]

@@ -8,7 +8,7 @@ before the next one is read. What a configuration asks for beside the usual is r
 the other way. Written with the `gguf` package.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -105,31 +105,37 @@ def write(
     known = names.architecture_of(checkpoint.config["model_type"])
     writer = gguf.GGUFWriter(path, known.name)
     writer.add_file_type(gguf.LlamaFileType[f"MOSTLY_{kind.upper()}"])
-    for key, value in values.items():
-        _add(writer, key, value)
-    entries, types = _named(checkpoint, known), {}
+    _add_all(writer, values)
+    entries = _named(checkpoint, known)
+    types = {name: _type(gguf, kind, entry.shape) for name, entry in entries.items()}
     for name, entry in entries.items():
-        types[name] = _type(gguf, kind, entry.shape)
-        shape = gguf.quants.quant_shape_to_byte_shape(entry.shape, types[name])
-        dtype, num_bytes = (torch.uint8, 1) if types[name] != gguf.GGMLQuantizationType.F32 else (torch.float32, 4)
-        shape = shape if num_bytes == 1 else entry.shape
-        as_numpy = torch.empty(0, dtype=dtype).numpy().dtype
-        writer.add_tensor_info(name, shape, as_numpy, torch.Size(shape).numel() * num_bytes, raw_dtype=types[name])
+        _outline(gguf, writer, name, entry.shape, types[name])
     factors = _factors(checkpoint.config)
     if factors is not None:
-        as_numpy = factors.numpy()
-        writer.add_tensor_info(configurations.ROPE_FACTORS, as_numpy.shape, as_numpy.dtype, as_numpy.nbytes)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
+        _outline(gguf, writer, configurations.ROPE_FACTORS, factors.shape, gguf.GGMLQuantizationType.F32)
+    for put in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_ti_data_to_file):
+        put()
     for number, (name, entry) in enumerate(entries.items()):
         progress(number, len(entries))
         tensor = _ordered(read_tensor(entry).float(), known.turned_by(name), checkpoint.config)
-        data = gguf.quants.quantize(tensor.contiguous().numpy(), types[name])
-        writer.write_tensor_data(data.view("uint8") if types[name] != gguf.GGMLQuantizationType.F32 else data)
+        writer.write_tensor_data(_packed(gguf, tensor, types[name]))
     if factors is not None:
         writer.write_tensor_data(factors.numpy())
     writer.close()
+
+
+def _outline(gguf: Any, writer: Any, name: str, shape: Sequence[int], kind: Any) -> None:
+    """Tell the writer of a tensor that is to come; what is packed counts as bytes."""
+    dtype = torch.float32
+    if kind != gguf.GGMLQuantizationType.F32:
+        shape, dtype = gguf.quants.quant_shape_to_byte_shape(shape, kind), torch.uint8
+    num_bytes = torch.Size(shape).numel() * dtype.itemsize
+    writer.add_tensor_info(name, shape, torch.empty(0, dtype=dtype).numpy().dtype, num_bytes, raw_dtype=kind)
+
+
+def _packed(gguf: Any, tensor: Tensor, kind: Any) -> Any:
+    data = gguf.quants.quantize(tensor.contiguous().numpy(), kind)
+    return data.view("uint8") if kind != gguf.GGMLQuantizationType.F32 else data
 
 
 def _named(checkpoint: Checkpoint, known: names.Architecture) -> dict[str, TensorEntry]:
@@ -176,18 +182,11 @@ def _factors(config: Mapping[str, Any]) -> Tensor | None:
     return configurations.llama3_factors(said["rope_theta"], head_dim, said["factor"])
 
 
-def _add(writer: Any, key: str, value: Any) -> None:
-    """A value by its type."""
-    if isinstance(value, bool):
-        writer.add_bool(key, value)
-    elif isinstance(value, int):
-        writer.add_uint32(key, value)
-    elif isinstance(value, float):
-        writer.add_float32(key, value)
-    elif isinstance(value, str):
-        writer.add_string(key, value)
-    else:
-        writer.add_array(key, value)
+def _add_all(writer: Any, values: Mapping[str, Any]) -> None:
+    """Each value by its type."""
+    kinds = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
+    for key, value in values.items():
+        kinds.get(type(value), writer.add_array)(key, value)
 
 
 def _refused(problems: list[str]) -> CompatibilityError:

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from inlay.data import forms
 from inlay.data.rows import Message, Row
+from inlay.engines import LANGUAGE_MODEL
 from inlay.errors import DataError, explain, few
 from inlay.tasks import _batch, _packed, _references
 from inlay.tasks._encode import check_tokenizer, text_of
@@ -177,7 +178,7 @@ SPEC = TaskSpec(
     name="causal-lm",
     unit="token",
     auto_class="AutoModelForCausalLM",
-    task_type="CAUSAL_LM",
+    task_type=LANGUAGE_MODEL,
     keys="text, prompt and completion, or messages",
     read=forms.read,
     prepare=_prepare,
