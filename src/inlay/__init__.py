@@ -54,6 +54,8 @@ if TYPE_CHECKING:  # what an editor reads; `_HOMES` says the same when the progr
     from inlay.model.adapter import Adapter
     from inlay.model.adapter_set import AdapterSet
     from inlay.runs.progress import Progress
+    from inlay.sweeps.sweep import sweep
+    from inlay.sweeps.table import Sweep
     from inlay.training.job import Report
     from inlay.training.settings import Settings
     from inlay.training.train import train
@@ -93,6 +95,7 @@ __all__ = [
     "Report",
     "Settings",
     "ShapeError",
+    "Sweep",
     "TargetError",
     "TransferError",
     "TrustError",
@@ -101,6 +104,7 @@ __all__ = [
     "attach",
     "load",
     "merge",
+    "sweep",
     "train",
 ]
 
@@ -127,9 +131,11 @@ _HOMES = {
     "Progress": "inlay.runs.progress",
     "Report": "inlay.training.job",
     "Settings": "inlay.training.settings",
+    "Sweep": "inlay.sweeps.table",
     "attach": "inlay.base.attach",
     "load": "inlay.base.load",
     "merge": "inlay.export.merge",
+    "sweep": "inlay.sweeps.sweep",
     "train": "inlay.training.train",
 }
 """Public name -> the module that defines it."""

@@ -16,11 +16,13 @@ from inlay import errors, methods
 from tests.cli.test_pages import script
 
 SOURCE = Path(__file__).parents[2] / "src"
-FUNCTIONS = ["attach", "load", "merge", "train"]
+FUNCTIONS = ["attach", "load", "merge", "sweep", "train"]
 CLASSES = ["Adapter", "AdapterSet", "Base"]
 ANY = {
     ("train", "source"): "data sets and data frames, whose libraries are not imported for a hint",
     ("train", "eval_data"): "likewise",
+    ("sweep", "source"): "likewise",
+    ("sweep", "eval_data"): "likewise",
 }
 """(Function, argument) -> why it may be anything."""
 
@@ -55,7 +57,17 @@ def test_what_is_listed_is_what_there_is():
         name for name, value in vars(errors).items() if inspect.isclass(value) and value.__module__ == errors.__name__
     ]
     own = [cls.__name__ for _, cls in methods.TABLE.own()]
-    assert set(dir(inlay)) >= {*FUNCTIONS, *CLASSES, *family, *own, "Settings", "Report", "Comparison", "Progress"}
+    assert set(dir(inlay)) >= {
+        *FUNCTIONS,
+        *CLASSES,
+        *family,
+        *own,
+        "Settings",
+        "Report",
+        "Comparison",
+        "Progress",
+        "Sweep",
+    }
     with pytest.raises(AttributeError, match="'inlay' has no attribute 'Nope'"):
         inlay.Nope  # noqa: B018
 
@@ -90,8 +102,9 @@ def test_an_open_signature_is_found():
     assert len(vague("open_", open_)) == 5
 
 
-def test_training_takes_every_setting_under_its_own_name():
-    taken = inspect.signature(inlay.train).parameters
+@pytest.mark.parametrize("function", [inlay.train, inlay.sweep])
+def test_training_takes_every_setting_under_its_own_name(function):
+    taken = inspect.signature(function).parameters
     for field in dataclasses.fields(inlay.Settings):
         assert (taken[field.name].annotation, taken[field.name].default) == (field.type, field.default)
 

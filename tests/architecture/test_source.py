@@ -42,6 +42,7 @@ ALLOWED_RAISES = {
     ("training/job.py", "failure"): "what ended the run, raised again once what was learned is written",
     ("serve/worker.py", "found"): "what the engine's thread raised, raised again where the answer is awaited",
     ("serve/answers.py", "piece"): "likewise, of the task that follows one of several answers",
+    ("sweeps/sweep.py", "ended"): "what a run raised, raised again once what the others have learned is written",
     ("training/keep.py", "problem"): "what the first attempt to write raised, where no other went better",
 }
 

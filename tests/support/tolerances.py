@@ -16,6 +16,10 @@ LOGITS = 1e-5
 """How far logits of two layers in float32 may be from those of `transformers`, as part of the largest: the same products and
 sums in another order, some 2 x 7 x 48 of them, or sqrt(672) x 2^-24 = 1.5e-6, with room for what norms and softmax amplify."""
 
+TOGETHER = 1e-5
+"""How far a few steps of a run with others may take it from the run alone, as part of a loss or of a tensor's norm: the same
+products in passes of other sizes, whose sums torch divides otherwise."""
+
 OTHER_PROCESSOR = {
     torch.float32: {"losses": 2e-4, "logits": 2e-3, "adapter": 2e-2, "merged": 2e-2},
     torch.bfloat16: {"losses": 2e-2, "logits": 5e-2, "adapter": 3e-1, "merged": 3e-1},

@@ -16,11 +16,14 @@ from inlay.io.fingerprint import short
 from inlay.kernels import native
 from inlay.methods.contract import Method
 from inlay.options import purpose
-from inlay.options.flags import Common, Data, OnBase, Verbose
+from inlay.options.flags import Common, Data, OnBase, Verbose, repeated
 from inlay.options.parse import METHOD_FIELD, from_mapping, given, to_mapping, value_of, with_method
+from inlay.options.swept import swept
 from inlay.options.types import one_of
 from inlay.report.watch import watch
 from inlay.screen import count, say, size
+from inlay.sweeps import sweep as sweeps
+from inlay.sweeps import table, words
 from inlay.tasks.causal_lm import unpacked_because
 from inlay.tasks.contract import DEFAULT_TASK
 from inlay.text.mask import show
@@ -54,6 +57,13 @@ class Train(OnBase):
     eval_data: str | None = None
     """Held-out rows; without it, a part of the data is held out."""
 
+    sweep: repeated(str) = ()  # type: ignore[valid-type]  # an annotation built by a function
+    """Train all combinations at once on one base, each into a directory of its own: NAME=VALUE,VALUE of any setting, field of
+    the method, or the method."""
+
+    each: tuple[str, ...] = ()
+    """Files of rows in place of DATA, each with adapters of its own, all trained at once."""
+
     resume: Path | None = None
     """Go on with the run that was to write this directory and was stopped; every setting is as it began."""
 
@@ -72,25 +82,27 @@ class Train(OnBase):
     def run(self) -> int:
         """Prepare, say what will happen, train, say what happened."""
         with screen.bar("loading"):
-            chosen = purpose.choose(tasks.find(self.task), open_base(self.model), self.data, self.from_adapter)
+            data = sweeps.sources_of(self.data or None, self.each)[0]
+            chosen = purpose.choose(tasks.find(self.task), open_base(self.model), data, self.from_adapter)
             base = self.load(chosen)
         say("base", f"{base.describe()} · {base.fingerprint}")
         method = self._method()
         if self.show_tokens:
-            return self._show_tokens(base, getattr(method, "num_virtual_tokens", 0))
+            return self._show_tokens(base, data, getattr(method, "num_virtual_tokens", 0))
+        how: dict[str, Any] = dict(
+            method=method,
+            output=self.output,
+            eval_data=self.eval_data,
+            from_adapter=self.from_adapter,
+            settings=self.settings,
+            resume=self.resume is not None,
+            begun=self._begun(base),
+        )
+        if self.sweep or self.each:
+            return self._run_all(base, [chosen.data or data, *self.each[1:]], how)
         with screen.bar("preparing") as update:
-            job = jobs.prepare(
-                base,
-                chosen.data or self.data,
-                method=method,
-                output=self.output,
-                eval_data=self.eval_data,
-                from_adapter=self.from_adapter,
-                settings=self.settings,
-                resume=self.resume is not None,
-                begun=self._begun(base),
-                doing=lambda what, done, total: update(done, total, what),
-            )
+            how["doing"] = lambda what, done, total: update(done, total, what)
+            job = jobs.prepare(base, chosen.data or data, **how)
         announce(job)
         if job.resumed is not None:
             say("resumed", f"after {job.resumed.step} of {job.state.plan.num_steps} steps")
@@ -106,12 +118,28 @@ class Train(OnBase):
             screen.emit(report.as_dict())
         return 130 if report.interrupted else int(report.diverged)
 
+    def _run_all(self, base: Base, sources: Sequence[Any], how: dict[str, Any]) -> int:
+        """Many runs at once."""
+        over = swept(self.sweep, how["method"])
+        with screen.bar("preparing") as update:
+            doing = lambda what, done, total: update(done, total, what)  # noqa: E731
+            runs = sweeps.prepare(base, sources, over=over, **how, doing=doing)
+        words.announce(runs, over)
+        with screen.bar("step") as update:
+            found = runs.run(table.watch(update, runs.jobs))
+        print(table.lines(found))
+        words.conclude(runs, found)
+        if self.json:
+            screen.emit(table.as_dict(found))
+        return 130 if found.interrupted else 0
+
     def _begun(self, base: Base) -> dict[str, Any]:
         """What `inlay train --resume` needs to do the same from anywhere."""
         values = to_mapping(self) | {"dtype": str(base.dtype).removeprefix("torch.")}
         for name in ("model", "data", "output", "eval_data", "from"):
             if values[name] is not None and (name == "output" or os.path.exists(values[name])):
                 values[name] = os.path.abspath(values[name])
+        values["each"] = [os.path.abspath(path) if os.path.exists(path) else path for path in self.each]
         return {name: value for name, value in values.items() if name not in OF_THE_MOMENT}
 
     def _method(self) -> Method | None:
@@ -122,9 +150,9 @@ class Train(OnBase):
         going_on.check_method(self.from_adapter, formats.outline(self.from_adapter).method, method)
         return None
 
-    def _show_tokens(self, base: Base, num_virtual: int) -> int:
+    def _show_tokens(self, base: Base, data: str, num_virtual: int) -> int:
         purpose.check_continues(base.spec, f"--show-tokens {self.show_tokens}")
-        rows, notes = run_rows.first_rows(base, self.data, self.show_tokens, self.eval_data, self.settings, num_virtual)
+        rows, notes = run_rows.first_rows(base, data, self.show_tokens, self.eval_data, self.settings, num_virtual)
         for note in notes:
             say("data" if note == notes[0] else "", note)
         for i, example in enumerate(rows):
@@ -155,16 +183,20 @@ OF_THE_MOMENT = ("json", "debug", "verbose", "show_tokens", "config", "resume")
 def command(arguments: Sequence[str]) -> Any:
     """The command with the flags of the method that the arguments, or their configuration file, name.
 
-    With --show-tokens nothing is written, so that --output need not be given; with --resume nothing else need.
+    With --show-tokens nothing is written, so that --output need not be given; with --each no DATA; with --resume nothing else.
     """
     if value_of("--resume", arguments) is not None:
         return Resume
     values = given(arguments)
     cls = with_method(Train, values)
-    if str(values.get("show_tokens") or 0) == "0":
+    absent: list[tuple[str, Any, Any]] = []
+    if str(values.get("show_tokens") or 0) != "0":
+        absent.append(("output", Path, dataclasses.field(default=Path())))
+    if values.get("each") or value_of("--each", arguments) is not None:
+        absent.append(("data", Data, dataclasses.field(default="")))
+    if not absent:
         return cls
-    nowhere = ("output", Path, dataclasses.field(default=Path()))
-    return dataclasses.make_dataclass(cls.__name__, [nowhere], bases=(cls,), frozen=True, kw_only=True)
+    return dataclasses.make_dataclass(cls.__name__, absent, bases=(cls,), frozen=True, kw_only=True)
 
 
 def announce(job: jobs.Job) -> None:
