@@ -6,7 +6,7 @@ Every event has a line, which stays. In a terminal a bar under the lines shows w
 import contextlib
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from rich.console import Console
@@ -72,6 +72,27 @@ def say(label: str, text: str) -> None:
 def fact(label: str, text: str) -> None:
     """One line on stdout, labelled unless the label is empty; a newline out of a file begins no other."""
     print((f"{label:<{_LABEL_WIDTH}}" if label else "") + printable(text, in_one_line=True))
+
+
+def has_colours() -> bool:
+    """Stdout is a terminal that shows colours, and nobody asked for none (`NO_COLOR`)."""
+    out = _coloured()
+    return out.is_terminal and out.color_system is not None and not out.no_color
+
+
+def styled(pieces: Iterable[tuple[str, str]]) -> None:
+    """One line on stdout of (text, colours as rich names them)."""
+    line = Text("")
+    for text, style in pieces:
+        line.append(printable(text, in_one_line=True), style)
+    with contextlib.suppress(AttributeError):  # stdout was closed
+        _coloured().print(line)
+
+
+def _coloured() -> Console:
+    """The terminal on stdout, past what takes control characters out: colours are such."""
+    file = sys.stdout._stream if isinstance(sys.stdout, _Printable) else sys.stdout
+    return Console(file=file, highlight=False, soft_wrap=True, markup=False)
 
 
 def emit(values: dict[str, Any]) -> None:

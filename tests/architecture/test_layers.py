@@ -16,7 +16,7 @@ LAYERS = [
     {"report"},
     {"evaluation", "export", "runs", "serve"},
     {"base"},
-    {"generation"},
+    {"generation", "gate"},
     {"tasks"},
     {"model"},
     {"layout", "combine"},

@@ -6,9 +6,8 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
-from inlay.data import forms
 from inlay.data.rows import Row
-from inlay.data.split import MIN_ROWS_TO_HOLD_OUT, divided, hold_out
+from inlay.data.split import MIN_ROWS_TO_HOLD_OUT, hold_out
 
 
 def rows_of(prompts):
@@ -69,23 +68,3 @@ def test_what_was_held_out_before_still_is():
     rows = rows_of([f"p{i}" for i in range(100)])
     random.Random(1).shuffle(rows)
     assert sources(hold_out(rows, 0.05)[1]) == ["x:10", "x:12", "x:28", "x:37", "x:54", "x:67"]
-
-
-def test_held_out_rows_that_are_trained_on_too_are_counted():
-    train = [{"prompt": f"p{i}", "completion": f"c{i}"} for i in range(30)]
-    others = [{"prompt": "p1", "completion": "another"}, {"prompt": "q", "completion": "c1"}]
-    for held, notes in (
-        (train[:3] + others, ["held out: 3 of 5 rows are trained on too: no measure of new ones"]),
-        (others, []),
-    ):
-        parts = divided(forms.read, train, held, 0.05)
-        assert len(parts.held_out) == len(held)
-        assert [note for note in parts.notes if "trained on too" in note] == notes
-    assert not divided(forms.read, train, None, 0.05).notes
-
-
-def test_a_validation_split_of_rows_that_are_trained_on_is_said(tmp_path):
-    for name in ("train", "valid"):
-        (tmp_path / f"{name}.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
-    notes = divided(forms.read, tmp_path, None, 0.05).notes
-    assert any("1 of 1 rows are trained on too" in note for note in notes)

@@ -21,6 +21,7 @@ from typing import Any
 
 ORDER = (
     "demo",
+    "data",
     "plan",
     "train",
     "compare",

@@ -10,7 +10,10 @@ import tyro
 
 from inlay import formats, methods, screen, tasks
 from inlay.base.base import Base
+from inlay.cli._findings import say_findings
+from inlay.data import sources
 from inlay.data.split import MIN_ROWS_TO_HOLD_OUT
+from inlay.gate.findings import Check
 from inlay.gguf.opening import open_base
 from inlay.io.fingerprint import short
 from inlay.kernels import native
@@ -40,7 +43,8 @@ class Train(OnBase):
     """Everything but the method's own flags."""
 
     data: Data
-    """The rows: a JSONL, JSON, CSV or Parquet file, a folder of them, or a data set on the hub."""
+    """The rows: a JSONL, JSON, CSV or Parquet file, a folder of them, or a data set on the hub; several of these, drawn by
+    weight, as a.jsonl:3,b.jsonl:1."""
 
     output: Path
     """The directory that will hold the adapter; it must not exist."""
@@ -73,6 +77,10 @@ class Train(OnBase):
     show_tokens: int = 0
     """Print this many rows with the trained tokens marked, and stop."""
 
+    check: Check = "warn"
+    """What is odd in the rows is counted, refused (error) or not looked for (off); what can't be trained on is refused
+    always."""
+
     verbose: Verbose = False
     """Say which way the rows take through the model, and why."""
 
@@ -97,6 +105,7 @@ class Train(OnBase):
             settings=self.settings,
             resume=self.resume is not None,
             begun=self._begun(base),
+            check=self.check,
         )
         if self.sweep or self.each:
             return self._run_all(base, [chosen.data or data, *self.each[1:]], how)
@@ -136,7 +145,9 @@ class Train(OnBase):
     def _begun(self, base: Base) -> dict[str, Any]:
         """What `inlay train --resume` needs to do the same from anywhere."""
         values = to_mapping(self) | {"dtype": str(base.dtype).removeprefix("torch.")}
-        for name in ("model", "data", "output", "eval_data", "from"):
+        for name in ("data", "eval_data"):
+            values[name] = values[name] and sources.absolute(values[name])
+        for name in ("model", "output", "from"):
             if values[name] is not None and (name == "output" or os.path.exists(values[name])):
                 values[name] = os.path.abspath(values[name])
         values["each"] = [os.path.abspath(path) if os.path.exists(path) else path for path in self.each]
@@ -210,6 +221,7 @@ def announce(job: jobs.Job) -> None:
     say("", f"{count(train.num_tokens)} tokens, {trained_on} trained on{_left_out(job)}")
     for note in [*job.notes, *train.notes, *([f"{train.advice} of the rows"] if train.advice else [])]:
         say("", note)
+    say_findings(job.findings)
     if not is_causal:
         say("task", purpose.describe(base))
     say("held out", _held_out(job))

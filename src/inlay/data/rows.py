@@ -10,7 +10,10 @@ Message = dict[str, Any]
 
 @runtime_checkable  # the tests check it where they check shapes
 class Kept(Protocol):
-    """What splitting and counting need of a row, whatever its task."""
+    """What splitting, counting and the gate need of a row, whatever its task."""
+
+    @property
+    def source(self) -> str: ...
 
     @property
     def prompt(self) -> Any: ...

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -12,7 +13,7 @@ from inlay import extras, licenses
 from inlay.data import arrow, files, folders
 from inlay.data.files import Numbered
 from inlay.data.keys import cut
-from inlay.errors import DataError, FormatError, UnknownNameError, explain, few, nearest
+from inlay.errors import ConfigError, DataError, FormatError, UnknownNameError, explain, few, nearest
 from inlay.names import in_utf8
 
 Source = Any  # a path or name, a sequence of rows, a datasets.Dataset or a pandas.DataFrame: those are not imported for a hint
@@ -51,6 +52,10 @@ class Data(Generic[Found]):
     """The source has no other split than the one that was read: whatever it is read for, it has these rows."""
     license: str | None
     """The licence that its card names: README.md in the folder, or beside the file; on the hub that of the data set."""
+    unused: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    """Columns that are not used -> the rows that have them."""
+    mixed: Mapping[str, tuple[int, float]] = dataclasses.field(default_factory=dict)
+    """Of a mixture: the name of each file -> (the number of its part, the weight of that)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,8 +81,8 @@ def read(source: "Source | Data[Found]", rows_of: RowsOf[Found], splits: Sequenc
     **Arguments:**
 
     - `source`: a file, a folder, either with `:SPLIT` behind it, the name of a data set on the hub, `owner/name` or
-      `owner/name:split`; a list of rows, a `datasets.Dataset` or `DatasetDict`, or a `pandas.DataFrame`. What was read
-      before is not read again.
+      `owner/name:split`; several of these with their weights, see `mixture`; a list of rows, a `datasets.Dataset` or
+      `DatasetDict`, or a `pandas.DataFrame`. What was read before is not read again.
     - `splits`: the first of these that it has is read; for training the validation split is read beside it.
 
     **Raises:**
@@ -87,6 +92,8 @@ def read(source: "Source | Data[Found]", rows_of: RowsOf[Found], splits: Sequenc
     """
     if isinstance(source, Data):
         return source
+    if parts := mixture(source):
+        return _mixed(parts, rows_of, splits)
     opened = _open(source)
     wanted = next((split for split in splits if split in opened.splits), None)
     if wanted is None:
@@ -108,13 +115,80 @@ def read(source: "Source | Data[Found]", rows_of: RowsOf[Found], splits: Sequenc
     if left:
         notes.append(f"left alone: {', '.join(few(left))}")
     held_name = ", ".join(few([part.name for part in held_parts]))
-    return Data(name_of(source), rows, held, held_name, tuple(notes), len(opened.splits) == 1, license_of(source))
+    is_whole = len(opened.splits) == 1
+    return Data(name_of(source), rows, held, held_name, tuple(notes), is_whole, license_of(source), dict(unused))
+
+
+def absolute(name: str) -> str:
+    """The name of a source that means the same from any folder, as far as it names files that there are."""
+    if parts := mixture(name):
+        return ",".join(f"{absolute(part)}:{weight:g}" for part, weight in parts)
+    return os.path.abspath(name) if os.path.exists(name) else name
+
+
+def has(source: Source, split: str) -> bool:
+    """A source, or a part of a mixture, has rows of a split."""
+    return any(split in _open(part).splits for part, _ in mixture(source) or [(source, 1.0)])
+
+
+def mixture(source: Source) -> list[tuple[str, float]]:
+    """The parts of a mixture, such as `a.jsonl:3,b.jsonl:1`, each with its weight; none of what is no mixture.
+
+    A part without a number weighs 1. What exists under the whole name is no mixture.
+
+    **Raises:**
+
+    - `ConfigError`: a weight is 0.
+    """
+    text = str(source) if isinstance(source, str | os.PathLike) else ""
+    found = [_PART.fullmatch(part.strip()) for part in text.split(",")]
+    matches = [match for match in found if match]
+    if len(matches) < 2 or len(matches) < len(found) or not any(match[2] for match in matches) or os.path.exists(text):
+        return []
+    parts = [(match[1], float(match[2] or 1)) for match in matches]
+    if not all(weight for _, weight in parts):
+        do = "leave the part out, or give it a weight above 0"
+        raise ConfigError(explain("a part of a mixture has no weight", found=text, do=do))
+    return parts
+
+
+_PART = re.compile(r"([^,]+?)(?::(\d+(?:\.\d+)?))?")
+"""A part of a mixture: a source, a weight."""
+
+
+def _mixed(parts: Sequence[tuple[str, float]], rows_of: RowsOf[Found], splits: Sequence[str]) -> Data[Found]:
+    """The rows of all parts, one after the other. Files of one name get the number of their part before it."""
+    mixed: dict[str, tuple[int, float]] = {}
+    read_parts: list[Data[Found]] = []
+    for number, (part, weight) in enumerate(parts):
+
+        def named(values: Iterable[Numbered], name: str, unused: Counter[str]) -> list[Found]:
+            own = name if mixed.get(name, (number,))[0] == number else f"{number + 1}/{name}"  # noqa: B023
+            mixed[own] = number, weight  # noqa: B023
+            return rows_of(values, own, unused)
+
+        read_parts.append(read(part, named, splits))
+    licenses_found = {part.license for part in read_parts}
+    unused = sum((Counter(part.unused) for part in read_parts), Counter[str]())
+    return Data(
+        ",".join(f"{each.name}:{weight:g}" for each, (_, weight) in zip(read_parts, parts, strict=True)),
+        [row for each in read_parts for row in each.rows],
+        [row for each in read_parts for row in each.held_out],
+        ", ".join(each.held_out_name for each in read_parts if each.held_out_name),
+        tuple(f"{each.name}: {note}" for each in read_parts for note in each.notes),
+        all(each.is_whole for each in read_parts),
+        licenses_found.pop() if len(licenses_found) == 1 else None,
+        unused,
+        mixed,
+    )
 
 
 def name_of(source: Source) -> str:
     """What a source is called, without the folders that it lies in: what may be told to others."""
     if isinstance(source, Data):
         return source.name
+    if parts := mixture(source):
+        return ",".join(f"{name_of(part)}:{weight:g}" for part, weight in parts)
     if isinstance(source, str | os.PathLike):
         text = str(source)
         path, split = _path_of(text)
@@ -128,6 +202,9 @@ def license_of(source: Source) -> str | None:
     """The licence that the card of a source names, where it has one."""
     if isinstance(source, Data):
         return source.license
+    if parts := mixture(source):
+        found = {license_of(part) for part, _ in parts}
+        return found.pop() if len(found) == 1 else None
     if not isinstance(source, str | os.PathLike):
         return None
     path, _ = _path_of(str(source))

@@ -24,6 +24,8 @@ class Divided(Generic[AnyRow]):
     held_out: list[AnyRow]
     notes: tuple[str, ...]
     """What there is to say about them."""
+    found: Data[AnyRow]
+    """What was read of the source."""
 
 
 def divided(
@@ -36,20 +38,14 @@ def divided(
         held = read(eval_data, VALIDATION)
         notes += [f"held out: {note}" for note in held.notes]
         notes += [f"left alone: {found.held_out_name}, since other rows are held out"] * bool(found.held_out)
-        return Divided(found.rows, held.rows, (*notes, *_seen(found.rows, held.rows)))
+        return Divided(found.rows, held.rows, tuple(notes), found)
     if found.held_out and fraction:
-        notes += [f"held out: {found.held_out_name}, as the data has it", *_seen(found.rows, found.held_out)]
-        return Divided(found.rows, found.held_out, tuple(notes))
+        notes.append(f"held out: {found.held_out_name}, as the data has it")
+        return Divided(found.rows, found.held_out, tuple(notes), found)
     if found.held_out:
-        return Divided(found.rows, [], (*notes, f"left alone: {found.held_out_name}, since nothing is held out"))
-    return Divided(*hold_out(found.rows, fraction), tuple(notes))
-
-
-def _seen(rows: Sequence[Kept], held_out: Sequence[Kept]) -> list[str]:
-    """What there is to say where rows that are held out are trained on too."""
-    known = {_number(row.content()) for row in rows}
-    count = sum(_number(row.content()) in known for row in held_out)
-    return [f"held out: {count:,} of {len(held_out):,} rows are trained on too: no measure of new ones"] * bool(count)
+        notes.append(f"left alone: {found.held_out_name}, since nothing is held out")
+        return Divided(found.rows, [], tuple(notes), found)
+    return Divided(*hold_out(found.rows, fraction), tuple(notes), found)
 
 
 def hold_out(rows: Sequence[AnyRow], fraction: float) -> tuple[list[AnyRow], list[AnyRow]]:
@@ -64,7 +60,7 @@ def hold_out(rows: Sequence[AnyRow], fraction: float) -> tuple[list[AnyRow], lis
         return list(rows), []
     wanted = max(1.0, fraction * len(rows))
     groups = _groups(rows, int(2 * wanted))
-    held = {key for key in groups if _number(key) < fraction * 2**64}
+    held = {key for key in groups if hash64(key) < fraction * 2**64}
     most = min(2 * wanted, len(rows) - 1)
     if not 0 < sum(len(groups[key]) for key in held) <= most:
         held = _smallest(groups, wanted, most)
@@ -75,7 +71,7 @@ def hold_out(rows: Sequence[AnyRow], fraction: float) -> tuple[list[AnyRow], lis
 def _smallest(groups: Mapping[str, Sequence[int]], wanted: float, most: float) -> set[str]:
     """The groups of the smallest hashes: as many as hold `wanted` rows, and `most` at most."""
     held, total = set[str](), 0
-    for key in sorted(groups, key=_number):
+    for key in sorted(groups, key=hash64):
         if total < wanted and total + len(groups[key]) <= most:
             held.add(key)
             total += len(groups[key])
@@ -95,7 +91,7 @@ def _groups(rows: Sequence[Kept], most: int) -> dict[str, list[int]]:
     return groups
 
 
-def _number(key: str) -> int:
+def hash64(key: str) -> int:
     """A hash of 64 bits."""
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big")
 

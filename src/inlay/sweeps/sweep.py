@@ -18,6 +18,7 @@ from inlay.base.base import Base
 from inlay.data.sources import Source, name_of
 from inlay.errors import ConfigError, DivergedError, InlayError, OutputError, explain, within_memory
 from inlay.formats import peft
+from inlay.gate.findings import Check
 from inlay.io import output as output_directory
 from inlay.io import records
 from inlay.methods.contract import Method
@@ -147,6 +148,7 @@ def prepare(
     settings: Settings | None = None,
     resume: bool = False,
     begun: Mapping[str, Any] | None = None,
+    check: Check = "warn",
     doing: Callable[[str, int, int | None], None] = lambda what, done, total: None,
 ) -> Runs:
     """Read and check everything that the runs need; rows that several have are read once. The base stays as it is.
@@ -167,11 +169,13 @@ def prepare(
     read: dict[Any, run_rows.RunRows] = {}
     found, finished = dict[str, Job](), dict[str, Report]()
 
-    def read_once(base: Base, source: Source, eval_data: Source | None, settings: Settings, *how: Any) -> Any:
+    def read_once(
+        base: Base, source: Source, eval_data: Source | None, settings: Settings, *how: Any, check: Check
+    ) -> Any:
         num_virtual, heard = how
         key = (id(source), run_rows.longest_row(base, settings.max_length, num_virtual))
         if key not in read:
-            read[key] = run_rows.read(base, source, eval_data, settings, num_virtual, heard)
+            read[key] = run_rows.read(base, source, eval_data, settings, num_virtual, heard, check=check)
         return read[key]
 
     for one in chosen:
@@ -184,7 +188,8 @@ def prepare(
             "output": place / one.name,
             "resume": resume,
         }
-        how |= {"eval_data": eval_data, "from_adapter": from_adapter, "doing": doing, "read": read_once}
+        how |= {"eval_data": eval_data, "from_adapter": from_adapter, "check": check, "doing": doing}
+        how["read"] = read_once
         found[one.name] = jobs.prepare(base, one.source, **how)
     if not found:
         do = f"inlay eval MODEL DATA --adapter {place / chosen[0].name}"
@@ -213,6 +218,7 @@ def sweep(
     eval_data: Source | None = None,
     from_adapter: str | Path | None = None,
     resume: bool = False,
+    check: Check = "warn",
     progress: bool | None = None,
     max_steps: int | None = Settings.max_steps,
     epochs: float = Settings.epochs,
@@ -255,7 +261,7 @@ def sweep(
     given = locals()
     settings = Settings(**{field.name: given[field.name] for field in dataclasses.fields(Settings)})
     sources = sources_of(source, each)
-    names = ("method", "output", "eval_data", "from_adapter", "resume")
+    names = ("method", "output", "eval_data", "from_adapter", "resume", "check")
     how: dict[str, Any] = {name: given[name] for name in names}
     shown = screen.is_watched() if progress is None else progress
     with screen.bar("step", shown=shown) as update:

@@ -149,6 +149,7 @@ def _prepare(
         num_trained=num_targets(kept),
         **longer,
         notes=tuple(f"{number:,} {note}" for note, number in form.notes(rows).items()),
+        longer=tuple(sample.row.source for sample in samples if form.length(sample) > max_length),
     )
 
 

@@ -58,14 +58,16 @@ def prepare(
     """
     check_tokenizer(tokenizer)
     examples: list[Example] = []
-    lengths, ends, notes = array.array("l"), set[int](), Counter[str]()
+    lengths, ends, notes, beyond = array.array("l"), set[int](), Counter[str](), dict[str, None]()
     for example in _examples(rows, tokenizer, train_on, progress):
         lengths.append(len(example.input_ids))
         ends.update(example.ends)
         notes.update(example.notes)
+        beyond |= {example.source: None} if lengths[-1] > max_length else {}
         examples += fit(example, max_length, too_long or "drop")
     longer = left_out(lengths, max_length, too_long, positions, may_be_empty=may_be_empty, num_left=len(examples))
-    return Prepared(**_about(rows, examples, notes), **longer, max_length=max_length, ends=tuple(sorted(ends)))
+    about = _about(rows, examples, notes) | longer
+    return Prepared(**about, max_length=max_length, ends=tuple(sorted(ends)), longer=tuple(beyond))
 
 
 def _about(rows: Sequence[Row], examples: list[Example], notes: Counter[str]) -> dict[str, Any]:

@@ -91,6 +91,8 @@ class Prepared:
     """The tokens that end what is trained on, where the task has such."""
     notes: tuple[str, ...] = ()
     """What was done to rows that are not trained on just as they stand, each with how often."""
+    longer: tuple[str, ...] = ()
+    """Where the rows that are longer than max_length came from."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,6 +22,7 @@ from inlay.data.sources import Data, Source, license_of, name_of
 from inlay.errors import DataError, explain, within_memory
 from inlay.evaluation import golden, score
 from inlay.formats import peft
+from inlay.gate.findings import Check, Findings
 from inlay.io import output as output_directory
 from inlay.io import records
 from inlay.io.checkpoint import hub_name
@@ -107,6 +108,8 @@ class Job:
     """The command that makes it again; None where Python gave rows, which no command names."""
     notes: tuple[str, ...] = ()
     """What there is to say about the data: columns that are not used, files that are left alone."""
+    findings: Findings | None = None
+    """What the gate found in the rows; None where it did not look."""
     begun: Mapping[str, Any] | None = None
     """How a command began it, for the one that goes on."""
     resumed: Resumed | None = None
@@ -255,6 +258,7 @@ def prepare(
     settings: Settings | None = None,
     resume: bool = False,
     begun: Mapping[str, Any] | None = None,
+    check: Check = "warn",
     doing: Callable[[str, int, int | None], None] = lambda what, done, total: None,
     read: Callable[..., run_rows.RunRows] = run_rows.read,
 ) -> Job:
@@ -269,6 +273,7 @@ def prepare(
     - `from_adapter`: an adapter of this base that the training goes on from.
     - `resume`: go on with the same run into `output` where it was stopped, if it has kept a state (`inlay.training.saves`).
     - `begun`: how a command begins it, for the one that goes on.
+    - `check`: how strict the gate is with the rows: "warn" counts what is odd in them, "error" refuses it, "off" does not look.
     - `doing`: hears what is being done, how much of it is done, and of how much in all, where that is known.
     - `read`: what reads the rows; runs that share them read them once.
 
@@ -283,7 +288,8 @@ def prepare(
     saves = Saves(output, settings.save_every)
     saves.check(resume)
     method, earlier = _method(base, method, from_adapter, output.resolve().name)
-    rows = read(base, source, eval_data, settings, getattr(method, "num_virtual_tokens", 0), doing)
+    num_virtual = getattr(method, "num_virtual_tokens", 0)
+    rows = read(base, source, eval_data, settings, num_virtual, doing, check=check)
     doing("measuring what the adapter starts from", 0, None)
     evaluated = split.spread(rows.held_out.examples if rows.held_out else [], settings.eval_rows)
     adapter = earlier or _new(base, output.resolve().name, method, rows.train.examples, settings)
@@ -291,6 +297,7 @@ def prepare(
     goes_on = None if from_adapter is None else going_on.about(from_adapter)
     resumed = _resumed(state, saves) if resume else None
     about = {"goes_on": goes_on, "license": license_of(source), "notes": rows.notes, "begun": begun, "resumed": resumed}
+    about["findings"] = rows.findings
     about["command"] = _command(base, source, eval_data, state, None if goes_on is None else goes_on["name"])
     return Job(base, state, output, rows.train, rows.held_out, name_of(source), evaluated, saves, **about)
 
@@ -338,7 +345,11 @@ def _state(
             explain("an adapter would learn nothing from these rows", found=why, do="more rows, in larger steps")
         )
     digests = {**base.fingerprint.as_dict(), "rows": rows.digest, "held out": rows.held_out_digest}
-    return TrainState.new(adapter, settings, chosen, num_held_out=num_held_out, goes_on=goes_on, digests=digests)
+    if rows.parts:
+        digests["mixture"] = ":".join(f"{weight:g}" for weight, _ in rows.parts)
+    state = TrainState.new(adapter, settings, chosen, num_held_out=num_held_out, goes_on=goes_on, digests=digests)
+    state.parts = rows.parts
+    return state
 
 
 def _method(

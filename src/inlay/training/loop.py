@@ -140,7 +140,8 @@ class _Run:
             self._measure_start()
         self._catch_up()
         self._say("")
-        order = schedule.order(len(examples), plan.batch_size, plan.num_steps, state.settings.seed, start=progress.step)
+        num_rows, seed = len(examples), state.settings.seed
+        order = schedule.order(num_rows, plan.batch_size, plan.num_steps, seed, progress.step, parts=state.parts)
         for numbers in order:
             yield [examples[i] for i in numbers]
             if self.saves is not None:

@@ -10,6 +10,10 @@ from inlay.base.checks import check_rows
 from inlay.data import split
 from inlay.data.sources import Data, Source
 from inlay.errors import DataError, explain
+from inlay.gate.findings import Check, Findings
+from inlay.gate.gate import Gate
+from inlay.runs import mixing
+from inlay.runs.mixing import Part
 from inlay.tasks.contract import Prepared
 from inlay.training.settings import Settings
 
@@ -29,6 +33,10 @@ class RunRows:
     """Likewise, of the rows that are held out."""
     notes: tuple[str, ...]
     """What there is to say about the data."""
+    findings: Findings | None = None
+    """What the gate found in it; None where it did not look."""
+    parts: tuple[Part, ...] = ()
+    """Of a mixture: its parts, with the numbers of the samples that are theirs."""
 
 
 def read(
@@ -38,6 +46,8 @@ def read(
     settings: Settings,
     num_virtual: int,
     doing: Callable[[str, int, int | None], None],
+    *,
+    check: Check = "warn",
 ) -> RunRows:
     """The rows of `source` as samples of the base's task; those held out are of `eval_data`, or a part of them.
 
@@ -45,10 +55,12 @@ def read(
 
     - `num_virtual`: positions that virtual tokens take in front of each row.
     - `doing`: hears what is being done, how much of it is done, and of how much in all, where that is known.
+    - `check`: how strict the gate is.
 
     **Raises:**
 
-    - `DataError`, `FormatError`, `UnknownNameError`: the data is missing, malformed, or leaves nothing to train on.
+    - `DataError`, `FormatError`, `UnknownNameError`: the data is missing, malformed, leaves nothing to train on, or is stopped
+      at the gate.
     - `CompatibilityError`: rows have tokens that the model has no embeddings for.
     """
     doing("reading rows", 0, None)
@@ -66,7 +78,31 @@ def read(
             held_rows, *how, may_be_empty=not is_own, progress=lambda done, _: doing(what, after + done, num_rows)
         )
     check_rows(base, [*train.examples, *(held_out.examples if held_out else ())])
-    return RunRows(train, held_out, split.digest(rows), split.digest(held_rows), parts.notes)
+    findings = None if check == "off" else _examined(base, parts, train, held_out, doing)
+    if findings is not None:
+        findings.enforce(check)
+    mixed = mixing.parts(parts.found, train.examples)
+    notes = (*parts.notes, *([mixing.in_words(parts.found, mixed)] if mixed else []))
+    return RunRows(train, held_out, split.digest(rows), split.digest(held_rows), notes, findings, mixed)
+
+
+def _examined(
+    base: Base,
+    parts: split.Divided[Any],
+    train: Prepared,
+    held_out: Prepared | None,
+    doing: Callable[[str, int, int | None], None],
+) -> Findings:
+    """What the gate finds in the rows of a run."""
+    doing("looking for faults in the rows", 0, None)
+    gate = Gate(base.tokenizer, has_answers=not base.spec.pools)
+    gate.see(parts.rows)
+    gate.see_samples(train, parts.rows)
+    if held_out is not None:
+        gate.see(parts.held_out, held_out=True)
+        gate.see_samples(held_out, parts.held_out)
+    gate.see_unused(parts.found.unused, len(parts.rows))
+    return gate.findings()
 
 
 def first_rows(

@@ -6,9 +6,12 @@ Linear decay, and 3 % of the steps but at least 5 as warm-up: what the QLoRA pap
 training recipes (linear decay) use.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
+
+from inlay.runs import mixing
+from inlay.runs.mixing import Part
 
 WARMUP_FRACTION = 0.03
 MIN_WARMUP_STEPS = 5
@@ -27,15 +30,24 @@ def factor(step: int, num_steps: int) -> float:
     return max(0.0, (num_steps - step) / max(1, num_steps - warmup))
 
 
-def order(num_rows: int, batch_size: int, num_steps: int, seed: int, start: int = 0) -> Iterator[list[int]]:
+def order(
+    num_rows: int, batch_size: int, num_steps: int, seed: int, start: int = 0, *, parts: Sequence[Part] = ()
+) -> Iterator[list[int]]:
     """Row numbers of every step from `start` on: each pass over the data in a new order drawn from `seed`, steps running across
-    passes."""
+    passes. Of a mixture, whose `parts` have all the rows, see `inlay.runs.mixing.passes`."""
     generator = torch.Generator().manual_seed(seed)
+    passes = mixing.passes(num_rows, parts, generator) if parts else _whole(num_rows, generator)
     waiting: list[int] = []
     used = 0
     for step in range(num_steps):
         while len(waiting) - used < batch_size:
-            waiting, used = waiting[used:] + torch.randperm(num_rows, generator=generator).tolist(), 0
+            waiting, used = waiting[used:] + next(passes), 0
         if step >= start:
             yield waiting[used : used + batch_size]
         used += batch_size
+
+
+def _whole(num_rows: int, generator: torch.Generator) -> Iterator[list[int]]:
+    """Passes over all rows."""
+    while True:
+        yield torch.randperm(num_rows, generator=generator).tolist()

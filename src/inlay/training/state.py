@@ -34,6 +34,7 @@ from inlay.errors import CompatibilityError, FormatError, explain, few
 from inlay.methods import hooks
 from inlay.methods.contract import Method
 from inlay.model.adapter import Adapter
+from inlay.runs.mixing import Part
 from inlay.runs.progress import Progress
 from inlay.training.settings import Plan, Settings
 
@@ -94,6 +95,8 @@ class TrainState:
     versions: dict[str, str]
     threads: int
     """Threads that torch computes with: sums are divided among them."""
+    parts: tuple[Part, ...] = ()
+    """Of a mixture: its parts, which have the numbers of all rows; their weights are among the digests."""
 
     @classmethod
     def new(

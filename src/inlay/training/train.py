@@ -8,6 +8,7 @@ from typing import Any, Literal
 from inlay import screen
 from inlay.base.base import Base
 from inlay.data.sources import Source
+from inlay.gate.findings import Check
 from inlay.methods.contract import Method
 from inlay.report import watch
 from inlay.runs.progress import Progress
@@ -24,6 +25,7 @@ def train(
     eval_data: Source | None = None,
     from_adapter: str | Path | None = None,
     resume: bool = False,
+    check: Check = "warn",
     progress: bool | None = None,
     on_step: Callable[[Progress], object] | None = None,
     max_steps: int | None = Settings.max_steps,
@@ -47,12 +49,14 @@ def train(
     **Arguments:**
 
     - `base`: what `inlay.load` gave.
-    - `source`, `eval_data`: rows of the task that the base was loaded for: a path, a name on the hub, a list of dictionaries, a
-      `datasets.Dataset` or a `pandas.DataFrame`; see `inlay.data.sources.read`.
+    - `source`, `eval_data`: rows of the task that the base was loaded for: a path, a name on the hub, a list of
+      dictionaries, a `datasets.Dataset` or a `pandas.DataFrame`; see `inlay.data.sources.read`.
     - `method`: how to adapt, as a method or by its name; lora, or that of `from_adapter`, unless given.
     - `output`: the directory that will hold the adapter; it must not exist. Its last part is the adapter's name.
     - `from_adapter`: an adapter of this base that the training goes on from.
     - `resume`: go on with this same run where it was stopped; with none that was, it begins.
+    - `check`: what is odd in the rows is counted ("warn"), refused ("error") or not looked for ("off"); see
+      `docs/guides/check.md`.
     - `progress`: show what is being done on stderr; where somebody watches it, a terminal or a notebook, unless given.
     - `on_step`: called after every step, and its evaluation, with where the run stands. What it raises ends the run, and is
       raised again once what was learned is written.
@@ -70,7 +74,7 @@ def train(
     """
     given = locals()
     settings = Settings(**{field.name: given[field.name] for field in dataclasses.fields(Settings)})
-    names = ("method", "output", "eval_data", "from_adapter", "resume")
+    names = ("method", "output", "eval_data", "from_adapter", "resume", "check")
     how: dict[str, Any] = {name: given[name] for name in names}
     shown = screen.is_watched() if progress is None else progress
     with screen.bar("step", shown=shown, timed=False) as update:
