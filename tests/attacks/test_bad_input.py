@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from inlay.formats.peft import TENSORS
 from inlay.io import output
 from inlay.io.records import RECORD
-from tests.support import bases, forks
+from tests.support import bases, disks, forks
 from tests.support.command import run
 from tests.support.refusals import generate, refused, train
 
@@ -281,22 +281,11 @@ def test_a_disk_with_too_little_room(place, capsys, monkeypatch):
     refused(capsys, "merge", place / "base", place / "good", "--output", place / "new", says=["disk is full"])
 
 
-def _with_full_disk(place):
-    """A file system of 16 kB at place/small, or None where none can be mounted."""
-    small = place / "small"
-    small.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", small], capture_output=True)
-    return small if done.returncode == 0 else None
-
-
 def test_a_disk_that_fills_while_writing(place, capsys, monkeypatch):
     monkeypatch.setattr(output, "check_space", lambda path, num_bytes: None)
     monkeypatch.setenv("TMPDIR", str(place))
     monkeypatch.setattr("tempfile.tempdir", None)
-    small = _with_full_disk(place)
-    if small is None:
-        pytest.skip("no file system can be mounted here")
-    try:
+    with disks.small(place / "small", 16_384) as small:
         merge = ["merge", place / "base", place / "good", "--output", small / "new"]
         status, _, err = run(capsys, *merge)
         assert status == 1
@@ -308,8 +297,6 @@ def test_a_disk_that_fills_while_writing(place, capsys, monkeypatch):
         assert list(small.iterdir()) == []
         kept = Path(err.split("kept:")[1].split()[0])  # what was trained is not lost
         assert run(capsys, *generate(kept.parent, kept.name, model="base"))[0] == 0
-    finally:
-        subprocess.run(["umount", small], check=True)
 
 
 def _start(place, *extra):

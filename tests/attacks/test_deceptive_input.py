@@ -1,9 +1,13 @@
 """Input that would make a result silently wrong: other weights than those that are checked, numbers that are none, layers that
 pass an adapter by."""
 
+import dataclasses
+import functools
 import json
 import shutil
+import signal
 import sys
+import time
 from io import StringIO
 
 import pytest
@@ -19,8 +23,8 @@ from inlay.formats.peft import TENSORS
 from inlay.io import fingerprint
 from inlay.tasks.causal_lm import prepare
 from inlay.training import loop
+from inlay.training.divergence import diverged
 from inlay.training.settings import Settings
-from inlay.training.step import diverged
 from tests.support import bases, models
 from tests.support.command import run
 
@@ -199,11 +203,76 @@ def test_a_run_that_diverges_after_a_good_evaluation_keeps_that_and_says_so(
         "--eval-every",
         2,
     ]
-    status, _, err = run(capsys, *arguments)
+    with pytest.warns(UserWarning, match="the training diverged: planted; step 5: rows.jsonl:"):
+        status, _, err = run(capsys, *arguments)
     assert status == 1
     assert "diverged  after 4 of 9 steps; the adapter of step 4, before that, is kept" in err
     assert (tmp_path / "new" / TENSORS).exists()
     assert json.loads((tmp_path / "new" / "inlay.json").read_text())["training"]["best_step"] == 4
+
+
+def lost(step, *sources, factor=torch.nan):
+    """Plants NaN, or larger numbers, into the losses of these rows from a step on."""
+    seen = []
+
+    def loss_of(whole, base, examples):
+        seen.append(examples)
+        loss = whole(base, examples)
+        bad = len(seen) > step and any(example.source.endswith(sources) for example in examples)
+        return loss * factor if bad else loss
+
+    return loss_of
+
+
+def test_a_loss_that_is_lost_names_its_step_and_its_rows(base_directory, tmp_path):
+    rows = bases.jsonl(tmp_path / "rows.jsonl", bases.rows(10))
+    base = inlay.load(base_directory)
+    base.spec = dataclasses.replace(base.spec, loss_of=functools.partial(lost(0, ":3", ":7"), base.spec.loss_of))
+    with pytest.raises(DivergedError) as caught:
+        inlay.train(base, rows, output=tmp_path / "new", max_steps=9, batch_size=10, eval_fraction=0)
+    assert caught.value.found[0].startswith("loss nan")
+    assert sorted(caught.value.found[1].removeprefix("step 1: ").split(", ")) == ["rows.jsonl:3", "rows.jsonl:7"]
+    assert not (tmp_path / "new").exists()
+
+
+def test_what_was_learned_before_a_loss_was_lost_is_kept_without_held_out_rows(base_directory, tmp_path):
+    rows = bases.jsonl(tmp_path / "rows.jsonl", bases.rows(10))
+    base = inlay.load(base_directory)
+    how = dict(batch_size=10, eval_fraction=0, learning_rate=1e-2, method=inlay.Lora(r=2, lora_alpha=4))
+    inlay.train(base, rows, output=tmp_path / "whole", max_steps=40, on_step=halting(24), **how)
+    base.spec = dataclasses.replace(base.spec, loss_of=functools.partial(lost(25, ":3"), base.spec.loss_of))
+    with pytest.warns(UserWarning, match=r"the training diverged: loss nan.* step 26: rows.jsonl:3$"):
+        report = inlay.train(base, rows, output=tmp_path / "new", max_steps=40, **how)
+    assert (report.diverged, report.best_step, report.steps) == (True, 25, 25)
+    assert (tmp_path / "new" / TENSORS).read_bytes() == (tmp_path / "whole" / TENSORS).read_bytes()
+
+
+def halting(step):
+    def listen(progress):
+        if progress.step == step:
+            signal.raise_signal(signal.SIGINT)
+            time.sleep(0.01)  # it is heard
+
+    return listen
+
+
+def test_a_loss_that_explodes_ends_the_run(base_directory, tmp_path):
+    rows = bases.jsonl(tmp_path / "rows.jsonl", bases.rows(40))
+    base = inlay.load(base_directory)
+    how = dict(batch_size=10, eval_fraction=0, max_steps=60, learning_rate=0.03, method=inlay.Lora(r=2, lora_alpha=4))
+    for factor, steps in ((2.0, None), (5.0, 25)):
+        loss_of = functools.partial(lost(20, "", factor=factor), base.spec.loss_of)
+        planted, output = inlay.load(base_directory), tmp_path / str(factor)
+        planted.spec = dataclasses.replace(base.spec, loss_of=loss_of)
+        if steps is None:  # twice as much is no more than hard rows may be
+            assert inlay.train(planted, rows, output=output, **how).steps == 60
+            continue
+        seen = []
+        with pytest.raises(DivergedError, match=r"loss 4\.\d+ over the first 10 steps") as caught:
+            inlay.train(planted, rows, output=output, on_step=lambda p, seen=seen: seen.append(p.step), **how)
+        assert seen[-1] < steps
+        assert "--learning-rate 0.01" in str(caught.value)
+        assert not output.exists()
 
 
 class Shared(nn.Module):

@@ -241,9 +241,9 @@ class Talk:
         row = json.dumps({"messages": messages}, ensure_ascii=False)
         try:
             output.write_file(path, f"{row}\n".encode())
-        except OSError as error:
-            found, do = f"{path}: {error.strerror or error}", "/save FILE, in a folder of yours"
-            raise OutputError(explain("the conversation could not be written", found=found, do=do)) from None
+        except OutputError as error:
+            wrong, do = "the conversation could not be written", "/save FILE, in a folder of yours"
+            raise OutputError(explain(wrong, found=error.found, do=do)) from None
         cut = sum(turn.is_cut for turn in self.turns)
         say("wrote", f"{path}: {len(self.turns)} answers, {cut} of them cut and not to be trained on (weight 0)")
 

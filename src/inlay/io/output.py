@@ -137,7 +137,7 @@ def handled(handler: Callable[[int, Any], None]) -> Iterator[dict[signal.Signals
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all, and sync it; its folder is made where it is missing."""
+    """Write a file whole or not at all, and sync it; its folder is made where it is missing. What `new_file` raises."""
     with new_file(path) as partial:
         partial.write_bytes(content)
 
@@ -147,10 +147,14 @@ def new_file(path: Path) -> Iterator[Path]:
     """An empty file that takes the place of `path` when the block ends, synced, and vanishes when it fails.
 
     A request to end waits for that. The folder is made where it is missing.
+
+    **Raises:**
+
+    - `OutputError`: it can't be written there, or the disk is full.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     prefix = _prefix(path)
-    with _Shielded():
+    with refusals(path), _Shielded():
+        path.parent.mkdir(parents=True, exist_ok=True)
         _sweep(path.parent, prefix)
 
         def made() -> str:

@@ -119,9 +119,13 @@ class Writer:
         text += b" " * (-len(text) % 8)
         self.num_bytes = 8 + len(text) + end
         self._file = path.open("wb")
-        self._file.write(len(text).to_bytes(8, "little") + text)
-        self._data_start = self._file.tell()
-        self._file.truncate(self.num_bytes)
+        self._data_start = 8 + len(text)
+        try:
+            self._file.write(len(text).to_bytes(8, "little") + text)
+            self._file.truncate(self.num_bytes)
+        except OSError:
+            self.close()
+            raise
 
     def put(self, name: str, tensor: Tensor) -> None:
         """Write the tensor called `name`."""

@@ -28,7 +28,7 @@ class Progress:
     interrupted: bool = False
     """Ctrl-C, or the system, ended the run before its last step."""
     diverged: bool = False
-    """The loss became infinite after some evaluation; the adapter is that of the best one, or of the last."""
+    """The loss left all bounds; the adapter is that of the best evaluation, or of the last step whose loss was in them."""
     failure: Exception | None = None
     """What ended the run before its last step, or in an evaluation; the adapter is that of the last step."""
 

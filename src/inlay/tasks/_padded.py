@@ -49,6 +49,11 @@ class Sample:
     types: tuple[int, ...] = ()
     """Which of two texts each token belongs to, where the model asks for that."""
 
+    @property
+    def source(self) -> str:
+        """Where the row came from."""
+        return self.row.source
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Form:

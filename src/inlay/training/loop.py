@@ -1,6 +1,7 @@
 """The loop around the training step: from where a run stands to its last step, with the evaluations that are due."""
 
 import time
+import warnings
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, TypeVar
 
@@ -12,9 +13,10 @@ from inlay.model.batch import Rows
 from inlay.runs.progress import Progress
 from inlay.training import schedule
 from inlay.training.attaching import attached
+from inlay.training.divergence import check_finite, check_loss, diverged, has_learned, is_finite, located
 from inlay.training.saves import Saves
 from inlay.training.state import TrainState
-from inlay.training.step import check_finite, diverged, is_finite, step_
+from inlay.training.step import step_
 from inlay.training.stop import Stop
 
 Answer = TypeVar("Answer")
@@ -116,11 +118,12 @@ class _Run:
         assert held >= {id(tensor) for tensor in state.trained.values()}, "the optimiser moves what is attached"
         try:
             yield from self._steps(examples)
-        except DivergedError:
+        except DivergedError as error:
             if not progress.step:  # it may be the base that is at fault, which then says so
                 self._measure_start()
-            if not state.best.step:
+            if not (state.best.step or (is_finite(state) and has_learned(progress))):
                 raise
+            warnings.warn(f"{error.wrong}: {'; '.join(error.found)}", stacklevel=2)
             progress.diverged = True
         except KeyboardInterrupt:
             if not progress.step:
@@ -143,7 +146,12 @@ class _Run:
         num_rows, seed = len(examples), state.settings.seed
         order = schedule.order(num_rows, plan.batch_size, plan.num_steps, seed, progress.step, parts=state.parts)
         for numbers in order:
-            yield [examples[i] for i in numbers]
+            rows = [examples[i] for i in numbers]
+            try:
+                yield rows
+            except DivergedError as error:
+                raise located(self.base, state, rows, error) from None
+            check_loss(state)
             if self.saves is not None:
                 self.saves.offer(state, now=self.stop.asked)
             if progress.step == 1 and not state.goes_on:
@@ -170,7 +178,7 @@ class _Run:
         state, progress, best = self.state, self.progress, self.state.best
         evaluated = bool(progress.eval_losses) and progress.eval_losses[-1][0] == progress.step
         chosen = best.by_loss and evaluated and progress.failure is None
-        if progress.diverged or chosen or (not is_finite(state) and best.step):
+        if chosen or (best.step and (progress.diverged or not is_finite(state))):
             best.restore_(state.trained)
             progress.best_step = best.step
         else:

@@ -110,8 +110,7 @@ class Saves:
         with output.locked(self.path):
             try:
                 if how is not None:
-                    with output.refusals(self.path):
-                        output.write_file(self.path / BEGUN, json.dumps(how, indent=1).encode())
+                    output.write_file(self.path / BEGUN, json.dumps(how, indent=1).encode())
                 self._last = time.monotonic()
                 yield
             except BaseException as error:
@@ -148,7 +147,7 @@ class Saves:
             return
         start = time.monotonic()
         try:
-            with output.refusals(self.path), output.new_file(self.path / STATE) as partial:
+            with output.new_file(self.path / STATE) as partial:
                 safetensors.write_tensors(partial, state.tensors(), {VALUES: json.dumps(state.values())})
         except Exception as error:
             warnings.warn(f"the state of step {state.progress.step} was not kept: {error}", stacklevel=2)

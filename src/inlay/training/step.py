@@ -16,9 +16,9 @@ import torch
 
 from inlay import process
 from inlay.base.base import Base
-from inlay.errors import DivergedError, explain
 from inlay.methods.hooks import StepHooks
 from inlay.training import schedule
+from inlay.training.divergence import diverged
 from inlay.training.state import TrainState
 
 
@@ -88,25 +88,3 @@ def move_(state: TrainState) -> None:
     state.optimizer.step()
     if isinstance(method, StepHooks):
         method.after_step(state.adapter.params, done, plan.num_steps, state.method_state)
-
-
-def check_finite(state: TrainState) -> None:
-    """Refuse tensors that a last step has thrown out of bounds: `step_` sees only what they were before.
-
-    **Raises:**
-
-    - `DivergedError`: a tensor holds NaN or infinity.
-    """
-    if not is_finite(state):
-        raise diverged(state, "the adapter's tensors are not finite")
-
-
-def is_finite(state: TrainState) -> bool:
-    """No tensor that is trained holds NaN or infinity."""
-    return all(bool(torch.isfinite(tensor).all()) for tensor in state.trained.values())
-
-
-def diverged(state: TrainState, found: str) -> DivergedError:
-    """The error of a run whose numbers are not finite."""
-    rate = state.plan.learning_rate
-    return DivergedError(explain("the training diverged", found=found, do=f"--learning-rate {rate / 3:.1g}"))
