@@ -41,3 +41,13 @@ def peak_rss_bytes() -> int:
         unit = 1 if sys.platform == "darwin" else 1024
         return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return psutil.Process().memory_info().rss
+
+
+def rss_bytes() -> int:
+    """The memory that this process holds now, mapped pages among it."""
+    return psutil.Process().memory_info().rss
+
+
+def virtual_bytes() -> int:
+    """The addresses that this process has taken, used or not: what `ulimit -v` counts."""
+    return psutil.Process().memory_info().vms

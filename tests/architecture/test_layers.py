@@ -11,7 +11,7 @@ SOURCE = Path(__file__).parents[2] / "src" / "inlay"
 LAYERS = [
     {"cli"},
     {"options"},
-    {"sweeps"},
+    {"planning", "sweeps"},
     {"training", "http"},
     {"report"},
     {"evaluation", "export", "runs", "serve"},

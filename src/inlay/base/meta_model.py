@@ -5,16 +5,16 @@ quantiser here only takes modules away, so that the library never reads a quanti
 """
 
 import functools
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from inlay import quant, tasks
+from inlay.base import heads
 from inlay.errors import CompatibilityError, explain
 from inlay.gguf import packed
-from inlay.io import configuration
 from inlay.io.checkpoint import Checkpoint
 from inlay.layout import stored
 from inlay.modules.frozen import Placeholder, is_linear_layer
@@ -44,8 +44,8 @@ _TABLES = {
 """Where `transformers` lists the architectures that each of these classes makes, by type of model."""
 
 
-def meta(checkpoint: Checkpoint, auto_class: str = "AutoModelForCausalLM") -> nn.Module:
-    """The model of a checkpoint without any weights: its modules and their shapes.
+def meta(checkpoint: Checkpoint, auto_class: str = "AutoModelForCausalLM", labels: Sequence[str] = ()) -> nn.Module:
+    """The model of a checkpoint without any weights: its modules and their shapes; `labels`: the names of its classes.
 
     **Raises:**
 
@@ -55,7 +55,7 @@ def meta(checkpoint: Checkpoint, auto_class: str = "AutoModelForCausalLM") -> nn
 
     auto: Any = getattr(transformers, auto_class)
     try:
-        config = configuration.read(checkpoint.directory)
+        config = heads.configuration(checkpoint, labels)
         with torch.device("meta"):
             model: nn.Module = auto.from_config(config, trust_remote_code=False)
     except Exception as error:  # whatever the code of a thousand architectures raises

@@ -1,38 +1,80 @@
-"""Say what an adapter of a method would be on a base, before any weight is read."""
+"""Say what a run would take and train, before any weight is read."""
 
+import contextlib
 import dataclasses
 import math
-from collections.abc import Sequence
-from typing import Any
+import os
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
 
-from inlay import methods, screen
+import tyro
+
+from inlay import methods, screen, tasks
 from inlay.base import meta_model
+from inlay.base.base import Base
+from inlay.base.checks import chosen_device
+from inlay.base.load import default_dtype
 from inlay.cli.inspect import modules
-from inlay.gguf.opening import open_outline
+from inlay.core.product import DTYPES
+from inlay.errors import InlayError
+from inlay.gguf.opening import open_base, open_outline
+from inlay.io.checkpoint import Checkpoint
 from inlay.layout.decoder import decoder_of
 from inlay.layout.layout import Layout
-from inlay.options.flags import Common, Model
+from inlay.options import purpose
+from inlay.options.flags import Budgeted, OnBase
 from inlay.options.parse import METHOD_FIELD, given, with_method
+from inlay.options.types import one_of
+from inlay.planning import foreseen
+from inlay.planning.outline import outline
+from inlay.runs.forecast import Forecast
 from inlay.screen import count, say, size
+from inlay.tasks.contract import DEFAULT_TASK
+from inlay.training.settings import Settings
 
 BYTES_PER_WEIGHT = 16
 """Of a trained weight in float32: itself, its gradient, and the optimiser's two moments."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Plan(Common):
-    """The base's configuration is enough."""
+class Plan(OnBase, Budgeted):
+    """The base's configuration and tokenizer are enough. With rows it says what a run over them takes."""
 
-    model: Model
-    """The base: a directory, or a name on the hub."""
+    data: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")] = None
+    """The rows, as for train; without them, what the adapter alone is."""
 
-    method: str = "lora"
+    task: Annotated[str, one_of(tasks.names())] = DEFAULT_TASK
+    """What to learn."""
+
+    method: Annotated[str, one_of(methods.names())] = "lora"
     """How to adapt."""
+
+    eval_data: str | None = None
+    """Held-out rows; without it, a part of the data is held out."""
+
+    settings: Settings
+    """How to train."""
 
     def run(self) -> int:
         """Count and print."""
-        checkpoint = open_outline(self.model)
         method = getattr(self, METHOD_FIELD)
+        if self.data is None:
+            return self._alone(method)
+        with screen.bar("planning") as update:
+            base, found = planned(self, method, lambda what, done, total: update(done, total, what))
+        say("base", f"{base.checkpoint.name} · {count(base.num_weights)} weights")
+        say("data", f"{self.data} · {found.rows.train.num_rows:,} rows of {found.rows.train.form}")
+        say("steps", str(found.plan))
+        for label, text in lines(found.forecast, base.spec.unit):
+            say(label, text)
+        say_choice(found)
+        if self.json:
+            way = dataclasses.asdict(found.way)
+            screen.emit({**found.forecast.as_dict(), "method": methods.name_of(method), **way})
+        return 0
+
+    def _alone(self, method: Any) -> int:
+        checkpoint = open_outline(self.model)
         model = meta_model.meta(checkpoint)
         layout = Layout(model, lambda: decoder_of(model, None))
         shapes = layout.wanted(method)
@@ -46,6 +88,77 @@ class Plan(Common):
         if self.json:
             screen.emit({"trainable_parameters": trained, "base_parameters": total, "method": methods.name_of(method)})
         return 0
+
+
+def planned(given: Any, method: Any, doing: Callable[[str, int, int | None], None]) -> tuple[Base, foreseen.Planned]:
+    """(an outline of its base, the run) of a command with the flags of a `Plan`."""
+    checkpoint = _opened(given.model)
+    chosen = purpose.choose(tasks.find(given.task), checkpoint, given.data)
+    dtype = DTYPES[given.dtype] if given.dtype else default_dtype(checkpoint, chosen_device(given.device))
+    base = outline(checkpoint, chosen.spec, chosen.labels, dtype)
+    how: dict[str, Any] = {"eval_data": given.eval_data, "quantize": given.quantize, "doing": doing}
+    return base, foreseen.planned(base, chosen.data or given.data, method, given.settings, given.budget, **how)
+
+
+def _opened(model: str) -> Checkpoint:
+    """What a base is made of: with the headers of its weights where they lie here, and never more than that."""
+    if os.path.exists(os.path.expanduser(model)):
+        with contextlib.suppress(InlayError):
+            return open_base(model)
+    return open_outline(model, whole=True)
+
+
+def lines(forecast: Forecast, unit: str) -> list[tuple[str, str]]:
+    """A forecast as labelled lines."""
+    left_out = [
+        f"{number:,} rows longer than a row may be {what}"
+        for number, what in ((forecast.num_dropped, "left out"), (forecast.num_windowed, "cut into windows"))
+        if number
+    ]
+    targets = f"{count(forecast.supervised_per_epoch)} {'of them' if unit == 'token' else f'{unit}s'} trained on"
+    tokens = [f"{count(forecast.tokens_per_epoch)} an epoch", targets, *left_out]
+    device = f" · {size(forecast.device_bytes)} of the device" if forecast.device_bytes else ""
+    return [
+        ("trained", f"{forecast.trainable_parameters:,} weights · file {size(forecast.adapter_bytes)}"),
+        ("tokens", " · ".join(tokens)),
+        ("memory", f"about {size(forecast.memory_bytes)} at most{device}"),
+        ("disk", f"{size(forecast.disk_bytes)} at most"),
+        ("time", f"{_about(forecast)}, {duration(forecast.seconds_per_epoch)} an epoch, by {forecast.measured_on}"),
+    ]
+
+
+def needs(first: Forecast, then: Forecast) -> str:
+    """What a run needs, as its batches say, and as was foreseen without them."""
+    device = f" · {size(then.device_bytes)} of the device" if then.device_bytes else ""
+    return (
+        f"{size(then.memory_bytes)} memory{device} · {_about(then)} "
+        f"(measured on {then.measured_on}; {size(first.memory_bytes)} and {duration(first.seconds)} were foreseen)"
+    )
+
+
+def _about(forecast: Forecast) -> str:
+    return f"about {duration(forecast.seconds)}"
+
+
+def duration(seconds: float) -> str:
+    """A time for people: 40 s, 12 min, 3.5 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def say_choice(found: foreseen.Planned) -> None:
+    """What was chosen so that a run keeps to its budget, and what that costs; nothing where it is as it was asked for."""
+    if found.forecast is found.asked:
+        return
+    way, then, asked = found.way, found.forecast, found.asked
+    flags = [f"--micro-batch-tokens {way.micro_batch_tokens}"] * (way.micro_batch_tokens is not None)
+    flags += [f"--quantize {way.quantize}"] * (way.quantize is not None)
+    say(
+        "chosen",
+        f"{' '.join(flags)}: about {size(then.memory_bytes)} in place of {size(asked.memory_bytes)}, "
+        f"{duration(then.seconds)} in place of {duration(asked.seconds)}; a step still sees {found.plan.batch_size} rows",
+    )
 
 
 def command(arguments: Sequence[str]) -> Any:

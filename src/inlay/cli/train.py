@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,19 +12,23 @@ import tyro
 from inlay import formats, methods, screen, tasks
 from inlay.base.base import Base
 from inlay.cli._findings import say_findings
+from inlay.cli.plan import needs, planned, say_choice
 from inlay.data import sources
 from inlay.data.split import MIN_ROWS_TO_HOLD_OUT
+from inlay.errors import ConfigError, explain
 from inlay.gate.findings import Check
 from inlay.gguf.opening import open_base
 from inlay.io.fingerprint import short
 from inlay.kernels import native
 from inlay.methods.contract import Method
 from inlay.options import purpose
-from inlay.options.flags import Common, Data, OnBase, Verbose, repeated
+from inlay.options.flags import Budgeted, Common, Data, OnBase, Verbose, repeated
 from inlay.options.parse import METHOD_FIELD, from_mapping, given, to_mapping, value_of, with_method
 from inlay.options.swept import swept
 from inlay.options.types import one_of
+from inlay.planning import foreseen
 from inlay.report.watch import watch
+from inlay.runs.budget import Budget
 from inlay.screen import count, say, size
 from inlay.sweeps import sweep as sweeps
 from inlay.sweeps import table, words
@@ -39,7 +44,7 @@ from inlay.training.state import MIN_ROWS_TO_CHOOSE
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Train(OnBase):
+class Train(OnBase, Budgeted):
     """Everything but the method's own flags."""
 
     data: Data
@@ -89,6 +94,23 @@ class Train(OnBase):
 
     def run(self) -> int:
         """Prepare, say what will happen, train, say what happened."""
+        start, bounds = time.monotonic(), self.budget
+        if (self.sweep or self.each) and bounds != Budget():
+            wrong, do = "a budget is of one run, and these are many", "leave it out: inlay plan says what one takes"
+            raise ConfigError(explain(wrong, found="--memory, --time or --disk with --sweep or --each", do=do))
+        if (self.memory or self.disk) and self.resume is None and not self.show_tokens:
+            return self._within(bounds)._run(start, bounds)
+        return self._run(start, bounds)
+
+    def _within(self, bounds: Budget) -> "Train":
+        """The same, run in the way that keeps to these bounds; it says which that is."""
+        with screen.bar("planning") as update:
+            found = planned(self, getattr(self, METHOD_FIELD), lambda what, done, total: update(done, total, what))[1]
+        say_choice(found)
+        settings = dataclasses.replace(self.settings, micro_batch_tokens=found.way.micro_batch_tokens)
+        return dataclasses.replace(self, quantize=found.way.quantize, settings=settings)
+
+    def _run(self, start: float, bounds: Budget) -> int:
         with screen.bar("loading"):
             data = sweeps.sources_of(self.data or None, self.each)[0]
             chosen = purpose.choose(tasks.find(self.task), open_base(self.model), data, self.from_adapter)
@@ -120,12 +142,18 @@ class Train(OnBase):
         if self.verbose:
             say("path", path(base))
             say("kernels", kernels())
+        with screen.bar("measuring"):
+            deadline = None if bounds.seconds is None else start + bounds.seconds
+            forecasts = foreseen.measured(job, bounds, deadline)
+        say("needs", needs(*forecasts))
+        for note in foreseen.notes(job, deadline):
+            say("note", note)
         with screen.bar("step", timed=False) as update:
             report = job.run(watch(update, base.spec.unit))
         _conclude(job, report, self.model)
         if self.json:
             screen.emit(report.as_dict())
-        return 130 if report.interrupted else int(report.diverged)
+        return 130 if report.interrupted and not job.bounds.ended_by_time else int(report.diverged)
 
     def _run_all(self, base: Base, sources: Sequence[Any], how: dict[str, Any]) -> int:
         """Many runs at once."""
@@ -298,7 +326,7 @@ def _conclude(job: jobs.Job, report: jobs.Report, model: str) -> None:
         say("diverged", f"{done}; the adapter of step {report.best_step}, before that, is kept")
     if report.interrupted and report.best_step == report.steps:
         say(
-            "stopped",
+            "time is up" if job.bounds.ended_by_time else "stopped",
             f"{done}; what was learned so far is kept" + ("" if report.eval_loss is not None else ", not evaluated"),
         )
     elif report.interrupted:
@@ -323,6 +351,8 @@ def _conclude(job: jobs.Job, report: jobs.Report, model: str) -> None:
         f"{report.seconds:.0f} s · {report.tokens_per_second:,.0f} tokens/s, prompts included · "
         f"{size(report.peak_rss_bytes)} at most",
     )
+    if job.bounds.watch is not None and job.bounds.watch.num_splits:
+        say("note", f"{job.bounds.watch.num_splits:,} micro-batches were split, so that the memory held them")
     if report.interrupted:
         say("go on", f"inlay train --resume {report.output}")
     say("try it", _try_it(job.base, model, str(report.output)))

@@ -25,7 +25,7 @@ from inlay.errors import CompatibilityError, UnknownNameError, explain, few
 from inlay.gguf import config, names, packed, tokenizer
 from inlay.gguf.header import GgufHeader, GgufTensor, read_header
 from inlay.io import counts, json_files, output, safetensors
-from inlay.io.checkpoint import Checkpoint, identity, open_checkpoint, open_config
+from inlay.io.checkpoint import MODEL_FILES, Checkpoint, identity, open_checkpoint, open_config
 from inlay.io.fingerprint import cache_directory
 from inlay.io.safetensors import TensorEntry
 
@@ -56,10 +56,13 @@ def open_base(source: str | Path) -> Checkpoint:
     return open_checkpoint(source) if path is None else _opened(path)
 
 
-def open_outline(source: str | Path) -> Checkpoint:
-    """The same without the weights of a directory or a name, which need not be there."""
+def open_outline(source: str | Path, *, whole: bool = False) -> Checkpoint:
+    """The same without the weights of a directory or a name, which need not be there; `whole`: with all that lies beside them,
+    such as the tokenizer."""
     path = _file_of(source)
-    return open_config(source) if path is None else _opened(path)
+    if path is not None:
+        return _opened(path)
+    return open_config(source, MODEL_FILES) if whole else open_config(source)
 
 
 def stored_as(checkpoint: Checkpoint) -> dict[str, str]:

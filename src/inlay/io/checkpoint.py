@@ -50,7 +50,7 @@ _LEFT_BY_TRAINERS = ("trainer_state.json", "*_results.json")
 _SINGLE = "model.safetensors"
 """The one weight file of a model that is not spread over several."""
 
-_MODEL_FILES = ["*.json", "*.jinja", "*.model", "*.txt", "README.md"]
+MODEL_FILES = ["*.json", "*.jinja", "*.model", "*.txt", "README.md"]
 """What is fetched of a model before its weights: of these only the files that are read, see `_fetch_weights`."""
 
 _LARGEST_BESIDE = 100_000_000
@@ -102,7 +102,7 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
     - `UnknownNameError`: there is no such directory or name.
     - `FormatError`: the directory holds no model, only pickles, or a broken file.
     """
-    model = open_config(source, _MODEL_FILES)
+    model = open_config(source, MODEL_FILES)
     if not os.path.isdir(os.path.expanduser(source)):
         _fetch_weights(model)
     tensors: dict[str, safetensors.TensorEntry] = {}

@@ -96,11 +96,12 @@ class Layout:
         return order._replace(strange=order.strange | common)
 
     def first_position(self, limit: int) -> int:
-        """The row of the table of positions that the first token gets, of as many rows as `limit`; 0 without such a table."""
+        """The row of the table of positions that the first token gets, of as many rows as `limit`; 0 without such a table, or
+        without weights."""
         tables = [
             p for p, m in self.maps.items() if m.kind == "embedding" and p != self.table and m.in_features == limit
         ]
-        if not tables:
+        if not tables or targets.device_of(self.modules[""]).type == "meta":
             return 0
         with self._plainly():
             return trial.first_position(self.modules, tables)

@@ -12,6 +12,8 @@ from inlay import extras, quant, screen
 from inlay.errors import ConfigError, OutputError, explain
 from inlay.io import output
 from inlay.options.types import one_of
+from inlay.runs import budget
+from inlay.runs.budget import Budget
 
 if TYPE_CHECKING:
     from inlay.base.base import Base
@@ -93,6 +95,34 @@ Verbose = Annotated[bool, tyro.conf.arg(aliases=["-v"])]
 Model = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
 Data = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
 AdapterDirectory = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ADAPTER")]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Budgeted(Common):
+    """Flags that bound what a run may take."""
+
+    memory: Annotated[str | None, tyro.conf.arg(metavar="SIZE")] = None
+    """The most memory that the run may hold, such as 6GB; it takes fewer tokens at a time for that, then a base in nf4."""
+
+    time: Annotated[str | None, tyro.conf.arg(metavar="TIME")] = None
+    """The most time from here on, such as 2h or 90min: the run then ends with an adapter that is evaluated and written."""
+
+    disk: Annotated[str | None, tyro.conf.arg(metavar="SIZE")] = None
+    """The most that the run may add to the disk, such as 20GB, a base that it quantises among it."""
+
+    @property
+    def budget(self) -> Budget:
+        """What these flags name.
+
+        **Raises:**
+
+        - `ConfigError`: one is no size, or no time.
+        """
+        return Budget(
+            memory_bytes=None if self.memory is None else budget.num_bytes("--memory", self.memory),
+            seconds=None if self.time is None else budget.num_seconds("--time", self.time),
+            disk_bytes=None if self.disk is None else budget.num_bytes("--disk", self.disk),
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

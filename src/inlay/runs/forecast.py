@@ -1,7 +1,6 @@
 """What a run of training will take: weights, bytes, tokens and seconds, as one value of plain numbers.
 
-`inlay.runs.needs` computes one before any weight is read; `inlay.runs.measure` corrects it by what some of the run's own batches
-took.
+`inlay.runs.needs` computes one before any weight is read; `inlay.runs.measure` corrects it by what some of its batches took.
 """
 
 import dataclasses

@@ -121,6 +121,8 @@ def _problem(base: Loaded) -> str | None:
         return f"its attention is {attention.of(base.model.config)}"
     if getattr(base.model.config.get_text_config(), "attention_chunk_size", None):
         return "it attends in chunks"  # counted from the start of a row, whatever the positions say
+    if targets.device_of(base.model).type == "meta":
+        return None  # an outline can't be called
     attention.adopt_(base.model, base.router)  # without it, the masks of packed rows do the same
     fuse_rotation_(base.model.base_model, is_packing)
     examples = _probe(head.out_features)

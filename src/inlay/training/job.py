@@ -29,6 +29,8 @@ from inlay.io.checkpoint import hub_name
 from inlay.methods.contract import Method
 from inlay.model.adapter import Adapter
 from inlay.process import peak_rss_bytes
+from inlay.runs.bounds import Bounds
+from inlay.runs.forecast import Forecast
 from inlay.runs.progress import Progress
 from inlay.tasks.contract import Prepared
 from inlay.text import stops
@@ -114,6 +116,10 @@ class Job:
     """How a command began it, for the one that goes on."""
     resumed: Resumed | None = None
     """Where it goes on from; None where it begins."""
+    forecast: Forecast | None = None
+    """What it was foreseen to take, for the record; None where nobody asked."""
+    bounds: Bounds = dataclasses.field(default_factory=Bounds)
+    """The memory and the time that it keeps to."""
 
     @within_memory()
     def run(self, listener: Callable[[Progress], None] = lambda progress: None) -> Report:
@@ -130,16 +136,15 @@ class Job:
         """
         stop = Stop()
         with stop.heard():
-            return loop.alone(self.base, self.state, self.steps(stop, listener), stop)
+            return loop.alone(self.base, self.state, self.steps(stop, listener), stop, self.bounds.watch)
 
     def steps(self, stop: Stop, listener: Callable[[Progress], None]) -> loop.Steps[Report]:
         """The same, with its steps made by whoever asks for them; see `inlay.training.loop.Steps`."""
         start, saves = time.perf_counter(), self.saves
         _ = self.base.about_base  # for the record: found now, it can't fail once something is learned
         with saves.kept(self.begun):
-            progress = yield from loop.steps(
-                self.base, self.state, self.train.examples, self.evaluated, listener=listener, stop=stop, saves=saves
-            )
+            how: dict[str, Any] = {"listener": listener, "stop": stop, "saves": saves, "bounds": self.bounds}
+            progress = yield from loop.steps(self.base, self.state, self.train.examples, self.evaluated, **how)
             report = self._report(progress, time.perf_counter() - start)
             kept = keep.keep(
                 lambda directory, whole: self._write(directory, progress, report, whole),
@@ -221,7 +226,8 @@ class Job:
 
     def _record(self, progress: Progress, report: Report) -> dict[str, Any]:
         state = self.state
-        resumed = {} if self.resumed is None else {"resumed_at": self.resumed.step}
+        others = {} if self.resumed is None else {"resumed_at": self.resumed.step}
+        others |= {} if self.forecast is None else {"forecast": self.forecast.as_dict()}
         return {
             "method": state.about_method,
             "data": {
@@ -235,7 +241,7 @@ class Job:
                 **dataclasses.asdict(state.settings),
                 **dataclasses.asdict(state.plan),
                 **{key: value for key, value in report.as_dict().items() if key not in ("output", "adapter_bytes")},
-                **resumed,
+                **others,
                 "losses": [round(loss, 6) for loss in progress.losses],
                 "eval_losses": progress.eval_losses,
                 "command": self.command,

@@ -10,7 +10,9 @@ from inlay.errors import DivergedError
 from inlay.evaluation.loss import evaluate
 from inlay.methods import hooks
 from inlay.model.batch import Rows
+from inlay.runs.bounds import Bounds
 from inlay.runs.progress import Progress
+from inlay.runs.watch import Watch
 from inlay.training import schedule
 from inlay.training.attaching import attached
 from inlay.training.divergence import check_finite, check_loss, diverged, has_learned, is_finite, located
@@ -29,8 +31,8 @@ Steps = Generator[Sequence[Any], None, Answer]
 """A run that hands out the rows of its next step, and goes on once that is made; what the step raises is thrown into it."""
 
 
-def alone(base: Base, state: TrainState, run: Steps[Answer], stop: Stop) -> Answer:
-    """Make the steps of a run one after the other; what it comes to."""
+def alone(base: Base, state: TrainState, run: Steps[Answer], stop: Stop, watch: Watch | None = None) -> Answer:
+    """Make the steps of a run one after the other, within the memory of `watch`; what it comes to."""
     error: BaseException | None = None
     while True:
         try:
@@ -41,7 +43,7 @@ def alone(base: Base, state: TrainState, run: Steps[Answer], stop: Stop) -> Answ
         try:
             error = None
             with stop.may_cut():
-                step_(base, state, examples)
+                step_(base, state, examples, watch)
         except BaseException as problem:  # the run knows what to do
             error = problem
 
@@ -55,6 +57,7 @@ def steps(
     stop: Stop,
     listener: Callable[[Progress], None] = lambda progress: None,
     saves: Saves | None = None,
+    bounds: Bounds | None = None,
 ) -> Steps[Progress]:
     """Attach the adapter of a run and go through the steps that are left; it then has the tensors of the best evaluation, or of
     the last step.
@@ -69,6 +72,7 @@ def steps(
     - `stop`: what hears the requests to end.
     - `listener`: hears of every step with its evaluation, once; before, of each thing that is being done (`Progress.doing`).
     - `saves`: what keeps the state of the run as it goes, to go on from.
+    - `bounds`: the memory and the time that it keeps to; where its time is up, it ends as it does at a request.
 
     **Raises:** with nothing learned, and the base as it was:
 
@@ -76,7 +80,7 @@ def steps(
     - what `inlay.model.adapter_set.AdapterSet.put` raises.
     """
     with attached(base, state.adapter, stays=True):
-        yield from _Run(base, state, held_out, listener, stop, saves).learn(examples)
+        yield from _Run(base, state, held_out, listener, stop, saves, bounds=bounds or Bounds()).learn(examples)
     return state.progress
 
 
@@ -106,9 +110,11 @@ class _Run:
         listener: Callable[[Progress], None],
         stop: Stop,
         saves: Saves | None,
+        *,
+        bounds: Bounds,
     ):
         self.base, self.state, self.held_out, self.listener, self.stop = base, state, held_out, listener, stop
-        self.saves = saves
+        self.saves, self.bounds = saves, bounds
         self.progress = state.progress
 
     def learn(self, examples: Sequence[Any]) -> Steps[None]:
@@ -152,11 +158,12 @@ class _Run:
             except DivergedError as error:
                 raise located(self.base, state, rows, error) from None
             check_loss(state)
+            is_over = self.stop.asked or self.bounds.is_late(progress)
             if self.saves is not None:
-                self.saves.offer(state, now=self.stop.asked)
+                self.saves.offer(state, now=is_over)
             if progress.step == 1 and not state.goes_on:
                 self._measure_start()
-            stopped = self.stop.asked and progress.step < plan.num_steps
+            stopped = (is_over or self.stop.asked) and progress.step < plan.num_steps
             if self._has_time() if stopped else plan.evaluates_at(progress.step):
                 self._evaluate()
             self._say("")

@@ -10,6 +10,7 @@ its own dropout is off, the adapter's is on.
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,24 +18,26 @@ import torch
 from inlay import process
 from inlay.base.base import Base
 from inlay.methods.hooks import StepHooks
+from inlay.runs.watch import Watch
 from inlay.training import schedule
 from inlay.training.divergence import diverged
 from inlay.training.state import TrainState
 
 
-def step_(base: Base, state: TrainState, examples: Sequence[Any]) -> None:
+def step_(base: Base, state: TrainState, examples: Sequence[Any], watch: Watch | None = None) -> None:
     """Learn from these rows with the attached adapter of `state`, which is then that after one more step.
 
-    What `Progress.losses` gets is their loss per supervised token, before the step, in nats.
+    What `Progress.losses` gets is their loss per supervised token, before the step, in nats. `watch` keeps within a memory.
 
     **Raises:**
 
     - `DivergedError`: the loss or the gradient is not finite; the state has not been changed.
+    - `CapacityError`: a row does not fit into the memory that `watch` allows; nor has it then.
     """
     start = time.perf_counter()
     process.keep_freed_blocks()
     try:
-        loss = _gradients_(base, state, examples)
+        loss = _gradients_(base, state, examples, watch)
         clip_(state, loss)
         base.check_unchanged()
         move_(state)
@@ -43,12 +46,13 @@ def step_(base: Base, state: TrainState, examples: Sequence[Any]) -> None:
     count_(base, state, examples, loss, time.perf_counter() - start)
 
 
-def _gradients_(base: Base, state: TrainState, examples: Sequence[Any]) -> float:
+def _gradients_(base: Base, state: TrainState, examples: Sequence[Any], watch: Watch | None) -> float:
     """Give every trained tensor the gradient of the loss; the loss."""
     task = base.spec
     total, loss_sum = task.num_targets(examples), 0.0
     with base.using(state.adapter.name, generator=state.generator):
-        for part in task.step_parts(base, examples, state.settings.micro_batch_tokens):
+        parts = task.step_parts(base, examples, state.settings.micro_batch_tokens)
+        for part in parts if watch is None else watch.within(parts, partial(task.step_parts, base)):
             loss = task.loss_of(base, part)
             (loss / total).backward()
             loss_sum += loss.item()

@@ -1,0 +1,172 @@
+"""What a run will take: planned over an outline of its base, or prepared, by some of its own batches; and what it keeps to
+while it is under way."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from inlay.base.base import Base
+from inlay.data import split
+from inlay.data.sources import Data, Source
+from inlay.errors import CapacityError, explain
+from inlay.methods.contract import Method
+from inlay.process import rss_bytes
+from inlay.runs import foresee, needs
+from inlay.runs.bounds import CLOSING_SECONDS, Bounds
+from inlay.runs.budget import Budget, Way, choose
+from inlay.runs.forecast import Forecast
+from inlay.runs.machine import room
+from inlay.runs.measure import Measured, measure
+from inlay.runs.mixing import Part
+from inlay.runs.watch import Watch
+from inlay.runs.work import Work, part_of, work
+from inlay.screen import size
+from inlay.training import rows as run_rows
+from inlay.training import schedule
+from inlay.training.attaching import attached
+from inlay.training.job import Job
+from inlay.training.rows import RunRows
+from inlay.training.settings import Plan, Settings, plan
+
+
+def work_of(
+    base: Base,
+    plan: Plan,
+    settings: Settings,
+    examples: Sequence[Any],
+    evaluated: Sequence[Any],
+    parts: tuple[Part, ...] = (),
+) -> Work:
+    """What a run sends through the model, which may be an outline; `parts`: those of a mixture."""
+    order = schedule.order(len(examples), plan.batch_size, plan.num_steps, settings.seed, parts=parts)
+    due = 1 + sum(plan.evaluates_at(step) for step in range(1, plan.num_steps + 1))
+    held: dict[str, Any] = {"evaluated": evaluated, "num_evaluations": due if evaluated else 0}
+    return work(base, examples, order, plan.num_steps, settings.micro_batch_tokens, **held)
+
+
+def measured(job: Job, budget: Budget, deadline: float | None) -> tuple[Forecast, Forecast]:
+    """(what the run was foreseen to take, and will by what its batches took); the run then keeps to its bounds.
+
+    Nothing of the run changes by being measured.
+
+    **Arguments:**
+
+    - `deadline`: when it is to be done, by the clock of `time.monotonic`.
+
+    **Raises:**
+
+    - `CapacityError`: a row of it does not fit into the memory that there is.
+    """
+    base, state = job.base, job.state
+    done = work_of(base, state.plan, state.settings, job.train.examples, job.evaluated, state.parts)
+    epochs = state.plan.num_steps * state.plan.batch_size / len(job.train.examples)
+    first = foresee.foresee(base, state.method, job.train, done, epochs=epochs, scheme=base.scheme)
+    limit, why = _limit(budget)
+    with attached(base, state.adapter):
+        found = measure(base, state.adapter.name, done, state.generator, limit)
+    then = foresee.corrected(first, found, done)
+    job.forecast, job.bounds = then, Bounds(_watch(job, found, limit, why, first.trainable_parameters), deadline)
+    return first, then
+
+
+def notes(job: Job, deadline: float | None) -> list[str]:
+    """What there is to say of a run that was measured: it will not be done in time, micro-batches will be split."""
+    found, forecast, bounds = [], job.forecast, job.bounds
+    if forecast is None:
+        return found
+    if deadline is not None and (left := deadline - time.monotonic()) < forecast.seconds:
+        steps = max(1, int(job.state.plan.num_steps * max(0.0, left - CLOSING_SECONDS) / forecast.seconds))
+        found.append(
+            f"time is up after about {steps} of {job.state.plan.num_steps} steps, before the learning rate has come to 0: "
+            f"--max-steps {steps} ends it there"
+        )
+    if bounds.watch is not None and forecast.memory_bytes > bounds.watch.limit_bytes:
+        found.append(
+            f"micro-batches will be split where they would hold more than {size(bounds.watch.limit_bytes)} "
+            f"({bounds.watch.why}): sums then differ in their last bits from those of a run with more memory"
+        )
+    return found
+
+
+def _limit(budget: Budget) -> tuple[int, str]:
+    """As much may this process hold, and why."""
+    left = room()
+    here = rss_bytes() + left.num_bytes
+    if budget.memory_bytes is not None and budget.memory_bytes < here:
+        return budget.memory_bytes, "--memory"
+    return here, left.why
+
+
+def _watch(job: Job, found: Measured, limit: int, why: str, trained: int) -> Watch:
+    """What keeps the run below its limit; a row that can't is refused."""
+    base, examples = job.base, job.train.examples
+    floor = found.floor_bytes + needs.MOMENTS_BYTES_PER_WEIGHT * trained
+    watch = Watch(limit, why, floor, found.bytes_per_token, lambda rows: part_of(base, rows).tokens)
+    longest = max(examples, key=lambda row: base.spec.num_tokens([row]))
+    needed = floor + found.bytes_per_token * part_of(base, [longest]).tokens
+    if needed > limit:
+        raise CapacityError(
+            explain(
+                "the longest row of this run does not fit into the memory that there is",
+                found=f"about {size(needed)} are needed, {size(limit)} are there ({why})",
+                do="a smaller --max-length, --quantize nf4, or more memory",
+            )
+        )
+    return watch
+
+
+class Planned(NamedTuple):
+    """A run that was planned over an outline of its base."""
+
+    rows: RunRows
+    plan: Plan
+    method: Method
+    asked: Forecast
+    """What it takes as its settings have it."""
+    way: Way
+    forecast: Forecast
+    """The way that keeps to its budget, and what it takes so."""
+
+
+def planned(
+    base: Base,
+    source: Source | Data[Any],
+    method: Method,
+    settings: Settings,
+    budget: Budget,
+    *,
+    eval_data: Source | None = None,
+    quantize: str | None = None,
+    doing: Callable[[str, int, int | None], None] = lambda what, done, total: None,
+) -> Planned:
+    """A run planned over an outline of its base, `inlay.runs.outline`: no weight is read.
+
+    **Arguments:**
+
+    - `quantize`: how the base is to be quantised, where that was asked for.
+
+    **Raises:** what `inlay.training.job.prepare` does for its rows and settings; and
+
+    - `CapacityError`: no way to run it keeps to the budget; the message names the smallest that would.
+    """
+    rows = run_rows.read(
+        base, source, eval_data, settings, getattr(method, "num_virtual_tokens", 0), doing, check="off"
+    )
+    chosen = plan(settings, len(rows.train.examples), base.model.config, method)
+    evaluated = split.spread(rows.held_out.examples if rows.held_out else [], settings.eval_rows)
+    epochs = chosen.num_steps * chosen.batch_size / len(rows.train.examples)
+    known: dict[Way, Forecast] = {}
+
+    def foreseen(way: Way) -> Forecast:
+        if way not in known:
+            how = dataclasses.replace(settings, micro_batch_tokens=way.micro_batch_tokens)
+            done = work_of(base, chosen, how, rows.train.examples, evaluated, rows.parts)
+            known[way] = foresee.foresee(base, method, rows.train, done, epochs=epochs, scheme=way.quantize)
+        return known[way]
+
+    doing("foreseeing what it takes", 0, None)
+    is_plain = not (base.checkpoint.packed or base.checkpoint.config.get("quantization_config"))
+    asked = Way(quantize, settings.micro_batch_tokens)
+    way, forecast = choose(budget, asked, foreseen, can_quantize=is_plain)
+    return Planned(rows, chosen, method, foreseen(asked), way, forecast)

@@ -1,0 +1,155 @@
+"""What a run needs, computed from the shapes of its model and the sizes of its micro-batches: no weight is read.
+
+    memory = program + base + adapter + activations(longest micro-batch) + head
+    seconds = operations / (products per second of this machine * PART)
+
+program       what the process holds once its libraries are loaded
+base          the pages of its weights, which every step touches; the table of an untied embedding is not, but for a few rows
+adapter       per weight trained: itself, its gradient, two moments of AdamW, the copy that is best so far, in float32
+activations   per token: numbers of every layer that wait for the backward pass, `KEPT` times what its linear maps say
+head          the logits of a chunk of targets (`inlay.core.cross_entropy`); of all tokens where rows are not packed
+
+Operations are products: two per weight and token forward, two more for the gradient of the inputs, which need no gradient of
+frozen weights; six per weight of an adapter; attention's grow with the square of a row.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+
+from inlay import quant
+from inlay.base.base import Base
+from inlay.core.cross_entropy import CHUNK_BYTES, CHUNK_ROWS
+from inlay.core.product import TILE_BYTES, product_dtype
+from inlay.methods.contract import Method
+from inlay.runs.machine import products_per_second
+from inlay.runs.work import Part, Work, is_packed
+
+BYTES_PER_WEIGHT = 20
+"""Of a trained weight in float32: itself, its gradient, the two moments, and the copy that is kept."""
+
+MOMENTS_BYTES_PER_WEIGHT = 8
+"""Of these, what is there from the first step on."""
+
+STATE_BYTES_PER_WEIGHT = 16
+"""Of the state that a run keeps on the disk: all of that but the gradient."""
+
+KEPT, KEPT_RECOMPUTED = 1.6, 1.0
+"""Numbers that wait for the backward pass, as a multiple of what the linear maps of the layers say, without and with those
+that are made again (`inlay.core.recompute`). Fitted to the runs of `benchmarks/forecast.py --fit`."""
+
+RECOMPUTED_FROM = 384 << 20
+"""Activations beyond this are made again where that is cheap."""
+
+PART = 0.6
+"""Of the rate of products alone, what a step reaches: between them lie norms, attention and Python. Fitted likewise."""
+
+PROGRAM_BYTES = 60 << 20
+"""What a run loads beside what a plan has loaded: kernels, the optimiser, buffers of products. Fitted likewise."""
+
+
+class Memory(NamedTuple):
+    """Where the memory of a run goes, in bytes."""
+
+    program: int
+    base: int
+    adapter: int
+    activations: int
+    head: int
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return sum(self)
+
+
+def memory(base: Base, scheme: str | None, weights: int, part: Part, program: int) -> Memory:
+    """The most that a run holds.
+
+    **Arguments:**
+
+    - `scheme`: how the linear layers of the base are, or will be, quantised.
+    - `weights`: how many the adapter trains.
+    - `part`: the micro-batch with the most tokens.
+    - `program`: what the process holds without all of this.
+    """
+    activations = activation_bytes(base, part.tokens)
+    return Memory(program, base_bytes(base, scheme), BYTES_PER_WEIGHT * weights, activations, head_bytes(base, part))
+
+
+def activation_bytes(base: Base, tokens: int) -> int:
+    """What waits for the backward pass, of so many tokens."""
+    said = sum(linear.out_features for path, linear in base.linears.items() if path != base.head)
+    number = base.dtype.itemsize * tokens * said
+    return int(number * (KEPT if number < RECOMPUTED_FROM or not is_packed(base) else KEPT_RECOMPUTED))
+
+
+def head_bytes(base: Base, part: Part) -> int:
+    """What the logits of a micro-batch take, those of classes aside, and the tile in which a narrow weight is widened."""
+    linear = base.linears.get(base.head or "")
+    if linear is None or not base.spec.continues:
+        return TILE_BYTES
+    vocabulary, wide = linear.out_features, torch.float32.itemsize
+    if is_packed(base):
+        rows = max(1, min(part.targets, CHUNK_ROWS, CHUNK_BYTES // (vocabulary * base.dtype.itemsize)))
+        return TILE_BYTES + rows * vocabulary * base.dtype.itemsize
+    return TILE_BYTES + part.tokens * vocabulary * (base.dtype.itemsize + 2 * wide)
+
+
+def base_bytes(base: Base, scheme: str | None) -> int:
+    """The pages of the base's weights that a step touches."""
+    checkpoint, model = base.checkpoint, base.model
+    total = sum(parameter.numel() for parameter in model.parameters())
+    linears = {path: linear.in_features * linear.out_features for path, linear in base.linears.items()}
+    packed = {path: shape for path, shape in linears.items() if path != base.head} if scheme else {}
+    stored = (checkpoint.dtype if checkpoint.tensors else base.dtype).itemsize
+    plain = stored * (total - sum(packed.values()))
+    is_tied = base.head is not None and base.head in base.layout.tied
+    if base.adapters.table is not None and not is_tied and base.head is not None:
+        plain -= stored * linears.get(base.head, 0)  # an embedding of the head's size, of which few rows are read
+    return plain + packed_bytes(base, scheme)
+
+
+def packed_bytes(base: Base, scheme: str | None) -> int:
+    """What the linear layers of the base take, quantised; 0 where they are not."""
+    if scheme is None:
+        return 0
+    how = quant.find(scheme)
+    shapes = [(linear.out_features, linear.in_features) for path, linear in base.linears.items() if path != base.head]
+    return sum(how.num_bytes(shape, torch.bfloat16) for shape in shapes)
+
+
+def adapter_weights(base: Base, method: Method) -> int:
+    """How many weights the files of an adapter hold."""
+    return sum(math.prod(shape) for own in base.layout.wanted(method).values() for shape in own.values())
+
+
+class Seconds(NamedTuple):
+    """How long a run computes."""
+
+    steps: float
+    evaluations: float
+
+
+def seconds(base: Base, weights: int, work: Work) -> Seconds:
+    """How long the steps and evaluations of a run take, by the rate of this machine's products, which is measured here."""
+    like = torch.empty(1, dtype=base.dtype)
+    dtype = product_dtype(like)
+    rate = PART * products_per_second(dtype, base.dtype)
+    body = sum(li.in_features * li.out_features for path, li in base.linears.items() if path != base.head)
+    head = base.linears.get(base.head or "")
+    said = 0 if head is None else head.in_features * head.out_features
+    layers = getattr(base.model.config.get_text_config(), "num_hidden_layers", 1)
+    width = getattr(base.model.config.get_text_config(), "hidden_size", 0)
+
+    def operations(total: "dict[str, float]", passes: int, adapter: int) -> float:
+        heads = total["targets"] if is_packed(base) else total["tokens"]
+        attention = 2 * layers * width * total["squares"]
+        return (
+            passes * (2 * body * total["tokens"] + 2 * said * heads + attention) + adapter * weights * total["tokens"]
+        )
+
+    steps = {name: work.total(name) for name in ("tokens", "squares", "targets")}
+    evaluated = {name: work.evaluations(name) for name in ("tokens", "squares", "targets")}
+    return Seconds(operations(steps, 2, 6) / rate, operations(evaluated, 1, 2) / rate)
