@@ -45,9 +45,28 @@ def cache(tmp_path_factory):
     os.environ["INLAY_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
+@pytest.fixture(autouse=True, scope="session")
+def runs(tmp_path_factory):
+    os.environ["INLAY_RUNS"] = str(tmp_path_factory.mktemp("runs") / "runs.sqlite")
+
+
 @pytest.fixture
 def drawn():
     """Asked for where the picture of a run is looked at."""
+
+
+@pytest.fixture
+def looked_at():
+    """Asked for where the samples of a run are looked at."""
+
+
+@pytest.fixture(autouse=True)
+def samples(request, monkeypatch):
+    """Likewise of what is answered, and forgotten, at the end of a run."""
+    if "inlay.report.recorded" in sys.modules and "looked_at" not in request.fixturenames:
+        from inlay.report import recorded
+
+        monkeypatch.setattr(recorded, "looked_at", lambda job, observer, step: None)
 
 
 @pytest.fixture(autouse=True)

@@ -17,6 +17,7 @@ import inlay
 from inlay.errors import CompatibilityError, FormatError, OutputError, UnknownNameError
 from inlay.formats.peft import TENSORS
 from inlay.io import output, records
+from inlay.report import recorded
 from inlay.training import job as jobs
 from inlay.training import saves
 from inlay.training.settings import Settings
@@ -112,8 +113,8 @@ def killed(place, target, at=0, delay=0.0):
 
 
 def is_whole(target):
-    """Nothing but the adapter is left."""
-    return [path.name for path in target.parent.iterdir()] == [target.name]
+    """Nothing but the adapter is left, and the page of its run."""
+    return {path.name for path in target.parent.iterdir()} <= {target.name, recorded.page(target).name}
 
 
 PARTS = 4
@@ -298,7 +299,7 @@ def test_the_command_goes_on_from_anywhere_with_what_it_was_told(place, tmp_path
     assert "resumed   after 5 of 8 steps" in err
     assert json.loads(out)["steps"] == 8
     assert (tmp_path / "one" / TENSORS).read_bytes() == (tmp_path / "two" / TENSORS).read_bytes()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "one.report.html", "two", "two.report.html"]
     for name, why in (("two", "this run is finished"), ("three", "no run that could go on")):
         status, _, err = run(capsys, "train", "--resume", name)
         assert (status, why in err) == (1, True)

@@ -39,12 +39,17 @@ ORDER = (
     "diff",
     "export",
     "verify",
+    "runs",
     "store",
     "sign",
     "push",
     "pull",
 )
 """The order of the commands in the help: that of an adapter's life. A command that is not here comes last."""
+
+
+RECORDED = ("train", "compare", "eval", "merge", "combine", "convert", "extract", "quantize")
+"""The commands whose runs are recorded, once they have found what they work on; `inlay runs` lists them."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -119,7 +124,16 @@ def run(command: str, arguments: list[str]) -> int:
 
     module = importlib.import_module(f"{__name__}.{command}")
     cls = module.command(arguments) if hasattr(module, "command") else module.Command
-    return parse(cls, command, arguments, module.__doc__).run()
+    parsed = parse(cls, command, arguments, module.__doc__)
+    if command not in RECORDED:
+        return parsed.run()
+    from inlay.runs import record, recording
+
+    with recording.recording(command, arguments) as under_way:
+        status = parsed.run()
+        if under_way.outcome == record.RUNNING:
+            under_way.outcome = {0: record.DONE, 130: record.STOPPED}.get(status, record.FAILED)
+    return status
 
 
 def told(error: BaseException) -> str:

@@ -19,6 +19,7 @@ from inlay.errors import CompatibilityError, ConfigError, explain, few
 from inlay.io import output
 from inlay.options.flags import Plots
 from inlay.options.types import one_of
+from inlay.runs.recording import note
 from inlay.screen import say
 
 
@@ -31,6 +32,7 @@ class Makes(Plots):
 
     def told(self, found: Combined, about: str, intruders: Mapping[str, int] = {}) -> int:
         """Say what was made and what it kept, and draw it: the exit status."""
+        note(adapter={"path": str(self.output)}, scores=found.as_json())
         say("adapter", f"lora {found.file.method.describe()}{about}")
         say("kept", found.describe() + (", before shrinking" if intruders else ""))
         say("wrote", f"{self.output}/")

@@ -15,13 +15,14 @@ from inlay.data.forms import read_rows
 from inlay.data.split import spread
 from inlay.errors import ConfigError, explain
 from inlay.evaluation import score
-from inlay.evaluation.loss import evaluate
+from inlay.evaluation.forgetting import growth
 from inlay.formats.peft import TENSORS
 from inlay.io import output as output_directory
 from inlay.io import records
 from inlay.options.flags import Data, OnBase
 from inlay.options.types import one_of
 from inlay.report import curve
+from inlay.runs.recording import note
 from inlay.screen import count, say, size
 from inlay.tasks.causal_lm import prepare
 from inlay.training import keep
@@ -91,6 +92,7 @@ class Compare(OnBase):
             score.check_installed(["bleu"])
         base = self.load()
         say("base", f"{base.describe()} · {base.fingerprint}")
+        note(base=base.about_base["base"], adapter={"path": str(self.output)}, data={"source": self.data})
         results: list[Result] = []
         with output_directory.new_directory(self.output) as directory:
             interrupted = False
@@ -104,6 +106,7 @@ class Compare(OnBase):
                 interrupted = True
             with output_directory.uninterrupted():
                 columns = self._write(directory, results)
+        note(scores={result.method: dataclasses.asdict(result) for result in results})
         print(columns)
         drawn = f"{PICTURE}, " if (self.output / PICTURE).exists() else ""
         say("wrote", f"{self.output}/  ({TABLE}, {drawn}{RESULTS}, and the adapters)")
@@ -158,7 +161,7 @@ class Compare(OnBase):
         length = longest_row(base, None, base.adapters[adapter].num_virtual)
         prepared = prepare(rows, base.tokenizer, length, "all", "drop")
         examples = spread(prepared.examples, FORGETTING_ROWS)
-        return evaluate(base, adapter, examples) - evaluate(base, None, examples)
+        return growth(base, adapter, examples)
 
     def _bleu(self, base: Base, adapter: str) -> float:
         wanted = score.references(read_rows(str(self.eval_data)))

@@ -16,6 +16,7 @@ from inlay.evaluation.loss import evaluate
 from inlay.gguf.opening import open_base
 from inlay.options import purpose
 from inlay.options.flags import Data, OnBase
+from inlay.runs import recording
 from inlay.screen import count, say
 from inlay.tasks.contract import Prepared, TaskSpec
 from inlay.text.template import prompt_ids
@@ -71,6 +72,11 @@ class Eval(OnBase):
         prepared = task.prepare(data.rows, base, length, self.train_on, "drop")
         examples = spread(prepared.examples, self.rows or len(prepared.examples))
         self._announce(base, prepared, examples, data.notes)
+        recording.note(
+            base=base.about_base["base"],
+            adapter={"path": self.adapter} if self.adapter else {},
+            data={"source": self.data, "rows": len(examples)},
+        )
         names = [None] if adapter is None else [None, adapter]
         width = max(10, len(adapter or "") + 1)
         wanted = {} if self.scores == "none" else self._wanted(base, data.rows)
@@ -82,6 +88,7 @@ class Eval(OnBase):
             line = _line(measured) + (f" · {purpose.in_words(own)}" if own else "")
             print(f"{name or 'base':<{width}}{line}")
         results["loss"] = results["adapter" if adapter else "base"]["loss"]
+        recording.note(scores=results)
         if self.json:
             screen.emit(results)
         return 0

@@ -20,6 +20,7 @@ from inlay.options import purpose
 from inlay.options.flags import AdapterDirectory, Common, Model
 from inlay.options.types import one_of
 from inlay.process import peak_rss_bytes
+from inlay.runs.recording import note
 from inlay.screen import say, size
 from inlay.training.settings import require_above_zero
 
@@ -81,6 +82,7 @@ class Merge(Common):
         chosen = purpose.choose_alone(self.model, None, self.adapter)
         base = load(chosen.checkpoint, dtype=self.dtype, task=chosen.spec, labels=chosen.labels)
         name = base.attach(self.adapter, force=self.force).name
+        note(base=base.about_base["base"], adapter={"path": self.adapter}, settings={"output": str(self.output)})
         if not base.spec.continues:
             say("task", purpose.describe(base))
         texts = _texts(base, self.check_data, self.check_rows) if self.check_data else SAMPLE
@@ -92,6 +94,7 @@ class Merge(Common):
                 found = merge(base, name, self.output, texts=texts, progress=update)
             else:
                 found = merge_gguf(base, name, self.output, self.gguf, texts=texts, progress=update)
+        note(scores=found._asdict())
         say(
             "merged",
             f"{len(base.adapters[name].params)} layers changed · {size(total)}",
@@ -125,6 +128,7 @@ class Merge(Common):
                 texts=texts,
                 progress=update,
             )
+        note(scores={key: value for key, value in found._asdict().items() if key != "layers"})
         worst = min(found.layers, key=lambda path: found.layers[path][0])
         unit = "an answer" if base.labels else "a token"
         say(

@@ -15,6 +15,7 @@ from inlay.layout import targets
 from inlay.options.flags import Common, Model
 from inlay.options.types import one_of
 from inlay.process import peak_rss_bytes
+from inlay.runs.recording import note
 from inlay.screen import count, say, size
 
 
@@ -39,7 +40,11 @@ class Quantize(Common):
         start = time.perf_counter()
         source = open_base(self.model)
         keep = [name for name in targets.split(self.keep) if name]
-        say("base", f"{source.name} · {fingerprint(source)}")
+        digest = fingerprint(source)
+        say("base", f"{source.name} · {digest}")
+        note(
+            base={"name": source.name, **digest.as_dict()}, settings={"scheme": self.scheme, "output": str(self.output)}
+        )
         try:
             with screen.bar("quantizing", size) as update:
                 report = quantize(source, self.output, self.scheme, keep=keep, progress=update)
@@ -61,9 +66,11 @@ class Quantize(Common):
         say("size", f"{size(report.source_bytes)} → {size(report.num_bytes)}")
         digests = fingerprint(open_checkpoint(self.output))
         say("wrote", f"{self.output}/  (base {short(digests.weights)}, made of {short(digests.quantized_from)})")
+        found = {"mean_error": mean, "worst_error": report.errors[worst], "seconds": time.perf_counter() - start}
+        found = self._figures(report, digests) | found
+        note(scores=found)
         if self.json:
-            found = {"mean_error": mean, "worst_error": report.errors[worst], "seconds": time.perf_counter() - start}
-            screen.emit(self._figures(report, digests) | found)
+            screen.emit(found)
         return 0
 
     def _figures(self, report: Report, digests: Fingerprint) -> dict[str, Any]:

@@ -27,7 +27,9 @@ from inlay.options.parse import METHOD_FIELD, from_mapping, given, to_mapping, v
 from inlay.options.swept import swept
 from inlay.options.types import one_of
 from inlay.planning import foreseen
+from inlay.report import recorded
 from inlay.report.watch import watch
+from inlay.runs import overfitting, recording
 from inlay.runs.budget import Budget
 from inlay.screen import count, say, size
 from inlay.sweeps import sweep as sweeps
@@ -131,6 +133,7 @@ class Train(OnBase, Budgeted):
         )
         if self.sweep or self.each:
             return self._run_all(base, [chosen.data or data, *self.each[1:]], how)
+        recording.note(base=base.about_base["base"], data={"source": self.data})
         with screen.bar("preparing") as update:
             how["doing"] = lambda what, done, total: update(done, total, what)
             job = jobs.prepare(base, chosen.data or data, **how)
@@ -332,6 +335,8 @@ def _conclude(job: jobs.Job, report: jobs.Report, model: str) -> None:
     elif report.interrupted:
         was = f"what was learned so far is kept as it was at step {report.best_step}"
         say("stopped", f"{done}; {was}: later steps were worse on the held-out rows")
+    if report.stopped_early:
+        say("stopped", f"{done}: the held-out loss got no better in {job.state.settings.patience} evaluations")
     if report.eval_loss_before is not None and report.eval_loss is not None:
         best = "" if report.best_step == report.steps else f" (best at step {report.best_step})"
         say("held-out", f"loss {report.eval_loss_before:.3f} → {report.eval_loss:.3f} nats per {unit}{best}")
@@ -353,6 +358,10 @@ def _conclude(job: jobs.Job, report: jobs.Report, model: str) -> None:
     )
     if job.bounds.watch is not None and job.bounds.watch.num_splits:
         say("note", f"{job.bounds.watch.num_splits:,} micro-batches were split, so that the memory held them")
+    if said := overfitting.note(job.state.progress):
+        say("note", said)
+    if recorded.page(job.output).exists():
+        say("report", os.path.relpath(recorded.page(job.output)))
     if report.interrupted:
         say("go on", f"inlay train --resume {report.output}")
     say("try it", _try_it(job.base, model, str(report.output)))

@@ -27,6 +27,8 @@ class Progress:
     """The step whose tensors are kept."""
     interrupted: bool = False
     """Ctrl-C, or the system, ended the run before its last step."""
+    stopped_early: bool = False
+    """The held-out loss got no better for as many evaluations as was asked."""
     diverged: bool = False
     """The loss left all bounds; the adapter is that of the best evaluation, or of the last step whose loss was in them."""
     failure: Exception | None = None

@@ -29,6 +29,9 @@ from inlay.io.checkpoint import hub_name
 from inlay.methods.contract import Method
 from inlay.model.adapter import Adapter
 from inlay.process import peak_rss_bytes
+from inlay.report import recorded
+from inlay.report.observer import Observer
+from inlay.runs import patience
 from inlay.runs.bounds import Bounds
 from inlay.runs.forecast import Forecast
 from inlay.runs.progress import Progress
@@ -40,7 +43,7 @@ from inlay.training.attaching import attached
 from inlay.training.calibration import calibrate
 from inlay.training.saves import Saves, was_stopped
 from inlay.training.settings import Settings, plan
-from inlay.training.state import TrainState
+from inlay.training.state import MIN_ROWS_TO_CHOOSE, TrainState
 from inlay.training.stop import Stop
 
 DEFAULT_METHOD = "lora"
@@ -70,6 +73,7 @@ class Report:
     adapter_bytes: int
     base_fingerprint: str
     interrupted: bool
+    stopped_early: bool
     diverged: bool
     output: str
     scores: dict[str, float] | None = None
@@ -140,11 +144,14 @@ class Job:
 
     def steps(self, stop: Stop, listener: Callable[[Progress], None]) -> loop.Steps[Report]:
         """The same, with its steps made by whoever asks for them; see `inlay.training.loop.Steps`."""
-        start, saves = time.perf_counter(), self.saves
-        _ = self.base.about_base  # for the record: found now, it can't fail once something is learned
+        with recorded.observed(self, listener) as observer:
+            return (yield from self._steps(stop, observer))
+
+    def _steps(self, stop: Stop, observer: Observer) -> loop.Steps[Report]:
+        start, saves, rows = time.perf_counter(), self.saves, self.train.examples
         with saves.kept(self.begun):
-            how: dict[str, Any] = {"listener": listener, "stop": stop, "saves": saves, "bounds": self.bounds}
-            progress = yield from loop.steps(self.base, self.state, self.train.examples, self.evaluated, **how)
+            how: dict[str, Any] = {"listener": observer.hear, "stop": stop, "saves": saves, "bounds": self.bounds}
+            progress = yield from loop.steps(self.base, self.state, rows, self.evaluated, **how)
             report = self._report(progress, time.perf_counter() - start)
             kept = keep.keep(
                 lambda directory, whole: self._write(directory, progress, report, whole),
@@ -154,10 +161,13 @@ class Job:
             if not report.interrupted:
                 saves.remove()
         report = dataclasses.replace(report, adapter_bytes=(kept.place / peft.TENSORS).stat().st_size)
-        return self._concluded(kept, progress, report, hurry=stop.cut or (stop.asked and stop.by_system))
+        report = self._concluded(kept, report, observer, hurry=stop.cut or (stop.asked and stop.by_system))
+        recorded.ended(self, observer, report.as_dict())
+        return report
 
-    def _concluded(self, kept: keep.Kept, progress: Progress, report: Report, hurry: bool) -> Report:
+    def _concluded(self, kept: keep.Kept, report: Report, observer: Observer, hurry: bool) -> Report:
         """The report with what comes after the adapter is safe: scores, picture, and what went wrong before."""
+        progress = self.state.progress
         if kept.place != self.output:
             raise keep.elsewhere(kept) from None
         if (problem := kept.problem) is not None:
@@ -172,6 +182,8 @@ class Job:
             if not hurry:
                 with keep.beside("no golden answers were kept"):
                     self._keep_golden()
+                with keep.beside("no samples were answered"):
+                    recorded.looked_at(self, observer, report.best_step)
             with keep.beside("the loss curve was not drawn"):
                 keep.draw(self.output, progress)
         except KeyboardInterrupt:
@@ -212,6 +224,7 @@ class Job:
             adapter_bytes=0,
             base_fingerprint=self.base.fingerprint.weights,
             interrupted=progress.interrupted or progress.failure is not None,
+            stopped_early=progress.stopped_early,
             diverged=progress.diverged,
             output=str(self.output),
         )
@@ -298,6 +311,7 @@ def prepare(
     rows = read(base, source, eval_data, settings, num_virtual, doing, check=check)
     doing("measuring what the adapter starts from", 0, None)
     evaluated = split.spread(rows.held_out.examples if rows.held_out else [], settings.eval_rows)
+    patience.check(settings.patience, len(evaluated), MIN_ROWS_TO_CHOOSE)
     adapter = earlier or _new(base, output.resolve().name, method, rows.train.examples, settings)
     state = _state(base, adapter, rows, settings, output, num_held_out=len(evaluated), goes_on=earlier is not None)
     goes_on = None if from_adapter is None else going_on.about(from_adapter)

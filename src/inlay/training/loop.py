@@ -10,6 +10,7 @@ from inlay.errors import DivergedError
 from inlay.evaluation.loss import evaluate
 from inlay.methods import hooks
 from inlay.model.batch import Rows
+from inlay.runs import patience
 from inlay.runs.bounds import Bounds
 from inlay.runs.progress import Progress
 from inlay.runs.watch import Watch
@@ -149,6 +150,8 @@ class _Run:
             self._measure_start()
         self._catch_up()
         self._say("")
+        if patience.ends_(progress, state.settings.patience):  # it was killed before it could end
+            return
         num_rows, seed = len(examples), state.settings.seed
         order = schedule.order(num_rows, plan.batch_size, plan.num_steps, seed, progress.step, parts=state.parts)
         for numbers in order:
@@ -169,6 +172,8 @@ class _Run:
             self._say("")
             if stopped:
                 progress.interrupted = True
+                break
+            if patience.ends_(progress, state.settings.patience):
                 break
         check_finite(state)
 

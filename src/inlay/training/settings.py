@@ -7,6 +7,7 @@ from typing import Any, Literal
 from inlay import fields
 from inlay.errors import ConfigError, explain
 from inlay.methods.contract import Method
+from inlay.runs import trackers
 from inlay.training.schedule import warmup_steps
 
 MIN_STEPS = 100
@@ -23,6 +24,9 @@ UNKNOWN_FAMILY_RATE = 3e-4
 """Learning rate for families without a rule: the most frequent best of a sweep over 27 models (Tinker)."""
 
 _RULE = {"llama": 0.781, "qwen": 0.0775}
+
+
+LOOKED_AT = ("save_every", "sample_every", "log")  # they change nothing of what is learned: a run may go on with others
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,13 +77,24 @@ class Settings:
     save_every: int | None = None
     """Steps between states of the run, which --resume goes on from after a kill; as often as they take 1 % of the time."""
 
+    patience: int | None = None
+    """End the run after so many evaluations that were no better, and keep the best; it takes 20 held-out rows."""
+
+    sample_every: int | None = None
+    """Steps from one answer to a few held-out prompts to the next, for the run's page; they are answered at the end anyway."""
+
+    log: trackers.Name | None = None
+    """Another program that logs the run, by its own library."""
+
     seed: int = 0
     """For the initial adapter, the order of the rows, and dropout."""
 
     def __post_init__(self) -> None:
         fields.settle_(self)
         require_above_zero(self, "max_steps", "batch_size", "learning_rate", "max_length", "eval_every", "save_every")
-        require_above_zero(self, "epochs", "max_grad_norm", "micro_batch_tokens", "eval_rows")
+        require_above_zero(
+            self, "epochs", "max_grad_norm", "micro_batch_tokens", "eval_rows", "patience", "sample_every"
+        )
         _require(0 <= self.eval_fraction < 1, "eval_fraction", self.eval_fraction, "at least 0 and below 1")
         _require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "at least 0")
 

@@ -19,24 +19,23 @@ than the plan and the step. Gradients last for a step; who listens, and requests
 """
 
 import dataclasses
-import importlib.metadata
 import json
 import math
-import platform
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from inlay import __version__, methods
+from inlay import methods
 from inlay.errors import CompatibilityError, FormatError, explain, few
 from inlay.methods import hooks
 from inlay.methods.contract import Method
 from inlay.model.adapter import Adapter
 from inlay.runs.mixing import Part
 from inlay.runs.progress import Progress
-from inlay.training.settings import Plan, Settings
+from inlay.runs.provenance import versions
+from inlay.training.settings import LOOKED_AT, Plan, Settings
 
 MIN_ROWS_TO_CHOOSE = 20
 """With fewer held-out rows the last adapter is kept, not the best one: the mean loss of n rows is uncertain by the spread
@@ -44,7 +43,7 @@ between rows over the root of n, more than a fifth of it, and the evaluations of
 among them would be drawing lots, and steps thrown away."""
 
 
-NOT_KEPT = ("doing", "best_step", "interrupted", "diverged", "failure")
+NOT_KEPT = ("doing", "best_step", "interrupted", "stopped_early", "diverged", "failure")
 """The fields of `Progress` that are of the moment, or say how a run ended."""
 
 
@@ -207,7 +206,7 @@ class TrainState:
         """What has to be the same for the one run to be the other."""
         return {
             "method": self.about_method,
-            "settings": {key: value for key, value in vars(self.settings).items() if key != "save_every"},
+            "settings": {key: value for key, value in vars(self.settings).items() if key not in LOOKED_AT},
             "plan": dataclasses.asdict(self.plan),
             "digests": self.digests,
             "goes_on": self.goes_on,
@@ -230,12 +229,6 @@ class TrainState:
         lacking = [key for key, shape in wanted.items() if key not in tensors or tensors[key].shape != shape]
         if lacking:
             raise FormatError(explain("the state of a run lacks tensors, or has others", found=few(lacking)))
-
-
-def versions() -> dict[str, str]:
-    """What a run is made with."""
-    others = {name: importlib.metadata.version(name) for name in ("torch", "transformers")}
-    return {"python": platform.python_version(), "inlay": __version__, **others}
 
 
 def _named(adapter: Adapter) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ from inlay.data.sources import Source
 from inlay.gate.findings import Check
 from inlay.methods.contract import Method
 from inlay.report import watch
+from inlay.runs import recording, trackers
 from inlay.runs.progress import Progress
 from inlay.training.job import Report, prepare
 from inlay.training.settings import Settings
@@ -42,6 +43,9 @@ def train(
     max_grad_norm: float = Settings.max_grad_norm,
     micro_batch_tokens: int | None = Settings.micro_batch_tokens,
     save_every: int | None = Settings.save_every,
+    patience: int | None = Settings.patience,
+    sample_every: int | None = Settings.sample_every,
+    log: trackers.Name | None = Settings.log,
     seed: int = Settings.seed,
 ) -> Report:
     """Train an adapter on rows, write it to a directory, and leave it attached and active.
@@ -77,7 +81,7 @@ def train(
     names = ("method", "output", "eval_data", "from_adapter", "resume", "check")
     how: dict[str, Any] = {name: given[name] for name in names}
     shown = screen.is_watched() if progress is None else progress
-    with screen.bar("step", shown=shown, timed=False) as update:
+    with recording.recording("train"), screen.bar("step", shown=shown, timed=False) as update:
         doing = lambda what, done, total: update(done, total, what)  # noqa: E731
         job = prepare(base, source, **how, settings=settings, doing=doing)
         listeners = [watch.watch(update, base.spec.unit)] if shown else []

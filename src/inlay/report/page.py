@@ -1,0 +1,247 @@
+"""A run as one HTML page: a function of its record, with no script and nothing that has to be fetched.
+
+While the run is under way the page is written anew every few seconds, and asks the browser to load it again.
+"""
+
+import datetime
+import itertools
+import math
+from collections.abc import Iterable, Sequence
+from functools import cache
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from inlay.report import svg
+from inlay.runs.record import FAILED, RUNNING, Run
+from inlay.screen import count, size
+
+RELOAD_SECONDS = 10
+"""How often the browser looks again while the run is under way."""
+
+FORECASTS = {
+    "memory_bytes": ("memory at most", size),
+    "device_bytes": ("memory of the device at most", size),
+    "disk_bytes": ("disk", size),
+    "adapter_bytes": ("size of the adapter", size),
+    "seconds": ("steps and evaluations", lambda value: duration(value)),
+    "trainable_parameters": ("trained weights", count),
+    "tokens_per_epoch": ("tokens of an epoch", count),
+    "supervised_per_epoch": ("trained tokens of an epoch", count),
+}
+"""What is forecast, in words, and how it is written."""
+
+
+def of(run: Run) -> str:
+    """The page of a run."""
+    name = Path(run.adapter.get("path") or run.command).name
+    reload = f'<meta http-equiv="refresh" content="{RELOAD_SECONDS}">' if run.outcome == RUNNING else ""
+    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">{reload}'
+    parts = [
+        _headline(run, name),
+        _facts(run),
+        _losses(run),
+        _rates(run),
+        _samples(run),
+        _forecast(run),
+        _forgotten(run),
+    ]
+    parts += [_findings(run), _again(run), _details(run)]
+    body = "\n".join(part for part in parts if part)
+    head += f"<title>{_e(name)} · Inlay</title>\n<style>\n{_css()}</style>"
+    return f"<!doctype html>\n<html lang=en>\n<head>{head}</head>\n<body>\n{body}\n</body></html>\n"
+
+
+def duration(seconds: float) -> str:
+    """A time for people: 0:42, 12:05, 3:12:05."""
+    hours, minutes = divmod(round(seconds) // 60, 60)
+    return (f"{hours}:{minutes:02}" if hours else f"{minutes}") + f":{round(seconds) % 60:02}"
+
+
+def _headline(run: Run, name: str) -> str:
+    scores, unit = run.scores, run.notes.get("unit", "token")
+    parts = [f'<h1>{_e(name)}<span class="outcome {run.standing}">{run.standing}</span></h1>']
+    before, after = scores.get("eval_loss_before"), scores.get("eval_loss")
+    if before is not None and after is not None:
+        perplexity = f" (perplexity {_perplexity(before)} → {_perplexity(after)})" if unit == "token" else ""
+        best = scores.get("best_step")
+        kept = f", as it was after step {best:,}" if best != scores.get("steps") else ""
+        parts.append(f"<p>Held-out loss {before:.3f} → {after:.3f} nats per {_e(unit)}{perplexity}{kept}.</p>")
+    if run.standing == FAILED and run.error:
+        parts.append(f'<p class="warning">{_e(run.error)}</p>')
+    if said := run.notes.get("overfits"):
+        parts.append(f'<p class="warning">{_e(said[:1].upper() + said[1:])}.</p>')
+    when = datetime.datetime.fromtimestamp(run.started).strftime("%Y-%m-%d %H:%M")
+    source = " · ".join(_e(part) for part in (run.base.get("name"), run.data.get("source"), f"begun {when}") if part)
+    written = datetime.datetime.now().strftime("%H:%M:%S")
+    way = f" · under way, as it was at {written}" if run.outcome == RUNNING else ""
+    return "\n".join([*parts, f'<p class="note">{source}{way}</p>'])
+
+
+def _facts(run: Run) -> str:
+    scores, last = run.scores, run.curve[-1] if run.curve else None
+    found: list[tuple[str, str | None]] = []
+    total = run.settings.get("num_steps")
+    steps = scores.get("steps", last.step if last else 0)
+    found.append(("steps", f"{steps:,}" + (f" of {total:,}" if total and total != steps else "")))
+    found.append(("time", duration(run.seconds)))
+    rate = scores.get("tokens_per_second")
+    found.append(("tokens per second", None if rate is None else f"{rate:,.0f}"))
+    peak = scores.get("peak_rss_bytes")
+    found.append(("memory at most", None if peak is None else size(peak)))
+    weights = run.adapter.get("weights")
+    found.append(("trained weights", None if weights is None else count(weights)))
+    rows = run.data.get("rows")
+    found.append(("rows", None if rows is None else f"{rows:,}"))
+    cells = [f"<div><dt>{_e(key)}</dt><dd>{_e(value)}</dd></div>" for key, value in found if value is not None]
+    return f'<dl class="facts">{"".join(cells)}</dl>'
+
+
+def _losses(run: Run) -> str:
+    points = sorted(run.curve)
+    trained = [(float(point.step), point.loss) for point in points if point.loss is not None]
+    held = [(float(point.step), point.held_out) for point in points if point.held_out is not None]
+    if not trained and not held:
+        return ""
+    unit = run.notes.get("unit", "token")
+    best = min(held, key=lambda pair: pair[1]) if len(held) > 1 else None
+    times = [(float(point.step), point.seconds) for point in points if point.seconds is not None]
+    chart = svg.Chart(
+        title=_in_words(trained, held),
+        y_name=f"nats per {unit}",
+        lines=[svg.Line(held, "held out", "held")] if held else [],
+        band=trained,
+        band_name="training: mean of neighbouring steps, within their least and most",
+        mark=best,
+        mark_name=f"best: step {best[0]:,.0f}, {best[1]:.3f}" if best else "",
+        second_y=_perplexity if unit == "token" else None,
+        second_y_name="perplexity",
+        second_x=(lambda step: duration(_at(times, step))) if len(times) > 1 else None,
+        second_x_name="min:s",
+    )
+    return f'<h2>Loss</h2>\n<div class="wide">{svg.drawn(chart)}</div>'
+
+
+def _rates(run: Run) -> str:
+    known = [(float(p.step), p.seconds, p.tokens) for p in sorted(run.curve) if p.seconds is not None and p.tokens]
+    width = max(1, len(known) // 40)
+    rates = [
+        (b[0], (b[2] - a[2]) / (b[1] - a[1]))
+        for a, b in zip(known[::width], known[width::width], strict=False)
+        if b[1] > a[1]
+    ]
+    if len(rates) < 2:
+        return ""
+    line = svg.Line(rates, "tokens per second, evaluations in the time", "rate", "{:,.0f}".format)
+    chart = svg.Chart("Tokens per second over the steps", "tokens/s", [line], height=190, from_zero=True)
+    return f'<h2>Tokens per second</h2>\n<div class="wide">{svg.drawn(chart)}</div>'
+
+
+def _samples(run: Run) -> str:
+    answers = {int(step): said for step, said in run.samples.get("answers", {}).items()}
+    if not answers:
+        return ""
+    steps = sorted(answers)
+    parts = ["<h2>Samples</h2>"]
+    parts.append('<p class="note">Prompts of held-out rows; the likeliest token each time, at most 48.</p>')
+    for number, (prompt, wanted) in enumerate(zip(run.samples["prompts"], run.samples["wanted"], strict=True)):
+        shown = [(_after(step), answers[step][number]) for step in ([0, steps[-1]] if 0 in answers else steps[-1:])]
+        shown.append(("the row itself", wanted))
+        sides = "".join(f"<div><h3>{_e(name)}</h3><pre>{_e(text) or '(nothing)'}</pre></div>" for name, text in shown)
+        between = "".join(f"<h3>{_after(step)}</h3><pre>{_e(answers[step][number])}</pre>" for step in steps[1:-1])
+        more = f"<details><summary>in between</summary>{between}</details>" if between else ""
+        parts.append(
+            f'<div class="sample"><h3>prompt</h3><pre>{_e(prompt)}</pre><div class="sides">{sides}</div>{more}</div>'
+        )
+    return "\n".join(parts)
+
+
+def _forecast(run: Run) -> str:
+    predicted, outcome = run.forecast.get("predicted") or {}, run.forecast.get("outcome") or {}
+    rows = []
+    for key, (name, written) in FORECASTS.items():
+        if predicted.get(key):
+            said, came = predicted[key], outcome.get(key)
+            off = f"{100 * (came - said) / said:+.0f} %" if came else ""
+            rows.append([name, written(said), written(came) if came else "", off])
+    return _table("Forecast and outcome", ["", "forecast", "came to", "off by"], rows)
+
+
+def _forgotten(run: Run) -> str:
+    growth = run.scores.get("forgotten")
+    if growth is None:
+        return ""
+    what = "worse" if growth > 0 else "better"
+    said = f"On text that has nothing to do with the rows it is {abs(growth):.3f} nats per token {what} than the base"
+    how = "Four sentences that come with Inlay: a hint. <code>inlay compare --other FILE</code> measures it on a file."
+    return f'<h2>Forgotten</h2>\n<p>{said} ({growth:+.3f}).</p>\n<p class="note">{how}</p>'
+
+
+def _findings(run: Run) -> str:
+    found = run.findings.get("found") or {}
+    rows = [[kind.replace("-", " "), f"{one['rows']:,}", ", ".join(one["places"][:3])] for kind, one in found.items()]
+    return _table("What was found in the data", ["", "rows", "the first of them"], rows)
+
+
+def _again(run: Run) -> str:
+    typed = " ".join(["inlay", run.command, *run.arguments]) if run.arguments else run.notes.get("again")
+    return f"<h2>The same again</h2>\n<pre>{_e(typed)}</pre>" if typed else ""
+
+
+def _details(run: Run) -> str:
+    parts = []
+    for part in ("settings", "base", "data", "adapter", "machine", "versions"):
+        rows = [[key, str(value)] for key, value in getattr(run, part).items() if value not in (None, [], "")]
+        if rows:
+            parts.append(f"<details><summary>{part}</summary>{_table('', [], rows)}</details>")
+    number = f'<p class="note">Run {run.id} of the record: <code>inlay runs show {run.id}</code></p>' if run.id else ""
+    return "\n".join(["<h2>Details</h2>", *parts, number])
+
+
+def _table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    if not rows:
+        return ""
+    head = f"<tr>{_cells('th', heads)}</tr>" if heads else ""
+    body = "".join(f"<tr>{_cells('td', row, numbers=bool(heads))}</tr>" for row in rows)
+    return (f"<h2>{_e(title)}</h2>\n" if title else "") + f"<table>{head}{body}</table>"
+
+
+def _cells(tag: str, texts: Iterable[str], numbers: bool = True) -> str:
+    kinds = ("", ' class="number"' if numbers else "")
+    return "".join(f"<{tag}{kinds[place > 0]}>{_e(text)}</{tag}>" for place, text in enumerate(texts))
+
+
+def _after(step: int) -> str:
+    return f"after step {step:,}" if step else "before: the base"
+
+
+def _in_words(trained: Sequence[svg.Pair], held: Sequence[svg.Pair]) -> str:
+    """What the picture of the losses shows."""
+    parts = []
+    if trained:
+        parts.append(f"training loss from {trained[0][1]:.3f} to {trained[-1][1]:.3f} in {trained[-1][0]:,.0f} steps")
+    if held:
+        parts.append(f"held-out loss from {held[0][1]:.3f} to {held[-1][1]:.3f}")
+    return "; ".join(parts).capitalize()
+
+
+def _perplexity(loss: float) -> str:
+    value = math.exp(min(loss, 50))
+    return f"{value:.3g}" if value < 1000 else count(value) if value < 1e9 else f"{value:.0e}"
+
+
+def _at(times: Sequence[svg.Pair], step: float) -> float:
+    """The seconds at a step, on the line between those that are known."""
+    for (left, before), (right, after) in itertools.pairwise(times):
+        if step <= right:
+            return before + (after - before) * (step - left) / (right - left)
+    return times[-1][1]
+
+
+@cache
+def _css() -> str:
+    return Path(__file__).with_name("page.css").read_text("utf-8")
+
+
+def _e(text: Any) -> str:
+    return escape(str(text), quote=True)
