@@ -1,10 +1,10 @@
-"""Many adapters at once against as many runs one after the other: python -m benchmarks.sweep [KIND] [ROWS] [LENGTH] [MODEL]
+"""Many adapters at once against as many runs in turn: python -m benchmarks.sweep [KIND] [ROWS] [LENGTH] [MODEL] [N ...]
 
 KIND is a dtype or a scheme (float32, bfloat16, nf4, int8). A LoRA step, r=16 on all linear layers, of ROWS rows of LENGTH
-tokens, all trained on, for 1, 2, 4 and 8 adapters: their steps together, and one after the other, in turn in one process on
-one thread. Printed are the medians of NUM_STEPS, seconds for a step of every adapter, and the most memory that the process
-has held once that number have made a step together, beyond what it held with all of them attached. MODEL is a directory, or a
-shape of `benchmarks.shapes` with random weights.
+tokens, all trained on, for N adapters (1, 2, 4 and 8): their steps together, and one after the other, in turn in one process on
+as many threads as there are cores. Printed are the medians of NUM_STEPS, seconds for a step of every adapter, and the most
+memory that the process has held once that number have made a step together, beyond what it held with all of them attached.
+MODEL is a directory, or a shape of `benchmarks.shapes` with random weights.
 """
 
 import sys
@@ -17,10 +17,11 @@ import torch
 
 from benchmarks import shapes
 
-NUM_STEPS, NUMBERS = 3, (1, 2, 4, 8)
+NUM_STEPS = 3
+"""Rounds of a step of each way, after one that warms up."""
 
 
-def main(kind: str = "float32", rows: str = "2", length: str = "64", model: str = "135m") -> None:
+def main(kind: str = "float32", rows: str = "2", length: str = "64", model: str = "135m", *more: str) -> None:
     """Measure every number of adapters and print a line for each."""
     import inlay
     from inlay.process import peak_rss_bytes
@@ -30,23 +31,22 @@ def main(kind: str = "float32", rows: str = "2", length: str = "64", model: str 
     from inlay.training.state import TrainState
     from inlay.training.step import step_
 
-    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         if not Path(model).is_dir():
             model = str(shapes.directory(model, Path(folder) / model, torch.bfloat16))
         is_dtype = kind in ("float32", "bfloat16")
         base = inlay.load(model, dtype=kind) if is_dtype else inlay.load(model, dtype="bfloat16", quantize=kind)
         plan = Plan(1000, int(rows), 1e-4, "as asked", 1000)
-        states = []
-        for number in range(max(NUMBERS)):
+        states, numbers = [], [*map(int, more)] or [1, 2, 4, 8]
+        for number in range(max(numbers)):
             base.attach(inlay.Lora(r=16), f"a{number}")
             states.append(TrainState.new(base.adapters[f"a{number}"], Settings(), plan))
         generator, passes, before = torch.Generator().manual_seed(0), Passes(base), peak_rss_bytes()
         print(f"{kind}, {rows} rows of {length} tokens, {model}")
-        for number in NUMBERS:
+        for number in numbers:
             times: dict[str, list[float]] = {"together": [], "in turn": []}
             peak = 0
-            for _ in range(NUM_STEPS + 1):  # the first one warms up
+            for _ in range(NUM_STEPS + (number == numbers[0])):  # the first one warms up
                 draws = torch.randint(3, 500, (int(rows), int(length)), generator=generator).tolist()
                 examples = [Example(tuple(row), (True,) * len(row), "row") for row in draws]
                 start = time.perf_counter()
@@ -58,7 +58,7 @@ def main(kind: str = "float32", rows: str = "2", length: str = "64", model: str 
                 for state in states[:number]:
                     step_(base, state, examples)
                 times["in turn"].append(time.perf_counter() - start)
-            together, in_turn = (median(found[1:]) for found in times.values())
+            together, in_turn = (median(found[-NUM_STEPS:]) for found in times.values())
             said = f"{together:6.3f} s together, {in_turn:6.3f} s in turn, {in_turn / together:.2f} times as fast"
             print(f"{number} adapters: {said}, {(peak - before) / 1e6:,.0f} MB", flush=True)
 

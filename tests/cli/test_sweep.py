@@ -39,6 +39,8 @@ def test_all_combinations_are_trained_and_the_best_is_named(place, capsys):
     best = min(found["runs"], key=lambda name: found["runs"][name]["eval_loss"])
     assert found["best"] == {"rows.jsonl": best}
     assert f"best      {best}: held-out loss" in err
+    assert err.count("run       learning-rate-") == 4
+    assert f"run       {best}  4 steps, loss" in err
     assert "1 held-out rows can't tell which is best" in err
     assert sorted(path.name for path in (place / "swept").iterdir()) == sorted([*found["runs"], "sweep.json", "sweep.md", "sweep.png"])  # fmt: skip
     assert (place / "swept" / "sweep.md").read_text().strip() == table.strip()

@@ -1,5 +1,6 @@
 """Every run of a sweep is the run alone: over methods, tasks, schemes and families; and none harms another."""
 
+import dataclasses
 import signal
 
 import pytest
@@ -8,9 +9,10 @@ from safetensors.torch import load_file
 
 import inlay
 from inlay import tasks
-from inlay.errors import ConfigError, DivergedError, OutputError
+from inlay.errors import CompatibilityError, ConfigError, DivergedError, OutputError
 from inlay.formats.peft import TENSORS
 from inlay.io import records
+from inlay.model.batch import Batch
 from inlay.sweeps import steps as common
 from inlay.sweeps import sweep as sweeps
 from inlay.sweeps.variants import REFUSED, variants
@@ -240,9 +242,7 @@ def test_what_reaches_all_rows_of_a_pass_is_tried_alone(base, place, tmp_path, m
         return [loss * torch.nan if bad else loss for loss in losses]
 
     wanted, _ = planted(base, place, tmp_path, lambda state: None)
-    monkeypatch.setattr(
-        base, "spec", inlay.tasks.find("causal-lm").__class__(**vars(base.spec) | {"losses_of": spread})
-    )
+    monkeypatch.setattr(base, "spec", dataclasses.replace(base.spec, losses_of=spread))
     found, said = planted(base, place, tmp_path, broken)
     assert [type(problem) for problem in said] == [type(None)] * 7 + [DivergedError, type(None)]
     for number in (0, 2):
@@ -348,3 +348,30 @@ def test_names_are_those_of_directories_and_differ():
         ["a.jsonl"], None, Settings(), {"target_modules": ["q_proj,v_proj", r".*\.(k|o)_proj"], "seed": [1]}
     )
     assert [one.name for one in found] == ["target-modules-q_proj-v_proj-seed-1", "target-modules-.-.-k-o-_proj-seed-1"]
+
+
+def test_runs_that_go_on_from_one_adapter_have_copies_of_their_own(base, place, tmp_path):
+    inlay.train(base, place / "rows.jsonl", method=inlay.Lora(r=3), output=tmp_path / "first", **HOW)
+    base.detach("first")
+    over = {"learning_rate": [1e-3, 1e-2], "seed": [0, 1]}
+    check(base, place / "rows.jsonl", tmp_path, over, from_adapter=tmp_path / "first", eval_data=place / "held.jsonl")
+    with pytest.raises(ConfigError, match="another method than is asked for"):
+        inlay.sweep(
+            base, place / "rows.jsonl", over={"r": [2, 3]}, from_adapter=tmp_path / "first", output=tmp_path / "no"
+        )
+
+
+@pytest.mark.parametrize("why", ["rows can't be mixed", "says only the loss of all rows of a pass"])
+def test_runs_that_can_share_no_pass_have_passes_of_their_own(base, place, tmp_path, monkeypatch, why):
+    def refused(*given):
+        raise CompatibilityError("rows can't be mixed")
+
+    if "mixed" in why:
+        monkeypatch.setattr(Batch, "follow_", refused)
+    else:
+        monkeypatch.setattr(base, "spec", dataclasses.replace(base.spec, losses_of=None))
+    method, over = inlay.Lora(lora_dropout=0.2), {"r": [2, 3]}
+    found = check(base, place / "rows.jsonl", tmp_path, over, method=method)
+    assert why in found.apart
+    for name in found.reports:
+        assert (tmp_path / "swept" / name / TENSORS).read_bytes() == (tmp_path / name / TENSORS).read_bytes()

@@ -87,10 +87,15 @@ def normalised_alone(loss, g):
     return sloped(loss, 1 / sum(example.num_trained for example in g.examples))
 
 
+def one_for_all(generator):
+    return dict.fromkeys(generator, next(iter(generator.values()))) if isinstance(generator, dict) else generator
+
+
 BACKWARDS = {"q": lambda g: g.q.flip(1), "k": lambda g: g.k.flip(1), "v": lambda g: g.v.flip(1)}
 """Of `document_attention`: with its lengths and its answer turned round too, each token sees itself and what comes after."""
 
-ROUTED, METHODS, TEXT, CONTROL, TRAINING, ATTENTION, INPUT = (
+SWEEPS, ROUTED, METHODS, TEXT, CONTROL, TRAINING, ATTENTION, INPUT = (
+    "tests/laws/test_sweeps.py -k",
     "tests/equations/test_routed.py -k",
     "tests/laws/test_methods.py -k",
     "tests/equations/test_text.py -k",
@@ -130,6 +135,12 @@ MUTANTS = {
     "padding is learned": ("collate", changed(padding_labelled), f"{TRAINING} labels_are"),
     "each part is normalised by itself": ("tasks:loss_of", changed(normalised_alone), f"{TRAINING} parts_of_a_step"),
     "the learning rate never decays": ("training:factor", never_falling, f"{TRAINING} falls_to_zero"),
+
+    # many runs at once
+    "a row of a sweep takes its neighbour's adapter": ("packed_segments", changed(adapters=lambda g: turned(g.adapters)), f"{SWEEPS} only_difference"),
+    "the losses of two runs are exchanged": ("tasks:losses_of", changed(lambda losses, g: turned(losses)), f"{SWEEPS} only_difference"),
+    "all runs draw their dropout from one generator": ("AdapterSet.using", changed(generator=lambda g: one_for_all(g.generator)), f"{SWEEPS} only_difference"),
+    "a run that fails with others is not tried alone": ("sweeps:Passes._alone_", instead(None), f"{SWEEPS} tried_alone"),
 
     # who sees what
     "attention looks ahead": ("kernels/attention:document_attention", changed(lambda out, g: out.flip(0), lengths=lambda g: g.lengths[::-1], **BACKWARDS), f"{ATTENTION} later_token"),

@@ -109,16 +109,16 @@ def drawn(directory: Path, found: Sweep) -> bytes:
 def watch(update: Callable[..., None], jobs: Mapping[str, Job]) -> Callable[[str, Progress], None]:
     """A listener that moves the bar, and says a line for each run that comes to its last step."""
     total = sum(job.state.plan.num_steps for job in jobs.values())
-    steps = {name: job.state.progress.step for name, job in jobs.items()}
+    steps, ended = {name: job.state.progress.step for name, job in jobs.items()}, set[str]()
 
     def listen(name: str, progress: Progress) -> None:
-        ends = progress.step == progress.num_steps and not progress.doing and steps[name] < progress.step
         steps[name] = progress.step
         going = [job.state.progress.losses[-1] for job in jobs.values() if job.state.progress.losses]
         losses = f"loss {min(going):.3f} to {max(going):.3f}" if going else ""
         shown = [f"{len(jobs)} runs", losses, progress.doing]
         update(sum(steps.values()), total, "  ".join(part for part in shown if part))
-        if ends:
+        if progress.step == progress.num_steps and not progress.doing and name not in ended:
+            ended.add(name)
             screen.say("run", f"{name}  {_said(progress)}")
 
     return listen
