@@ -164,6 +164,8 @@ class Train(OnBase, Budgeted):
         with screen.bar("preparing") as update:
             doing = lambda what, done, total: update(done, total, what)  # noqa: E731
             runs = sweeps.prepare(base, sources, over=over, **how, doing=doing)
+        for job in [*{job.source: job for job in runs.jobs.values()}.values()][:MOST_SOURCES]:
+            announce_rows(job)
         words.announce(runs, over)
         with screen.bar("step") as update:
             found = runs.run(table.watch(update, runs.jobs))
@@ -218,6 +220,9 @@ class Resume(Common):
         return code
 
 
+MOST_SOURCES = 8
+"""Of as many files of `--each` the rows are described."""
+
 OF_THE_MOMENT = ("json", "debug", "verbose", "show_tokens", "config", "resume")
 """What says nothing of a run."""
 
@@ -241,8 +246,8 @@ def command(arguments: Sequence[str]) -> Any:
     return dataclasses.make_dataclass(cls.__name__, absent, bases=(cls,), frozen=True, kw_only=True)
 
 
-def announce(job: jobs.Job) -> None:
-    """The lines that stand before a run: what it learns from, what it trains, how long."""
+def announce_rows(job: jobs.Job) -> None:
+    """The lines on what a run learns from."""
     train, base = job.train, job.base
     template = "the tokenizer's" if base.tokenizer.chat_template else "plain (the tokenizer has none)"
     is_causal, unit = base.spec.continues, base.spec.unit
@@ -256,6 +261,12 @@ def announce(job: jobs.Job) -> None:
     if not is_causal:
         say("task", purpose.describe(base))
     say("held out", _held_out(job))
+
+
+def announce(job: jobs.Job) -> None:
+    """The lines that stand before a run: what it learns from, what it trains, how long."""
+    announce_rows(job)
+    train, is_causal = job.train, job.base.spec.continues
     say("adapter", describe(job))
     say("steps", str(job.state.plan))
     num_weights = job.state.adapter.num_weights

@@ -16,14 +16,9 @@ MOST_LISTED = 32
 
 def announce(runs: Runs, sweep: Mapping[str, Sequence[Any]]) -> None:
     """The lines that stand before the runs."""
-    sources = {job.source: job for job in runs.jobs.values()}
-    for source, job in sources.items():
-        tokens = (
-            f"{count(job.train.num_tokens)} tokens, {count(job.train.num_trained)} {job.base.spec.unit}s trained on"
-        )
-        say("data" if job is next(iter(sources.values())) else "", f"{source} · {job.train.num_rows:,} rows · {tokens}")
     parts = [f"{key.replace('_', '-')} {', '.join(map(label, values))}" for key, values in sweep.items()]
-    parts += [f"{len(sources)} data files"] * (len(sources) > 1)
+    num_files = len({job.source for job in runs.jobs.values()})
+    parts += [f"{num_files} files of rows"] * (num_files > 1)
     say("sweep", f"{len(runs.variants)} runs at once: {' × '.join(parts)}")
     for name in runs.finished:
         say("", f"{name}: finished before")
