@@ -263,11 +263,12 @@ def test_a_run_that_diverges_is_named_and_the_others_are_those_alone(base, place
     found = check(base, place / "rows.jsonl", tmp_path, {"r": [2, 4]}, method=inlay.Lora())
     assert found.reasons == {}
     found = inlay.sweep(base, place / "rows.jsonl", over={"r": [2, 3, 4]}, output=tmp_path / "three", **HOW)
-    assert found.reasons == {"r-3": "planted"}
+    assert [*found.reasons] == ["r-3"]
+    assert found.reasons["r-3"].startswith("planted · step 3: rows.jsonl:")
     assert [*found.reports] == ["r-2", "r-4"]
     assert [*base.adapters] == ["r-2", "r-4"]
     assert not (tmp_path / "three" / "r-3").exists()
-    assert "| r-3 | 3 |  |  |  |  |  | planted |" in (tmp_path / "three" / "sweep.md").read_text()
+    assert "| r-3 | 3 |  |  |  |  |  | planted · step 3: rows.jsonl:" in (tmp_path / "three" / "sweep.md").read_text()
     for name in ("r-2", "r-4"):
         base.detach(name)
         are_alike(tmp_path / "three" / name, tmp_path / name)
