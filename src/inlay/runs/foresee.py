@@ -12,9 +12,12 @@ from inlay.runs.measure import Measured
 from inlay.runs.work import Work
 from inlay.tasks.contract import Prepared
 
-GROWTH = 1.02
+GROWTH = 1.05
 """What the heap of a run grows by after its longest micro-batch was measured, as rows of other lengths share it. Fitted to the
 runs of `benchmarks/forecast.py --fit`."""
+
+SAVES_FROM_SECONDS = 10.0
+"""A run of this length keeps states, each written out of two copies of its tensors."""
 
 CLOSING_BYTES = 40 << 20
 """What the end of a run takes beside it: answers that are kept, a picture. Fitted likewise."""
@@ -54,10 +57,11 @@ def foresee(base: Base, method: Method, train: Prepared, work: Work, *, epochs: 
 def corrected(forecast: Forecast, measured: Measured, work: Work) -> Forecast:
     """The forecast of a run, by what its median and its longest micro-batch took."""
     steps, evaluations = measured.seconds(work)
-    epochs = max(forecast.seconds_per_epoch and forecast.seconds / forecast.seconds_per_epoch, 1e-9)
-    epochs = work.total("targets") / max(1, forecast.supervised_per_epoch) or epochs
+    epochs = work.total("targets") / max(1, forecast.supervised_per_epoch) or 1.0
     moments = needs.MOMENTS_BYTES_PER_WEIGHT * forecast.trainable_parameters
-    peak = measured.floor_bytes + GROWTH * (measured.peak_bytes - measured.floor_bytes) + moments + CLOSING_BYTES
+    saves = 2 * needs.STATE_BYTES_PER_WEIGHT * forecast.trainable_parameters
+    later = moments + CLOSING_BYTES + (saves if steps + evaluations >= SAVES_FROM_SECONDS else 0)
+    peak = measured.floor_bytes + GROWTH * (measured.peak_bytes - measured.floor_bytes) + later
     return dataclasses.replace(
         forecast,
         memory_bytes=max(int(peak), peak_rss_bytes()),

@@ -64,6 +64,9 @@ def measure(base: Base, name: str, work: Work, generator: torch.Generator, limit
     if longest.tokens > median.tokens:
         long = min(long, _pass(base, name, longest, generator))  # once more: rows of two lengths share the heap by now
     forward = _forward(base, name, median)
+    asked = max(work.evaluated, key=lambda part: part.tokens, default=median)
+    if asked.tokens > longest.tokens and floor + needs.activation_bytes(base, asked.tokens) <= limit_bytes:
+        _forward(base, name, asked)  # for the memory that it takes
     more, peak = longest.tokens - median.tokens, process.rss_bytes()
     slope = max(0.0, long - short) / more if more > median.tokens // 4 else short / median.tokens
     slope = min(slope, long / longest.tokens) or long / longest.tokens

@@ -6,7 +6,8 @@
 program       what the process holds once its libraries are loaded
 base          the pages of its weights, which every step touches; the table of an untied embedding is not, but for a few rows
 adapter       per weight trained: itself, its gradient, two moments of AdamW, the copy that is best so far, in float32
-activations   per token: numbers of every layer that wait for the backward pass, `KEPT` times what its linear maps say
+activations   per token: numbers of every layer that wait for the backward pass, `KEPT` times what its linear maps say;
+              and what passes within the widest
 head          the logits of a chunk of targets (`inlay.core.cross_entropy`); of all tokens where rows are not packed
 
 Operations are products: two per weight and token forward, two more for the gradient of the inputs, which need no gradient of
@@ -35,17 +36,22 @@ MOMENTS_BYTES_PER_WEIGHT = 8
 STATE_BYTES_PER_WEIGHT = 16
 """Of the state that a run keeps on the disk: all of that but the gradient."""
 
-KEPT, KEPT_RECOMPUTED = 1.6, 1.0
+KEPT, KEPT_RECOMPUTED = 1.0, 0.6
 """Numbers that wait for the backward pass, as a multiple of what the linear maps of the layers say, without and with those
-that are made again (`inlay.core.recompute`). Fitted to the runs of `benchmarks/forecast.py --fit`."""
+that are made again (`inlay.core.recompute`). The first is fitted to six runs of `benchmarks/forecast.py --fit`; the second is
+not measured."""
+
+PASSING = 20
+"""Numbers in float32 of a token that are held for a moment within a layer, as a multiple of its widest map. Fitted likewise."""
 
 RECOMPUTED_FROM = 384 << 20
 """Activations beyond this are made again where that is cheap."""
 
-PART = 0.6
-"""Of the rate of products alone, what a step reaches: between them lie norms, attention and Python. Fitted likewise."""
+PART = 0.75
+"""Of the rate of products alone, what a step reaches: between them lie norms, attention and Python. A rough figure, of
+runs beside other programs: what a run measures of itself takes its place."""
 
-PROGRAM_BYTES = 60 << 20
+PROGRAM_BYTES = 115 << 20
 """What a run loads beside what a plan has loaded: kernels, the optimiser, buffers of products. Fitted likewise."""
 
 
@@ -82,7 +88,9 @@ def activation_bytes(base: Base, tokens: int) -> int:
     """What waits for the backward pass, of so many tokens."""
     said = sum(linear.out_features for path, linear in base.linears.items() if path != base.head)
     number = base.dtype.itemsize * tokens * said
-    return int(number * (KEPT if number < RECOMPUTED_FROM or not is_packed(base) else KEPT_RECOMPUTED))
+    kept = number * (KEPT if number < RECOMPUTED_FROM or not is_packed(base) else KEPT_RECOMPUTED)
+    widest = max((linear.out_features for path, linear in base.linears.items() if path != base.head), default=0)
+    return int(kept + PASSING * torch.float32.itemsize * tokens * widest)
 
 
 def head_bytes(base: Base, part: Part) -> int:
