@@ -21,14 +21,14 @@ LAYERS = [
     {"model"},
     {"layout", "combine"},
     {"formats", "modules"},
-    {"hub", "gguf", "engines"},
+    {"hub", "gguf", "engines", "streams"},
     {"io", "data", "pickled"},
     {"text", "methods", "quant"},
     {"initializers"},
     {"kernels"},
     {"core"},
     {"picture"},
-    {"extras", "fields", "licenses", "names", "plugins", "process", "screen"},
+    {"disk", "extras", "fields", "licenses", "names", "plugins", "process", "screen"},
     {"errors"},
 ]
 """Top to bottom. A module imports its own folder or a lower layer: never up, never sideways."""

@@ -68,3 +68,10 @@ def test_what_was_held_out_before_still_is():
     rows = rows_of([f"p{i}" for i in range(100)])
     random.Random(1).shuffle(rows)
     assert sources(hold_out(rows, 0.05)[1]) == ["x:10", "x:12", "x:28", "x:37", "x:54", "x:67"]
+
+
+@pytest.mark.parametrize("fraction", [0.05, 0.5, 0.9])
+def test_rows_of_one_prompt_are_divided_whatever_the_part(fraction):
+    train, held = hold_out(rows_of(["Write a story."] * 20), fraction)
+    assert train
+    assert held

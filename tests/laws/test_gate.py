@@ -20,8 +20,8 @@ from inlay.gate.near import Near
 from inlay.tasks import causal_lm
 from tests.support import bases
 from tests.support.command import run
+from tests.support.paths import SHARED, needs_shared
 
-REAL = Path(__file__).parents[3] / "shared" / "data"
 WORDS = [
     "harbour",
     "tide",
@@ -368,7 +368,7 @@ def test_rows_are_shown_with_what_is_trained_cut_and_ended(base, tmp_path, capsy
     assert [row["source"] for row in json.loads(out.splitlines()[-1])["rows"]] == ["rows.jsonl:3"]
 
 
-@pytest.mark.skipif(not REAL.exists(), reason="real data sets are not at hand")
+@needs_shared
 @pytest.mark.parametrize(
     ("name", "most"),
     [
@@ -379,7 +379,7 @@ def test_rows_are_shown_with_what_is_trained_cut_and_ended(base, tmp_path, capsy
 )
 def test_what_is_found_in_real_data_is_there(name, most):
     """Each of these was looked at: quotes of stories were decoded wrongly, answers on relatives of a disease are alike."""
-    rows = forms.read_rows(REAL / name)
+    rows = forms.read_rows(SHARED / "data" / name)
     gate = Gate(bases.tokenizer())
     gate.see(rows)
     assert {found.kind: found.num_rows for found in gate.findings().found} == most

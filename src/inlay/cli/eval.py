@@ -114,7 +114,7 @@ class Eval(OnBase):
         if base.fresh_heads:
             say("note", f"{', '.join(base.fresh_heads)} of this base starts fresh: alone it says nothing yet")
 
-    def _wanted(self, base: Base, rows: list[Row]) -> dict[str, list[str]]:
+    def _wanted(self, base: Base, rows: Sequence[Row]) -> dict[str, list[str]]:
         """The prompts to answer and their references; those without room for an answer are left out, and counted."""
         wanted = score.references(rows)
         if self.rows and self.rows < len(wanted):

@@ -10,7 +10,7 @@ Every other layout, of Alpaca, ShareGPT, OpenAI and others, becomes one of these
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from inlay.data import messages, sources
@@ -37,7 +37,7 @@ MAX_DEPTH = 100
 _NAMED = (*CONVERSATIONS, *PROMPTS, *COMPLETIONS, "text")
 
 
-def read_rows(source: sources.Source) -> list[Row]:
+def read_rows(source: sources.Source) -> Sequence[Row]:
     """The rows of a file, a folder of files, a data set on the hub, a list, a data frame; see `read`."""
     return read(source).rows
 

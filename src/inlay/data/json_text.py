@@ -15,7 +15,7 @@ from inlay.errors import DataError, FormatError, explain, few
 _CHUNK = 1 << 20
 """Characters that are read at a time."""
 
-_SPACE = " \t\n\r\ufeff"
+SPACE = " \t\n\r\ufeff"
 """What may stand around values: the white space of JSON, and the mark that files begin with, where several were joined."""
 
 
@@ -108,7 +108,7 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_pairs)
 
 def _numbered(file: TextIO, path: Path, max_characters: int) -> Iterator[tuple[int, str]]:
     for number, line in enumerate(bounded_lines(file, path, max_characters), start=1):
-        text = line.strip(_SPACE)
+        text = line.strip(SPACE)
         if text and not text.isspace():
             yield number, text
 
@@ -155,7 +155,7 @@ class _Window:
     def peek(self) -> str:
         """The next character that is no white space; empty at the end of the file."""
         while True:
-            while self._at < len(self._text) and self._text[self._at] in _SPACE:
+            while self._at < len(self._text) and self._text[self._at] in SPACE:
                 self._at += 1
             if self._at < len(self._text):
                 return self._text[self._at]

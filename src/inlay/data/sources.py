@@ -41,8 +41,8 @@ class Data(Generic[Found]):
 
     name: str
     """What the source is called; see `name_of`."""
-    rows: list[Found]
-    held_out: list[Found]
+    rows: Sequence[Found]
+    held_out: Sequence[Found]
     """The rows of its own validation split, where its training split was read."""
     held_out_name: str
     """The files of those."""
@@ -109,7 +109,7 @@ def read(source: "Source | Data[Found]", rows_of: RowsOf[Found], splits: Sequenc
     held = [row for part in held_parts for row in rows_of(part.values, part.name, unused)]
     read_too = {wanted, "validation"} if is_training else {wanted}
     left = [*_names(opened, set(opened.splits) - read_too), *opened.left]
-    notes = [_unused_in_words(unused, len(rows) + len(held))] if unused else []
+    notes = [unused_in_words(unused, len(rows) + len(held))] if unused else []
     if not is_training and len(opened.splits) > 1:
         notes.append(f"of these files: {', '.join(few(_names(opened, {wanted})))}")
     if left:
@@ -233,7 +233,7 @@ def _names(opened: _Opened, splits: set[str]) -> list[str]:
     return [part.name for split, parts in opened.splits.items() if split in splits for part in parts]
 
 
-def _unused_in_words(unused: Counter[str], num_rows: int) -> str:
+def unused_in_words(unused: Counter[str], num_rows: int) -> str:
     """Columns that are not used, with the rows that they stand in where not all have them."""
     shown = [
         cut(name) if count >= num_rows else f"{cut(name)} (in {count:,} rows)" for name, count in unused.most_common()

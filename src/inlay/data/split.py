@@ -3,11 +3,16 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+import math
+from array import array
+from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
+
+import numpy as np
 
 from inlay.data.rows import Kept
 from inlay.data.sources import VALIDATION, Data, Source
+from inlay.disk import OnDisk, Picked
 
 MIN_ROWS_TO_HOLD_OUT = 20
 """Fewer rows than this are all trained on: a held-out row or two says nothing."""
@@ -20,8 +25,8 @@ Item = TypeVar("Item")
 class Divided(Generic[AnyRow]):
     """What a run learns from."""
 
-    rows: list[AnyRow]
-    held_out: list[AnyRow]
+    rows: Sequence[AnyRow]
+    held_out: Sequence[AnyRow]
     notes: tuple[str, ...]
     """What there is to say about them."""
     found: Data[AnyRow]
@@ -48,7 +53,7 @@ def divided(
     return Divided(*hold_out(found.rows, fraction), tuple(notes), found)
 
 
-def hold_out(rows: Sequence[AnyRow], fraction: float) -> tuple[list[AnyRow], list[AnyRow]]:
+def hold_out(rows: Sequence[AnyRow], fraction: float) -> tuple[Sequence[AnyRow], Sequence[AnyRow]]:
     """(rows to train on, rows held out): by a hash of each row's prompt, so that order does not matter and all answers
     to one prompt are on one side.
 
@@ -57,38 +62,44 @@ def hold_out(rows: Sequence[AnyRow], fraction: float) -> tuple[list[AnyRow], lis
     smallest hashes are taken, as many as are asked for. Only rows that all say the same can't be told apart.
     """
     if len(rows) < MIN_ROWS_TO_HOLD_OUT or fraction == 0:
-        return list(rows), []
+        return rows if isinstance(rows, OnDisk) else list(rows), []
     wanted = max(1.0, fraction * len(rows))
-    groups = _groups(rows, int(2 * wanted))
-    held = {key for key in groups if hash64(key) < fraction * 2**64}
     most = min(2 * wanted, len(rows) - 1)
-    if not 0 < sum(len(groups[key]) for key in held) <= most:
-        held = _smallest(groups, wanted, most)
-    out = {i for key in held for i in groups[key]}
-    return [row for i, row in enumerate(rows) if i not in out], [rows[i] for i in sorted(out)]
+    keys = _keys(rows, int(most))
+    held = keys < np.uint64(min(math.ceil(fraction * 2**64), 2**64 - 1))
+    if not 0 < held.sum() <= most:
+        held = np.isin(keys, _smallest(keys, wanted, most))
+    return _picked(rows, ~held), _picked(rows, held)
 
 
-def _smallest(groups: Mapping[str, Sequence[int]], wanted: float, most: float) -> set[str]:
-    """The groups of the smallest hashes: as many as hold `wanted` rows, and `most` at most."""
-    held, total = set[str](), 0
-    for key in sorted(groups, key=hash64):
-        if total < wanted and total + len(groups[key]) <= most:
-            held.add(key)
-            total += len(groups[key])
-    return held
+def _picked(rows: Sequence[AnyRow], chosen: np.ndarray) -> Sequence[AnyRow]:
+    """The rows for which it is true; those of a file stay there."""
+    numbers = np.flatnonzero(chosen)
+    return Picked(rows, array("q", numbers)) if isinstance(rows, OnDisk) else [rows[i] for i in numbers.tolist()]
 
 
-def _groups(rows: Sequence[Kept], most: int) -> dict[str, list[int]]:
-    """The numbers of the rows that stay together: those of one prompt, or of one content where more than `most` share it."""
-    by_prompt: dict[str, list[int]] = {}
-    for i, row in enumerate(rows):
-        key = row.content() if row.prompt is None else json.dumps(row.prompt, ensure_ascii=False)
-        by_prompt.setdefault(key, []).append(i)
-    groups: dict[str, list[int]] = {}
-    for key, numbers in by_prompt.items():
-        for i in numbers:
-            groups.setdefault(key if len(numbers) <= most else rows[i].content(), []).append(i)
-    return groups
+def _smallest(keys: np.ndarray, wanted: float, most: float) -> np.ndarray:
+    """The smallest keys: as many as hold `wanted` rows, and `most` at most."""
+    held, total = list[int](), 0
+    found, counts = np.unique(keys, return_counts=True)
+    for one, count in zip(found.tolist(), counts.tolist(), strict=True):
+        if total < wanted and total + count <= most:
+            held.append(one)
+            total += count
+    return np.array(held, np.uint64)
+
+
+def _keys(rows: Sequence[Kept], most: int) -> np.ndarray:
+    """For each row the hash of what rows that stay together share: their prompt, or all, where more than `most` share that."""
+    keys = np.array([hash64(_prompt(row)) for row in rows], np.uint64)
+    _, groups, counts = np.unique(keys, return_inverse=True, return_counts=True)
+    for i in np.flatnonzero(counts[groups] > most).tolist():
+        keys[i] = hash64(rows[i].content())
+    return keys
+
+
+def _prompt(row: Kept) -> str:
+    return row.content() if row.prompt is None else json.dumps(row.prompt, ensure_ascii=False)
 
 
 def hash64(key: str) -> int:

@@ -8,10 +8,12 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-from inlay.data import forms
 from inlay.data.rows import Message, Row
+from inlay.disk import OnDisk
 from inlay.engines import LANGUAGE_MODEL
 from inlay.errors import DataError, explain, few
+from inlay.streams.rows import read
+from inlay.streams.samples import Samples
 from inlay.tasks import _batch, _packed, _references
 from inlay.tasks._encode import check_tokenizer, text_of
 from inlay.tasks._lengths import fit, left_out, unheard
@@ -57,7 +59,7 @@ def prepare(
     - `DataError`: a row has nothing to train on, nothing is left, or less than half where that was not asked for.
     """
     check_tokenizer(tokenizer)
-    examples: list[Example] = []
+    examples = Samples() if isinstance(rows, OnDisk) else list[Example]()
     lengths, ends, notes, beyond = array.array("l"), set[int](), Counter[str](), dict[str, None]()
     for example in _examples(rows, tokenizer, train_on, progress):
         lengths.append(len(example.input_ids))
@@ -70,7 +72,7 @@ def prepare(
     return Prepared(**about, max_length=max_length, ends=tuple(sorted(ends)), longer=tuple(beyond))
 
 
-def _about(rows: Sequence[Row], examples: list[Example], notes: Counter[str]) -> dict[str, Any]:
+def _about(rows: Sequence[Row], examples: Sequence[Example], notes: Counter[str]) -> dict[str, Any]:
     """What is said of rows and the examples that were made of them."""
     notes = notes + _references.counted((row.completion, row.references) for row in rows)
     return {
@@ -182,7 +184,7 @@ SPEC = TaskSpec(
     auto_class="AutoModelForCausalLM",
     task_type=LANGUAGE_MODEL,
     keys="text, prompt and completion, or messages",
-    read=forms.read,
+    read=read,
     prepare=_prepare,
     num_targets=_batch.num_targets,
     num_tokens=_batch.num_tokens,

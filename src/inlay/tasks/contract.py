@@ -73,7 +73,7 @@ class Loaded(Protocol):
 class Prepared:
     """Rows as tokens, and what became of them."""
 
-    examples: list[Any]
+    examples: Sequence[Any]
     """`inlay.text.mask.Example`s, or what another task makes of its rows."""
     form: str
     max_length: int

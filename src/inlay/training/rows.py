@@ -1,6 +1,7 @@
 """The rows of a run: read as the base's task reads them, divided, made into samples, none longer than wanted."""
 
 import dataclasses
+import itertools
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -77,7 +78,7 @@ def read(
         held_out = task.prepare(
             held_rows, *how, may_be_empty=not is_own, progress=lambda done, _: doing(what, after + done, num_rows)
         )
-    check_rows(base, [*train.examples, *(held_out.examples if held_out else ())])
+    check_rows(base, itertools.chain(train.examples, held_out.examples if held_out else ()))
     findings = None if check == "off" else _examined(base, parts, train, held_out, doing)
     if findings is not None:
         findings.enforce(check)
