@@ -201,14 +201,15 @@ def _details(run: Run) -> str:
 def _table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     if not rows:
         return ""
-    head = f"<tr>{_cells('th', heads)}</tr>" if heads else ""
-    body = "".join(f"<tr>{_cells('td', row, numbers=bool(heads))}</tr>" for row in rows)
+    are_numbers = [bool(heads) and text[:1] in "+-0123456789" for text in map(str, rows[0])]
+    head = f"<tr>{_cells('th', heads, are_numbers)}</tr>" if heads else ""
+    body = "".join(f"<tr>{_cells('td', row, are_numbers)}</tr>" for row in rows)
     return (f"<h2>{_e(title)}</h2>\n" if title else "") + f"<table>{head}{body}</table>"
 
 
-def _cells(tag: str, texts: Iterable[str], numbers: bool = True) -> str:
-    kinds = ("", ' class="number"' if numbers else "")
-    return "".join(f"<{tag}{kinds[place > 0]}>{_e(text)}</{tag}>" for place, text in enumerate(texts))
+def _cells(tag: str, texts: Iterable[str], are_numbers: Iterable[bool]) -> str:
+    kinds = {True: f'<{tag} class="number">', False: f"<{tag}>"}
+    return "".join(f"{kinds[is_one]}{_e(text)}</{tag}>" for text, is_one in zip(texts, are_numbers, strict=True))
 
 
 def _after(step: int) -> str:
