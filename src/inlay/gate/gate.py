@@ -15,6 +15,7 @@ from array import array
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from inlay.data.keys import in_words
 from inlay.data.rows import Kept, Row
 from inlay.data.split import spread
 from inlay.gate import texts, tokens, turns
@@ -78,7 +79,7 @@ class Gate:
         """Columns that were not used, each with the rows that have it."""
         if columns:
             self.tally.add("unused-key", num_rows=num_rows)
-            self.tally.about("unused-key", ", ".join(columns))
+            self.tally.about("unused-key", in_words([*columns]))
 
     def findings(self) -> Findings:
         """What was found in all rows that went by."""

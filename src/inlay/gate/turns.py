@@ -13,6 +13,9 @@ from inlay.data.rows import Row
 _LETTERS = {"system": "S", "developer": "S", "user": "U", "tool": "R", "assistant": "A"}
 _TALK = re.compile(r"S?(?:U(?:(?:C+R+)*A|(?:C+R+)+))*U(?:C+R+)*(?:A|C+)")
 
+_REMEMBERED = 100
+"""Longer talks are looked at each time."""
+
 
 def are_odd(row: Row) -> bool:
     """The turns of a row are in another order."""
@@ -27,7 +30,7 @@ def are_odd(row: Row) -> bool:
             for each in (part if isinstance(part, list) else [{"role": role, "content": part}])
         ]
     order = "".join("C" if each.get("tool_calls") else _LETTERS.get(each["role"], "?") for each in messages)
-    return _is_odd(order)
+    return _is_odd(order) if len(order) <= _REMEMBERED else _TALK.fullmatch(order) is None
 
 
 @functools.lru_cache(1 << 12)
