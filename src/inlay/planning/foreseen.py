@@ -140,7 +140,7 @@ def planned(
     quantize: str | None = None,
     doing: Callable[[str, int, int | None], None] = lambda what, done, total: None,
 ) -> Planned:
-    """A run planned over an outline of its base, `inlay.runs.outline`: no weight is read.
+    """A run planned over an outline of its base, `inlay.planning.outline`: no weight is read.
 
     **Arguments:**
 

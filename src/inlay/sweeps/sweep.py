@@ -23,6 +23,7 @@ from inlay.io import output as output_directory
 from inlay.io import records
 from inlay.methods.contract import Method
 from inlay.process import peak_rss_bytes
+from inlay.runs import trackers
 from inlay.runs.progress import Progress
 from inlay.sweeps import table
 from inlay.sweeps.table import Sweep
@@ -234,6 +235,9 @@ def sweep(
     max_grad_norm: float = Settings.max_grad_norm,
     micro_batch_tokens: int | None = Settings.micro_batch_tokens,
     save_every: int | None = Settings.save_every,
+    patience: int | None = Settings.patience,
+    sample_every: int | None = Settings.sample_every,
+    log: trackers.Name | None = Settings.log,
     seed: int = Settings.seed,
 ) -> Sweep:
     """Train many adapters at once on one base: every combination of some settings, or one for each source of rows.
