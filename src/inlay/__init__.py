@@ -28,6 +28,7 @@ from inlay.errors import (
     TransferError,
     TrustError,
     UnknownNameError,
+    WorkerError,
 )
 
 if TYPE_CHECKING:  # what an editor reads; `_HOMES` says the same when the program runs
@@ -101,6 +102,7 @@ __all__ = [
     "TrustError",
     "UnknownNameError",
     "Vera",
+    "WorkerError",
     "attach",
     "load",
     "merge",

@@ -13,6 +13,7 @@ InlayError
 |-- OutputError(OSError)             the result cannot be written where it was asked for
 |-- DivergedError(ArithmeticError)   a training whose loss is not finite any more
 |-- CapacityError(RuntimeError)      more memory or disk than there is
+|-- WorkerError(RuntimeError)        a process that was lost, of several that share a run
 `-- MissingExtraError(ImportError)   an optional part that is not installed
 
 Each takes one string, made by `explain`, so that it pickles and prints the same everywhere; `wrong`, `found` and `hint` are its
@@ -97,6 +98,10 @@ class DivergedError(InlayError, ArithmeticError):
 
 class CapacityError(InlayError, RuntimeError):
     """More memory or disk than there is."""
+
+
+class WorkerError(InlayError, RuntimeError):
+    """A process that was lost, of several that share a run."""
 
 
 class MissingExtraError(InlayError, ImportError):

@@ -311,7 +311,7 @@ def test_ctrl_c_keeps_what_every_run_has_learned_and_all_go_on(base, place, tmp_
     found = inlay.sweep(base, place / "rows.jsonl", over=over, output=tmp_path / "again", resume=True, **HOW | how)
     assert not found.interrupted
     assert [*found.reports] == [*wanted.reports]
-    assert sorted(path.name for path in (tmp_path / "again").iterdir()) == sorted([*wanted.reports, "sweep.json", "sweep.md", "sweep.png"])  # fmt: skip
+    assert sorted(path.name for path in (tmp_path / "again").iterdir()) == sorted([*wanted.reports, *(f"{name}.report.html" for name in wanted.reports), "sweep.json", "sweep.md", "sweep.png"])  # fmt: skip
     for name in found.reports:
         assert curves(tmp_path / "again" / name) == pytest.approx(curves(tmp_path / name), rel=TOGETHER)
     for name in [*base.adapters]:

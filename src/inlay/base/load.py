@@ -33,6 +33,7 @@ from inlay.base.checks import (
 from inlay.base.heads import configuration, heads_of, is_head, labels_of
 from inlay.base.pooling import mode_of
 from inlay.core.product import DTYPES, native_bfloat16
+from inlay.distributed.world import World
 from inlay.errors import CompatibilityError, ConfigError, FormatError, explain, few, within_memory
 from inlay.gguf.opening import open_base
 from inlay.io import bitsandbytes, shortened
@@ -41,7 +42,7 @@ from inlay.io.fingerprint import check_unchanged, check_written
 from inlay.io.mapped import Mapped, Pages
 from inlay.io.safetensors import TORCH_DTYPES
 from inlay.layout import stored
-from inlay.modules import streamed
+from inlay.modules import sharded, streamed
 from inlay.modules.ahead import ReadAhead
 from inlay.modules.frozen import freeze_
 from inlay.modules.fused import fuse_
@@ -78,6 +79,7 @@ def load(
     device: str = "cpu",
     quantize: str | None = None,
     device_memory: int | None = None,
+    held_by: World | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Base:
     """The base at a directory or of a name on the hub: mapped, frozen, in evaluation mode.
@@ -85,30 +87,28 @@ def load(
     **Arguments:**
 
     - `task`: what for, by name: one of `inlay.tasks.names()`.
-    - `labels`: the names of the classes by number, where the task has classes; those that the checkpoint brings with a head of
-      its own unless given.
+    - `labels`: the names of the classes by number, where the task has some; those of the checkpoint's own head unless given.
     - `dtype`: bfloat16, float16 or float32; 'stored' for the one that the files have; see `default_dtype` unless given.
     - `device`: where to compute, such as cpu or cuda; auto: on a CUDA device if there is one, else on the CPU.
     - `quantize`: a scheme, such as nf4: compute over the base quantised so, made once and kept; see `inlay.base.cache`.
     - `device_memory`: bytes of the device that a quantised base may take, with room for adapters and activations; its layers
       beyond that are sent there as they are used; what is free on the device unless given.
+    - `held_by`: processes that hold the weights of linear layers together, each a part; see `inlay.modules.sharded`.
     - `progress`: called with the bytes quantised so far and in all, where that is done.
 
     **Raises:**
 
     - `UnknownNameError`: there is no such model, or no such task.
     - `FormatError`: it is not a model, broken, or only pickled.
-    - `CompatibilityError`: `transformers` has no such model of this architecture, no scheme here reads its weights, or
-      its texts become vectors in a way that is not known here.
-    - `ConfigError`: there is no such dtype or device here; labels for a task without classes, others than those of the
-      checkpoint's own head, or none where they are needed.
+    - `CompatibilityError`: `transformers` has no such model, no scheme here reads its weights, or its pooling is not known.
+    - `ConfigError`: no such dtype or device here; labels without classes, other than the head's, or none where they are needed.
     """
     spec = task if isinstance(task, TaskSpec) else tasks.find(task)
     device = chosen_device(device, device_memory)
     given = source if isinstance(source, Checkpoint) else open_base(source)
     is_own = _brings_head(given, spec, labels, given.name if source is given else str(source))
     chosen = _choices(_quantized(given, quantize, progress), dtype, device, spec, () if is_own else labels, is_own)
-    return _made(chosen, None if quantize is None else given, device_memory)
+    return _made(chosen, None if quantize is None else given, device_memory, held_by)
 
 
 def _brings_head(checkpoint: Checkpoint, spec: TaskSpec, labels: Sequence[str], title: str) -> bool:
@@ -134,7 +134,7 @@ def _choices(
     return _Choices(checkpoint, packed, chosen, device, spec, tuple(labels), is_own)
 
 
-def _made(chosen: _Choices, original: Checkpoint | None, device_memory: int | None) -> Base:
+def _made(chosen: _Choices, original: Checkpoint | None, device_memory: int | None, held_by: World | None) -> Base:
     """The base; `original` is the checkpoint that it was quantised from, where that was done on loading."""
     checkpoint, spec = chosen.checkpoint, chosen.spec
     has_task = spec.name != DEFAULT_TASK
@@ -148,8 +148,9 @@ def _made(chosen: _Choices, original: Checkpoint | None, device_memory: int | No
     keep_special_tokens_(model)
     model.eval()
     freeze_(model, chosen.dtype)
+    sharded.shard_(model, held_by, torch.device(chosen.device))
     model.to(chosen.device)
-    _fill_(model, chosen, device_memory)
+    _fill_(model, chosen, device_memory, held_by)
     if chosen.device == "cpu":
         fuse_(model, chosen.dtype)
     scheme = ", ".join(sorted({name for name, _ in chosen.packed.values()})) or None
@@ -307,7 +308,7 @@ def _would_hold(name: str, modules: set[str]) -> bool:
     return ".".join(parts[: first + 1]) in modules or siblings in modules
 
 
-def _fill_(model: nn.Module, chosen: _Choices, limit: int | None) -> None:
+def _fill_(model: nn.Module, chosen: _Choices, limit: int | None, held_by: World | None) -> None:
     """Replace every placeholder by a quantised layer."""
     packed, device = chosen.packed, torch.device(chosen.device)
     prefix, mapped, placeholders = getattr(model, "base_model_prefix", ""), Mapped(), meta_model.placeholders(model)
@@ -317,7 +318,9 @@ def _fill_(model: nn.Module, chosen: _Choices, limit: int | None) -> None:
     numbers = [list(entries).index(id(packed[names[path]])) for path in placeholders]
     unexpected = set(packed) - set(names.values()) if chosen.spec.continues else set()  # classifiers have no decoder
     _check_fit(placeholders, [matrices[number] for number in numbers], unexpected)
-    if device.type == "cpu":
+    if held_by is not None:
+        matrices = sharded.place(matrices, held_by, device)
+    elif device.type == "cpu":
         _read_ahead_(matrices, [[mapped.pages(entry) for entry in tensors.values()] for _, tensors in entries.values()])
     elif matrices:
         others = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from inlay.base.base import Base
+from inlay.distributed.world import ALONE, World
 from inlay.errors import DivergedError, explain
 from inlay.model.batch import Rows
 
@@ -18,8 +19,12 @@ def evaluate(
     examples: Sequence[Any],
     max_tokens: int | None = None,
     listener: Callable[[int], None] = lambda done: None,
+    *,
+    world: World = ALONE,
 ) -> float:
     """The loss per supervised token of some rows, in nats, with these adapters; `listener` hears how many rows are done.
+
+    The processes of `world` share the parts; each of them gets the loss of all.
 
     **Raises:**
 
@@ -29,9 +34,11 @@ def evaluate(
     total, done = 0.0, 0
     for name, some in _by_adapter(rows, examples):
         with base.using(name):
-            for part in task.parts(base, some, max_tokens):
+            parts = [*task.parts(base, some, max_tokens)]
+            for part, counts in world.rounds(world.shard(parts, task.num_tokens), parts):
                 listener(done)
-                total, done = total + task.loss_of(base, part).item(), done + len(part)
+                total, done = total + task.loss_of(base, part).item() * counts, done + len(part)
+    total = world.total(total)
     base.check_unchanged()
     if not math.isfinite(total):
         raise DivergedError(

@@ -41,6 +41,10 @@ class FrozenLinear(nn.Module):
         """W; a view."""
         return self.weight.T if self.transposed else self.weight
 
+    def over(self, matrix: Matrix) -> "QuantizedLinear":
+        """The same layer, its weight held in another way."""
+        return QuantizedLinear(matrix, self.bias, self.transposed)
+
     def forward(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
         return _linear(x, self.matrix, self.bias)
 

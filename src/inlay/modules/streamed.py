@@ -44,8 +44,8 @@ def place(matrices: Sequence[Matrix], others: int, limit: int | None, device: to
     left = float("inf") if limit is None else (1 - RESERVED) * limit - others
     total = sum(matrix.num_bytes for matrix in matrices)
     if total <= left:
-        return [_moved(matrix, device) for matrix in matrices]
-    slot = max(_slot_bytes(matrix) for matrix in matrices)
+        return [moved(matrix, device) for matrix in matrices]
+    slot = max(slot_bytes(matrix) for matrix in matrices)
     left -= 2 * slot
     if left < 0:
         needed = (others + 2 * slot) / (1 - RESERVED)
@@ -61,7 +61,7 @@ def place(matrices: Sequence[Matrix], others: int, limit: int | None, device: to
         left -= matrix.num_bytes
         if left < 0:
             break
-        resident.append(_moved(matrix, device))
+        resident.append(moved(matrix, device))
     return resident + Streamer(matrices[len(resident) :], device).matrices
 
 
@@ -75,7 +75,7 @@ class Streamer:
     """
 
     def __init__(self, host: Sequence[Matrix], device: torch.device):
-        size = max(_slot_bytes(matrix) for matrix in host)
+        size = max(slot_bytes(matrix) for matrix in host)
         self._host = host
         self._is_cuda = device.type == "cuda"
         self._slots = [torch.empty(size, dtype=torch.uint8, device=device) for _ in range(2)]
@@ -86,7 +86,7 @@ class Streamer:
         self._arrivals: list[concurrent.futures.Future[torch.Event | None] | None] = [None, None]
         self._at = -1
         self.num_sent = 0
-        self.matrices = [m.over(_views(self._slots[k % 2], m.packed)) for k, m in enumerate(host)]
+        self.matrices = [m.over(views(self._slots[k % 2], m.packed)) for k, m in enumerate(host)]
         for k, matrix in enumerate(self.matrices):
             matrix.before_use = functools.partial(self.use, k)
 
@@ -116,18 +116,19 @@ class Streamer:
         """Bring weight `number` into its slot; returns what tells when it is there."""
         slot, packed = number % 2, self._host[number].packed
         if self._copying is None or free is None:
-            _fill_(self._slots[slot], packed)
+            fill_(self._slots[slot], packed)
             return None
         self._copying.synchronize()  # what was copied from the pinned memory before has left it
-        _fill_(self._pinned[slot], packed)
+        fill_(self._pinned[slot], packed)
         with torch.cuda.stream(self._copying):
             self._copying.wait_event(free)
-            size = _slot_bytes(self._host[number])
+            size = slot_bytes(self._host[number])
             self._slots[slot][:size].copy_(self._pinned[slot][:size], non_blocking=True)
             return self._copying.record_event()
 
 
-def _moved(matrix: Matrix, device: torch.device) -> Matrix:
+def moved(matrix: Matrix, device: torch.device) -> Matrix:
+    """A weight whose tensors are on the device."""
     return matrix.over({key: tensor.to(device) for key, tensor in matrix.packed.items()})
 
 
@@ -145,11 +146,12 @@ def _aligned(tensor: Tensor) -> int:
     return -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT
 
 
-def _slot_bytes(matrix: Matrix) -> int:
+def slot_bytes(matrix: Matrix) -> int:
+    """What a weight takes in a slot."""
     return sum(map(_aligned, matrix.packed.values()))
 
 
-def _views(slot: Tensor, packed: Packed) -> Packed:
+def views(slot: Tensor, packed: Packed) -> Packed:
     """The slot's bytes as tensors like those of `packed`."""
     return {
         key: slot[start : start + packed[key].nbytes].view(packed[key].dtype).view(packed[key].shape)
@@ -157,6 +159,7 @@ def _views(slot: Tensor, packed: Packed) -> Packed:
     }
 
 
-def _fill_(slot: Tensor, packed: Packed) -> None:
-    for key, view in _views(slot, packed).items():
+def fill_(slot: Tensor, packed: Packed) -> None:
+    """Copy the tensors into the slot."""
+    for key, view in views(slot, packed).items():
         view.copy_(packed[key])

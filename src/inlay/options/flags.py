@@ -17,6 +17,7 @@ from inlay.runs.budget import Budget
 
 if TYPE_CHECKING:
     from inlay.base.base import Base
+    from inlay.distributed.world import World
     from inlay.options.purpose import Chosen
 
 
@@ -144,12 +145,12 @@ class OnBase(Common):
     device_memory: Annotated[str | None, tyro.conf.arg(metavar="SIZE")] = None
     """Memory of the device that a quantised base may take, such as 24GB; layers beyond that travel there as they are used."""
 
-    def load(self, chosen: "Chosen | None" = None) -> "Base":
-        """The base that the flags name, for next tokens unless for something else."""
+    def load(self, chosen: "Chosen | None" = None, held_by: "World | None" = None) -> "Base":
+        """The base that the flags name, for next tokens unless for something else, held by this process or by several."""
         from inlay.base.load import load
 
         memory = None if self.device_memory is None else num_bytes("--device-memory", self.device_memory)
-        how: dict[str, Any] = dict(dtype=self.dtype, device=self.device, device_memory=memory)
+        how: dict[str, Any] = dict(dtype=self.dtype, device=self.device, device_memory=memory, held_by=held_by)
         how |= {} if chosen is None else {"task": chosen.spec, "labels": chosen.labels}
         source = self.model if chosen is None else chosen.checkpoint
         if self.quantize is not None:

@@ -19,6 +19,8 @@ from inlay import formats, methods
 from inlay.base.base import Base
 from inlay.data import split
 from inlay.data.sources import Data, Source, license_of, name_of
+from inlay.distributed.begin import begin_, check_divides
+from inlay.distributed.world import ALONE, World
 from inlay.errors import DataError, explain, within_memory
 from inlay.evaluation import golden, score
 from inlay.formats import peft
@@ -144,8 +146,18 @@ class Job:
 
     def steps(self, stop: Stop, listener: Callable[[Progress], None]) -> loop.Steps[Report]:
         """The same, with its steps made by whoever asks for them; see `inlay.training.loop.Steps`."""
+        if not self.state.world.is_first:
+            return (yield from self._followed(stop, listener))
         with recorded.observed(self, listener) as observer:
             return (yield from self._steps(stop, observer))
+
+    def _followed(self, stop: Stop, listener: Callable[[Progress], None]) -> loop.Steps[Report]:
+        """Those of a process that is not the first of several: it writes nothing."""
+        start, how = time.perf_counter(), {"listener": listener, "stop": stop, "bounds": self.bounds}
+        progress = yield from loop.steps(self.base, self.state, self.train.examples, self.evaluated, **how)
+        if (failure := progress.failure) is None:
+            return self._report(progress, time.perf_counter() - start)
+        raise failure
 
     def _steps(self, stop: Stop, observer: Observer) -> loop.Steps[Report]:
         start, saves, rows = time.perf_counter(), self.saves, self.train.examples
@@ -161,7 +173,7 @@ class Job:
             if not report.interrupted:
                 saves.remove()
         report = dataclasses.replace(report, adapter_bytes=(kept.place / peft.TENSORS).stat().st_size)
-        report = self._concluded(kept, report, observer, hurry=stop.cut or (stop.asked and stop.by_system))
+        report = self._concluded(kept, report, observer, hurry=stop.hurries or self.state.world.holds_base)
         recorded.ended(self, observer, report.as_dict())
         return report
 
@@ -255,6 +267,7 @@ class Job:
                 **dataclasses.asdict(state.plan),
                 **{key: value for key, value in report.as_dict().items() if key not in ("output", "adapter_bytes")},
                 **others,
+                **({"processes": state.world.size} if state.world.size > 1 else {}),
                 "losses": [round(loss, 6) for loss in progress.losses],
                 "eval_losses": progress.eval_losses,
                 "command": self.command,
@@ -278,6 +291,7 @@ def prepare(
     resume: bool = False,
     begun: Mapping[str, Any] | None = None,
     check: Check = "warn",
+    world: World = ALONE,
     doing: Callable[[str, int, int | None], None] = lambda what, done, total: None,
     read: Callable[..., run_rows.RunRows] = run_rows.read,
 ) -> Job:
@@ -293,6 +307,7 @@ def prepare(
     - `resume`: go on with the same run into `output` where it was stopped, if it has kept a state (`inlay.training.saves`).
     - `begun`: how a command begins it, for the one that goes on.
     - `check`: how strict the gate is with the rows: "warn" counts what is odd in them, "error" refuses it, "off" does not look.
+    - `world`: the processes that share the run.
     - `doing`: hears what is being done, how much of it is done, and of how much in all, where that is known.
     - `read`: what reads the rows; runs that share them read them once.
 
@@ -305,7 +320,7 @@ def prepare(
     """
     settings, output = settings or Settings(), output_directory.place(output)
     saves = Saves(output, settings.save_every)
-    saves.check(resume)
+    world.from_first(lambda: saves.check(resume))
     method, earlier = _method(base, method, from_adapter, output.resolve().name)
     num_virtual = getattr(method, "num_virtual_tokens", 0)
     rows = read(base, source, eval_data, settings, num_virtual, doing, check=check)
@@ -315,7 +330,10 @@ def prepare(
     adapter = earlier or _new(base, output.resolve().name, method, rows.train.examples, settings)
     state = _state(base, adapter, rows, settings, output, num_held_out=len(evaluated), goes_on=earlier is not None)
     goes_on = None if from_adapter is None else going_on.about(from_adapter)
-    resumed = _resumed(state, saves) if resume else None
+    state.world = world
+    check_divides(world, state.plan.batch_size, base.spec.step_parts(base, rows.train.examples[:2], 1))
+    differs = begin_(world, state, lambda: saves.read() if resume else None, {"dtype": str(base.dtype)})
+    resumed = Resumed(state.progress.step, differs) if resume else None
     about = {"goes_on": goes_on, "license": license_of(source), "notes": rows.notes, "begun": begun, "resumed": resumed}
     about["findings"] = rows.findings
     about["command"] = _command(base, source, eval_data, state, None if goes_on is None else goes_on["name"])
@@ -337,13 +355,6 @@ def _command(
     return equivalent.command(
         name, name_of(source), base.task, state.method, state.settings, goes_on=goes_on, others=others
     )
-
-
-def _resumed(state: TrainState, saves: Saves) -> Resumed:
-    """Put a run where it was stopped; where it has kept no state, at its beginning."""
-    saved = saves.read()
-    differs = state.restore_(*saved) if saved else []
-    return Resumed(state.progress.step, differs)
 
 
 def _state(

@@ -161,12 +161,12 @@ class _Run:
             except DivergedError as error:
                 raise located(self.base, state, rows, error) from None
             check_loss(state)
-            is_over = self.stop.asked or self.bounds.is_late(progress)
+            is_over = state.world.any(self.stop.asked or self.bounds.is_late(progress))
             if self.saves is not None:
                 self.saves.offer(state, now=is_over)
             if progress.step == 1 and not state.goes_on:
                 self._measure_start()
-            stopped = (is_over or self.stop.asked) and progress.step < plan.num_steps
+            stopped = (is_over or state.world.any(self.stop.asked)) and progress.step < plan.num_steps
             if self._has_time() if stopped else plan.evaluates_at(progress.step):
                 self._evaluate()
             self._say("")
@@ -227,6 +227,7 @@ class _Run:
                 self.held_out,
                 self.state.settings.micro_batch_tokens,
                 lambda done: self._say(f"{what}: {done}/{len(self.held_out)} rows"),
+                world=self.state.world,
             )
         self.progress.eval_seconds += time.perf_counter() - start
         return loss
@@ -235,7 +236,8 @@ class _Run:
         """An end was asked for, and the last evaluation is not likely to take longer than whoever asked waits."""
         progress = self.progress
         seconds = progress.eval_seconds / max(1, len(progress.eval_losses))
-        return not self.stop.cut and not (self.stop.by_system and seconds > PATIENCE_SECONDS)
+        hurry = self.stop.cut or (self.stop.by_system and seconds > PATIENCE_SECONDS)
+        return not self.state.world.any(hurry)
 
     def _say(self, doing: str) -> None:
         self.progress.doing = doing

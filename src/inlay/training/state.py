@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from inlay import methods
+from inlay.distributed.world import ALONE, World
 from inlay.errors import CompatibilityError, FormatError, explain, few
 from inlay.methods import hooks
 from inlay.methods.contract import Method
@@ -96,6 +97,8 @@ class TrainState:
     """Threads that torch computes with: sums are divided among them."""
     parts: tuple[Part, ...] = ()
     """Of a mixture: its parts, which have the numbers of all rows; their weights are among the digests."""
+    world: World = ALONE
+    """The processes that share its steps."""
 
     @classmethod
     def new(
@@ -159,6 +162,7 @@ class TrainState:
             "run": self._identity(),
             "versions": self.versions,
             "threads": self.threads,
+            "processes": self.world.size,
             "progress": progress,
             "best": {"loss": loss, "step": self.best.step},
         }
@@ -183,8 +187,8 @@ class TrainState:
         self.progress = Progress(**{**progress, "losses": list(progress["losses"])})
         loss, self.best.step = values["best"]["loss"], values["best"]["step"]
         self.best.loss = math.inf if loss is None else loss
-        now = {**self.versions, "threads": self.threads}
-        before = {**values["versions"], "threads": values["threads"]}
+        now = {**self.versions, "threads": self.threads, "processes": self.world.size}
+        before = {**values["versions"], "threads": values["threads"], "processes": values.get("processes", 1)}
         return [f"{key}: {before.get(key)} before, {now[key]} now" for key in now if before.get(key) != now[key]]
 
     def _restore_optimizer_(self, tensors: Mapping[str, Tensor]) -> None:

@@ -4,8 +4,8 @@ A step's loss is the sum over all its supervised tokens divided by their number,
 
     loss = sum over parts of cross_entropy_sum(part) / (supervised tokens of the step)
 
-so a batch split in two, or rows of unequal length, give the gradient of the whole batch. The base stays in evaluation mode:
-its own dropout is off, the adapter's is on.
+so a batch split in two, shared among processes, or of rows of unequal length gives the gradient of the whole batch. The base
+stays in evaluation mode: its own dropout is off, the adapter's is on.
 """
 
 import time
@@ -48,14 +48,18 @@ def step_(base: Base, state: TrainState, examples: Sequence[Any], watch: Watch |
 
 def _gradients_(base: Base, state: TrainState, examples: Sequence[Any], watch: Watch | None) -> float:
     """Give every trained tensor the gradient of the loss; the loss."""
-    task = base.spec
+    task, settings, world = base.spec, state.settings, state.world
     total, loss_sum = task.num_targets(examples), 0.0
+    own = world.shard(examples, lambda example: task.num_tokens([example]))
+    world.draw_(state.generator, settings.seed, state.progress.step)
     with base.using(state.adapter.name, generator=state.generator):
-        parts = task.step_parts(base, examples, state.settings.micro_batch_tokens)
-        for part in parts if watch is None else watch.within(parts, partial(task.step_parts, base)):
-            loss = task.loss_of(base, part)
+        parts = task.step_parts(base, own, settings.micro_batch_tokens)
+        parts = parts if watch is None or world.holds_base else watch.within(parts, partial(task.step_parts, base))
+        for part, counts in world.rounds(parts):
+            loss = task.loss_of(base, part) * counts
             (loss / total).backward()
             loss_sum += loss.item()
+    loss_sum = world.sum_([*state.trained.values()], loss_sum)
     return loss_sum / total
 
 

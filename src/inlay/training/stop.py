@@ -22,6 +22,11 @@ class Stop:
         self.asked = self.cut = self.by_system = False
         self._may_cut = False
 
+    @property
+    def hurries(self) -> bool:
+        """Whoever asked for an end waits for nothing that can be left out."""
+        return self.cut or (self.asked and self.by_system)
+
     @contextlib.contextmanager
     def heard(self) -> Iterator[None]:
         """Within the block requests are noted here, in the main thread alone."""

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from inlay import screen
 from inlay.base.base import Base
 from inlay.data.sources import Source
+from inlay.distributed.group import joined
 from inlay.gate.findings import Check
 from inlay.methods.contract import Method
 from inlay.report import watch
@@ -75,14 +76,17 @@ def train(
     - `TargetError`, `CompatibilityError`: the method finds no layers, or `from_adapter` is not of this base.
     - `OutputError`: the output exists, or the disk is full; what was learned is kept elsewhere, and the message says where.
     - `DivergedError`: the loss is not finite any more. `CapacityError`: there is not enough memory.
+    - `WorkerError`: under torchrun, one of the processes that share the run was lost.
     """
     given = locals()
     settings = Settings(**{field.name: given[field.name] for field in dataclasses.fields(Settings)})
-    names = ("method", "output", "eval_data", "from_adapter", "resume", "check")
+    names = ("method", "output", "eval_data", "from_adapter", "check")
     how: dict[str, Any] = {name: given[name] for name in names}
     shown = screen.is_watched() if progress is None else progress
-    with recording.recording("train"), screen.bar("step", shown=shown, timed=False) as update:
+    shows = screen.bar("step", shown=shown, timed=False)
+    with joined() as world, recording.recording("train"), shows as update:
         doing = lambda what, done, total: update(done, total, what)  # noqa: E731
+        how |= {"resume": resume or world.restarted, "world": world}
         job = prepare(base, source, **how, settings=settings, doing=doing)
         listeners = [watch.watch(update, base.spec.unit)] if shown else []
         listeners += [] if on_step is None else [watch.each_step(on_step)]

@@ -1,0 +1,158 @@
+"""What a run of training says of itself: the rows and settings that it has, and what came of it."""
+
+import os
+from pathlib import Path
+
+from inlay import methods
+from inlay.base.base import Base
+from inlay.cli._findings import say_findings
+from inlay.data.split import MIN_ROWS_TO_HOLD_OUT
+from inlay.io.fingerprint import short
+from inlay.kernels import native
+from inlay.options import purpose
+from inlay.report import recorded
+from inlay.runs import overfitting
+from inlay.screen import count, say, size
+from inlay.tasks.causal_lm import unpacked_because
+from inlay.training import job as jobs
+from inlay.training.keep import PICTURE
+from inlay.training.state import MIN_ROWS_TO_CHOOSE
+
+
+def announce_rows(job: jobs.Job) -> None:
+    """The lines on what a run learns from."""
+    train, base = job.train, job.base
+    template = "the tokenizer's" if base.tokenizer.chat_template else "plain (the tokenizer has none)"
+    is_causal, unit = base.spec.continues, base.spec.unit
+    form = "" if train.form == "text" or not is_causal else f" · template: {template}"
+    say("data", f"{job.source} · {train.num_rows:,} rows of {train.form}{form}")
+    trained_on = f"{count(train.num_trained)} of them" if is_causal else f"{count(train.num_trained)} {unit}s"
+    say("", f"{count(train.num_tokens)} tokens, {trained_on} trained on{_left_out(job)}")
+    for note in [*job.notes, *train.notes, *([f"{train.advice} of the rows"] if train.advice else [])]:
+        say("", note)
+    say_findings(job.findings)
+    if not is_causal:
+        say("task", purpose.describe(base))
+    say("held out", _held_out(job))
+
+
+def announce(job: jobs.Job) -> None:
+    """The lines that stand before a run: what it learns from, what it trains, how long."""
+    announce_rows(job)
+    train, is_causal = job.train, job.base.spec.continues
+    say("adapter", describe(job))
+    say("steps", str(job.state.plan))
+    num_weights = job.state.adapter.num_weights
+    if is_causal and train.num_trained > num_weights and hasattr(job.state.method, "r"):
+        say(
+            "note",
+            f"{count(train.num_trained)} trained tokens are more than the adapter's {count(num_weights)} weights: "
+            "a higher --r may learn more",
+        )
+
+
+def path(base: Base) -> str:
+    """The way that rows take through this base."""
+    if not base.spec.continues:
+        return f"rows padded, with a mask: the task is {base.task}"
+    reason = unpacked_because(base)
+    if reason is None:
+        return "rows packed, each attending to itself alone; only trained tokens reach the output head"
+    return f"rows padded, all through the whole model: {reason}"
+
+
+def kernels() -> str:
+    """What does the work between the matrix products, and with quantised weights."""
+    reason = native.why_not()
+    if reason is not None:
+        return f"torch's own: {reason}"
+    attention = "compiled" if native.multiplies_bfloat16() else "torch's: this processor does not multiply bfloat16"
+    return f"compiled, {native.variant()} · attention in bfloat16 {attention}"
+
+
+def describe(job: jobs.Job) -> str:
+    """The adapter of a run in one line."""
+    adapter = job.state.adapter
+    paths = [path for path in adapter.params if path]
+    what = "linear layers" if all(path in job.base.linears for path in paths) else "layers"
+    return (
+        f"{methods.name_of(adapter.method)} {adapter.method.describe()}{f' on {len(paths)} {what}' if paths else ''} · "
+        f"{count(adapter.num_weights)} weights ({100 * adapter.num_weights / job.base.num_weights:.1f} %) · "
+        f"{size(4 * adapter.num_weights)}"
+    )
+
+
+def _left_out(job: jobs.Job) -> str:
+    train = job.train
+    parts = []
+    if train.num_dropped:
+        parts.append(f"{train.num_dropped:,} rows longer than {train.max_length:,} left out")
+    if train.num_windowed:
+        parts.append(f"{train.num_windowed:,} rows longer than {train.max_length:,} cut into windows")
+    return "".join(f" · {part}" for part in parts)
+
+
+def _held_out(job: jobs.Job) -> str:
+    if job.held_out is None:
+        reason = "too few rows" if job.train.num_rows < MIN_ROWS_TO_HOLD_OUT else "all rows say the same"
+        return f"nothing: {reason if job.state.settings.eval_fraction else 'as asked'}; --eval-data FILE names some"
+    total = len(job.held_out.examples)
+    if not total:
+        return f"nothing: its {job.held_out.num_rows:,} rows are longer than {job.held_out.max_length:,} tokens"
+    some = f", {len(job.evaluated)} of them evaluated" if len(job.evaluated) < total else ""
+    every = f"every {job.state.plan.eval_every} steps" if job.state.plan.eval_every > 1 else "every step"
+    few = len(job.evaluated) < MIN_ROWS_TO_CHOOSE
+    kept = "the last adapter is kept, as so few can't tell which is best" if few else "the best adapter is kept"
+    return f"{total:,} rows{some}, {every}; {kept}"
+
+
+def conclude(job: jobs.Job, report: jobs.Report, model: str) -> None:
+    unit = job.base.spec.unit
+    done = f"after {report.steps} of {job.state.plan.num_steps} steps"
+    if report.diverged:
+        say("diverged", f"{done}; the adapter of step {report.best_step}, before that, is kept")
+    if report.interrupted and report.best_step == report.steps:
+        say(
+            "time is up" if job.bounds.ended_by_time else "stopped",
+            f"{done}; what was learned so far is kept" + ("" if report.eval_loss is not None else ", not evaluated"),
+        )
+    elif report.interrupted:
+        was = f"what was learned so far is kept as it was at step {report.best_step}"
+        say("stopped", f"{done}; {was}: later steps were worse on the held-out rows")
+    if report.stopped_early:
+        say("stopped", f"{done}: the held-out loss got no better in {job.state.settings.patience} evaluations")
+    if report.eval_loss_before is not None and report.eval_loss is not None:
+        best = "" if report.best_step == report.steps else f" (best at step {report.best_step})"
+        say("held-out", f"loss {report.eval_loss_before:.3f} → {report.eval_loss:.3f} nats per {unit}{best}")
+        if report.scores:
+            say("scores", f"{purpose.in_words(report.scores)} on the held-out rows")
+        if report.best_step == 0:
+            say("note", "no step was better on the held-out rows than the base itself: the adapter changes nothing")
+    else:
+        say("loss", f"{report.loss:.3f} nats per {unit} at the last step")
+    drawn = f", {PICTURE}" if (Path(report.output) / PICTURE).exists() else ""
+    say(
+        "wrote",
+        f"{report.output}/  (adapter {size(report.adapter_bytes)}, base {short(report.base_fingerprint)}{drawn})",
+    )
+    say(
+        "took",
+        f"{report.seconds:.0f} s · {report.tokens_per_second:,.0f} tokens/s, prompts included · "
+        f"{size(report.peak_rss_bytes)} at most",
+    )
+    if job.bounds.watch is not None and job.bounds.watch.num_splits:
+        say("note", f"{job.bounds.watch.num_splits:,} micro-batches were split, so that the memory held them")
+    if said := overfitting.note(job.state.progress):
+        say("note", said)
+    if recorded.page(job.output).exists():
+        say("report", os.path.relpath(recorded.page(job.output)))
+    if report.interrupted:
+        say("go on", f"inlay train --resume {report.output}")
+    say("try it", _try_it(job.base, model, str(report.output)))
+
+
+def _try_it(base: Base, model: str, adapter: str) -> str:
+    """A command that uses the adapter on something new."""
+    if base.spec.continues:
+        return f"inlay chat {model} --adapter {adapter}"
+    return f"echo '{base.spec.typed}' | inlay predict {model} - --adapter {adapter}"

@@ -1,0 +1,1 @@
+"""A run in one process, or in many that share its steps."""
