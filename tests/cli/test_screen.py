@@ -110,7 +110,7 @@ def test_the_last_two_evaluations_are_not_next_to_each_other(every):
 @pytest.mark.parametrize(("count", "kept"), [(MIN_ROWS_TO_CHOOSE, 1), (MIN_ROWS_TO_CHOOSE - 1, 3)])
 def test_the_best_is_chosen_of_enough_rows_alone(place, capsys, monkeypatch, count, kept):
     losses = iter([4.0, 1.0, 2.0, 3.0])
-    monkeypatch.setattr(loop, "evaluate", lambda *given: next(losses))
+    monkeypatch.setattr(loop, "evaluate", lambda *given, **how: next(losses))
     bases.jsonl(place / "held.jsonl", bases.rows(count, seed=100))
     _, _, err = run(capsys, *train(place, "--output", place / "new", "--eval-data", place / "held.jsonl"))
     assert ("(best at step 1)" in err) == (kept == 1)

@@ -42,7 +42,7 @@ def test_all_combinations_are_trained_and_the_best_is_named(place, capsys):
     assert err.count("run       learning-rate-") == 4
     assert f"run       {best}  4 steps, loss" in err
     assert "1 held-out rows can't tell which is best" in err
-    assert sorted(path.name for path in (place / "swept").iterdir()) == sorted([*found["runs"], "sweep.json", "sweep.md", "sweep.png"])  # fmt: skip
+    assert sorted(path.name for path in (place / "swept").iterdir()) == sorted([*found["runs"], *(f"{name}.report.html" for name in found["runs"]), "sweep.json", "sweep.md", "sweep.png"])  # fmt: skip
     assert (place / "swept" / "sweep.md").read_text().strip() == table.strip()
     assert (place / "swept" / "sweep.png").read_bytes().startswith(b"\x89PNG")
     assert run(capsys, "eval", "base", "rows.jsonl", "--adapter", place / "swept" / best)[0] == 0

@@ -1,4 +1,8 @@
-"""Show what was run: trainings, evaluations, merges, each with its settings and what came of it."""
+"""Show what was run: trainings, evaluations, merges, each with its settings and what came of it.
+
+`inlay runs list` says which there were, `inlay runs show ID` all of one, `inlay runs compare ID ID` what differs. Each verb has
+its own --help, and --json prints one object.
+"""
 
 import dataclasses
 import datetime

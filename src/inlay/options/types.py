@@ -62,7 +62,8 @@ class _Types:
         }
         if found := next((spec for kind, spec in own.items() if info.type == kind), None):
             return found
-        if info.type not in self._asked and (info.type is str or get_origin(info.type) is Mapping):
+        may_lack = info.type in (str, tuple[str, ...]) or get_origin(info.type) is Mapping
+        if info.type not in self._asked and may_lack:
             return self._optional(info.type, info, "none", lambda value: not value)
         kinds = get_args(info.type) if get_origin(info.type) in (Union, types.UnionType) else ()
         if len(kinds) == 2 and type(None) in kinds:
