@@ -203,6 +203,20 @@ def test_the_first_way_that_fits_is_chosen_and_else_the_smallest_budget_is_named
         assert budget.num_bytes("", size) >= min(_foresee(way).disk_bytes for way in every)
 
 
+def test_machines_that_share_a_run_are_foreseen_from_a_step_of_one(place, capsys):
+    command = ["plan", place / "base", place / "rows.jsonl", *HOW, "--batch-size", 8]
+    found = [run_json(capsys, *command, "--nodes", nodes)["nodes"] for nodes in (2, 8)]
+    alone = [node["step_seconds"] * node["processes"] * node["efficiency"] for node in found]
+    for node, seconds in zip(found, alone, strict=True):
+        gradients, turns = 4 * run_json(capsys, *command)["trainable_parameters"], 2 * (node["processes"] - 1)
+        sent = turns * (gradients / node["processes"] / 1.25e9 + 1e-4)
+        assert node["step_seconds"] == pytest.approx(seconds / node["processes"] + sent)
+    for wrong in ([9], [0], [-1], [2, "--gigabits", 0]):
+        status, _, err = run(capsys, *command, "--nodes", *wrong)
+        assert (status, "Traceback" in err) == (1, False)
+        assert "processes" in err or "bandwidth" in err
+
+
 def test_a_plan_that_can_not_be_kept_is_refused_with_what_would_do(place, capsys):
     command = ["plan", place / "base", place / "rows.jsonl", *HOW]
     status, _, err = run(capsys, *command, "--memory", "9MB")

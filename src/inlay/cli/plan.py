@@ -16,6 +16,7 @@ from inlay.base.checks import chosen_device
 from inlay.base.load import default_dtype
 from inlay.cli.inspect import modules
 from inlay.core.product import DTYPES
+from inlay.distributed import cost
 from inlay.errors import InlayError
 from inlay.gguf.opening import open_base, open_outline
 from inlay.io.checkpoint import Checkpoint
@@ -31,6 +32,9 @@ from inlay.runs.forecast import Forecast
 from inlay.screen import count, say, size
 from inlay.tasks.contract import DEFAULT_TASK
 from inlay.training.settings import Settings
+
+LATENCY_SECONDS = 1e-4
+"""From one machine to the next, in one room."""
 
 BYTES_PER_WEIGHT = 16
 """Of a trained weight in float32: itself, its gradient, and the optimiser's two moments."""
@@ -52,6 +56,12 @@ class Plan(OnBase, Budgeted):
     eval_data: str | None = None
     """Held-out rows; without it, a part of the data is held out."""
 
+    nodes: int = 1
+    """As many machines like this one share the run, by torchrun; each step's rows are divided among them."""
+
+    gigabits: float = 10.0
+    """What travels from one machine to the next in a second."""
+
     settings: Settings
     """How to train."""
 
@@ -68,10 +78,30 @@ class Plan(OnBase, Budgeted):
         for label, text in lines(found.forecast, base.spec.unit):
             say(label, text)
         say_choice(found)
+        shared = self._shared(found)
         if self.json:
             way = dataclasses.asdict(found.way)
-            screen.emit({**found.forecast.as_dict(), "method": methods.name_of(method), **way})
+            said = {**found.forecast.as_dict(), "method": methods.name_of(method), **way}
+            screen.emit(said | ({} if shared is None else {"nodes": dataclasses.asdict(shared)}))
         return 0
+
+    def _shared(self, found: foreseen.Planned) -> cost.Cost | None:
+        """What a step takes that several machines share; None where there is one."""
+        if self.nodes == 1:
+            return None
+        rows, forecast = found.plan.batch_size, found.forecast
+        alone = forecast.seconds_per_epoch * rows / forecast.num_rows
+        link = cost.Link(bytes_per_second=self.gigabits * 1e9 / 8, latency_seconds=LATENCY_SECONDS)
+        how: dict[str, Any] = {"rows": rows, "num_weights": forecast.trainable_parameters, "link": link}
+        shared = cost.step(alone, processes=self.nodes, **how)
+        whole = duration(forecast.seconds * shared.step_seconds / alone)
+        say(
+            "nodes",
+            f"{self.nodes} over {self.gigabits:g} Gbit/s: a step of {shared.step_seconds:.3g} s in place of {alone:.3g} s, "
+            f"about {whole} in all; {size(shared.gradient_bytes)} of gradients a step, "
+            f"{100 * shared.efficiency:.0f} % of {self.nodes} times the work",
+        )
+        return shared
 
     def _alone(self, method: Any) -> int:
         checkpoint = open_outline(self.model)
