@@ -1,17 +1,18 @@
 """Forecasts of runs against what they took: python -m benchmarks.forecast [--fit] [NAME ...]
 
-Each configuration is a run of some steps in a process of its own: a model with random weights, rows of words. The forecast of
-its shapes alone and the one that its measured batches correct are compared with the most memory that the process held, and with
-the seconds of its steps and evaluations. `--fit` runs the configurations that the constants of `inlay.runs` were fitted to;
-without it the others are run, to which nothing was fitted.
+Each configuration is a model with random weights and rows of words. What `inlay plan` foresees, and what `inlay train` makes of
+that once some batches are measured, are compared with the most memory that the process of that run held, and with the seconds
+of its steps and evaluations. `--fit` runs the configurations that the constants of `inlay.runs` were fitted to; without it the
+others are run, to which nothing was fitted.
 """
 
+import ast
 import json
+import os
 import random
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -120,7 +121,7 @@ def build(wanted: Configuration, place: Path) -> None:
     _tokenizer(place)
 
 
-WORDS = (
+WORDS = [
     "the",
     "cat",
     "house",
@@ -135,7 +136,7 @@ WORDS = (
     "under",
     "over",
     "never",
-)
+]
 
 
 def rows(wanted: Configuration, place: Path) -> None:
@@ -156,109 +157,58 @@ def rows(wanted: Configuration, place: Path) -> None:
     place.write_text("".join(json.dumps(forms[wanted.task]()) + "\n" for _ in range(number)))
 
 
+def made(wanted: Configuration, place: Path) -> list[str]:
+    """The arguments of a run of this configuration, whose model and rows are made in a folder by another process."""
+    subprocess.run([sys.executable, "-m", "benchmarks.forecast", "--build", place, repr(tuple(wanted))], check=True)
+    flags = {
+        "--method": wanted.method, "--task": wanted.task, "--max-steps": wanted.steps, "--batch-size": wanted.batch_size,
+        "--micro-batch-tokens": wanted.micro_batch_tokens, "--dtype": wanted.dtype, "--quantize": wanted.scheme,
+        "--eval-fraction": 0.1,
+    }  # fmt: skip
+    given = [str(part) for flag, value in flags.items() if value is not None for part in (flag, value)]
+    return [f"{place}/base", f"{place}/rows.jsonl", *given, "--json"]
+
+
+def command(name: str, *arguments: str, **how: Any) -> subprocess.CompletedProcess[str]:
+    """`inlay NAME ARGUMENTS` on one thread, in a process of its own, which records nothing."""
+    typed = [sys.executable, "-W", "ignore", "-m", "inlay", name, *arguments]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "INLAY_RUNS": "none"}
+    return subprocess.run(typed, env=environment, capture_output=True, text=True, **how)
+
+
 def one(wanted: Configuration) -> dict[str, Any]:
-    """The forecasts of a configuration and what it took; in a process of its own."""
-    import inlay
-    from inlay import tasks
-    from inlay.io.checkpoint import open_checkpoint
-    from inlay.options import purpose
-    from inlay.planning.outline import outline
-    from inlay.process import peak_rss_bytes
-    from inlay.runs import foresee, needs
-    from inlay.runs.measure import measure
-    from inlay.runs.work import work
-    from inlay.training import job as jobs
-    from inlay.training import rows as run_rows
-    from inlay.training import schedule
-    from inlay.training.attaching import attached
-    from inlay.training.settings import Settings, plan
-
-    torch.set_num_threads(1)
+    """What `inlay plan` foresaw of a configuration, what `inlay train` made of that, and what it took."""
     with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder)
-        # the model is built by another process, whose memory is not this one's
-        subprocess.run(
-            [sys.executable, "-m", "benchmarks.forecast", "--build", folder, repr(tuple(wanted))], check=True
-        )
-        method = inlay.methods.find(wanted.method)() if hasattr(inlay, "methods") else None
-        from inlay import methods
-
-        method = methods.find(wanted.method)()
-        settings = Settings(
-            max_steps=wanted.steps, batch_size=wanted.batch_size, micro_batch_tokens=wanted.micro_batch_tokens,
-            eval_fraction=0.1,
-        )  # fmt: skip
-        chosen = purpose.choose(tasks.find(wanted.task), open_checkpoint(place / "base"), str(place / "rows.jsonl"))
-        from inlay.base.load import default_dtype
-        from inlay.core.product import DTYPES
-
-        dtype = DTYPES[wanted.dtype] if wanted.dtype else default_dtype(chosen.checkpoint)
-        bare = outline(chosen.checkpoint, chosen.spec, chosen.labels, dtype)
-        source = chosen.data or str(place / "rows.jsonl")
-
-        def divided(base: Any, read: Any, evaluated: Any) -> Any:
-            made = plan(settings, len(read.examples), base.model.config, method)
-            order = schedule.order(len(read.examples), made.batch_size, made.num_steps, settings.seed)
-            num = 1 + sum(made.evaluates_at(step) for step in range(1, made.num_steps + 1)) if evaluated else 0
-            return work(
-                base, read.examples, order, made.num_steps, settings.micro_batch_tokens, evaluated=evaluated,
-                num_evaluations=num,
-            )  # fmt: skip
-
-        read = run_rows.read(bare, source, None, settings, getattr(method, "num_virtual_tokens", 0), lambda *a: None)
-        held = read.held_out.examples if read.held_out else []
-        start = time.perf_counter()
-        first = foresee.foresee(
-            bare, method, read.train, divided(bare, read.train, held), epochs=1.0, scheme=wanted.scheme
-        )
-        parts = needs.memory(
-            bare, wanted.scheme, first.trainable_parameters, divided(bare, read.train, held).longest, 0
-        )
-        foreseen_in = time.perf_counter() - start
-        how = dict(task=chosen.spec, labels=chosen.labels, dtype=wanted.dtype, quantize=wanted.scheme)
-        base = inlay.load(place / "base", **how)
-        job = jobs.prepare(base, source, method=method, output=place / "out", settings=settings)
-        loaded = peak_rss_bytes()
-        done = divided(base, job.train, job.evaluated)
-        with attached(base, job.state.adapter):
-            measured = measure(base, job.state.adapter.name, done, job.state.generator, 1 << 60)
-        second = foresee.corrected(first, measured, done)
-        after = peak_rss_bytes()
-        report = job.run()
+        arguments, place = made(wanted, Path(folder)), Path(folder)
+        foreseen, trained = command("plan", *arguments), command("train", *arguments, "--output", f"{place}/out")
+        for done in (foreseen, trained):
+            assert done.returncode == 0, done.stderr
+        report, record = json.loads(trained.stdout.splitlines()[-1]), json.loads((place / "out/inlay.json").read_text())
         return {
-            "first": first.as_dict(), "second": second.as_dict(), "peak": peak_rss_bytes(), "seconds": report.seconds,
-            "run_peak": report.peak_rss_bytes, "loaded": loaded, "measured": measured.__dict__, "after": after,
-            "parts": parts._asdict(), "longest": done.longest.tokens, "median": done.median.tokens, "in": foreseen_in,
-            "trained": first.trainable_parameters,
-        }  # fmt: skip
+            "first": json.loads(foreseen.stdout.splitlines()[-1]),
+            "then": record["training"]["forecast"],
+            "peak": report["peak_rss_bytes"],
+            "seconds": report["seconds"],
+        }
 
 
 def main(*arguments: str) -> None:
     """Run the configurations, or those of these names, and print a line for each."""
     if arguments[:1] == ("--build",):
-        wanted, place = Configuration(*eval(arguments[2])), Path(arguments[1])
+        place, wanted = Path(arguments[1]), Configuration(*ast.literal_eval(arguments[2]))
         build(wanted, place / "base")
         rows(wanted, place / "rows.jsonl")
         return
-    if arguments[:1] == ("--one",):
-        print(json.dumps(one((FIT | OTHERS)[arguments[1]])))
-        return
     table = FIT if "--fit" in arguments else OTHERS
     names = [name for name in arguments if not name.startswith("-")] or list(table)
-    print(f"{'':18} {'peak':>8} {'first':>7} {'then':>7} {'took':>8} {'first':>7} {'then':>7}")
-    errors: dict[str, list[float]] = {"memory first": [], "memory": [], "time first": [], "time": []}
+    print(f"{'':18} {'peak':>8} {'plan':>7} {'train':>7} {'took':>8} {'plan':>7} {'train':>7}")
+    errors: dict[str, list[float]] = {"memory, plan": [], "memory, train": [], "time, plan": [], "time, train": []}
     for name in names:
-        made = subprocess.run(
-            [sys.executable, "-W", "ignore", "-m", "benchmarks.forecast", "--one", name], capture_output=True, text=True
-        )
-        if made.returncode:
-            print(name, made.stderr.strip().splitlines()[-1:])
-            continue
-        found = json.loads(made.stdout.splitlines()[-1])
+        found = one((FIT | OTHERS)[name])
         off = [
             found[which][what] / found[took] - 1
             for what, took in (("memory_bytes", "peak"), ("seconds", "seconds"))
-            for which in ("first", "second")
+            for which in ("first", "then")
         ]
         for key, value in zip(errors, off, strict=True):
             errors[key].append(value)
@@ -267,8 +217,6 @@ def main(*arguments: str) -> None:
             f"{off[2]:+7.1%} {off[3]:+7.1%}",
             flush=True,
         )
-        if "--raw" in arguments:
-            print(json.dumps(found))
     for key, values in errors.items():
         sizes = [abs(value) for value in values]
         print(f"{key:14} median {median(sizes):.1%}, most {max(values):+.1%}, least {min(values):+.1%}")
