@@ -18,7 +18,7 @@ LARGE_ROOMS = {
     "base": (2_400, "making a base, and what one is asked for: labels, vectors"),
     "io": (2_170, "every file that is read and written, and what keeps a reader safe"),
     "text": (2_070, "the program that renders templates, 180 lines, is a process of its own"),
-    "cli": (4_100, "a file for each of thirty commands, which know nothing of each other; the store has eleven verbs"),
+    "cli": (4_200, "a file for each of thirty commands, which know nothing of each other; the store has eleven verbs"),
     "methods": (2_100, "fifteen methods, one file each"),
     "training": (
         2_150,

@@ -163,8 +163,8 @@ def test_a_base_that_is_not_finite_is_not_measured_merged_answered_or_trained(tm
 def test_an_adapter_that_the_last_step_has_broken_is_not_written(base_directory, tmp_path, monkeypatch):
     whole = loop.step_
 
-    def step(base, state, examples):
-        whole(base, state, examples)
+    def step(base, state, *given):
+        whole(base, state, *given)
         list(state.trained.values())[3].data[0, 0] = torch.inf
 
     rows = bases.jsonl(tmp_path / "rows.jsonl", bases.rows(10))  # too few to hold any out
@@ -183,10 +183,10 @@ def test_a_run_that_diverges_after_a_good_evaluation_keeps_that_and_says_so(
 ):
     whole = loop.step_
 
-    def step(base, state, examples):
+    def step(base, state, *given):
         if state.progress.step == 4:
             raise diverged(state, "planted")
-        whole(base, state, examples)
+        whole(base, state, *given)
 
     monkeypatch.setattr(loop, "step_", step)
     rows = bases.jsonl(tmp_path / "rows.jsonl", bases.rows(60))

@@ -119,9 +119,9 @@ def test_training_outlives_its_terminal(place, capsys, monkeypatch, error):
 def test_memory_that_runs_out_after_the_last_step_costs_no_adapter(place, capsys, monkeypatch):
     whole, calls = loop.evaluate, []
 
-    def evaluate(*given):
+    def evaluate(*given, **how):
         calls.append(given)
-        return whole(*given) if len(calls) < 4 else raising(NO_MEMORY)()
+        return whole(*given, **how) if len(calls) < 4 else raising(NO_MEMORY)()
 
     monkeypatch.setattr(loop, "evaluate", evaluate)
     with pytest.warns(match="new holds what was learned in 3 steps"):
@@ -223,7 +223,7 @@ def test_a_system_that_asks_for_an_end_does_not_wait_for_a_long_evaluation(place
 
 def test_what_later_steps_have_lost_is_said_to_be(place, capsys, monkeypatch):
     losses = iter([5.0, 1.0, 3.0])
-    monkeypatch.setattr(loop, "evaluate", lambda *given: next(losses))
+    monkeypatch.setattr(loop, "evaluate", lambda *given, **how: next(losses))
     signals(monkeypatch, [signal.SIGINT], at=3)
     _, _, err = run(capsys, *train(place, "--max-steps", 90, "--eval-every", 2))
     assert "kept as it was at step 2: later steps were worse on the held-out rows" in err

@@ -106,7 +106,7 @@ def test_another_base_is_refused(base, place, tmp_path):
 def test_no_step_that_is_better_keeps_the_start(base, place, tmp_path, monkeypatch):
     train(base, place, tmp_path / "first", method="ia3")
     losses = iter([1.0, 2.0, 3.0])
-    monkeypatch.setattr("inlay.training.loop.evaluate", lambda *given: next(losses))
+    monkeypatch.setattr("inlay.training.loop.evaluate", lambda *given, **how: next(losses))
     report = train(base, place, tmp_path / "second", from_adapter=tmp_path / "first")
     assert report.best_step == 0
     kept = base.adapters["second"].params

@@ -155,7 +155,7 @@ def test_the_loss_of_the_start_is_measured_after_the_first_step(base, examples):
 
 def test_an_adapter_that_never_gets_better_is_that_of_the_start(base, examples, monkeypatch):
     losses = iter([1.0, 2.0, 3.0])
-    monkeypatch.setattr(loop, "evaluate", lambda *given: next(losses))
+    monkeypatch.setattr(loop, "evaluate", lambda *given, **how: next(losses))
     adapter = base.fresh(inlay.Lora(r=3), "a")
     before = [tensor.clone() for tensor in adapter.tensors()]
     state = _state(base, adapter, examples, 3 * len(examples), max_steps=2)

@@ -369,6 +369,7 @@ def test_rows_are_shown_with_what_is_trained_cut_and_ended(base, tmp_path, capsy
 
 
 @needs_shared
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "most"),
     [

@@ -190,11 +190,11 @@ def falling(monkeypatch):
     standing = {}
     whole = loop._Run.__init__
 
-    def began(self, base, state, *given):
+    def began(self, base, state, *given, **how):
         standing["state"] = state
-        whole(self, base, state, *given)
+        whole(self, base, state, *given, **how)
 
-    def evaluate(base, rows, *given):
+    def evaluate(base, rows, *given, **how):
         return losses[0 if rows is None else standing["state"].progress.step]
 
     monkeypatch.setattr(loop._Run, "__init__", began)

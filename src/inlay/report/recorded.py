@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,9 @@ from inlay.tasks.contract import Prepared
 PAGE = ".report.html"
 """What the name of a run's page has after that of its output, beside which it lies: it holds rows of the data, which are not to
 go where the adapter goes."""
+
+MAX_NAME_BYTES = 255
+"""As long may a name in a folder be, on the usual file systems."""
 
 
 @runtime_checkable  # the tests check it where they check shapes
@@ -42,9 +46,9 @@ class Job(Protocol):
 
 
 def page(output: Path) -> Path:
-    """Where the page of the run into `output` lies."""
+    """Where the page of the run into `output` lies; a name that would be too long for the file system loses its end."""
     place = output.absolute()
-    return place.with_name(place.name + PAGE)
+    return place.with_name(os.fsencode(place.name)[: MAX_NAME_BYTES - len(PAGE)].decode(errors="ignore") + PAGE)
 
 
 @contextlib.contextmanager

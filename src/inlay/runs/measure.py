@@ -20,6 +20,9 @@ from inlay.base.base import Base
 from inlay.runs import needs
 from inlay.runs.work import Part, Work
 
+UNTRIED = 1.3
+"""So many times what is foreseen for a micro-batch has to be there before it is tried: a system kills what takes too much."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
@@ -54,7 +57,8 @@ def measure(base: Base, name: str, work: Work, generator: torch.Generator, limit
         torch.cuda.reset_peak_memory_stats(device)
     floor = process.rss_bytes()
     by_tokens = sorted(work.parts, key=lambda part: part.tokens)
-    fitting = [p for p in by_tokens if floor + needs.activation_bytes(base, p.tokens) <= limit_bytes] or by_tokens[:1]
+    fits = lambda part: floor + UNTRIED * needs.activation_bytes(base, part.tokens) <= limit_bytes  # noqa: E731
+    fitting = [*filter(fits, by_tokens)] or by_tokens[:1]
     median, longest = fitting[len(fitting) // 2], fitting[-1]
     _pass(base, name, median, generator)  # warms up, and reads the base
     ready = process.rss_bytes()
@@ -65,7 +69,7 @@ def measure(base: Base, name: str, work: Work, generator: torch.Generator, limit
         long = min(long, _pass(base, name, longest, generator))  # once more: rows of two lengths share the heap by now
     forward = _forward(base, name, median)
     asked = max(work.evaluated, key=lambda part: part.tokens, default=median)
-    if asked.tokens > longest.tokens and floor + needs.activation_bytes(base, asked.tokens) <= limit_bytes:
+    if asked.tokens > longest.tokens and fits(asked):
         _forward(base, name, asked)  # for the memory that it takes
     more, peak = longest.tokens - median.tokens, process.rss_bytes()
     slope = max(0.0, long - short) / more if more > median.tokens // 4 else short / median.tokens
