@@ -18,10 +18,10 @@ import torch
 from inlay import process
 from inlay.base.base import Base
 from inlay.runs import needs
-from inlay.runs.work import Part, Work
+from inlay.runs.work import Part, Work, part_of
 
-UNTRIED = 1.3
-"""So many times what is foreseen for a micro-batch has to be there before it is tried: a system kills what takes too much."""
+MARGIN = 1.2
+"""So many times what rows alone say of a micro-batch has to be there before it is tried: a system kills what takes more."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +49,8 @@ def measure(base: Base, name: str, work: Work, generator: torch.Generator, limit
 
     **Arguments:**
 
-    - `limit_bytes`: micro-batches that would hold more are not tried: the longest that would not is in their place.
+    - `limit_bytes`: micro-batches that would hold more, by what a short row and a long one took, are not tried: the longest
+      that would not is in their place.
     """
     process.keep_freed_blocks()
     device = base.model.device
@@ -57,7 +58,9 @@ def measure(base: Base, name: str, work: Work, generator: torch.Generator, limit
         torch.cuda.reset_peak_memory_stats(device)
     floor = process.rss_bytes()
     by_tokens = sorted(work.parts, key=lambda part: part.tokens)
-    fits = lambda part: floor + UNTRIED * needs.activation_bytes(base, part.tokens) <= limit_bytes  # noqa: E731
+    rows = sorted((part_of(base, [row]) for row in by_tokens[-1].rows), key=lambda part: part.tokens)
+    each, held = _each(base, name, rows[0], rows[-1], generator)
+    fits = lambda part: held + MARGIN * each * (part.tokens - rows[-1].tokens) <= limit_bytes  # noqa: E731
     fitting = [*filter(fits, by_tokens)] or by_tokens[:1]
     median, longest = fitting[len(fitting) // 2], fitting[-1]
     _pass(base, name, median, generator)  # warms up, and reads the base
@@ -85,6 +88,16 @@ def measure(base: Base, name: str, work: Work, generator: torch.Generator, limit
         else (reached - floor) / longest.tokens,
         device_bytes=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0,
     )
+
+
+def _each(base: Base, name: str, short: Part, long: Part, generator: torch.Generator) -> tuple[float, int]:
+    """(The bytes that a token takes, by two rows that go through the model alone; what the process holds after them)."""
+    _pass(base, name, short, generator)  # reads the base too, which is not the row's
+    before = process.rss_bytes()
+    _pass(base, name, long, generator)
+    held, more = process.rss_bytes(), long.tokens - short.tokens
+    foreseen = needs.activation_bytes(base, long.tokens) / long.tokens
+    return max(foreseen, (held - before) / more if more > short.tokens // 4 else 0.0), held
 
 
 def _pass(base: Base, name: str, part: Part, generator: torch.Generator) -> float:
