@@ -51,6 +51,17 @@ def runs(tmp_path_factory):
 
 
 @pytest.fixture
+def one_thread():
+    """Sums are divided among threads: bits are compared on one."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
 def drawn():
     """Asked for where the picture of a run is looked at."""
 

@@ -4,8 +4,9 @@ import hashlib
 
 import pytest
 
+from inlay.cli import main
 from inlay.io import output
-from tests.support import bases, disks
+from tests.support import disks, homes
 from tests.support.command import run
 
 PAGE = 4096
@@ -33,14 +34,7 @@ GOES_ON = ".new.quantizing/"
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    from inlay.cli import main
-
-    made = tmp_path_factory.mktemp("made")
-    bases.directory(made / "base")
-    bases.jsonl(made / "rows.jsonl", bases.rows(30))
-    for name, steps in (("one", 2), ("two", 3)):
-        given = ["train", made / "base", made / "rows.jsonl", "--output", made / name, "--r", 2, "--max-steps", steps]
-        assert main([str(argument) for argument in given]) == 0
+    made = homes.trained(tmp_path_factory.mktemp("made"), 30)
     assert (
         main([str(argument) for argument in ("merge", made / "base", made / "one", "--output", made / "merged")]) == 0
     )

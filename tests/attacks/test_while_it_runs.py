@@ -4,20 +4,11 @@ import datetime
 import time
 
 import pytest
-import torch
 
 import inlay
 from inlay.formats.peft import TENSORS
 from inlay.io import records
 from tests.support import bases
-
-
-@pytest.fixture
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -7,31 +7,13 @@ import pytest
 import inlay
 from inlay.errors import ConfigError
 from inlay.formats.peft import TENSORS
-from tests.support import bases
+from tests.support import homes
 from tests.support.command import run, run_json
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    from inlay.cli import main
-
-    home = tmp_path_factory.mktemp("home")
-    bases.directory(home / "base")
-    bases.jsonl(home / "rows.jsonl", bases.rows(20))
-    for name, steps in (("one", 2), ("two", 3)):
-        arguments = [
-            "train",
-            home / "base",
-            home / "rows.jsonl",
-            "--output",
-            home / name,
-            "--r",
-            2,
-            "--max-steps",
-            steps,
-        ]
-        assert main(list(map(str, arguments))) == 0
-    return home
+    return homes.trained(tmp_path_factory.mktemp("home"))
 
 
 @pytest.fixture

@@ -19,6 +19,8 @@ from inlay.training.settings import Settings
 from inlay.training.state import MIN_ROWS_TO_CHOOSE, NOT_KEPT
 from tests.support import bases, tasks
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 STEPS, AT = 9, (1, 4, 7)
 """Steps of a run, more than two passes over its rows; and after how many of them it is copied: two before an evaluation, one
 after."""
@@ -56,14 +58,6 @@ def place(tmp_path_factory):
     bases.directory(made / "base")
     tasks.directory(made / "bert", "bert")
     return made
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

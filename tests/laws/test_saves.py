@@ -52,13 +52,9 @@ adapter is in its place, golden answers and a picture, is left out here and ther
 
 
 @pytest.fixture(autouse=True)
-def one_thread(monkeypatch):
+def quick(monkeypatch, one_thread):
     monkeypatch.setattr(jobs.keep, "draw", lambda *given: None)
     monkeypatch.setattr(jobs.Job, "_keep_golden", lambda job: None)
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -267,7 +263,7 @@ def test_a_damaged_state_is_refused(place, base, tmp_path):
 
 def test_without_a_number_of_steps_states_cost_little_time(place, base, tmp_path, monkeypatch):
     clock = [0.0]
-    monkeypatch.setattr(saves.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     prepared = jobs.prepare(base, bases.rows(9), method=METHOD, output=tmp_path / "x", settings=Settings(max_steps=9))
     written, held = [], saves.Saves(tmp_path / "mine")
 

@@ -12,6 +12,8 @@ from inlay.modules.sharded import Sharded
 from tests.laws import test_world as law
 from tests.support import bases, workers
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 METHOD = inlay.Lora(r=3, lora_alpha=5)
 HOW = law.SETTINGS | dict(method=METHOD, eval_fraction=0.3, seed=2)
 SCHEMES = (None, "nf4", "int8")
@@ -37,14 +39,6 @@ with joined() as world:
         inlay.train(base, place / "rows.jsonl", output=here / str(scheme), **law.HOW)
         (here / f"{scheme}-{world.rank}.json").write_text(json.dumps(held))
 """
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def test_a_base_in_parts_teaches_what_a_whole_one_does(tmp_path):

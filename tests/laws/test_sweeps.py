@@ -27,14 +27,10 @@ HOW = dict(max_steps=5, batch_size=3, learning_rate=1e-2, eval_every=3, progress
 
 
 @pytest.fixture(autouse=True)
-def short(monkeypatch):
+def short(monkeypatch, one_thread):
     """What comes after the adapter is in its place takes longer than the run."""
     monkeypatch.setattr(jobs.Job, "_keep_golden", lambda job: None)
     monkeypatch.setattr(sweeps.table, "drawn", lambda *given: b"\x89PNG: left out here")
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -107,14 +107,11 @@ REFUSALS = {
 
 
 @pytest.fixture(autouse=True)
-def processor():
+def processor(one_thread):
     """One thread, because sums are divided among threads; and kernels of the instructions that torch takes."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
     narrower = torch.backends.cpu.get_cpu_capability() == "AVX2" and "avx2" in native.supported()
     with native.only("avx2") if narrower else contextlib.nullcontext():
         yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -65,12 +65,8 @@ def place(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def one_thread(monkeypatch):
+def golden_answers(monkeypatch, one_thread):
     monkeypatch.setattr(golden, "kept", golden.kept)  # what `learn` changes is put back
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def learn(place, case, output, **others):

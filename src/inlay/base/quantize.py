@@ -274,8 +274,8 @@ def _write_shard(
 ) -> None:
     """Write one file of the output, and its layers' errors beside it; it gets its name when it is whole."""
     new, errors, done = file.with_suffix(".new"), {}, 0
-    writer = safetensors.Writer(new, {name: tensor for layout in shard.values() for name, tensor in layout.items()})
-    try:
+    layout = {name: tensor for own in shard.values() for name, tensor in own.items()}
+    with contextlib.closing(safetensors.Writer(new, layout)) as writer:
         for name in shard:
             entry, weight = source.tensors[name], weights.get(name)
             if weight is None:
@@ -288,8 +288,6 @@ def _write_shard(
                     writer.put(bitsandbytes.tensor_name(weight.path, key), tensor)
             done += entry.stop - entry.start
             progress(done)
-    finally:
-        writer.close()
     output.write_file(file.with_suffix(ERRORS), json.dumps(errors).encode())
     new.rename(file)
 

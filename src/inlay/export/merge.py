@@ -6,6 +6,7 @@ weights become the numbers that they stand for. A head that the base lacks is ad
 been loaded and compared with the unmerged one.
 """
 
+import contextlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -171,8 +172,8 @@ def _write_file(
     base: Base, adapter: Adapter, tensors: dict[str, Planned], target: Path, wrote: Callable[[int], None]
 ) -> None:
     """Write one weight file; `wrote` is told the number of bytes after each tensor."""
-    writer = Writer(target, {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()})
-    try:
+    layout = {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
+    with contextlib.closing(Writer(target, layout)) as writer:
         for name, tensor in tensors.items():
             if tensor.path is not None and tensor.is_fresh:
                 merged = _merged_fresh(base, adapter, tensor.path, name.rpartition(".")[2])
@@ -187,8 +188,6 @@ def _write_file(
                 for start, data in chunks(tensor.entry, _TILE_BYTES):
                     writer.put_bytes(name, start, data)
             wrote(tensor.num_bytes)
-    finally:
-        writer.close()
 
 
 def _merged_fresh(base: Base, adapter: Adapter, path: str, name: str) -> Tensor:

@@ -9,10 +9,8 @@ Of a row its hashes and its signature stay (`inlay.gate.repeats`, `inlay.gate.ne
 in their number but for sorting those.
 """
 
-import bisect
 import time
-from array import array
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from inlay.data.keys import in_words
@@ -24,6 +22,7 @@ from inlay.gate.near import Near
 from inlay.gate.repeats import Repeats
 from inlay.gate.said import said
 from inlay.gate.tokens import NUM_TRIED, TRIED_AT_ONCE
+from inlay.streams.places import Places
 from inlay.tasks.contract import Prepared
 from inlay.text.mask import Example
 
@@ -53,7 +52,8 @@ class Gate:
         for part, each in _pages(rows):
             self._repeats.add(part)
             self._near.add(each)
-            self._places.add(part)
+            for row in part:
+                self._places.add(row.source)
             for kind, numbers in texts.faults(each).items():
                 for number in numbers:
                     self.tally.add(kind, part[number].source)
@@ -128,28 +128,6 @@ class Gate:
         for place, own in made.items():
             if tokens.lossy(self._tokenizer, some[place], own):
                 self.tally.add("lossy", place)
-
-
-class Places:
-    """Where rows come from, in 8 bytes each: the number of a row in its file, whose name is kept once."""
-
-    def __init__(self) -> None:
-        self._numbers, self._firsts, self._names = array("q"), array("q"), list[str]()
-
-    def __len__(self) -> int:
-        return len(self._numbers)
-
-    def __getitem__(self, row: int) -> str:
-        return f"{self._names[bisect.bisect_right(self._firsts, row) - 1]}:{self._numbers[row]}"
-
-    def add(self, rows: Iterable[Kept]) -> None:
-        """The next rows."""
-        for row in rows:
-            name, _, number = row.source.rpartition(":")
-            if not self._names or name != self._names[-1]:
-                self._firsts.append(len(self._numbers))
-                self._names.append(name)
-            self._numbers.append(int(number))
 
 
 def _pages(rows: Sequence[Kept]) -> Iterator[tuple[list[Kept], list[str]]]:

@@ -152,12 +152,10 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     It is written where it lies: `safetensors.torch.save_file` writes another one beside it, with a name that nobody knows, and
     leaves it there when the process is killed.
     """
-    writer = Writer(path, {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}, metadata)
-    try:
+    layout = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+    with contextlib.closing(Writer(path, layout, metadata)) as writer:
         for name, tensor in tensors.items():
             writer.put(name, tensor)
-    finally:
-        writer.close()
 
 
 def outlines(path: Path) -> dict[str, Tensor]:

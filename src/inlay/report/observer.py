@@ -3,7 +3,6 @@
 Nothing of them can end a run: what fails is a warning, said once, and left alone from then on.
 """
 
-import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,14 +10,13 @@ from pathlib import Path
 from inlay.io import output
 from inlay.report import page
 from inlay.runs import recording
+from inlay.runs.pace import Pace
 from inlay.runs.progress import Progress
 from inlay.runs.record import Point, Run
 from inlay.runs.trackers import Tracker
 
 EVERY_SECONDS = 5.0
-"""From one writing of record and page to the next, at least; at most a hundredth of the time goes into them."""
-
-PART = 0.01
+"""From one writing of record and page to the next, at least."""
 
 
 class Observer:
@@ -45,7 +43,7 @@ class Observer:
         self.run, self.place, self.listener, self.trackers = run, place, listener, list(trackers)
         self.sample, self.sample_every = sample, sample_every
         self._seen, self._has_start = 0, False
-        self._last, self._took = time.monotonic(), 0.0
+        self._pace = Pace(EVERY_SECONDS)
         self._failed: set[str] = set()
 
     def hear(self, progress: Progress) -> None:
@@ -59,16 +57,14 @@ class Observer:
             self._log(point)
         if points and self.sample_every and progress.step % self.sample_every == 0 and progress.step:
             self._tried("samples were not answered", lambda: self.sample(progress.step))
-        if time.monotonic() - self._last >= max(EVERY_SECONDS, self._took / PART):
+        if self._pace.is_due:
             self.write()
 
     def write(self) -> None:
         """Write record and page as they are now."""
-        start = time.monotonic()
-        recording.save(self.run, timeout=0.2)
-        self._tried("the page of the run was not written", self._draw)
-        self._last = time.monotonic()
-        self._took = self._last - start
+        with self._pace.spending():
+            recording.save(self.run, timeout=0.2)
+            self._tried("the page of the run was not written", self._draw)
 
     def end(self) -> None:
         """The run is over, and its record says how; its page and the trackers hear of it."""

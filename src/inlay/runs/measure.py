@@ -63,7 +63,7 @@ def measure(base: Base, name: str, work: Work, generator: torch.Generator, limit
     fits = lambda part: held + MARGIN * each * (part.tokens - rows[-1].tokens) <= limit_bytes  # noqa: E731
     fitting = [*filter(fits, by_tokens)] or by_tokens[:1]
     median, longest = fitting[len(fitting) // 2], fitting[-1]
-    _pass(base, name, median, generator)  # warms up, and reads the base
+    _pass(base, name, median, generator)  # the heap grows to its size
     ready = process.rss_bytes()
     long = _pass(base, name, longest, generator)
     reached = process.rss_bytes()

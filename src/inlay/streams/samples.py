@@ -13,6 +13,7 @@ from typing import Any
 
 from inlay.disk import OnDisk
 from inlay.io.output import refusals
+from inlay.streams.places import Places
 from inlay.text.mask import Example
 
 FOLDER = "/var/tmp"  # of temporary files that are kept on the disk: others may be kept in memory
@@ -33,7 +34,7 @@ class Samples(OnDisk[Example]):
         self._written = 0
         self._starts, self._lengths = array("q"), array("i")
         self._ends, self._ends_of = list[tuple[int, ...]](), array("H")
-        self._names, self._name_of, self._numbers = list[str](), array("H"), array("q")
+        self._places = Places()
 
     def __len__(self) -> int:
         return len(self._starts)
@@ -50,16 +51,13 @@ class Samples(OnDisk[Example]):
         read = os.pread(self._file.fileno(), 5 * length, self._starts[number])
         ids = array("i")
         ids.frombytes(read[: 4 * length])
-        source = f"{self._names[self._name_of[number]]}:{self._numbers[number]}"
-        return Example(ids, read[4 * length :], source, self._ends[self._ends_of[number]])
+        return Example(ids, read[4 * length :], self._places[number], self._ends[self._ends_of[number]])
 
     def _add(self, example: Example) -> None:
-        name, _, number = example.source.rpartition(":")
         self._starts.append(self._written + len(self._waiting))
         self._lengths.append(len(example.input_ids))
         self._ends_of.append(_number_in(self._ends, example.ends))
-        self._name_of.append(_number_in(self._names, name))
-        self._numbers.append(int(number))
+        self._places.add(example.source)
         self._waiting += array("i", example.input_ids).tobytes() + bytes(example.trained)
         if len(self._waiting) >= _BUFFERED:
             self._flush()

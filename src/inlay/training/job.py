@@ -328,9 +328,9 @@ def prepare(
     evaluated = split.spread(rows.held_out.examples if rows.held_out else [], settings.eval_rows)
     patience.check(settings.patience, len(evaluated), MIN_ROWS_TO_CHOOSE)
     adapter = earlier or _new(base, output.resolve().name, method, rows.train.examples, settings)
-    state = _state(base, adapter, rows, settings, output, num_held_out=len(evaluated), goes_on=earlier is not None)
+    begins: dict[str, Any] = {"num_held_out": len(evaluated), "goes_on": earlier is not None, "world": world}
+    state = _state(base, adapter, rows, settings, output, **begins)
     goes_on = None if from_adapter is None else going_on.about(from_adapter)
-    state.world = world
     check_divides(world, state.plan.batch_size, base.spec.step_parts(base, rows.train.examples[:2], 1))
     differs = begin_(world, state, lambda: saves.read() if resume else None, {"dtype": str(base.dtype)})
     resumed = Resumed(state.progress.step, differs) if resume else None
@@ -366,6 +366,7 @@ def _state(
     *,
     num_held_out: int,
     goes_on: bool,
+    world: World,
 ) -> TrainState:
     """The run that learns from these rows, with what was left open chosen; refused, where it can't be attached or written."""
     with attached(base, adapter):
@@ -378,9 +379,8 @@ def _state(
     digests = {**base.fingerprint.as_dict(), "rows": rows.digest, "held out": rows.held_out_digest}
     if rows.parts:
         digests["mixture"] = ":".join(f"{weight:g}" for weight, _ in rows.parts)
-    state = TrainState.new(adapter, settings, chosen, num_held_out=num_held_out, goes_on=goes_on, digests=digests)
-    state.parts = rows.parts
-    return state
+    how: dict[str, Any] = {"num_held_out": num_held_out, "goes_on": goes_on, "parts": rows.parts, "world": world}
+    return TrainState.new(adapter, settings, chosen, digests=digests, **how)
 
 
 def _method(

@@ -10,7 +10,6 @@ goes when the adapter has been written. A lock, which ends with its process, kee
 import contextlib
 import json
 import os
-import time
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from inlay.errors import DivergedError, FormatError, OutputError, UnknownNameError, explain
 from inlay.io import json_files, output, records, safetensors
+from inlay.runs.pace import Pace
 from inlay.training.state import TrainState
 
 BEGUN, STATE = "run.json", "state.safetensors"
@@ -29,9 +29,6 @@ VALUES = "state"
 
 FEWEST_SECONDS = 10.0
 """From one state to the next, where no number of steps is asked for: a kill costs no more than this and a step."""
-
-PART = 0.01
-"""At most this part of the time goes into states, likewise."""
 
 
 def place(path: Path) -> Path:
@@ -69,13 +66,13 @@ class Saves:
 
     **Attributes:**
 
-    - `every`: steps from one to the next; None: as often as it costs little time (`PART`).
+    - `every`: steps from one to the next; None: as often as it costs little time (`inlay.runs.pace`).
     """
 
     def __init__(self, path: Path, every: int | None = None):
         self.path, self.every = place(path), every
         self._output = path
-        self._last, self._took = time.monotonic(), 0.0
+        self._pace = Pace(FEWEST_SECONDS)
 
     def check(self, resume: bool) -> None:
         """Refuse to begin or, with `resume`, to go on where something of value would be lost.
@@ -111,7 +108,7 @@ class Saves:
             try:
                 if how is not None:
                     output.write_file(self.path / BEGUN, json.dumps(how, indent=1).encode())
-                self._last = time.monotonic()
+                self._pace.begin()
                 yield
             except BaseException as error:
                 if isinstance(error, DivergedError) or not (self.path / STATE).exists():
@@ -137,22 +134,15 @@ class Saves:
 
     def offer(self, state: TrainState, *, now: bool = False) -> None:
         """Keep the state after a step where one is due, or `now`. What fails there is a warning."""
-        since = time.monotonic() - self._last
-        due = (
-            since >= max(FEWEST_SECONDS, self._took / PART)
-            if self.every is None
-            else not state.progress.step % self.every
-        )
+        due = self._pace.is_due if self.every is None else not state.progress.step % self.every
         if not (due or now):
             return
-        start = time.monotonic()
-        try:
-            with output.new_file(self.path / STATE) as partial:
-                safetensors.write_tensors(partial, state.tensors(), {VALUES: json.dumps(state.values())})
-        except Exception as error:
-            warnings.warn(f"the state of step {state.progress.step} was not kept: {error}", stacklevel=2)
-        self._last = time.monotonic()
-        self._took = self._last - start
+        with self._pace.spending():
+            try:
+                with output.new_file(self.path / STATE) as partial:
+                    safetensors.write_tensors(partial, state.tensors(), {VALUES: json.dumps(state.values())})
+            except Exception as error:
+                warnings.warn(f"the state of step {state.progress.step} was not kept: {error}", stacklevel=2)
 
     def remove(self) -> None:
         """Leave nothing: the run is over."""

@@ -95,9 +95,9 @@ class TrainState:
     versions: dict[str, str]
     threads: int
     """Threads that torch computes with: sums are divided among them."""
-    parts: tuple[Part, ...] = ()
+    parts: tuple[Part, ...]
     """Of a mixture: its parts, which have the numbers of all rows; their weights are among the digests."""
-    world: World = ALONE
+    world: World
     """The processes that share its steps."""
 
     @classmethod
@@ -110,6 +110,8 @@ class TrainState:
         num_held_out: int = 0,
         goes_on: bool = False,
         digests: Mapping[str, str | None] | None = None,
+        parts: tuple[Part, ...] = (),
+        world: World = ALONE,
     ) -> "TrainState":
         """A run of which no step is made. The adapter's tensors, on the device where they are trained, collect gradients."""
         method = adapter.method
@@ -138,6 +140,8 @@ class TrainState:
             digests=dict(digests or {}),
             versions=versions(),
             threads=torch.get_num_threads(),
+            parts=parts,
+            world=world,
         )
 
     @property
