@@ -80,6 +80,13 @@ def test_an_adapter_is_read_when_it_is_first_asked_for(place):
     assert slots.num_bytes == version.num_bytes == sum(tensor.nbytes for tensor in version.adapter.tensors())
 
 
+def test_two_servers_on_one_base_have_adapters_of_the_same_name(place):
+    first, second = _slots(place), _slots(place)
+    with _using(first, "red") as one, _using(second, "red") as other:
+        assert one.adapter is not other.adapter
+        assert [place[0].adapters[version.adapter.name] for version in (one, other)] == [one.adapter, other.adapter]
+
+
 def test_the_digest_is_what_sha256sum_says(place):
     slots = _slots(place)
     names = ["adapter_config.json", "adapter_model.safetensors", "inlay.json"]

@@ -34,6 +34,9 @@ from inlay.text import stops
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,99}(/[\w.-]{1,100})?", re.ASCII)
 """What an adapter may be called."""
 
+_NUMBERS = itertools.count()
+"""Tell versions of one name apart, also those of two servers on one base."""
+
 SEVERAL = "+"
 """What sums are called in logs and figures; no adapter can be called so."""
 
@@ -129,7 +132,6 @@ class Slots:
         """Its lock is held for moments; who holds `_loading` may take it, not the other way round."""
         self._loading = threading.Lock()
         self._digests = ThreadPoolExecutor(1, "inlay-digests")
-        self._numbers = itertools.count()
 
     def __contains__(self, name: object) -> bool:
         return name in self._slots
@@ -303,7 +305,7 @@ class Slots:
             self._make_room(name, slot.num_bytes)
 
         adapter = self.base.adapters.read(slot.directory, name, check)
-        adapter.name = f"{name}#{next(self._numbers)}"  # two versions of one name may be attached
+        adapter.name = f"{name}#{next(_NUMBERS)}"
         slot.digest = digest.result()
         if files_of(slot.directory) != slot.files:
             wrong = f"the files of {name} were changed while they were read"
