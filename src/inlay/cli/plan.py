@@ -92,8 +92,8 @@ class Plan(OnBase, Budgeted):
         rows, forecast = found.plan.batch_size, found.forecast
         alone = forecast.seconds_per_epoch * rows / forecast.num_rows
         link = cost.Link(bytes_per_second=self.gigabits * 1e9 / 8, latency_seconds=LATENCY_SECONDS)
-        how: dict[str, Any] = {"rows": rows, "num_weights": forecast.trainable_parameters, "link": link}
-        shared = cost.step(alone, processes=self.nodes, **how)
+        step = cost.Step(seconds=alone, rows=rows, num_weights=forecast.trainable_parameters)
+        shared = step.shared(self.nodes, link)
         whole = duration(forecast.seconds * shared.step_seconds / alone)
         say(
             "nodes",

@@ -50,52 +50,48 @@ class Cost:
     """How much of n times the work of one is done in the time of one, 0 to 1."""
 
 
-def step(
-    measured_seconds: float,
-    *,
-    processes: int,
-    rows: int,
-    num_weights: int,
-    link: Link,
-    fixed_seconds: float = 0.0,
-    sharded_bytes: int = 0,
-    sharded_weights: int = 0,
-) -> Cost:
-    """What a step takes that `processes` share.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Step:
+    """A step as one process takes it."""
 
-    **Arguments:**
+    seconds: float
+    fixed_seconds: float = 0.0
+    """The part of it that each process does in whole: the optimiser."""
+    rows: int
+    num_weights: int
+    """Trained ones."""
+    sharded_bytes: int = 0
+    """Of a base that no process holds whole."""
+    sharded_weights: int = 0
+    """In how many pieces these bytes travel."""
 
-    - `measured_seconds`: the step on one of them.
-    - `fixed_seconds`: the part of it that each does in whole: the optimiser.
-    - `rows`: of the step; at least as many as processes.
-    - `num_weights`: trained ones.
-    - `sharded_bytes`, `sharded_weights`: of a base that no process holds whole: its bytes, and in how many pieces they travel.
+    def __post_init__(self) -> None:
+        if not 0 <= self.fixed_seconds <= self.seconds:
+            found = f"{self.fixed_seconds:g} s of {self.seconds:g} s"
+            raise ConfigError(explain("a part of a step is longer than the step", found=found))
 
-    **Raises:**
+    def gather_seconds(self, processes: int, link: Link) -> float:
+        """What its base takes to be gathered, forward and back."""
+        if not self.sharded_bytes:
+            return 0.0
+        more = 2 * (self.sharded_weights - 1) * (processes - 1) * link.latency_seconds
+        return ring_seconds(self.sharded_bytes, processes, link) + more
 
-    - `ConfigError`: more processes than rows, or a part of the step that is longer than the step.
-    """
-    if not 1 <= processes <= rows:
-        what = "a step has at least one row for each process"
-        raise ConfigError(explain(what, found=f"{rows} rows, {processes} processes", do=f"--batch-size {processes}"))
-    if not 0 <= fixed_seconds <= measured_seconds:
-        found = f"{fixed_seconds:g} s of {measured_seconds:g} s"
-        raise ConfigError(explain("a part of a step is longer than the step", found=found))
-    reduce = ring_seconds(GRADIENT_BYTES * num_weights, processes, link)
-    gather = 0.0
-    if sharded_bytes:
-        gather = ring_seconds(sharded_bytes, processes, link)
-        gather += 2 * (sharded_weights - 1) * (processes - 1) * link.latency_seconds
-    shared = (measured_seconds - fixed_seconds) * math.ceil(rows / processes) / rows
-    seconds = shared + fixed_seconds + reduce + gather
-    return Cost(
-        processes=processes,
-        step_seconds=seconds,
-        gradient_bytes=GRADIENT_BYTES * num_weights,
-        reduce_seconds=reduce,
-        gather_seconds=gather,
-        efficiency=measured_seconds / (processes * seconds),
-    )
+    def shared(self, processes: int, link: Link) -> Cost:
+        """What it takes where `processes` share it.
+
+        **Raises:**
+
+        - `ConfigError`: there are more of them than rows.
+        """
+        if not 1 <= processes <= self.rows:
+            what, found = "a step has at least one row for each process", f"{self.rows} rows, {processes} processes"
+            raise ConfigError(explain(what, found=found, do=f"--batch-size {processes}"))
+        gradient_bytes = GRADIENT_BYTES * self.num_weights
+        reduce, gather = ring_seconds(gradient_bytes, processes, link), self.gather_seconds(processes, link)
+        own = (self.seconds - self.fixed_seconds) * math.ceil(self.rows / processes) / self.rows
+        seconds = own + self.fixed_seconds + reduce + gather
+        return Cost(processes, seconds, gradient_bytes, reduce, gather, self.seconds / (processes * seconds))
 
 
 def ring_seconds(num_bytes: int, processes: int, link: Link) -> float:
