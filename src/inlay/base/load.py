@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import importlib.util
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +39,8 @@ from inlay.gguf.opening import open_base
 from inlay.io import bitsandbytes, shortened
 from inlay.io.checkpoint import Checkpoint, open_checkpoint
 from inlay.io.fingerprint import check_unchanged, check_written
-from inlay.io.mapped import Mapped, Pages
-from inlay.io.safetensors import TORCH_DTYPES
+from inlay.io.mapped import Mapped
+from inlay.io.safetensors import TORCH_DTYPES, TensorEntry
 from inlay.layout import stored
 from inlay.modules import sharded, streamed
 from inlay.modules.ahead import ReadAhead
@@ -321,7 +321,7 @@ def _fill_(model: nn.Module, chosen: _Choices, limit: int | None, held_by: World
     if held_by is not None:
         matrices = sharded.place(matrices, held_by, device)
     elif device.type == "cpu":
-        _read_ahead_(matrices, [[mapped.pages(entry) for entry in tensors.values()] for _, tensors in entries.values()])
+        _read_ahead_(matrices, mapped, [tensors.values() for _, tensors in entries.values()])
     elif matrices:
         others = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
         free = torch.cuda.mem_get_info(device)[0] + others if device.type == "cuda" else None
@@ -345,9 +345,9 @@ def _check_fit(
         raise FormatError(explain(wrong, found=problems[:10], do="quantize again"))
 
 
-def _read_ahead_(matrices: Sequence[Matrix], pages: Sequence[Sequence[Pages]]) -> None:
-    """Let weights that are used say so, and the ones that come next be read."""
-    ahead = ReadAhead(pages, psutil.virtual_memory().available)
+def _read_ahead_(matrices: Sequence[Matrix], mapped: Mapped, stored: Sequence[Iterable[TensorEntry]]) -> None:
+    """Let weights that are used say so, and the ones that come next be read; `stored`: what each has in the file."""
+    ahead = ReadAhead([[*map(mapped.pages, entries)] for entries in stored], psutil.virtual_memory().available)
     for number, matrix in enumerate(matrices):
         matrix.before_use = functools.partial(ahead.use, number)
 

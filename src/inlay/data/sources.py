@@ -74,6 +74,10 @@ class _Opened:
     left: list[str] = dataclasses.field(default_factory=list)
     """Files that are not read."""
 
+    def names(self, *splits: str) -> list[str]:
+        """The files of these splits."""
+        return [part.name for split, parts in self.splits.items() if split in splits for part in parts]
+
 
 def read(source: "Source | Data[Found]", rows_of: RowsOf[Found], splits: Sequence[str] = TRAIN) -> Data[Found]:
     """What `rows_of` makes of the values of a source, file by file.
@@ -97,26 +101,34 @@ def read(source: "Source | Data[Found]", rows_of: RowsOf[Found], splits: Sequenc
     opened = _open(source)
     wanted = next((split for split in splits if split in opened.splits), None)
     if wanted is None:
-        found = ", ".join(_names(opened, set(opened.splits)))
+        found = ", ".join(opened.names(*opened.splits))
         do = "name the split behind it, as in DATA:SPLIT, or the file itself, if it is what to train on"
         raise DataError(explain("this data has no rows to train on", found=f"{name_of(source)}: {found}", do=do))
-    is_training = tuple(splits) == TRAIN
+    beside = ("validation",) if tuple(splits) == TRAIN else ()
     unused: Counter[str] = Counter()
-    rows = [row for part in opened.splits[wanted] for row in rows_of(part.values, part.name, unused)]
+    rows = _rows(opened, (wanted,), rows_of, unused)
     if not rows:
         raise DataError(explain("this data is empty", found=name_of(source), do="rows such as {'prompt': ...}"))
-    held_parts = opened.splits.get("validation", []) if is_training else []
-    held = [row for part in held_parts for row in rows_of(part.values, part.name, unused)]
-    read_too = {wanted, "validation"} if is_training else {wanted}
-    left = [*_names(opened, set(opened.splits) - read_too), *opened.left]
+    held = _rows(opened, beside, rows_of, unused)
     notes = [unused_in_words(unused, len(rows) + len(held))] if unused else []
-    if not is_training and len(opened.splits) > 1:
-        notes.append(f"of these files: {', '.join(few(_names(opened, {wanted})))}")
-    if left:
-        notes.append(f"left alone: {', '.join(few(left))}")
-    held_name = ", ".join(few([part.name for part in held_parts]))
-    is_whole = len(opened.splits) == 1
+    notes += _read_of(opened, wanted, beside)
+    held_name, is_whole = ", ".join(few(opened.names(*beside))), len(opened.splits) == 1
     return Data(name_of(source), rows, held, held_name, tuple(notes), is_whole, license_of(source), dict(unused))
+
+
+def _rows(opened: _Opened, splits: Sequence[str], rows_of: RowsOf[Found], unused: Counter[str]) -> list[Found]:
+    """The rows of these splits, file by file."""
+    parts = [part for split in splits for part in opened.splits.get(split, ())]
+    return [row for part in parts for row in rows_of(part.values, part.name, unused)]
+
+
+def _read_of(opened: _Opened, wanted: str, beside: Sequence[str]) -> Iterator[str]:
+    """What there is to say of a source with several splits: which files were read, and which were left alone."""
+    if not beside and len(opened.splits) > 1:
+        yield f"of these files: {', '.join(few(opened.names(wanted)))}"
+    left = [*opened.names(*(opened.splits.keys() - {wanted, *beside})), *opened.left]
+    if left:
+        yield f"left alone: {', '.join(few(left))}"
 
 
 def absolute(name: str) -> str:
@@ -227,10 +239,6 @@ def _path_of(text: str) -> tuple[Path, str]:
     if colon and not os.path.exists(path) and os.path.isdir(os.path.expanduser(before)):
         return Path(os.path.expanduser(before)), split
     return path, ""
-
-
-def _names(opened: _Opened, splits: set[str]) -> list[str]:
-    return [part.name for split, parts in opened.splits.items() if split in splits for part in parts]
 
 
 def unused_in_words(unused: Counter[str], num_rows: int) -> str:

@@ -106,13 +106,12 @@ def write(
     writer = gguf.GGUFWriter(path, known.name)
     writer.add_file_type(gguf.LlamaFileType[f"MOSTLY_{kind.upper()}"])
     _add_all(writer, values)
-    entries = _named(checkpoint, known)
-    types = {name: _type(gguf, kind, entry.shape) for name, entry in entries.items()}
-    for name, entry in entries.items():
-        _outline(gguf, writer, name, entry.shape, types[name])
-    factors = _factors(checkpoint.config)
-    if factors is not None:
-        _outline(gguf, writer, configurations.ROPE_FACTORS, factors.shape, gguf.GGMLQuantizationType.F32)
+    entries, factors = _named(checkpoint, known), _factors(checkpoint.config)
+    shapes = {name: entry.shape for name, entry in entries.items()}
+    shapes |= {} if factors is None else {configurations.ROPE_FACTORS: tuple(factors.shape)}
+    types = {name: _type(gguf, kind, shape) for name, shape in shapes.items()}
+    for name, shape in shapes.items():
+        _outline(gguf, writer, name, shape, types[name])
     for put in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_ti_data_to_file):
         put()
     for number, (name, entry) in enumerate(entries.items()):

@@ -48,16 +48,10 @@ def listed(directory: Path) -> list[str]:
             name = path.relative_to(directory).as_posix()
             if path.name.startswith("."):
                 hidden.append(name)
-            elif path.is_symlink() and (path.is_dir() or not any(path.resolve().is_relative_to(at) for at in own)):
-                wrong.append(f"{name}, a link to {os.readlink(path)}")
-            elif path.is_file() and (not name.isprintable() or "\\" in name):
-                wrong.append(f"{name!r}, a name that can't be listed")
-            elif path.is_file() and not os.access(path, os.R_OK):
-                wrong.append(f"{name}, which may not be read")
+            elif problem := _problem(path, name, own):
+                wrong.append(problem)
             elif path.is_file():
                 names.append(name)
-            elif not path.is_dir():
-                wrong.append(f"{name}, no file")
         folders[:] = [name for name in folders if not name.startswith(".")]
     if wrong:
         do = f"cp -rL {directory} COPY follows links; take out what is not the adapter's"
@@ -68,6 +62,19 @@ def listed(directory: Path) -> list[str]:
     if hidden:
         warnings.warn(f"hidden files are left out: {', '.join(few(hidden))}", stacklevel=2)
     return sorted(names)
+
+
+def _problem(path: Path, name: str, own: list[Path]) -> str:
+    """Why this is no file and no folder of an adapter, whose contents lie in `own`; empty where it is one."""
+    if path.is_symlink() and (path.is_dir() or not any(path.resolve().is_relative_to(at) for at in own)):
+        return f"{name}, a link to {os.readlink(path)}"
+    if path.is_dir():
+        return ""
+    if not path.is_file():
+        return f"{name}, no file"
+    if not name.isprintable() or "\\" in name:
+        return f"{name!r}, a name that can't be listed"
+    return "" if os.access(path, os.R_OK) else f"{name}, which may not be read"
 
 
 def files_like(directory: Path, pattern: str) -> list[Path]:

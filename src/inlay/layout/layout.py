@@ -214,30 +214,15 @@ class Layout:
         }:
             return []
         wanted = self.wanted(finished, strict=False, whole=True) if self.unused else needed
-        problems = [
-            f"{path}: this model has no layer of that name that {name_of(method)} could change"
-            for path in given
-            if path not in wanted and path not in self.maps
-        ]
-        problems += [
-            f"{path}: tensors, though target_modules does not name it"
-            for path in given
-            if path not in wanted and path in self.maps
-        ]
+        others = [path for path in given if path not in wanted]
+        what = f"this model has no layer of that name that {name_of(method)} could change"
+        problems = [f"{path}: {what}" for path in others if path not in self.maps]
+        problems += [f"{path}: tensors, though target_modules does not name it" for path in others if path in self.maps]
         problems += [f"{path}: no tensors, though target_modules names it" for path in needed if path not in given]
         for path, tensors in given.items():
-            if path not in wanted:
-                continue
-            expected = needed.get(path, {})
-            expected = expected if set(tensors) <= set(expected) else wanted[path]
-            dot = f"{path}." if path else ""
-            problems += [f"{dot}{key}: missing" for key in expected if key not in tensors]
-            problems += [f"{dot}{key}: not a tensor of this method" for key in tensors if key not in expected]
-            problems += [
-                f"{dot}{key}: shape {tuple(tensor.shape)}, here {expected[key]}"
-                for key, tensor in tensors.items()
-                if key in expected and tuple(tensor.shape) != expected[key]
-            ]
+            if path in wanted:
+                expected = needed.get(path, {})
+                problems += _differences(path, tensors, expected if set(tensors) <= set(expected) else wanted[path])
         return problems
 
     def _decoder(self, method: PromptMethod) -> Decoder:
@@ -374,6 +359,15 @@ class Layout:
                 do="--method lora",
             )
         )
+
+
+def _differences(path: str, tensors: Params, expected: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """How the tensors of one module differ from the shapes that they are expected to have."""
+    dot = f"{path}." if path else ""
+    found = [f"{dot}{key}: missing" for key in expected if key not in tensors]
+    found += [f"{dot}{key}: not a tensor of this method" for key in tensors if key not in expected]
+    shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items() if key in expected}
+    return found + [f"{dot}{key}: shape {s}, here {expected[key]}" for key, s in shapes.items() if s != expected[key]]
 
 
 def _tied(modules: Mapping[str, nn.Module]) -> dict[str, list[str]]:
