@@ -129,6 +129,7 @@ def _inlay(way: str, model: str, data: str, dtype: str, start: float) -> dict[st
     from inlay.evaluation.loss import evaluate
     from inlay.runs.progress import Progress
     from inlay.training.job import prepare
+    from inlay.training.run_spec import RunSpec
     from inlay.training.settings import Settings
 
     first: list[float] = []
@@ -140,13 +141,13 @@ def _inlay(way: str, model: str, data: str, dtype: str, start: float) -> dict[st
     base = inlay.load(model, dtype=dtype)
     settings = Settings(batch_size=8, learning_rate=1e-4, eval_fraction=0)
     output = Path(model).parent / "adapter"
-    job = prepare(base, data, method=inlay.Lora(r=16, lora_alpha=32), output=output, settings=settings)
+    job = prepare(base, data, RunSpec(method=inlay.Lora(r=16, lora_alpha=32), output=output, settings=settings))
     report = job.run(listen)
     return dict(
         tokens=report.tokens,
         seconds=report.tokens / report.tokens_per_second,
         first_step=first[0],
-        loss=evaluate(base, None, job.train.examples),
+        loss=evaluate(base, None, job.rows.train.examples),
         supervised=report.supervised_tokens,
     )
 

@@ -17,6 +17,9 @@ from inlay.errors import printable
 
 _LABEL_WIDTH = 10
 
+Doing = Callable[[str, int, int | None], None]
+"""Hears what is being done, how much of it is done, and of how much in all, where that is known."""
+
 _live: list[Progress] = []
 """The progress display that is on the screen: there is one at a time."""
 
@@ -138,6 +141,15 @@ def bar(
             yield update
         finally:
             progress.remove_task(task)
+
+
+def doing(update: Callable[..., None]) -> Doing:
+    """What moves a bar, by what `bar` gave, and names beside it what is being done."""
+    return lambda what, done, total: update(done, total, what)
+
+
+def unheard(what: str, done: int, total: int | None) -> None:
+    """A `Doing` where nobody listens."""
 
 
 @contextlib.contextmanager

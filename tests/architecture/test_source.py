@@ -39,7 +39,7 @@ ALLOWED_RAISES = {
     ("text/_renderer.py", "SecurityError"): "what jinja2's sandbox raises, there",
     ("cli/compare.py", "KeyboardInterrupt"): "the process of one method was interrupted: so is the comparison",
     (
-        "training/stop.py",
+        "runs/stop.py",
         "KeyboardInterrupt",
     ): "the second Ctrl-C ends a step or an evaluation, and is caught around them",
     ("training/job.py", "failure"): "what ended the run, raised again once what was learned is written",

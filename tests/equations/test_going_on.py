@@ -11,6 +11,7 @@ from inlay.errors import CompatibilityError, ConfigError
 from inlay.formats.peft import TENSORS
 from inlay.io.records import RECORD
 from inlay.training import job as jobs
+from inlay.training.run_spec import RunSpec
 from tests.support import bases
 from tests.support.command import run, run_json
 
@@ -116,8 +117,9 @@ def test_no_step_that_is_better_keeps_the_start(base, place, tmp_path, monkeypat
 
 
 def test_the_method_has_the_commands_default(base, place, tmp_path):
-    job = jobs.prepare(base, place / "rows.jsonl", output=tmp_path / "new")
+    job = jobs.prepare(base, place / "rows.jsonl", RunSpec(output=tmp_path / "new"))
     assert job.state.method == inlay.Lora()
-    assert jobs.prepare(base, place / "rows.jsonl", method="ia3", output=tmp_path / "other").state.method == inlay.Ia3()
+    asked = RunSpec(method="ia3", output=tmp_path / "other")
+    assert jobs.prepare(base, place / "rows.jsonl", asked).state.method == inlay.Ia3()
     with pytest.raises(LookupError, match="no adapter method of that name"):
-        jobs.prepare(base, place / "rows.jsonl", method="lorra", output=tmp_path / "third")
+        jobs.prepare(base, place / "rows.jsonl", RunSpec(method="lorra", output=tmp_path / "third"))

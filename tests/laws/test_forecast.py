@@ -25,6 +25,7 @@ from inlay.runs.forecast import Forecast
 from inlay.runs.progress import Progress
 from inlay.runs.watch import Watch
 from inlay.training import job as jobs
+from inlay.training.run_spec import RunSpec
 from inlay.training.settings import Settings
 from tests.support import bases
 from tests.support import tasks as task_bases
@@ -272,7 +273,7 @@ def test_split_micro_batches_give_the_same_step(place, tmp_path):
     losses = []
     for name, most in (("whole", 10**6), ("split", 40)):
         how = dict(method=inlay.Lora(r=3), output=tmp_path / name, settings=Settings(max_steps=5, batch_size=6))
-        job = jobs.prepare(base, place / "rows.jsonl", **how)
+        job = jobs.prepare(base, place / "rows.jsonl", RunSpec(**how))
         tokens = lambda rows: sum(len(row.input_ids) for row in rows)  # noqa: E731
         job.bounds = Bounds(Watch(1000 + most, "a test", 1000, 1.0, tokens, held=lambda: 1000))
         job.run()
@@ -284,7 +285,9 @@ def test_split_micro_batches_give_the_same_step(place, tmp_path):
 def test_a_run_out_of_memory_keeps_what_it_has_learned(place, tmp_path):
     base = inlay.load(place / "base", dtype="float32")
     job = jobs.prepare(
-        base, place / "rows.jsonl", method=inlay.Lora(r=3), output=tmp_path / "a", settings=Settings(max_steps=9)
+        base,
+        place / "rows.jsonl",
+        RunSpec(method=inlay.Lora(r=3), output=tmp_path / "a", settings=Settings(max_steps=9)),
     )
     held = itertools.chain([1000] * 3, itertools.repeat(10**6))
     job.bounds = Bounds(Watch(50_000, "a test", 1000, 1.0, lambda rows: 10, held=lambda: next(held)))
@@ -295,7 +298,7 @@ def test_a_run_out_of_memory_keeps_what_it_has_learned(place, tmp_path):
 
 def test_a_run_that_can_not_fit_is_refused_before_its_first_step(place, tmp_path, monkeypatch):
     base = inlay.load(place / "base", dtype="float32")
-    job = jobs.prepare(base, place / "rows.jsonl", method=inlay.Lora(r=3), output=tmp_path / "a", settings=Settings())
+    job = jobs.prepare(base, place / "rows.jsonl", RunSpec(method=inlay.Lora(r=3), output=tmp_path / "a"))
     with pytest.raises(CapacityError, match="longest row of this run does not fit") as refused:
         foreseen.measured(job, Budget(memory_bytes=10**6), None)
     assert "--memory" in str(refused.value)

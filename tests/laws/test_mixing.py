@@ -10,6 +10,7 @@ from inlay.data import forms, sources
 from inlay.errors import ConfigError, DataError
 from inlay.training import job as jobs
 from inlay.training import schedule
+from inlay.training.run_spec import RunSpec
 from inlay.training.settings import Settings
 from tests.support import bases
 from tests.support.command import run
@@ -97,17 +98,17 @@ def base(tmp_path_factory):
 def test_a_run_draws_by_weight_and_resumes_to_the_same_bytes(base, tmp_path):
     source = files(tmp_path)
     how = {"method": inlay.Lora(r=2), "settings": Settings(max_steps=9, batch_size=4, eval_fraction=0)}
-    job = jobs.prepare(inlay.load(base), source, output=tmp_path / "whole", **how)
+    job = jobs.prepare(inlay.load(base), source, RunSpec(output=tmp_path / "whole", **how))
     assert job.state.digests["mixture"] == "3:1"
-    assert any("rows.jsonl 3 (30 rows, each 3 times)" in note for note in job.notes)
+    assert any("rows.jsonl 3 (30 rows, each 3 times)" in note for note in job.rows.notes)
     parts = [
-        job.train.examples[i].source.startswith("2/")
+        job.rows.train.examples[i].source.startswith("2/")
         for step in schedule.order(120, 4, 300, 0, parts=job.state.parts)
         for i in step
     ]
     assert sum(parts) == pytest.approx(len(parts) / 4, abs=30)
     job.run()
-    stopped = jobs.prepare(inlay.load(base), source, output=tmp_path / "cut", **how | {"settings": Settings(max_steps=9, batch_size=4, eval_fraction=0, save_every=1)})  # fmt: skip
+    stopped = jobs.prepare(inlay.load(base), source, RunSpec(output=tmp_path / "cut", **how | {"settings": Settings(max_steps=9, batch_size=4, eval_fraction=0, save_every=1)}))  # fmt: skip
     steps = itertools.count()
 
     def stop(progress):
@@ -115,7 +116,7 @@ def test_a_run_draws_by_weight_and_resumes_to_the_same_bytes(base, tmp_path):
             raise KeyboardInterrupt
 
     stopped.run(stop)
-    again = jobs.prepare(inlay.load(base), source, output=tmp_path / "cut", resume=True, **how)
+    again = jobs.prepare(inlay.load(base), source, RunSpec(output=tmp_path / "cut", resume=True, **how))
     assert again.resumed.step > 0
     again.run()
     tensors = [(tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("whole", "cut")]
@@ -126,7 +127,7 @@ def test_a_part_without_rows_is_refused(base, tmp_path):
     short = bases.jsonl(tmp_path / "rows.jsonl", bases.rows(30))
     long = bases.jsonl(tmp_path / "long.jsonl", [{"prompt": "x" * 400, "completion": "y"}] * 2)
     with pytest.raises(DataError, match="has no row left to train on"):
-        jobs.prepare(inlay.load(base), f"{short}:1,{long}:1", output=tmp_path / "new")
+        jobs.prepare(inlay.load(base), f"{short}:1,{long}:1", RunSpec(output=tmp_path / "new"))
 
 
 def test_the_command_takes_a_mixture(base, tmp_path, capsys):

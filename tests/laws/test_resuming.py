@@ -15,6 +15,7 @@ import inlay
 from inlay.errors import CompatibilityError, FormatError
 from inlay.training import job as jobs
 from inlay.training import loop
+from inlay.training.run_spec import RunSpec
 from inlay.training.settings import Settings
 from inlay.training.state import MIN_ROWS_TO_CHOOSE, NOT_KEPT
 from tests.support import bases, tasks
@@ -70,12 +71,12 @@ def prepared(base, tmp_path, method, from_adapter=None, made=bases.rows, **setti
     rows, held_out = made(24), made(24 + MIN_ROWS_TO_CHOOSE)[24:]
     settings = Settings(**{**SETTINGS, **settings})
     how = dict(output=tmp_path / "new", eval_data=held_out, from_adapter=from_adapter, settings=settings)
-    return jobs.prepare(base, rows, method=method, **how)
+    return jobs.prepare(base, rows, RunSpec(method=method, **how))
 
 
 def finished(job, listener=lambda progress: None):
     """What a run comes to: the bytes of what it made, and its curves."""
-    progress = loop.run(job.base, job.state, job.train.examples, job.evaluated, listener=listener)
+    progress = loop.run(job.base, job.state, job.rows.train.examples, job.evaluated, listener=listener)
     tensors = {
         f"{path}/{name}": tensor.detach().contiguous()
         for path, params in job.base.detach("new").params.items()

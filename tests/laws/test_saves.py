@@ -20,6 +20,7 @@ from inlay.io import output, records
 from inlay.report import recorded
 from inlay.training import job as jobs
 from inlay.training import saves
+from inlay.training.run_spec import RunSpec
 from inlay.training.settings import Settings
 from tests.support import bases, forks, kills
 from tests.support.command import run
@@ -191,7 +192,7 @@ def test_what_is_not_the_stopped_run_s_own_stays(place, base, whole, tmp_path):
     for changed in ({"learning_rate": 1e-2}, {"eval_data": place / "rows.jsonl"}):
         with pytest.raises(CompatibilityError, match="another one"):
             trained(place, base, target, resume=True, **changed)
-    job = jobs.prepare(base, place / "rows.jsonl", eval_data=place / "held.jsonl", method=METHOD, output=target, resume=True, settings=Settings(**{k: v for k, v in HOW.items() if k != "progress"}))  # fmt: skip
+    job = jobs.prepare(base, place / "rows.jsonl", RunSpec(eval_data=place / "held.jsonl", method=METHOD, output=target, resume=True, settings=Settings(**{k: v for k, v in HOW.items() if k != "progress"})))  # fmt: skip
     shutil.copytree(place / "whole", target)  # it came while the run was under way
     with pytest.raises(OutputError, match="exists already") as caught:
         job.run()
@@ -264,7 +265,9 @@ def test_a_damaged_state_is_refused(place, base, tmp_path):
 def test_without_a_number_of_steps_states_cost_little_time(place, base, tmp_path, monkeypatch):
     clock = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
-    prepared = jobs.prepare(base, bases.rows(9), method=METHOD, output=tmp_path / "x", settings=Settings(max_steps=9))
+    prepared = jobs.prepare(
+        base, bases.rows(9), RunSpec(method=METHOD, output=tmp_path / "x", settings=Settings(max_steps=9))
+    )
     written, held = [], saves.Saves(tmp_path / "mine")
 
     def save(path, tensors, metadata):
@@ -320,6 +323,6 @@ def test_what_another_machine_does_otherwise_is_said(place, base, tmp_path, caps
     with pytest.raises(UnknownNameError, match="begun from Python"):
         saves.begun(target)
     torch.set_num_threads(2)
-    job = jobs.prepare(base, place / "rows.jsonl", eval_data=place / "held.jsonl", method=METHOD, output=target, resume=True, settings=Settings(**{k: v for k, v in HOW.items() if k != "progress"}))  # fmt: skip
+    job = jobs.prepare(base, place / "rows.jsonl", RunSpec(eval_data=place / "held.jsonl", method=METHOD, output=target, resume=True, settings=Settings(**{k: v for k, v in HOW.items() if k != "progress"})))  # fmt: skip
     assert job.resumed == (5, ["threads: 1 before, 2 now"])
     assert output.PARTIAL not in str([*tmp_path.iterdir()])

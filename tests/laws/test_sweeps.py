@@ -17,6 +17,7 @@ from inlay.sweeps import steps as common
 from inlay.sweeps import sweep as sweeps
 from inlay.sweeps.variants import REFUSED, variants
 from inlay.training import job as jobs
+from inlay.training.run_spec import RunSpec
 from inlay.training.settings import Settings
 from tests.support import bases
 from tests.support import tasks as support
@@ -195,9 +196,11 @@ def planted(base, place, tmp_path, plant):
         jobs.prepare(
             base,
             place / "rows.jsonl",
-            method=inlay.Lora(r=3, lora_dropout=0.2),
-            output=tmp_path / name,
-            settings=Settings(max_steps=9, batch_size=3, learning_rate=rate),
+            RunSpec(
+                method=inlay.Lora(r=3, lora_dropout=0.2),
+                output=tmp_path / name,
+                settings=Settings(max_steps=9, batch_size=3, learning_rate=rate),
+            ),
         )
         for name, rate in (("a", 1e-2), ("b", 2e-2), ("c", 3e-2))
     ]
@@ -207,7 +210,7 @@ def planted(base, place, tmp_path, plant):
     for step in range(3):
         if step == 2:
             plant(made[1].state)
-        rows = made[0].train.examples[3 * step % 9 :][:3]
+        rows = made[0].rows.train.examples[3 * step % 9 :][:3]
         said += passes.steps_([common.Due(job.state, rows) for job in made])
     for job in made:
         base.detach(job.state.adapter.name)

@@ -20,6 +20,7 @@ from inlay.options.flags import Common
 from inlay.runs.progress import Progress
 from inlay.screen import say
 from inlay.training import job as jobs
+from inlay.training.run_spec import RunSpec
 from inlay.training.settings import Settings
 
 BASE = Path(__file__).parent / "demo_base"
@@ -77,10 +78,12 @@ def _learn(base: Base, task: str, folder: Path, steps: int) -> dict[str, float]:
     job = jobs.prepare(
         base,
         folder / f"{task}-train.jsonl",
-        method=Lora(),
-        output=folder / task,
-        eval_data=folder / f"{task}-held-out.jsonl",
-        settings=Settings(max_steps=steps, eval_rows=NUM_HELD_OUT),
+        RunSpec(
+            method=Lora(),
+            output=folder / task,
+            eval_data=folder / f"{task}-held-out.jsonl",
+            settings=Settings(max_steps=steps, eval_rows=NUM_HELD_OUT),
+        ),
     )
     wanted = score.references(read_rows(folder / f"{task}-held-out.jsonl"))
     before = score.exact(base, None, wanted, max_new_tokens=24)

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import tyro
@@ -71,7 +71,7 @@ class Plan(OnBase, Budgeted):
         if self.data is None:
             return self._alone(method)
         with screen.bar("planning") as update:
-            base, found = planned(self, method, lambda what, done, total: update(done, total, what))
+            base, found = planned(self, method, screen.doing(update))
         say("base", f"{base.checkpoint.name} · {count(base.num_weights)} weights")
         say("data", f"{self.data} · {found.rows.train.num_rows:,} rows of {found.rows.train.form}")
         say("steps", str(found.plan))
@@ -120,7 +120,7 @@ class Plan(OnBase, Budgeted):
         return 0
 
 
-def planned(given: Any, method: Any, doing: Callable[[str, int, int | None], None]) -> tuple[Base, foreseen.Planned]:
+def planned(given: Any, method: Any, doing: screen.Doing) -> tuple[Base, foreseen.Planned]:
     """(an outline of its base, the run) of a command with the flags of a `Plan`."""
     checkpoint = _opened(given.model)
     chosen = purpose.choose(tasks.find(given.task), checkpoint, given.data)

@@ -38,6 +38,7 @@ from inlay.text.mask import show
 from inlay.training import going_on, saves
 from inlay.training import job as jobs
 from inlay.training import rows as run_rows
+from inlay.training.run_spec import RunSpec
 from inlay.training.settings import Settings
 
 
@@ -106,19 +107,19 @@ class Train(OnBase, Budgeted):
         if (self.sweep or self.each) and bounds != Budget():
             wrong, do = "a budget is of one run, and these are many", "leave it out: inlay plan says what one takes"
             raise ConfigError(explain(wrong, found="--memory, --time or --disk with --sweep or --each", do=do))
-        if (self.memory or self.disk) and self.resume is None and not self.show_tokens:
-            return self._within(bounds)._run(start, bounds, world)
-        return self._run(start, bounds, world)
+        deadline = None if bounds.seconds is None else start + bounds.seconds
+        is_planned = (self.memory or self.disk) and self.resume is None and not self.show_tokens
+        return (self._within(bounds) if is_planned else self)._run(world, deadline)
 
     def _within(self, bounds: Budget) -> "Train":
         """The same, run in the way that keeps to these bounds; it says which that is."""
         with screen.bar("planning") as update:
-            found = planned(self, getattr(self, METHOD_FIELD), lambda what, done, total: update(done, total, what))[1]
+            found = planned(self, getattr(self, METHOD_FIELD), screen.doing(update))[1]
         say_choice(found)
         settings = dataclasses.replace(self.settings, micro_batch_tokens=found.way.micro_batch_tokens)
         return dataclasses.replace(self, quantize=found.way.quantize, settings=settings)
 
-    def _run(self, start: float, bounds: Budget, world: World) -> int:
+    def _run(self, world: World, deadline: float | None) -> int:
         with screen.bar("loading"):
             data = sweeps.sources_of(self.data or None, self.each)[0]
             chosen = purpose.choose(tasks.find(self.task), open_base(self.model), data, self.from_adapter)
@@ -127,7 +128,7 @@ class Train(OnBase, Budgeted):
         method = self._method()
         if self.show_tokens:
             return self._show_tokens(base, data, getattr(method, "num_virtual_tokens", 0))
-        how: dict[str, Any] = dict(
+        asked = RunSpec(
             method=method,
             output=self.output,
             eval_data=self.eval_data,
@@ -139,44 +140,39 @@ class Train(OnBase, Budgeted):
         )
         if self.sweep or self.each:
             check_one(world, "many adapters at once")
-            return self._run_all(base, [chosen.data or data, *self.each[1:]], how)
+            return self._run_all(base, [chosen.data or data, *self.each[1:]], asked)
         recording.note(base=base.about_base["base"], data={"source": self.data})
         with screen.bar("preparing") as update:
-            how["doing"] = lambda what, done, total: update(done, total, what)
-            job = jobs.prepare(base, chosen.data or data, **how, world=world)
+            job = jobs.prepare(base, chosen.data or data, asked, world=world, doing=screen.doing(update))
         announce(job)
-        if world.size > 1:
-            say("processes", f"{world.size}, which share the rows of each step")
-        if job.resumed is not None:
-            say("resumed", f"after {job.resumed.step} of {job.state.plan.num_steps} steps")
-            for difference in job.resumed.differs:
-                say("note", f"the end may differ in its last bits from an unbroken run: {difference}")
+        return self._run_one(job, deadline)
+
+    def _run_one(self, job: jobs.Job, deadline: float | None) -> int:
+        """Say what the run will take, by some of its own batches, and run it."""
         if self.verbose:
-            say("path", path(base))
+            say("path", path(job.base))
             say("kernels", kernels())
         with screen.bar("measuring"):
-            deadline = None if bounds.seconds is None else start + bounds.seconds
-            forecasts = foreseen.measured(job, bounds, deadline)
-        if world.size == 1:
+            forecasts = foreseen.measured(job, self.budget, deadline)
+        if job.state.world.size == 1:
             say("needs", needs(*forecasts))
         else:
             job.forecast = None  # it is that of one process
         for note in foreseen.notes(job, deadline):
             say("note", note)
         with screen.bar("step", timed=False) as update:
-            report = job.run(watch(update, base.spec.unit))
+            report = job.run(watch(update, job.base.spec.unit))
         conclude(job, report, self.model)
         if self.json:
             screen.emit(report.as_dict())
         return 130 if report.interrupted and not job.bounds.ended_by_time else int(report.diverged)
 
-    def _run_all(self, base: Base, sources: Sequence[Any], how: dict[str, Any]) -> int:
+    def _run_all(self, base: Base, sources: Sequence[Any], asked: RunSpec) -> int:
         """Many runs at once."""
-        over = swept(self.sweep, how["method"])
+        over = swept(self.sweep, asked.method)
         with screen.bar("preparing") as update:
-            doing = lambda what, done, total: update(done, total, what)  # noqa: E731
-            runs = sweeps.prepare(base, sources, over=over, **how, doing=doing)
-        for job in [*{job.source: job for job in runs.jobs.values()}.values()][:MOST_SOURCES]:
+            runs = sweeps.prepare(base, sources, over, asked, screen.doing(update))
+        for job in [*{job.about.source: job for job in runs.jobs.values()}.values()][:MOST_SOURCES]:
             announce_rows(job)
         words.announce(runs, over)
         with screen.bar("step") as update:

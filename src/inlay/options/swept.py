@@ -9,7 +9,7 @@ from inlay.methods.contract import Layers, Method, Names
 from inlay.options.types import layers
 
 
-def swept(flags: Sequence[str], method: Method | None) -> dict[str, tuple[Any, ...]]:
+def swept(flags: Sequence[str], method: Method | str | None) -> dict[str, tuple[Any, ...]]:
     """What `--sweep NAME=VALUE,VALUE` flags say: each name with its values, `+` between the parts of one.
 
     **Raises:**
@@ -17,7 +17,7 @@ def swept(flags: Sequence[str], method: Method | None) -> dict[str, tuple[Any, .
     - `ConfigError`: one names nothing, or something a second time.
     """
     found: dict[str, tuple[Any, ...]] = {}
-    hints = {} if method is None else get_type_hints(type(method))
+    hints = get_type_hints(type(method)) if isinstance(method, Method) else {}
     for flag in flags:
         name, _, text = flag.partition("=")
         key = name.strip().removeprefix("--").replace("-", "_")

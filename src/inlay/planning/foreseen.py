@@ -59,9 +59,9 @@ def measured(job: Job, budget: Budget, deadline: float | None) -> tuple[Forecast
     - `CapacityError`: a row of it does not fit into the memory that there is.
     """
     base, state = job.base, job.state
-    done = work_of(base, state.plan, state.settings, job.train.examples, job.evaluated, state.parts)
-    epochs = state.plan.num_steps * state.plan.batch_size / len(job.train.examples)
-    first = foresee.foresee(base, state.method, job.train, done, epochs=epochs, scheme=base.scheme)
+    done = work_of(base, state.plan, state.settings, job.rows.train.examples, job.evaluated, state.parts)
+    epochs = state.plan.num_steps * state.plan.batch_size / len(job.rows.train.examples)
+    first = foresee.foresee(base, state.method, job.rows.train, done, epochs=epochs, scheme=base.scheme)
     limit, why = _limit(budget)
     with attached(base, state.adapter):
         found = measure(base, state.adapter.name, done, state.generator, limit)
@@ -100,7 +100,7 @@ def _limit(budget: Budget) -> tuple[int, str]:
 
 def _watch(job: Job, found: Measured, limit: int, why: str, trained: int) -> Watch:
     """What keeps the run below its limit; a row that can't is refused."""
-    base, examples = job.base, job.train.examples
+    base, examples = job.base, job.rows.train.examples
     floor = found.floor_bytes + needs.MOMENTS_BYTES_PER_WEIGHT * trained
     watch = Watch(limit, why, floor, found.bytes_per_token, lambda rows: part_of(base, rows).tokens)
     longest = max(examples, key=lambda row: base.spec.num_tokens([row]))

@@ -17,7 +17,6 @@ from inlay.runs import overfitting, recording, trackers
 from inlay.runs.forecast import Forecast
 from inlay.runs.progress import Progress
 from inlay.runs.record import DONE, FAILED, STOPPED, Run
-from inlay.tasks.contract import Prepared
 
 PAGE = ".report.html"
 """What the name of a run's page has after that of its output, beside which it lies: it holds rows of the data, which are not to
@@ -35,14 +34,12 @@ class Job(Protocol):
     state: Any
     """An `inlay.training.state.TrainState`: a room above this one."""
     output: Path
-    train: Prepared
+    rows: Any
+    """An `inlay.training.rows.RunRows`, likewise."""
     evaluated: Sequence[Any]
-    source: str
-    command: str | None
+    about: Any
     resumed: Any
     forecast: Forecast | None
-    findings: Any
-    """An `inlay.gate.findings.Findings`, or None."""
 
 
 def page(output: Path) -> Path:
@@ -79,12 +76,17 @@ def about(job: Job) -> dict[str, dict[str, Any]]:
     return {
         "base": {**weights, "dtype": str(base.dtype).removeprefix("torch."), "scheme": base.scheme},
         "adapter": {"path": str(job.output.absolute()), "weights": state.adapter.num_weights},
-        "data": {"source": job.source, "sha256": state.digests["rows"], "rows": job.train.num_rows, **held_out},
+        "data": {
+            "source": job.about.source,
+            "sha256": state.digests["rows"],
+            "rows": job.rows.train.num_rows,
+            **held_out,
+        },
         "settings": {key: value for key, value in settings.items() if value is not None},
         "forecast": {} if job.forecast is None else {"predicted": job.forecast.as_dict()},
-        "findings": {} if job.findings is None else job.findings.as_dict(),
+        "findings": {} if job.rows.findings is None else job.rows.findings.as_dict(),
         "machine": {"device": str(base.model.device)},
-        "notes": {"unit": base.spec.unit, "again": job.command}
+        "notes": {"unit": base.spec.unit, "again": job.about.command}
         | ({} if job.resumed is None else {"resumed_at": job.resumed.step}),
     }
 
@@ -115,7 +117,7 @@ def _sampler(job: Job, run: Run) -> Callable[[int], None]:
 
     def sample(step: int) -> None:
         if not asked:
-            rows = job.evaluated or job.train.examples
+            rows = job.evaluated or job.rows.train.examples
             asked.extend(samples.prompts(base, rows, base.adapters[name].num_virtual))
             run.samples.update(prompts=[one.text for one in asked], wanted=[one.wanted for one in asked])
         if asked:

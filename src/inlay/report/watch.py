@@ -1,7 +1,7 @@
 """What a person sees of a run: a line for every evaluation, which stays, and in a terminal a bar that names what is being
 done."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from inlay import screen
@@ -32,6 +32,16 @@ def watch(update: Callable[..., None], unit: str) -> Callable[[Progress], None]:
         if last > said:
             said = last
             screen.say("step", f"{progress.step}/{progress.num_steps}  {text}  {_left(progress)}".rstrip())
+
+    return listen
+
+
+def each(listeners: Sequence[Callable[[Progress], object]]) -> Callable[[Progress], None]:
+    """A listener that calls all of these."""
+
+    def listen(progress: Progress) -> None:
+        for listener in listeners:
+            listener(progress)
 
     return listen
 

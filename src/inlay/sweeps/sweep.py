@@ -25,6 +25,8 @@ from inlay.methods.contract import Method
 from inlay.process import peak_rss_bytes
 from inlay.runs import trackers
 from inlay.runs.progress import Progress
+from inlay.runs.stop import Stop
+from inlay.screen import Doing, unheard
 from inlay.sweeps import table
 from inlay.sweeps.table import Sweep
 from inlay.sweeps.together import Together
@@ -32,9 +34,9 @@ from inlay.sweeps.variants import Variant, variants
 from inlay.training import job as jobs
 from inlay.training import rows as run_rows
 from inlay.training.job import Job, Report
+from inlay.training.run_spec import RunSpec
 from inlay.training.saves import BEGUN, was_stopped
 from inlay.training.settings import Settings
-from inlay.training.stop import Stop
 
 Listener = Callable[[str, Progress], None]
 """Hears the name of a run, and where it stands."""
@@ -138,19 +140,7 @@ def _reason(error: BaseException) -> str:
 
 @within_memory()
 def prepare(
-    base: Base,
-    sources: Sequence[Source],
-    *,
-    over: Mapping[str, Sequence[Any]],
-    method: Method | str | None = None,
-    output: str | Path,
-    eval_data: Source | None = None,
-    from_adapter: str | Path | None = None,
-    settings: Settings | None = None,
-    resume: bool = False,
-    begun: Mapping[str, Any] | None = None,
-    check: Check = "warn",
-    doing: Callable[[str, int, int | None], None] = lambda what, done, total: None,
+    base: Base, sources: Sequence[Source], over: Mapping[str, Sequence[Any]], asked: RunSpec, doing: Doing = unheard
 ) -> Runs:
     """Read and check everything that the runs need; rows that several have are read once. The base stays as it is.
 
@@ -158,44 +148,46 @@ def prepare(
 
     - `sources`: rows, a run for each, times what is swept.
     - `over`: what is swept, and its values; see `inlay.sweeps.variants`.
-    - `resume`: go on with the runs into `output` that were stopped, and leave those that are finished.
-    - all others: see `inlay.training.job.prepare`.
+    - `asked`: of all runs, whose adapters its `output` will hold. With `resume` those that are finished are left.
 
-    **Raises:** what that raises, and `ConfigError` where something can't be swept.
+    **Raises:** what `inlay.training.job.prepare` raises, and `ConfigError` where something can't be swept.
     """
-    settings, place = settings or Settings(), output_directory.place(output)
-    if not resume:
+    place = output_directory.place(asked.output)
+    if not asked.resume:
         output_directory.check_free(place)
-    chosen = variants(sources, method, settings, over)
-    read: dict[Any, run_rows.RunRows] = {}
-    found, finished = dict[str, Job](), dict[str, Report]()
-
-    def read_once(
-        base: Base, source: Source, eval_data: Source | None, settings: Settings, *how: Any, check: Check
-    ) -> Any:
-        num_virtual, heard = how
-        key = (id(source), run_rows.longest_row(base, settings.max_length, num_virtual))
-        if key not in read:
-            read[key] = run_rows.read(base, source, eval_data, settings, num_virtual, heard, check=check)
-        return read[key]
-
+    chosen = variants(sources, asked.method, asked.settings, over)
+    found, finished, read = dict[str, Job](), dict[str, Report](), _reader()
     for one in chosen:
-        if resume and (report := _finished(place / one.name)) is not None:
+        if asked.resume and (report := _finished(place / one.name)) is not None:
             finished[one.name] = report
-            continue
-        how: dict[str, Any] = {
-            "method": one.method,
-            "settings": one.settings,
-            "output": place / one.name,
-            "resume": resume,
-        }
-        how |= {"eval_data": eval_data, "from_adapter": from_adapter, "check": check, "doing": doing}
-        how["read"] = read_once
-        found[one.name] = jobs.prepare(base, one.source, **how)
+        else:
+            own = {"method": one.method, "settings": one.settings, "output": place / one.name, "begun": None}
+            found[one.name] = jobs.prepare(base, one.source, dataclasses.replace(asked, **own), doing=doing, read=read)
     if not found:
         do = f"inlay eval MODEL DATA --adapter {place / chosen[0].name}"
         raise OutputError(explain("these runs are finished", found=str(place), do=do))
-    return Runs(base, place, chosen, found, finished, begun)
+    return Runs(base, place, chosen, found, finished, asked.begun)
+
+
+def _reader() -> Callable[..., run_rows.RunRows]:
+    """`inlay.training.rows.read` for runs that share rows: those of a source, as long, are read once."""
+    known: dict[Any, run_rows.RunRows] = {}
+
+    def read(
+        base: Base,
+        source: Source,
+        eval_data: Source | None,
+        settings: Settings,
+        num_virtual: int,
+        doing: Doing,
+        **how: Any,
+    ) -> run_rows.RunRows:
+        key = id(source), run_rows.longest_row(base, settings.max_length, num_virtual)
+        if key not in known:
+            known[key] = run_rows.read(base, source, eval_data, settings, num_virtual, doing, **how)
+        return known[key]
+
+    return read
 
 
 def _finished(path: Path) -> Report | None:
@@ -262,15 +254,10 @@ def sweep(
     - `ConfigError`: something can't be swept, since the runs share the base and the rows.
     - `DivergedError`: every run diverged. One that does ends without harm to the others.
     """
-    given = locals()
-    settings = Settings(**{field.name: given[field.name] for field in dataclasses.fields(Settings)})
-    sources = sources_of(source, each)
-    names = ("method", "output", "eval_data", "from_adapter", "resume", "check")
-    how: dict[str, Any] = {name: given[name] for name in names}
+    asked = RunSpec.among(locals())
     shown = screen.is_watched() if progress is None else progress
     with screen.bar("step", shown=shown) as update:
-        doing = lambda what, done, total: update(done, total, what)  # noqa: E731
-        runs = prepare(base, sources, over=over or {}, **how, settings=settings, doing=doing)
+        runs = prepare(base, sources_of(source, each), over or {}, asked, screen.doing(update))
         return runs.run(table.watch(update, runs.jobs) if shown else lambda name, progress: None)
 
 

@@ -17,7 +17,7 @@ MOST_LISTED = 32
 def announce(runs: Runs, sweep: Mapping[str, Sequence[Any]]) -> None:
     """The lines that stand before the runs."""
     parts = [f"{key.replace('_', '-')} {', '.join(map(label, values))}" for key, values in sweep.items()]
-    num_files = len({job.source for job in runs.jobs.values()})
+    num_files = len({job.about.source for job in runs.jobs.values()})
     parts += [f"{num_files} files of rows"] * (num_files > 1)
     say("sweep", f"{len(runs.variants)} runs at once: {' × '.join(parts)}")
     for name in runs.finished:

@@ -24,7 +24,6 @@ from inlay.distributed.world import ALONE, World
 from inlay.errors import DataError, explain, within_memory
 from inlay.evaluation import golden, score
 from inlay.formats import peft
-from inlay.gate.findings import Check, Findings
 from inlay.io import output as output_directory
 from inlay.io import records
 from inlay.io.checkpoint import hub_name
@@ -37,16 +36,17 @@ from inlay.runs import patience
 from inlay.runs.bounds import Bounds
 from inlay.runs.forecast import Forecast
 from inlay.runs.progress import Progress
-from inlay.tasks.contract import Prepared
+from inlay.runs.stop import Stop
+from inlay.screen import Doing, unheard
 from inlay.text import stops
 from inlay.training import equivalent, going_on, keep, loop
 from inlay.training import rows as run_rows
 from inlay.training.attaching import attached
 from inlay.training.calibration import calibrate
+from inlay.training.run_spec import RunSpec
 from inlay.training.saves import Saves, was_stopped
 from inlay.training.settings import Settings, plan
 from inlay.training.state import MIN_ROWS_TO_CHOOSE, TrainState
-from inlay.training.stop import Stop
 
 DEFAULT_METHOD = "lora"
 
@@ -94,6 +94,20 @@ class Resumed(NamedTuple):
     """Why its end may differ in its last bits from that of the run that was never stopped."""
 
 
+@dataclasses.dataclass(frozen=True)
+class About:
+    """What the record says of where a run comes from."""
+
+    source: str
+    """What its rows are called."""
+    goes_on: dict[str, Any] | None
+    """The adapter that it starts from; None where it starts anew."""
+    license: str | None
+    """The licence of the data, where its card names one."""
+    command: str | None
+    """The command that makes it again; None where Python gave rows, which no command names."""
+
+
 @dataclasses.dataclass
 class Job:
     """A run with all its choices made; `str` of its parts is what the screen says before it starts."""
@@ -101,23 +115,12 @@ class Job:
     base: Base
     state: TrainState
     output: Path
-    train: Prepared
-    held_out: Prepared | None
-    source: str
+    rows: run_rows.RunRows
     evaluated: Sequence[Any]
-    """The held-out rows that are evaluated."""
+    """The held-out samples that are evaluated."""
     saves: Saves
     """The states that it keeps as it goes."""
-    goes_on: dict[str, Any] | None = None
-    """The adapter that it starts from, for the record; None where it starts anew."""
-    license: str | None = None
-    """The licence of the data, where its card names one."""
-    command: str | None = None
-    """The command that makes it again; None where Python gave rows, which no command names."""
-    notes: tuple[str, ...] = ()
-    """What there is to say about the data: columns that are not used, files that are left alone."""
-    findings: Findings | None = None
-    """What the gate found in the rows; None where it did not look."""
+    about: About
     begun: Mapping[str, Any] | None = None
     """How a command began it, for the one that goes on."""
     resumed: Resumed | None = None
@@ -154,13 +157,13 @@ class Job:
     def _followed(self, stop: Stop, listener: Callable[[Progress], None]) -> loop.Steps[Report]:
         """Those of a process that is not the first of several: it writes nothing."""
         start, how = time.perf_counter(), {"listener": listener, "stop": stop, "bounds": self.bounds}
-        progress = yield from loop.steps(self.base, self.state, self.train.examples, self.evaluated, **how)
+        progress = yield from loop.steps(self.base, self.state, self.rows.train.examples, self.evaluated, **how)
         if (failure := progress.failure) is None:
             return self._report(progress, time.perf_counter() - start)
         raise failure
 
     def _steps(self, stop: Stop, observer: Observer) -> loop.Steps[Report]:
-        start, saves, rows = time.perf_counter(), self.saves, self.train.examples
+        start, saves, rows = time.perf_counter(), self.saves, self.rows.train.examples
         with saves.kept(self.begun):
             how: dict[str, Any] = {"listener": observer.hear, "stop": stop, "saves": saves, "bounds": self.bounds}
             progress = yield from loop.steps(self.base, self.state, rows, self.evaluated, **how)
@@ -244,7 +247,7 @@ class Job:
     def _write(self, directory: Path, progress: Progress, report: Report, whole: bool = True) -> None:
         record = self._record(progress, report) if whole else {}
         if self.base.spec.continues:
-            record |= {"text": stops.record_of(self.train.form, self.train.ends, self.base.tokenizer)}
+            record |= {"text": stops.record_of(self.rows.train.form, self.rows.train.ends, self.base.tokenizer)}
         adapter = self.state.adapter
         adapter.record = self.base.about_base | self.base.about_task | record
         self.base.save(adapter.name, directory, record)
@@ -256,12 +259,12 @@ class Job:
         return {
             "method": state.about_method,
             "data": {
-                "source": self.source,
+                "source": self.about.source,
                 "sha256": state.digests["rows"],
-                "rows": len(self.train.examples),
-                **({} if self.license is None else {"license": self.license}),
+                "rows": len(self.rows.train.examples),
+                **({} if self.about.license is None else {"license": self.about.license}),
             },
-            **({} if self.goes_on is None else {"from": self.goes_on}),
+            **({} if self.about.goes_on is None else {"from": self.about.goes_on}),
             "training": {
                 **dataclasses.asdict(state.settings),
                 **dataclasses.asdict(state.plan),
@@ -270,7 +273,7 @@ class Job:
                 **({"processes": state.world.size} if state.world.size > 1 else {}),
                 "losses": [round(loss, 6) for loss in progress.losses],
                 "eval_losses": progress.eval_losses,
-                "command": self.command,
+                "command": self.about.command,
                 "date": time.strftime("%Y-%m-%d"),
                 "dtype": str(self.base.dtype).removeprefix("torch."),
             },
@@ -282,34 +285,18 @@ class Job:
 def prepare(
     base: Base,
     source: Source,
+    asked: RunSpec,
     *,
-    method: Method | str | None = None,
-    output: str | Path,
-    eval_data: Source | None = None,
-    from_adapter: str | Path | None = None,
-    settings: Settings | None = None,
-    resume: bool = False,
-    begun: Mapping[str, Any] | None = None,
-    check: Check = "warn",
     world: World = ALONE,
-    doing: Callable[[str, int, int | None], None] = lambda what, done, total: None,
+    doing: Doing = unheard,
     read: Callable[..., run_rows.RunRows] = run_rows.read,
 ) -> Job:
     """Read and check everything that a run needs, make its adapter, and choose what was left open. The base stays as it is.
 
     **Arguments:**
 
-    - `source`, `eval_data`: rows of the task that the base was loaded for, see `inlay.tasks`: a path, a name on the
-      hub, a list of dictionaries, a `datasets.Dataset` or a `pandas.DataFrame`; see `inlay.data.sources.read`.
-    - `method`: how to adapt, as a method or by its name; `DEFAULT_METHOD`, or that of `from_adapter`, unless given.
-    - `output`: the directory that will hold the adapter; it must not exist. Its last part is the adapter's name.
-    - `from_adapter`: an adapter of this base that the training goes on from.
-    - `resume`: go on with the same run into `output` where it was stopped, if it has kept a state (`inlay.training.saves`).
-    - `begun`: how a command begins it, for the one that goes on.
-    - `check`: how strict the gate is with the rows: "warn" counts what is odd in them, "error" refuses it, "off" does not look.
-    - `world`: the processes that share the run.
-    - `doing`: hears what is being done, how much of it is done, and of how much in all, where that is known.
-    - `read`: what reads the rows; runs that share them read them once.
+    - `source`: rows of the task that the base was loaded for; see `inlay.data.sources.read`.
+    - `read`: what reads them; runs that share rows read them once.
 
     **Raises:**
 
@@ -318,26 +305,28 @@ def prepare(
     - `TargetError`, `ConfigError`: the method does not fit the model, or is not that of `from_adapter`.
     - `CompatibilityError`: `from_adapter` was trained on another base.
     """
-    settings, output = settings or Settings(), output_directory.place(output)
+    settings, output, resume = asked.settings, output_directory.place(asked.output), asked.resume
     saves = Saves(output, settings.save_every)
     world.from_first(lambda: saves.check(resume))
-    method, earlier = _method(base, method, from_adapter, output.resolve().name)
+    method, earlier = _method(base, asked, output.resolve().name)
     num_virtual = getattr(method, "num_virtual_tokens", 0)
-    rows = read(base, source, eval_data, settings, num_virtual, doing, check=check)
+    rows = read(base, source, asked.eval_data, settings, num_virtual, doing, check=asked.check)
     doing("measuring what the adapter starts from", 0, None)
-    evaluated = split.spread(rows.held_out.examples if rows.held_out else [], settings.eval_rows)
+    evaluated = rows.evaluated(settings.eval_rows)
     patience.check(settings.patience, len(evaluated), MIN_ROWS_TO_CHOOSE)
     adapter = earlier or _new(base, output.resolve().name, method, rows.train.examples, settings)
-    begins: dict[str, Any] = {"num_held_out": len(evaluated), "goes_on": earlier is not None, "world": world}
-    state = _state(base, adapter, rows, settings, output, **begins)
-    goes_on = None if from_adapter is None else going_on.about(from_adapter)
+    state = _state(base, adapter, rows, asked, len(evaluated), world)
     check_divides(world, state.plan.batch_size, base.spec.step_parts(base, rows.train.examples[:2], 1))
     differs = begin_(world, state, lambda: saves.read() if resume else None, {"dtype": str(base.dtype)})
     resumed = Resumed(state.progress.step, differs) if resume else None
-    about = {"goes_on": goes_on, "license": license_of(source), "notes": rows.notes, "begun": begun, "resumed": resumed}
-    about["findings"] = rows.findings
-    about["command"] = _command(base, source, eval_data, state, None if goes_on is None else goes_on["name"])
-    return Job(base, state, output, rows.train, rows.held_out, name_of(source), evaluated, saves, **about)
+    about = _about(base, source, asked, state)
+    return Job(base, state, output, rows, evaluated, saves, about, begun=asked.begun, resumed=resumed)
+
+
+def _about(base: Base, source: Source, asked: RunSpec, state: TrainState) -> About:
+    goes_on = None if asked.from_adapter is None else going_on.about(asked.from_adapter)
+    command = _command(base, source, asked.eval_data, state, None if goes_on is None else goes_on["name"])
+    return About(name_of(source), goes_on, license_of(source), command)
 
 
 def _command(
@@ -358,19 +347,12 @@ def _command(
 
 
 def _state(
-    base: Base,
-    adapter: Adapter,
-    rows: run_rows.RunRows,
-    settings: Settings,
-    output: Path,
-    *,
-    num_held_out: int,
-    goes_on: bool,
-    world: World,
+    base: Base, adapter: Adapter, rows: run_rows.RunRows, asked: RunSpec, num_held_out: int, world: World
 ) -> TrainState:
     """The run that learns from these rows, with what was left open chosen; refused, where it can't be attached or written."""
+    settings, goes_on = asked.settings, asked.from_adapter is not None
     with attached(base, adapter):
-        output_directory.check_space(output, 8 * adapter.num_weights + (1 << 20))
+        output_directory.check_space(output_directory.place(asked.output), 8 * adapter.num_weights + (1 << 20))
         chosen = plan(settings, len(rows.train.examples), base.model.config, adapter.method)
     if why := base.spec.teaches_nothing(rows.train.examples, chosen.batch_size):
         raise DataError(
@@ -383,14 +365,13 @@ def _state(
     return TrainState.new(adapter, settings, chosen, digests=digests, **how)
 
 
-def _method(
-    base: Base, asked: Method | str | None, from_adapter: str | Path | None, name: str
-) -> tuple[Method, Adapter | None]:
+def _method(base: Base, asked: RunSpec, name: str) -> tuple[Method, Adapter | None]:
     """(how to adapt, the adapter to go on from, called `name` from now on)."""
-    if from_adapter is not None:
-        earlier = going_on.read(base, from_adapter, name, asked)
+    if asked.from_adapter is not None:
+        earlier = going_on.read(base, asked.from_adapter, name, asked.method)
         return earlier.method, earlier
-    return asked if isinstance(asked, Method) else methods.find(asked or DEFAULT_METHOD)(), None
+    method = asked.method or DEFAULT_METHOD
+    return method if isinstance(method, Method) else methods.find(method)(), None
 
 
 def _new(base: Base, name: str, method: Method, examples: Sequence[Any], settings: Settings) -> Adapter:

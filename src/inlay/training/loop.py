@@ -13,6 +13,7 @@ from inlay.model.batch import Rows
 from inlay.runs import patience
 from inlay.runs.bounds import Bounds
 from inlay.runs.progress import Progress
+from inlay.runs.stop import Stop
 from inlay.runs.watch import Watch
 from inlay.training import schedule
 from inlay.training.attaching import attached
@@ -20,7 +21,6 @@ from inlay.training.divergence import check_finite, check_loss, diverged, has_le
 from inlay.training.saves import Saves
 from inlay.training.state import TrainState
 from inlay.training.step import step_
-from inlay.training.stop import Stop
 
 Answer = TypeVar("Answer")
 

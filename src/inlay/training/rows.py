@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 from inlay.base.base import Base
@@ -15,6 +15,7 @@ from inlay.gate.findings import Check, Findings
 from inlay.gate.gate import Gate
 from inlay.runs import mixing
 from inlay.runs.mixing import Part
+from inlay.screen import Doing
 from inlay.tasks.contract import Prepared
 from inlay.training.settings import Settings
 
@@ -39,6 +40,10 @@ class RunRows:
     parts: tuple[Part, ...] = ()
     """Of a mixture: its parts, with the numbers of the samples that are theirs."""
 
+    def evaluated(self, most: int) -> Sequence[Any]:
+        """The held-out samples that are evaluated: at most so many, spread over them."""
+        return split.spread(self.held_out.examples if self.held_out else [], most)
+
 
 def read(
     base: Base,
@@ -46,7 +51,7 @@ def read(
     eval_data: Source | None,
     settings: Settings,
     num_virtual: int,
-    doing: Callable[[str, int, int | None], None],
+    doing: Doing,
     *,
     check: Check = "warn",
 ) -> RunRows:
@@ -55,7 +60,6 @@ def read(
     **Arguments:**
 
     - `num_virtual`: positions that virtual tokens take in front of each row.
-    - `doing`: hears what is being done, how much of it is done, and of how much in all, where that is known.
     - `check`: how strict the gate is.
 
     **Raises:**
@@ -65,34 +69,34 @@ def read(
     - `CompatibilityError`: rows have tokens that the model has no embeddings for.
     """
     doing("reading rows", 0, None)
-    task = base.spec
-    parts = split.divided(task.read, source, eval_data, settings.eval_fraction)
-    rows, held_rows = parts.rows, parts.held_out
-    num_rows = len(rows) + len(held_rows)
-    what = f"tokenizing {num_rows:,} rows"
-    how = (base, longest_row(base, settings.max_length, num_virtual), settings.train_on, settings.too_long)
-    train = task.prepare(rows, *how, progress=lambda done, _: doing(what, done, num_rows))
-    held_out = None
-    if held_rows:
-        after, is_own = len(rows), eval_data is not None
-        held_out = task.prepare(
-            held_rows, *how, may_be_empty=not is_own, progress=lambda done, _: doing(what, after + done, num_rows)
-        )
+    parts = split.divided(base.spec.read, source, eval_data, settings.eval_fraction)
+    length = longest_row(base, settings.max_length, num_virtual)
+    train, held_out = _samples(base, parts, length, settings, doing, may_be_empty=eval_data is None)
     check_rows(base, itertools.chain(train.examples, held_out.examples if held_out else ()))
     findings = None if check == "off" else _examined(base, parts, train, held_out, doing)
     if findings is not None:
         findings.enforce(check)
     mixed = mixing.parts(parts.found, train.examples)
     notes = (*parts.notes, *([mixing.in_words(parts.found, mixed)] if mixed else []))
-    return RunRows(train, held_out, split.digest(rows), split.digest(held_rows), notes, findings, mixed)
+    digests = split.digest(parts.rows), split.digest(parts.held_out)
+    return RunRows(train, held_out, *digests, notes, findings, mixed)
+
+
+def _samples(
+    base: Base, parts: split.Divided[Any], length: int, settings: Settings, doing: Doing, *, may_be_empty: bool
+) -> tuple[Prepared, Prepared | None]:
+    """(The samples to learn from, those held out), none longer than `length`; `may_be_empty`: none need be held out."""
+    rows, held_rows = parts.rows, parts.held_out
+    num_rows, how = len(rows) + len(held_rows), (base, length, settings.train_on, settings.too_long)
+    heard = lambda before: lambda done, _: doing(f"tokenizing {num_rows:,} rows", before + done, num_rows)  # noqa: E731
+    train = base.spec.prepare(rows, *how, progress=heard(0))
+    if not held_rows:
+        return train, None
+    return train, base.spec.prepare(held_rows, *how, may_be_empty=may_be_empty, progress=heard(len(rows)))
 
 
 def _examined(
-    base: Base,
-    parts: split.Divided[Any],
-    train: Prepared,
-    held_out: Prepared | None,
-    doing: Callable[[str, int, int | None], None],
+    base: Base, parts: split.Divided[Any], train: Prepared, held_out: Prepared | None, doing: Doing
 ) -> Findings:
     """What the gate finds in the rows of a run."""
     doing("looking for faults in the rows", 0, None)

@@ -115,6 +115,11 @@ class Plan:
         left = self.num_steps - step
         return left == 0 or (step % self.eval_every == 0 and 2 * left > self.eval_every)
 
+    @property
+    def num_evaluations(self) -> int:
+        """How often held-out rows are evaluated, that of the start included."""
+        return 1 + sum(map(self.evaluates_at, range(1, self.num_steps + 1)))
+
     def __str__(self) -> str:
         return (
             f"{self.num_steps} × {self.batch_size} rows · lr {self.learning_rate:.2g} ({self.learning_rate_reason}), "

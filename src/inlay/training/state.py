@@ -117,11 +117,7 @@ class TrainState:
         method = adapter.method
         adapter.train_()
         trained = {key: tensor for key, tensor in _named(adapter).items() if hooks.rate(method, _name(key))}
-        groups: dict[float, list[Tensor]] = {}
-        for key, tensor in trained.items():
-            groups.setdefault(hooks.rate(method, _name(key)), []).append(tensor)
-        by_rate = [{"params": tensors, "rate": rate} for rate, tensors in groups.items()]
-        due = sum(plan.evaluates_at(step) for step in range(1, plan.num_steps + 1))
+        start = {key: tensor.detach().clone() for key, tensor in trained.items()}
         device = next(adapter.tensors()).device
         return cls(
             adapter=adapter,
@@ -129,12 +125,10 @@ class TrainState:
             settings=settings,
             plan=plan,
             trained=trained,
-            optimizer=torch.optim.AdamW(by_rate, lr=plan.learning_rate, weight_decay=settings.weight_decay, fused=True),
+            optimizer=_optimizer(method, trained, plan.learning_rate, settings.weight_decay),
             method_state={},
-            best=Best(
-                {key: tensor.detach().clone() for key, tensor in trained.items()}, num_held_out >= MIN_ROWS_TO_CHOOSE
-            ),
-            progress=Progress(plan.num_steps, num_evaluations=1 + due if num_held_out else 0),
+            best=Best(start, num_held_out >= MIN_ROWS_TO_CHOOSE),
+            progress=Progress(plan.num_steps, num_evaluations=plan.num_evaluations if num_held_out else 0),
             generator=torch.Generator(device).manual_seed(settings.seed),
             goes_on=goes_on,
             digests=dict(digests or {}),
@@ -237,6 +231,17 @@ class TrainState:
         lacking = [key for key, shape in wanted.items() if key not in tensors or tensors[key].shape != shape]
         if lacking:
             raise FormatError(explain("the state of a run lacks tensors, or has others", found=few(lacking)))
+
+
+def _optimizer(
+    method: Method, trained: Mapping[str, Tensor], rate: float, weight_decay: float
+) -> torch.optim.Optimizer:
+    """AdamW over these tensors, in a group for each rate at which the method has them learn."""
+    groups: dict[float, list[Tensor]] = {}
+    for key, tensor in trained.items():
+        groups.setdefault(hooks.rate(method, _name(key)), []).append(tensor)
+    by_rate = [{"params": tensors, "rate": factor} for factor, tensors in groups.items()]
+    return torch.optim.AdamW(by_rate, lr=rate, weight_decay=weight_decay, fused=True)
 
 
 def _named(adapter: Adapter) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from inlay import screen
 from inlay.base.base import Base
@@ -15,6 +15,7 @@ from inlay.report import watch
 from inlay.runs import recording, trackers
 from inlay.runs.progress import Progress
 from inlay.training.job import Report, prepare
+from inlay.training.run_spec import RunSpec
 from inlay.training.settings import Settings
 
 
@@ -78,21 +79,11 @@ def train(
     - `DivergedError`: the loss is not finite any more. `CapacityError`: there is not enough memory.
     - `WorkerError`: under torchrun, one of the processes that share the run was lost.
     """
-    given = locals()
-    settings = Settings(**{field.name: given[field.name] for field in dataclasses.fields(Settings)})
-    names = ("method", "output", "eval_data", "from_adapter", "check")
-    how: dict[str, Any] = {name: given[name] for name in names}
+    asked = RunSpec.among(locals())
     shown = screen.is_watched() if progress is None else progress
     shows = screen.bar("step", shown=shown, timed=False)
     with joined() as world, recording.recording("train"), shows as update:
-        doing = lambda what, done, total: update(done, total, what)  # noqa: E731
-        how |= {"resume": resume or world.restarted, "world": world}
-        job = prepare(base, source, **how, settings=settings, doing=doing)
+        asked = dataclasses.replace(asked, resume=resume or world.restarted)
+        job = prepare(base, source, asked, world=world, doing=screen.doing(update))
         listeners = [watch.watch(update, base.spec.unit)] if shown else []
-        listeners += [] if on_step is None else [watch.each_step(on_step)]
-
-        def listen(where: Progress) -> None:
-            for listener in listeners:
-                listener(where)
-
-        return job.run(listen)
+        return job.run(watch.each([*listeners, *([] if on_step is None else [watch.each_step(on_step)])]))
