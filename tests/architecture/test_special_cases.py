@@ -14,7 +14,6 @@ HOMES = {
         "modules/maps.py": "they are among the maps of a model",
         "methods/contract.py": "the name of their kind, and which methods may adapt it",
         "formats/_peft_forms.py": "what PEFT's files make of them",
-        "io/configuration.py": "an attribute of transformers",
         "io/counts.py": "the end of a name in configurations of models",
     },
     "transposed": {

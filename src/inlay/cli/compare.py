@@ -93,17 +93,9 @@ class Compare(OnBase):
         base = self.load()
         say("base", f"{base.describe()} · {base.fingerprint}")
         note(base=base.about_base["base"], adapter={"path": str(self.output)}, data={"source": self.data})
-        results: list[Result] = []
         with output_directory.new_directory(self.output) as directory:
-            interrupted = False
-            try:
-                for number, name in enumerate(names):
-                    say("method", f"{name} ({number + 1} of {len(names)})")
-                    results.append(self._one(base, name, directory))
-            except KeyboardInterrupt:
-                if not any((directory / name / TENSORS).exists() for name in names):  # there is nothing to keep
-                    raise
-                interrupted = True
+            results = self._each(base, names, directory)
+            interrupted = len(results) < len(names)
             with output_directory.uninterrupted():
                 columns = self._write(directory, results)
         note(scores={result.method: dataclasses.asdict(result) for result in results})
@@ -115,6 +107,18 @@ class Compare(OnBase):
         if self.json:
             screen.emit({"results": [dataclasses.asdict(result) for result in results]})
         return 130 if interrupted else int(all(result.reason for result in results))
+
+    def _each(self, base: Base, names: Sequence[str], directory: Path) -> list[Result]:
+        """What the methods did, one after the other; of fewer than all where Ctrl-C came and there is something to keep."""
+        results: list[Result] = []
+        try:
+            for number, name in enumerate(names, 1):
+                say("method", f"{name} ({number} of {len(names)})")
+                results.append(self._one(base, name, directory))
+        except KeyboardInterrupt:
+            if not any((directory / name / TENSORS).exists() for name in names):
+                raise
+        return results
 
     def _write(self, directory: Path, results: Sequence[Result]) -> str:
         """The table, the numbers and the picture; returns the table."""

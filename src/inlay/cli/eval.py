@@ -77,21 +77,25 @@ class Eval(OnBase):
             adapter={"path": self.adapter} if self.adapter else {},
             data={"source": self.data, "rows": len(examples)},
         )
-        names = [None] if adapter is None else [None, adapter]
         width = max(10, len(adapter or "") + 1)
         wanted = {} if self.scores == "none" else self._wanted(base, data.rows)
         results: dict[str, Any] = {"rows": len(examples), "base_fingerprint": base.fingerprint.weights}
-        for name in names:
-            measured = {"loss": evaluate(base, name, examples)} | self._scores(base, name, wanted)
-            own = score.scores(base, name, examples, self.max_new_tokens)
-            results["adapter" if name else "base"] = measured | own
-            line = _line(measured) + (f" · {purpose.in_words(own)}" if own else "")
+        for name in [None] if adapter is None else [None, adapter]:
+            results["adapter" if name else "base"], line = self._measured(base, name, examples, wanted)
             print(f"{name or 'base':<{width}}{line}")
         results["loss"] = results["adapter" if adapter else "base"]["loss"]
         recording.note(scores=results)
         if self.json:
             screen.emit(results)
         return 0
+
+    def _measured(
+        self, base: Base, name: str | None, examples: Sequence[Any], wanted: dict[str, list[str]]
+    ) -> tuple[dict[str, Any], str]:
+        """(The loss and the scores of the base or an adapter, the same in words)."""
+        measured = {"loss": evaluate(base, name, examples)} | self._scores(base, name, wanted)
+        own = score.scores(base, name, examples, self.max_new_tokens)
+        return measured | own, _line(measured) + (f" · {purpose.in_words(own)}" if own else "")
 
     def _check(self, task: TaskSpec) -> None:
         score.check_installed([*task.scores, self.scores])

@@ -149,13 +149,10 @@ def attach_all(base: Base, sources: tuple[str, ...], force: bool, require: Seque
     """
     names: list[str | None] = []
     for source in sources:
-        if source == "none":
-            names.append(None)
-            continue
-        name = Path(source).resolve().name
+        name = None if source == "none" else Path(source).resolve().name
         if name in base.adapters:
             name = source  # two directories of one name: the whole path tells them apart
-        if name not in base.adapters:
+        if name is not None and name not in base.adapters:
             base.attach(formats.fetched(source, require) if require else source, name, force=force)
         names.append(name)
     return names

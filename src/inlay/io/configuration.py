@@ -69,8 +69,9 @@ def read(directory: Path) -> Any:
     from transformers import AutoConfig
 
     config: Any = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-    config._attn_implementation = None  # the setters go through the parts of composed models too
-    config._experts_implementation = None
+    for name in dir(type(config)):  # these setters go through the parts of composed models too
+        if name.endswith("_implementation"):
+            setattr(config, name, None)
     return config
 
 

@@ -226,23 +226,13 @@ class Layout:
         return problems
 
     def _decoder(self, method: PromptMethod) -> Decoder:
-        found = self._find_decoder()
+        found, model = self._find_decoder(), type(self.modules[""]).__name__
         if found is not None and method.is_prefix and not found.num_layers * found.num_heads * found.head_dim:
-            raise TargetError(
-                explain(
-                    "this model has no keys and values of one width in every layer that could be a prefix's",
-                    found=type(self.modules[""]).__name__,
-                    do="--method prompt, or --method lora",
-                )
-            )
+            what = "this model has no keys and values of one width in every layer that could be a prefix's"
+            raise TargetError(explain(what, found=model, do="--method prompt, or --method lora"))
         if found is None:
-            raise TargetError(
-                explain(
-                    "this model has no rows of tokens to put virtual tokens in front of",
-                    found=type(self.modules[""]).__name__,
-                    do="a method that changes layers, such as inlay.Lora()",
-                )
-            )
+            what = "this model has no rows of tokens to put virtual tokens in front of"
+            raise TargetError(explain(what, found=model, do="a method that changes layers, such as inlay.Lora()"))
         return found
 
     def _on_blocks(self, method: BlockMethod, whole: bool) -> list[places.Place]:
@@ -251,13 +241,9 @@ class Layout:
         for block in found.values() if method.is_parallel else ():
             first = next(linear for path, linear in self.maps.items() if path.startswith(f"{block.path}."))
             if first.in_features != block.width:
-                raise TargetError(
-                    explain(
-                        "this module does not take the model's hidden states, so that no adapter can stand beside it",
-                        found=f"{block.path}: {first.in_features} inputs, where the stream has {block.width} numbers",
-                        do="--placement houlsby",
-                    )
-                )
+                what = "this module does not take the model's hidden states, so that no adapter can stand beside it"
+                inputs = f"{block.path}: {first.in_features} inputs, where the stream has {block.width} numbers"
+                raise TargetError(explain(what, found=inputs, do="--placement houlsby"))
         paths = {key: block.path if method.is_parallel else key for key, block in found.items()}
         return [places.on_block(method, paths[key], block) for key, block in found.items()]
 
@@ -279,13 +265,9 @@ class Layout:
         missing = [name for name in alone if not any(selects(name, path) for path in paths)]
         if missing:
             last = sorted({name for path in paths if not (name := path.rpartition(".")[2]).isdigit()})
-            raise TargetError(
-                explain(
-                    "some of modules_to_save are no modules of this model",
-                    found=f"{', '.join(missing)}; its modules are {', '.join(last)}",
-                    do=f"--modules-to-save {nearest(missing[0], last) or 'lm_head,embed_tokens, for instance'}",
-                )
-            )
+            what, found = "some of modules_to_save are no modules of this model", ", ".join(missing)
+            do = f"--modules-to-save {nearest(missing[0], last) or 'lm_head,embed_tokens, for instance'}"
+            raise TargetError(explain(what, found=f"{found}; its modules are {', '.join(last)}", do=do))
         return [path for path in paths if selects(names, path)]
 
     def _trained(self, method: Method, adapted: Collection[str], whole: bool = False) -> list[tuple[Own, nn.Parameter]]:
@@ -295,13 +277,9 @@ class Layout:
         if any(
             path in saved or hooks.trains(method, Own(path, "weight", "linear", path in adapted)) for path in packed
         ):
-            raise TargetError(
-                explain(
-                    "a quantised weight can't be trained",
-                    found=f"{name_of(method)} trains the weights of {len(packed)} quantised layers",
-                    do="load the base without quantize, or --method lora",
-                )
-            )
+            found = f"{name_of(method)} trains the weights of {len(packed)} quantised layers"
+            do = "load the base without quantize, or --method lora"
+            raise TargetError(explain("a quantised weight can't be trained", found=found, do=do))
         return [
             (own, parameter)
             for own, parameter, is_first in targets.own_tensors(self.modules, self.maps, adapted)

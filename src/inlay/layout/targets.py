@@ -213,22 +213,15 @@ def reasons(unused: Mapping[str, str]) -> list[str]:
 def _check_kinds(method: LinearMethod, linears: dict[str, Linear]) -> None:
     """Refuse names of layers that the model has and the method can't adapt."""
     names = [] if is_regex(method.target_modules) else split(method.target_modules)
-    wrong = [
-        f"{path} is {linear.kind}"
-        for path, linear in linears.items()
-        if linear.kind not in method.kinds and any(is_named(name, path) for name in names)
-    ]
+    named = {path: linear.kind for path, linear in linears.items() if any(is_named(name, path) for name in names)}
+    wrong = [f"{path} is {kind}" for path, kind in named.items() if kind not in method.kinds]
     if wrong:
-        kinds = {linear.kind for path, linear in linears.items() if any(is_named(name, path) for name in names)}
+        kinds = set(named.values())
         able = [other for other, cls in methods.TABLE.known() if kinds <= set(getattr(cls, "kinds", ()))]
         able.sort(key=lambda other: other != "lora")  # the usual one first
-        raise TargetError(
-            explain(
-                f"{name_of(method)} can't adapt these layers, only {', '.join(method.kinds)}",
-                found=wrong[:10],
-                do=f"other --target-modules{f', or --method {able[0]}' if able else ''}",
-            )
-        )
+        what = f"{name_of(method)} can't adapt these layers, only {', '.join(method.kinds)}"
+        do = f"other --target-modules{f', or --method {able[0]}' if able else ''}"
+        raise TargetError(explain(what, found=wrong[:10], do=do))
 
 
 def layer_number(path: str) -> int | None:
@@ -279,13 +272,9 @@ def _refuse(problems: Problems, method: LinearMethod, paths: list[str]) -> None:
     if not hints:
         whole = method.target_modules == "all-linear"
         hints = ["exclude fewer layers" if whole and not problems else "--target-modules all-linear"]
-    raise TargetError(
-        explain(
-            "some of what was asked for matches no linear layer of this model",
-            found=[*found, f"its linear layers are {summary(paths) or 'none'}"],
-            do=" ".join(hints),
-        )
-    )
+    what = "some of what was asked for matches no linear layer of this model"
+    found.append(f"its linear layers are {summary(paths) or 'none'}")
+    raise TargetError(explain(what, found=found, do=" ".join(hints)))
 
 
 def _mended(names: Names, paths: list[str]) -> str | None:

@@ -250,13 +250,9 @@ class Adapted(nn.Module):
         except CompatibilityError:
             raise
         except (RuntimeError, IndexError, TypeError, ValueError) as error:
-            raise CompatibilityError(
-                explain(
-                    "a module of this model can't be called for some of the rows",
-                    found=f"{self.path}: {type(self.base).__name__}: {str(error).splitlines()[0]}",
-                    do="a batch for each adapter",
-                )
-            ) from error
+            what = "a module of this model can't be called for some of the rows"
+            found = f"{self.path}: {type(self.base).__name__}: {str(error).splitlines()[0]}"
+            raise CompatibilityError(explain(what, found=found, do="a batch for each adapter")) from error
 
     def with_tensors(self, changes: Changes, args: Sequence[Any], kwargs: dict[str, Any], some: bool = False) -> Any:
         """The output of the module with an adapter's tensors instead of its own; `some`: not of all rows."""

@@ -155,13 +155,9 @@ def check_known(modules: Mapping[str, nn.Module], others: Iterable[str]) -> None
         if tensor is not None and tensor.dim() > 1
     ]
     if unknown:
-        raise TargetError(
-            explain(
-                "this model has experts of a form that is not known here: most of its linear layers would be left out",
-                found=unknown[:3],
-                do=f"--target-modules {','.join(dict.fromkeys(path.rpartition('.')[2] for path in others))}",
-            )
-        )
+        wrong = "this model has experts of a form that is not known here: most of its linear layers would be left out"
+        names = ",".join(dict.fromkeys(path.rpartition(".")[2] for path in others))
+        raise TargetError(explain(wrong, found=unknown[:3], do=f"--target-modules {names}"))
 
 
 def _flag(module: nn.Module, name: str) -> bool:

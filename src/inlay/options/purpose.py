@@ -87,14 +87,12 @@ def check_answers(command: str, model: str, adapters: Sequence[str]) -> None:
     if found is None and not chosen and (name := tasks.of_checkpoint(open_base(model))) not in (None, DEFAULT_TASK):
         found = (model, name)
     if found is not None:
-        more = "" if found[0] == model else f" --adapter {found[0]}"
-        raise ConfigError(
-            explain(
-                f"{found[0]} answers no prompts: it was made for another task",
-                found=f"{found[1]}; inlay {command} continues text",
-                do=f"inlay predict {model} rows.jsonl{more}",
-            )
+        (name, task), more = found, "" if found[0] == model else f" --adapter {found[0]}"
+        wrong, task = (
+            f"{name} answers no prompts: it was made for another task",
+            f"{task}; inlay {command} continues text",
         )
+        raise ConfigError(explain(wrong, found=task, do=f"inlay predict {model} rows.jsonl{more}"))
 
 
 def check_continues(spec: TaskSpec, flag: str) -> None:

@@ -2,12 +2,12 @@
 while it is under way."""
 
 import dataclasses
+import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from inlay.base.base import Base
-from inlay.data import split
 from inlay.data.sources import Data, Source
 from inlay.errors import CapacityError, explain
 from inlay.methods.contract import Method
@@ -21,7 +21,7 @@ from inlay.runs.measure import Measured, measure
 from inlay.runs.mixing import Part
 from inlay.runs.watch import Watch
 from inlay.runs.work import Work, part_of, work
-from inlay.screen import size
+from inlay.screen import Doing, size, unheard
 from inlay.training import rows as run_rows
 from inlay.training import schedule
 from inlay.training.attaching import attached
@@ -40,8 +40,7 @@ def work_of(
 ) -> Work:
     """What a run sends through the model, which may be an outline; `parts`: those of a mixture."""
     order = schedule.order(len(examples), plan.batch_size, plan.num_steps, settings.seed, parts=parts)
-    due = 1 + sum(plan.evaluates_at(step) for step in range(1, plan.num_steps + 1))
-    held: dict[str, Any] = {"evaluated": evaluated, "num_evaluations": due if evaluated else 0}
+    held: dict[str, Any] = {"evaluated": evaluated, "num_evaluations": plan.num_evaluations if evaluated else 0}
     return work(base, examples, order, plan.num_steps, settings.micro_batch_tokens, **held)
 
 
@@ -138,7 +137,7 @@ def planned(
     *,
     eval_data: Source | None = None,
     quantize: str | None = None,
-    doing: Callable[[str, int, int | None], None] = lambda what, done, total: None,
+    doing: Doing = unheard,
 ) -> Planned:
     """A run planned over an outline of its base, `inlay.planning.outline`: no weight is read.
 
@@ -154,16 +153,14 @@ def planned(
         base, source, eval_data, settings, getattr(method, "num_virtual_tokens", 0), doing, check="off"
     )
     chosen = plan(settings, len(rows.train.examples), base.model.config, method)
-    evaluated = split.spread(rows.held_out.examples if rows.held_out else [], settings.eval_rows)
+    evaluated = rows.evaluated(settings.eval_rows)
     epochs = chosen.num_steps * chosen.batch_size / len(rows.train.examples)
-    known: dict[Way, Forecast] = {}
 
+    @functools.cache
     def foreseen(way: Way) -> Forecast:
-        if way not in known:
-            how = dataclasses.replace(settings, micro_batch_tokens=way.micro_batch_tokens)
-            done = work_of(base, chosen, how, rows.train.examples, evaluated, rows.parts)
-            known[way] = foresee.foresee(base, method, rows.train, done, epochs=epochs, scheme=way.quantize)
-        return known[way]
+        how = dataclasses.replace(settings, micro_batch_tokens=way.micro_batch_tokens)
+        done = work_of(base, chosen, how, rows.train.examples, evaluated, rows.parts)
+        return foresee.foresee(base, method, rows.train, done, epochs=epochs, scheme=way.quantize)
 
     doing("foreseeing what it takes", 0, None)
     is_plain = not (base.checkpoint.packed or base.checkpoint.config.get("quantization_config"))

@@ -88,13 +88,9 @@ class Saves:
             return
         with output.locked(self.path):
             if not resume and (self.path / STATE).exists():
-                raise OutputError(
-                    explain(
-                        "a run that was stopped has left its state for this output",
-                        found=str(self.path),
-                        do=f"inlay train --resume {self._output}, or remove {self.path.name}",
-                    )
-                )
+                wrong = "a run that was stopped has left its state for this output"
+                do = f"inlay train --resume {self._output}, or remove {self.path.name}"
+                raise OutputError(explain(wrong, found=str(self.path), do=do))
 
     @contextlib.contextmanager
     def kept(self, how: Mapping[str, Any] | None) -> Iterator[None]:
