@@ -1,13 +1,15 @@
-"""Write the reference pages from the code: the public names, one page per module that users meet, the help of every command.
+"""Write the reference pages from the code: the public names, the settings of each method, the flags of each command.
 
 python scripts/make_reference.py            writes docs/reference/, which is not committed
 """
 
+import dataclasses
 import importlib
 import io
 import sys
 from contextlib import redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
+from typing import Any
 
 import griffe
 
@@ -17,18 +19,7 @@ from inlay import cli, initializers, methods, quant
 SOURCE = Path(__file__).parent.parent / "src"
 OUTPUT = SOURCE.parent / "docs" / "reference"
 PAGES = {
-    "modules": [
-        "inlay.base.base",
-        "inlay.base.load",
-        "inlay.tasks",
-        "inlay.base.attach",
-        "inlay.model.adapter_set",
-        "inlay.export.merge",
-        "inlay.base.quantize",
-        "inlay.export.requantize",
-        "inlay.training.job",
-        "inlay.training.settings",
-    ],
+    "modules": ["inlay.tasks", "inlay.base.quantize", "inlay.export.requantize"],
     "contract": [
         "inlay.plugins",
         "inlay.methods.contract",
@@ -64,6 +55,9 @@ def main() -> None:
     for page, modules in pages().items():
         body = "\n\n".join(f"::: {module}" for module in modules)
         (OUTPUT / f"{page}.md").write_text(f"# {page.replace('-', ' ').capitalize()}\n\n{body}\n", "utf-8")
+    package = griffe.load("inlay", search_paths=[SOURCE])
+    for name, cls in methods.TABLE.known():
+        (OUTPUT / f"method-{name}.md").write_text(method(package, name, cls), "utf-8")
     (OUTPUT / "python.md").write_text(python(), "utf-8")
     (OUTPUT / "commands.md").write_text("# Commands\n\n" + "\n".join(map(command, cli.commands())), "utf-8")
 
@@ -78,6 +72,27 @@ def pages() -> dict[str, list[str]]:
     }
 
 
+def method(package: Any, name: str, cls: type) -> str:
+    """The page of a method: what its file opens with, and every setting that it has, inherited ones too."""
+    described = package[cls.__module__.removeprefix("inlay.")][cls.__name__].all_members
+    parts = [f"# Method {name}", *_row(f"`--method {name}`, `inlay.{cls.__name__}`", cls.__module__), "## Settings"]
+    for field in dataclasses.fields(cls):
+        said = described[field.name]
+        parts += [f"### `{field.name}` {{ #{field.name} }}", f"`--{field.name.replace('_', '-')}`: `{said.annotation}`"]
+        parts += [f"{said.docstring.value} Default: {_default(field)}."]
+    return "\n\n".join(parts) + "\n"
+
+
+def _row(first: str, module: str) -> tuple[str, str]:
+    return first, f"::: {module}\n    options:\n      members: false\n      show_root_heading: false"
+
+
+def _default(field: Any) -> str:
+    """What a setting is where nothing is said."""
+    made = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+    return "has to be given" if made is dataclasses.MISSING else f"`{made!r}`" if made not in ((), {}) else "none"
+
+
 def undocumented() -> list[str]:
     """The public names that the reference would show without a word: mkdocstrings leaves them out in silence."""
     package = griffe.load("inlay", search_paths=[SOURCE])
@@ -85,9 +100,13 @@ def undocumented() -> list[str]:
 
 
 def python() -> str:
-    """The names of the package itself, each under the name that users write."""
+    """The names of the package itself, each under the name that users write; methods and errors have pages of their own."""
     parts = ["# Python", "::: inlay\n    options:\n      members: false\n      show_root_heading: false"]
-    names = sorted(inlay.__all__, key=lambda name: name.strip("_").lower())
+    own = {cls.__name__: name for name, cls in methods.TABLE.known()}
+    names = [name for name in inlay.__all__ if name not in own and not name.endswith("Error")]
+    listed = ", ".join(f"[`{cls}`](method-{name}.md)" for cls, name in sorted(own.items()))
+    parts.append(f"Methods, each with a page of its settings: {listed}. What is raised: [Errors](errors.md).")
+    names.sort(key=lambda name: (name[0].isupper(), name.lower()))  # what one calls first, then what that returns
     parts += [f"::: inlay.{name}\n    options:\n      inherited_members: true" for name in names]
     return "\n\n".join(parts) + "\n"
 

@@ -18,7 +18,7 @@ from tests.support import models
 from tests.support.command import run
 from tests.support.terminal import Terminal, asked, piped
 
-GUIDE = Path(__file__).parents[2] / "docs" / "guides" / "fine-tune.md"
+GUIDE = Path(__file__).parents[2] / "docs" / "guides" / "chat.md"
 
 
 @pytest.fixture(scope="module")

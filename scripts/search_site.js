@@ -1,0 +1,22 @@
+// Ask the search of the site as the browser does: the theme's own worker, over the index that mkdocs wrote.
+// node search_site.js WORKER INDEX, queries as a JSON list on stdin; prints a list of pages for each, the best first.
+const fs = require("fs"), vm = require("vm");
+const [worker, index] = process.argv.slice(2);
+let hear, answer;
+globalThis.self = globalThis;
+globalThis.addEventListener = (name, listener) => { hear = listener; };
+globalThis.postMessage = (message) => answer(message);
+vm.runInThisContext(fs.readFileSync(worker, "utf8"));
+
+const ask = (type, data) => new Promise((resolve) => { answer = resolve; hear({ data: { type, data } }); });
+const page = (location) => location.split("#")[0];
+
+(async () => {
+  const { config, docs } = JSON.parse(fs.readFileSync(index, "utf8"));
+  const fields = { title: { boost: 1e3 }, text: { boost: 1 }, tags: { boost: 1e6 } };
+  await ask(0, { config: { ...config, fields }, docs, options: { suggest: false } });
+  const found = [];
+  for (const query of JSON.parse(fs.readFileSync(0, "utf8")))
+    found.push((await ask(2, query)).data.items.map((group) => page(group[0].location)));
+  console.log(JSON.stringify(found));
+})();
