@@ -8,6 +8,7 @@ import pytest
 import inlay
 from inlay.formats.peft import TENSORS
 from inlay.io import records
+from inlay.streams import rows as streams
 from tests.support import bases
 
 
@@ -49,8 +50,24 @@ def removed(rows, held, step):
         held.unlink()
 
 
-@pytest.mark.parametrize("change", [rewritten, removed])
-def test_a_data_file_that_changes(learned, change):
+def overwritten(rows, held, step):
+    if step == 2:
+        for path in (rows, held):
+            with path.open("rb+") as file:
+                file.write(b"x" * path.stat().st_size)
+
+
+def appended(rows, held, step):
+    if step == 2:
+        for path in (rows, held):
+            with path.open("a") as file:
+                file.write('{"prompt": "more", "completion": "of it"}\n')
+
+
+@pytest.mark.parametrize("part", [1.0, 0.0], ids=["held", "streamed"])
+@pytest.mark.parametrize("change", [rewritten, removed, overwritten, appended])
+def test_a_data_file_that_changes_between_steps(learned, change, part, monkeypatch):
+    monkeypatch.setattr(streams, "PART_OF_MEMORY", part)
     whole, record = learned("whole")
     other, changed = learned("other", change)
     assert other == whole

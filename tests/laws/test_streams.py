@@ -1,6 +1,7 @@
 """Rows of a large file stay on the disk, and a run over them ends with the same bytes as over rows that are held."""
 
 import json
+import os
 import random
 
 import pytest
@@ -146,6 +147,62 @@ def test_a_run_ends_with_the_same_bytes(base, tmp_path, monkeypatch):
         files.append((out / "adapter_model.safetensors").read_bytes())
     assert files[0] == files[1]
     assert seen[0] == seen[1]
+
+
+def appended(path):
+    with path.open("ab") as file:
+        file.write(b'{"prompt": "more", "completion": "of it"}\n')
+
+
+def cut(path):
+    with path.open("rb+") as file:
+        file.truncate(path.stat().st_size - 20)
+
+
+def rewritten(path):
+    """As many bytes as before, of the same time."""
+    before, content = path.stat(), path.read_bytes()
+    with path.open("rb+") as file:
+        file.write(content.replace(b'"', b" ", 2).replace(b"  ", b'""', 1))
+        file.seek(len(content) - 6)
+        file.write(b"ZZ")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+@pytest.mark.parametrize(
+    ("change", "found"), [(appended, "bytes when"), (cut, "bytes when"), (rewritten, "is not what")]
+)
+def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path, streamed, change, found):
+    path = bases.jsonl(tmp_path / "rows.jsonl", bases.rows(40))
+    rows = streams.read(path).rows
+    assert rows[39]
+    change(path)
+    with pytest.raises(DataError, match="changed while it was read") as refused:
+        rows[39]
+    assert found in str(refused.value)
+
+
+def test_a_file_that_is_touched_or_replaced_is_read_on(tmp_path, streamed):
+    path = bases.jsonl(tmp_path / "rows.jsonl", bases.rows(40))
+    rows, held = streams.read(path).rows, forms.read(path).rows
+    os.utime(path)
+    assert [*rows] == held
+    bases.jsonl(tmp_path / "other.jsonl", bases.rows(7, seed=1)).replace(path)
+    assert [*rows] == held
+
+
+@pytest.mark.parametrize("change", [appended, cut, rewritten])
+def test_a_run_refuses_what_changes_before_its_rows_are_tokens(base, tmp_path, streamed, change, monkeypatch):
+    path, prepare = bases.jsonl(tmp_path / "rows.jsonl", bases.rows(60)), causal_lm.prepare
+
+    def later(rows, *how, **more):
+        change(path)
+        return prepare(rows, *how, **more)
+
+    monkeypatch.setattr(causal_lm, "prepare", later)
+    with pytest.raises(DataError, match="changed while it was read"):
+        inlay.train(inlay.load(base), path, output=tmp_path / "out", max_steps=2, progress=False)
+    assert not (tmp_path / "out").exists()
 
 
 def test_no_row_is_held(tmp_path, streamed):

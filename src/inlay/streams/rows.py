@@ -1,15 +1,18 @@
 """The rows of a large file of JSON lines, read where they are asked for.
 
-A first reading checks every row and keeps where it begins and its line, 16 bytes; a row is then decoded each time that it is
-asked for. Any order is as near as any other: a run draws the same rows in the same order as if it held them all.
+A first reading checks every row and keeps where it begins, its line and a checksum, 20 bytes; a row is then decoded each time
+that it is asked for, and refused where it is another one by then. Any order is as near as any other: a run draws the same rows
+in the same order as if it held them all.
 """
 
 import os
 import weakref
+import zlib
 from array import array
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import psutil
 
@@ -49,11 +52,12 @@ def read(source: Source, splits: tuple[str, ...] = sources.TRAIN) -> Data[Row]:
 class Rows(OnDisk[Row]):
     """Rows of a file, by where their lines begin."""
 
-    def __init__(self, path: Path, starts: array, lines: array):
-        self._path, self._starts, self._lines = path, starts, lines
-        file = path.open("rb", buffering=0)
-        weakref.finalize(self, file.close)
-        self._handle, self._size = file.fileno(), path.stat().st_size
+    def __init__(self, path: Path):
+        self._name = path.name
+        self._file = path.open("rb")
+        weakref.finalize(self, self._file.close)
+        self._starts, self._lines, self._sums = array("q"), array("q"), array("I")
+        self._size = 0
 
     @classmethod
     def of(cls, path: Path, unused: Counter[str]) -> "Rows":
@@ -64,26 +68,46 @@ class Rows(OnDisk[Row]):
         - `FormatError`: it is not UTF-8, or a line of it is no JSON.
         - `DataError`: it is empty, or rows are of no form that is known, or not all of one.
         """
-        starts, lines, checked = array("q"), array("q"), _Checked(path.name)
-        for number, (start, line) in enumerate(_lines(path), start=1):
-            if text := line.strip(json_text.SPACE):
+        rows, checked = cls(path), _Checked(path.name)
+        for number, (line, text) in enumerate(_lines(rows._file, path), start=1):
+            if text := text.strip(json_text.SPACE):
                 checked.add(number, text, unused)
-                starts.append(start)
-                lines.append(number)
-        checked.enforce(len(starts), path)
-        return cls(path, starts, lines)
+                rows._starts.append(rows._size)
+                rows._lines.append(number)
+                rows._sums.append(zlib.crc32(line))
+            elif rows._sums:
+                rows._sums[-1] = zlib.crc32(line, rows._sums[-1])
+            rows._size += len(line)
+        checked.enforce(len(rows), path)
+        return rows
 
     def __len__(self) -> int:
         return len(self._starts)
 
     def at(self, number: int) -> Row:
-        """One row."""
+        """One row.
+
+        **Raises:**
+
+        - `DataError`: the file changed since it was first read.
+        """
         start = self._starts[number]
         stop = self._starts[number + 1] if number + 1 < len(self._starts) else self._size
-        text = os.pread(self._handle, stop - start, start).decode("utf-8").strip(json_text.SPACE)
-        value = [(self._lines[number], json_text.decode(text))]
-        (row,) = forms.rows_of(value, self._path.name, Counter())
+        line = os.pread(self._file.fileno(), stop - start, start)
+        self._check_same(number, line)
+        value = [(self._lines[number], json_text.decode(line.decode("utf-8").strip(json_text.SPACE)))]
+        (row,) = forms.rows_of(value, self._name, Counter())
         return row
+
+    def _check_same(self, number: int, line: bytes) -> None:
+        size = os.fstat(self._file.fileno()).st_size
+        if size == self._size and zlib.crc32(line) == self._sums[number]:
+            return
+        found = f"{self._name}: {self._size:,} bytes when it was first read, {size:,} now"
+        if size == self._size:
+            found = f"{self._name}:{self._lines[number]} is not what it was when it was first read"
+        do = "the same once more, when nothing writes to it"
+        raise DataError(explain("this data file changed while it was read", found=found, do=do))
 
 
 class _Checked:
@@ -129,15 +153,17 @@ class _Checked:
 def _has_lines(path: Path) -> bool:
     """The file holds an object on each line, by its first line: a row, not a list of rows with a name."""
     try:
-        first = next((text for _, line in _lines(path) if (text := line.strip(json_text.SPACE))), "")
+        with path.open("rb") as file:
+            texts = (line.strip(json_text.SPACE) for _, line in _lines(file, path))
+            first = next(filter(None, texts), "")
         value = json_text.decode(first)
     except (DataError, FormatError, ValueError, RecursionError):
         return False
     return isinstance(value, dict) and not value.keys().isdisjoint(ROW_KEYS)
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """(Where a line begins, its text).
+def _lines(file: BinaryIO, path: Path) -> Iterator[tuple[bytes, str]]:
+    """Each line and its text.
 
     **Raises:**
 
@@ -145,18 +171,14 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
     - `DataError`: a line is too long.
     """
     start, most = 0, 4 * files.MAX_ROW_CHARACTERS
-    with path.open("rb") as file:
-        while line := file.readline(most + 1):
-            try:
-                text = line.decode("utf-8")
-            except UnicodeDecodeError as error:
-                found, do = f"{path}: {error.reason} at byte {start + error.start}", "iconv -t utf-8"
-                raise FormatError(explain("this file is not UTF-8 text", found=found, do=do)) from None
-            if len(text) > files.MAX_ROW_CHARACTERS:
-                wrong, found = (
-                    "a row is too long to be read",
-                    f"{path}: more than {files.MAX_ROW_CHARACTERS:,} characters",
-                )
-                raise DataError(explain(wrong, found=found, do="cut it into several rows"))
-            yield start, text
-            start += len(line)
+    while line := file.readline(most + 1):
+        try:
+            text = line.decode("utf-8")
+        except UnicodeDecodeError as error:
+            found, do = f"{path}: {error.reason} at byte {start + error.start}", "iconv -t utf-8"
+            raise FormatError(explain("this file is not UTF-8 text", found=found, do=do)) from None
+        if len(text) > files.MAX_ROW_CHARACTERS:
+            wrong, found = "a row is too long to be read", f"{path}: more than {files.MAX_ROW_CHARACTERS:,} characters"
+            raise DataError(explain(wrong, found=found, do="cut it into several rows"))
+        yield line, text
+        start += len(line)
