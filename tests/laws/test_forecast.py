@@ -16,7 +16,7 @@ from inlay.errors import CapacityError, ConfigError
 from inlay.formats.peft import TENSORS
 from inlay.io.checkpoint import open_checkpoint
 from inlay.io.records import RECORD
-from inlay.planning import foreseen
+from inlay.planning import foreseen, timed
 from inlay.planning.outline import outline
 from inlay.runs import budget, machine
 from inlay.runs.bounds import CLOSING_SECONDS, Bounds
@@ -307,7 +307,8 @@ def test_a_run_that_can_not_fit_is_refused_before_its_first_step(place, tmp_path
 # deadlines
 
 
-def test_a_run_ends_by_its_deadline_with_an_adapter_that_is_evaluated_and_goes_on(place, tmp_path, capsys):
+def test_a_run_ends_by_its_deadline_with_an_adapter_that_is_evaluated_and_goes_on(place, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(timed, "fit_", lambda job, until: "")  # a forecast that was too short
     start, allowed = time.monotonic(), CLOSING_SECONDS + 6
     command = ["train", place / "base", place / "rows.jsonl", "--output", tmp_path / "a", "--r", 3]
     long = ["--max-steps", 500_000, "--eval-every", 400_000, "--eval-fraction", 0.5]
@@ -319,7 +320,6 @@ def test_a_run_ends_by_its_deadline_with_an_adapter_that_is_evaluated_and_goes_o
     assert 0 < report["steps"] < 500_000
     assert report["eval_loss"] is not None
     assert "time is up" in err
-    assert "--max-steps" in err
     assert (tmp_path / "a" / TENSORS).exists()
     assert (tmp_path / "a.run").is_dir()
 

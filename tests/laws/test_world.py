@@ -128,14 +128,15 @@ def plant(bug):
         group.Group.sum_ = {"dropped": dropped, "divided": divided}[bug]
     if bug == "unlike":
         group.Group.shard = unlike
-    if rank == 1 and bug in SENT:
+    if rank == (bug != "first killed") and bug in SENT:
         hear(SENT[bug])
-    if bug in ("killed", "stopped"):
+    if bug in ("killed", "first killed", "stopped"):
         group.PATIENCE_SECONDS, group.BROKEN_SECONDS = 2.0, 2.0
 
 
 SENT = {
     "killed": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "first killed": lambda: os.kill(os.getpid(), signal.SIGKILL),
     "stopped": lambda: os.kill(os.getpid(), signal.SIGSTOP),
     "asked": lambda: os.kill(os.getpid(), signal.SIGTERM),
     "full": lambda: fail(),
@@ -338,6 +339,23 @@ def test_a_step_that_can_not_be_shared_is_refused(settings, said):
         check_divides(world, settings["batch_size"], parts)
 
 
+def test_many_adapters_at_once_are_of_one_process(place, tmp_path):
+    ends = workers.run(2, SWEPT, place, tmp_path)
+    assert [status for status, *_ in ends] == [1, 1], ends
+    assert "ConfigError: many adapters at once are not shared among processes" in ends[0][2]
+    assert "2 processes" in ends[0][2]
+    assert not [*tmp_path.iterdir()]
+
+
+SWEPT = """
+import sys
+from pathlib import Path
+import inlay
+base = inlay.load(Path(sys.argv[1]) / "llama", dtype="float32")
+inlay.sweep(base, Path(sys.argv[1]) / "rows.jsonl", over={"r": [2, 3]}, output=Path(sys.argv[2]) / "new", max_steps=2)
+"""
+
+
 @given(st.lists(st.integers(0, 50), max_size=40), st.integers(1, 5))
 def test_every_row_has_one_process_and_no_process_much_more_than_its_part(costs, size):
     shares = []
@@ -352,12 +370,28 @@ def test_every_row_has_one_process_and_no_process_much_more_than_its_part(costs,
     assert len(costs) < size or all(shares)
 
 
-def test_under_torchrun_a_killed_worker_is_replaced_and_the_run_goes_on(place, alone, tmp_path):
+@pytest.mark.parametrize(("how", "rank"), [("killed", 1), ("first killed", 0)])
+def test_a_group_that_is_started_again_ends_with_the_bytes_of_one_that_was_not_disturbed(place, tmp_path, how, rank):
+    unbroken = many(place, tmp_path / "unbroken", 2, ["rates"])
+    assert [status for status, *_ in unbroken] == [0, 0], unbroken
+    lost = many(place, tmp_path / "new", 2, ["rates"], how, save_every=1)
+    assert (lost[rank][0], lost[1 - rank][0]) == (-signal.SIGKILL, 1)
+    given = (place, tmp_path / "new", "rates", json.dumps({"save_every": 1}), "")
+    again = workers.run(2, TRAIN, *given, TORCHELASTIC_RESTART_COUNT="1")
+    assert [status for status, *_ in again] == [0, 0], again
+    assert result(tmp_path / "new" / "rates")[1]["resumed_at"] == 4
+    files = [tmp_path / name / "rates" / "adapter_model.safetensors" for name in ("unbroken", "new")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [1, 0])
+def test_under_torchrun_a_killed_worker_is_replaced_and_the_run_goes_on(place, tmp_path, rank):
     flags = "--r 3 --max-steps 60 --batch-size 7 --dtype float32 --save-every 1 --eval-fraction 0 --json"
     command = ["train", place / "llama", place / "rows.jsonl", *flags.split(), "--output"]
     unbroken = workers.run(2, forks.INLAY, *command, tmp_path / "unbroken")
     assert [status for status, *_ in unbroken] == [0, 0], unbroken
-    status, out, err = torchrun(*command, tmp_path / "new")
+    status, out, err = torchrun(rank, *command, tmp_path / "new")
     assert status == 0, err
     files = [tmp_path / name / "adapter_model.safetensors" for name in ("unbroken", "new")]
     assert files[0].read_bytes() == files[1].read_bytes()
@@ -367,7 +401,7 @@ def test_under_torchrun_a_killed_worker_is_replaced_and_the_run_goes_on(place, a
     assert not (tmp_path / "new.run").exists()
 
 
-def torchrun(*arguments):
+def torchrun(rank, *arguments):
     """(status, standard output, standard error) of two workers under torchrun, of which one is killed once a state is kept."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command += ["--max-restarts", "1", "-m", "--", "inlay", *arguments]
@@ -375,15 +409,15 @@ def torchrun(*arguments):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(source)}
     process = subprocess.Popen(command, stdout=-1, stderr=-1, text=True, env=environment)
     try:
-        os.kill(worker_of(process, arguments[-1]), signal.SIGKILL)
+        os.kill(worker_of(process, rank, arguments[-1]), signal.SIGKILL)
         out, err = process.communicate(timeout=120)
     finally:
         process.terminate()  # with its workers
     return process.returncode, out, err
 
 
-def worker_of(process, output):
-    """The number of the worker of rank 1, once the run has kept a state."""
+def worker_of(process, rank, output):
+    """The number of the process that is the worker of this rank, once the run has kept a state."""
     end = time.monotonic() + 60
     while not (output.parent / f"{output.name}.run" / "state.safetensors").exists():
         assert time.monotonic() < end
@@ -393,7 +427,7 @@ def worker_of(process, output):
         if place.name.isdigit():
             try:
                 status = (place / "stat").read_text().rpartition(")")[2].split()
-                if int(status[1]) == process.pid and b"\0RANK=1\0" in (place / "environ").read_bytes():
+                if int(status[1]) == process.pid and b"\0RANK=%d\0" % rank in (place / "environ").read_bytes():
                     return int(place.name)
             except OSError:
                 continue

@@ -113,9 +113,12 @@ def _held_out(job: jobs.Job) -> str:
     return f"{total:,} rows{some}, {every}; {kept}"
 
 
-def conclude(job: jobs.Job, report: jobs.Report, model: str) -> None:
-    """The lines that stand after a run: how it ended, what it learned, where that is, and what to do with it."""
-    lines = [*_ended(job, report), *_learned(job, report), *_left_behind(job, report)]
+def conclude(job: jobs.Job, report: jobs.Report, model: str, seconds: float) -> None:
+    """The lines that stand after a run: how it ended, what it learned, where that is, and what to do with it.
+
+    `seconds` is what it took with all that followed its adapter.
+    """
+    lines = [*_ended(job, report), *_learned(job, report), *_left_behind(job, report, seconds - report.seconds)]
     if report.interrupted:
         lines.append(("go on", f"inlay train --resume {report.output}"))
     for label, text in [*lines, ("try it", _try_it(job.base, model, str(report.output)))]:
@@ -151,13 +154,14 @@ def _learned(job: jobs.Job, report: jobs.Report) -> Iterator[tuple[str, str]]:
         yield "note", "no step was better on the held-out rows than the base itself: the adapter changes nothing"
 
 
-def _left_behind(job: jobs.Job, report: jobs.Report) -> Iterator[tuple[str, str]]:
+def _left_behind(job: jobs.Job, report: jobs.Report, after: float) -> Iterator[tuple[str, str]]:
     """What a run has written, what it took, and what there is to say of that."""
     drawn = f", {PICTURE}" if (Path(report.output) / PICTURE).exists() else ""
     written = f"adapter {size(report.adapter_bytes)}, base {short(report.base_fingerprint)}{drawn}"
     yield "wrote", f"{report.output}/  ({written})"
     rate = f"{report.tokens_per_second:,.0f} tokens/s, prompts included"
-    yield "took", f"{report.seconds:.0f} s · {rate} · {size(report.peak_rss_bytes)} at most"
+    end = f", then {after:.0f} s for scores, answers and the page" if after >= 1 else ""
+    yield "took", f"{report.seconds:.0f} s{end} · {rate} · {size(report.peak_rss_bytes)} at most"
     if job.bounds.watch is not None and job.bounds.watch.num_splits:
         yield "note", f"{job.bounds.watch.num_splits:,} micro-batches were split, so that the memory held them"
     if said := overfitting.note(job.state.progress):

@@ -1,5 +1,6 @@
 """Train an adapter on a file of examples."""
 
+import contextlib
 import dataclasses
 import os
 import time
@@ -14,10 +15,9 @@ from inlay.base.base import Base
 from inlay.cli._trained import announce, announce_rows, conclude, kernels, path
 from inlay.cli.plan import needs, planned, say_choice
 from inlay.data import sources
-from inlay.distributed.begin import check_one
 from inlay.distributed.group import joined
 from inlay.distributed.world import World
-from inlay.errors import ConfigError, explain
+from inlay.errors import ConfigError, UnknownNameError, explain
 from inlay.gate.findings import Check
 from inlay.gguf.opening import open_base
 from inlay.methods.contract import Method
@@ -26,7 +26,7 @@ from inlay.options.flags import Budgeted, Common, Data, OnBase, Verbose, repeate
 from inlay.options.parse import METHOD_FIELD, from_mapping, given, to_mapping, value_of, with_method
 from inlay.options.swept import swept
 from inlay.options.types import one_of
-from inlay.planning import foreseen
+from inlay.planning import foreseen, timed
 from inlay.report.watch import watch
 from inlay.runs import recording
 from inlay.runs.budget import Budget
@@ -100,16 +100,23 @@ class Train(OnBase, Budgeted):
             found, do = "--shard-base and --sample-every", "one of the two"
             raise ConfigError(explain("one process alone can't answer over a base in parts", found=found, do=do))
         with joined() as world:
-            return self._bounded(world)
+            return (self._as_begun() if world.restarted and world.size == 1 else self)._bounded(world)
+
+    def _as_begun(self) -> "Train":
+        """The same over as many steps as it was laid out over, where torchrun starts again what was under way."""
+        with contextlib.suppress(UnknownNameError):
+            begun = saves.begun(self.output)
+            steps = {name: begun[name] for name in ("max_steps", "batch_size")}
+            return dataclasses.replace(self, settings=dataclasses.replace(self.settings, **steps))
+        return self
 
     def _bounded(self, world: World) -> int:
         start, bounds = time.monotonic(), self.budget
         if (self.sweep or self.each) and bounds != Budget():
             wrong, do = "a budget is of one run, and these are many", "leave it out: inlay plan says what one takes"
             raise ConfigError(explain(wrong, found="--memory, --time or --disk with --sweep or --each", do=do))
-        deadline = None if bounds.seconds is None else start + bounds.seconds
         is_planned = (self.memory or self.disk) and self.resume is None and not self.show_tokens
-        return (self._within(bounds) if is_planned else self)._run(world, deadline)
+        return (self._within(bounds) if is_planned else self)._run(world, start)
 
     def _within(self, bounds: Budget) -> "Train":
         """The same, run in the way that keeps to these bounds; it says which that is."""
@@ -119,7 +126,7 @@ class Train(OnBase, Budgeted):
         settings = dataclasses.replace(self.settings, micro_batch_tokens=found.way.micro_batch_tokens)
         return dataclasses.replace(self, quantize=found.way.quantize, settings=settings)
 
-    def _run(self, world: World, deadline: float | None) -> int:
+    def _run(self, world: World, start: float) -> int:
         with screen.bar("loading"):
             data = sweeps.sources_of(self.data or None, self.each)[0]
             chosen = purpose.choose(tasks.find(self.task), open_base(self.model), data, self.from_adapter)
@@ -139,39 +146,42 @@ class Train(OnBase, Budgeted):
             check=self.check,
         )
         if self.sweep or self.each:
-            check_one(world, "many adapters at once")
-            return self._run_all(base, [chosen.data or data, *self.each[1:]], asked)
+            return self._run_all(base, [chosen.data or data, *self.each[1:]], asked, world)
         recording.note(base=base.about_base["base"], data={"source": self.data})
         with screen.bar("preparing") as update:
             job = jobs.prepare(base, chosen.data or data, asked, world=world, doing=screen.doing(update))
         announce(job)
-        return self._run_one(job, deadline)
+        return self._run_one(job, start)
 
-    def _run_one(self, job: jobs.Job, deadline: float | None) -> int:
+    def _run_one(self, job: jobs.Job, start: float) -> int:
         """Say what the run will take, by some of its own batches, and run it."""
         if self.verbose:
             say("path", path(job.base))
             say("kernels", kernels())
+        seconds = self.budget.seconds
+        deadline = None if seconds is None else timed.deadline(job, start, seconds)
         with screen.bar("measuring"):
             forecasts = foreseen.measured(job, self.budget, deadline)
         if job.state.world.size == 1:
             say("needs", needs(*forecasts))
         else:
             job.forecast = None  # it is that of one process
-        for note in foreseen.notes(job, deadline):
-            say("note", note)
+        for note in (timed.fit_(job, deadline) if deadline is not None else "", foreseen.split_note(job)):
+            if note:
+                say("note", note)
+        begins = time.monotonic()
         with screen.bar("step", timed=False) as update:
             report = job.run(watch(update, job.base.spec.unit))
-        conclude(job, report, self.model)
+        conclude(job, report, self.model, time.monotonic() - begins)
         if self.json:
             screen.emit(report.as_dict())
         return 130 if report.interrupted and not job.bounds.ended_by_time else int(report.diverged)
 
-    def _run_all(self, base: Base, sources: Sequence[Any], asked: RunSpec) -> int:
+    def _run_all(self, base: Base, sources: Sequence[Any], asked: RunSpec, world: World) -> int:
         """Many runs at once."""
         over = swept(self.sweep, asked.method)
         with screen.bar("preparing") as update:
-            runs = sweeps.prepare(base, sources, over, asked, screen.doing(update))
+            runs = sweeps.prepare(base, sources, over, asked, world=world, doing=screen.doing(update))
         for job in [*{job.about.source: job for job in runs.jobs.values()}.values()][:MOST_SOURCES]:
             announce_rows(job)
         words.announce(runs, over)
@@ -220,11 +230,15 @@ class Resume(Common):
     resume: Path
     """The directory that the run was to write."""
 
+    time: Annotated[str | None, tyro.conf.arg(metavar="TIME")] = None
+    """As much time from here on; without it, what is left of the time that it was begun with."""
+
     def run(self) -> int:
         """Do what the run's own command does, from where it was stopped."""
         values = saves.begun(self.resume)
         train = from_mapping(with_method(Train, values), values)
-        code: int = dataclasses.replace(train, resume=self.resume, json=self.json, debug=self.debug).run()
+        has = train.time if self.time is None else timed.in_all(train.output, self.time)
+        code: int = dataclasses.replace(train, resume=self.resume, time=has, json=self.json, debug=self.debug).run()
         return code
 
 

@@ -3,7 +3,6 @@ while it is under way."""
 
 import dataclasses
 import functools
-import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -13,7 +12,7 @@ from inlay.errors import CapacityError, explain
 from inlay.methods.contract import Method
 from inlay.process import rss_bytes
 from inlay.runs import foresee, needs
-from inlay.runs.bounds import CLOSING_SECONDS, Bounds
+from inlay.runs.bounds import Bounds
 from inlay.runs.budget import Budget, Way, choose
 from inlay.runs.forecast import Forecast
 from inlay.runs.machine import room
@@ -69,23 +68,15 @@ def measured(job: Job, budget: Budget, deadline: float | None) -> tuple[Forecast
     return first, then
 
 
-def notes(job: Job, deadline: float | None) -> list[str]:
-    """What there is to say of a run that was measured: it will not be done in time, micro-batches will be split."""
-    found, forecast, bounds = [], job.forecast, job.bounds
-    if forecast is None:
-        return found
-    if deadline is not None and (left := deadline - time.monotonic()) < forecast.seconds:
-        steps = max(1, int(job.state.plan.num_steps * max(0.0, left - CLOSING_SECONDS) / forecast.seconds))
-        found.append(
-            f"time is up after about {steps} of {job.state.plan.num_steps} steps, before the learning rate has come to 0: "
-            f"--max-steps {steps} ends it there"
-        )
-    if bounds.watch is not None and forecast.memory_bytes > bounds.watch.limit_bytes:
-        found.append(
-            f"micro-batches will be split where they would hold more than {size(bounds.watch.limit_bytes)} "
-            f"({bounds.watch.why}): sums then differ in their last bits from those of a run with more memory"
-        )
-    return found
+def split_note(job: Job) -> str:
+    """What there is to say of a run that was measured where its micro-batches will be split."""
+    forecast, watch = job.forecast, job.bounds.watch
+    if forecast is None or watch is None or forecast.memory_bytes <= watch.limit_bytes:
+        return ""
+    return (
+        f"micro-batches will be split where they would hold more than {size(watch.limit_bytes)} ({watch.why}): sums then "
+        "differ in their last bits from those of a run with more memory"
+    )
 
 
 def _limit(budget: Budget) -> tuple[int, str]:

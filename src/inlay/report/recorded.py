@@ -86,7 +86,7 @@ def about(job: Job) -> dict[str, dict[str, Any]]:
         "forecast": {} if job.forecast is None else {"predicted": job.forecast.as_dict()},
         "findings": {} if job.rows.findings is None else job.rows.findings.as_dict(),
         "machine": {"device": str(base.model.device)},
-        "notes": {"unit": base.spec.unit, "again": job.about.command}
+        "notes": {"unit": base.spec.unit, "again": job.about.command()}
         | ({} if job.resumed is None else {"resumed_at": job.resumed.step}),
     }
 

@@ -16,6 +16,9 @@ from typing import Any, Literal
 from inlay import screen
 from inlay.base.base import Base
 from inlay.data.sources import Source, name_of
+from inlay.distributed.begin import check_one
+from inlay.distributed.group import joined
+from inlay.distributed.world import ALONE, World
 from inlay.errors import ConfigError, DivergedError, InlayError, OutputError, explain, within_memory
 from inlay.formats import peft
 from inlay.gate.findings import Check
@@ -140,7 +143,13 @@ def _reason(error: BaseException) -> str:
 
 @within_memory()
 def prepare(
-    base: Base, sources: Sequence[Source], over: Mapping[str, Sequence[Any]], asked: RunSpec, doing: Doing = unheard
+    base: Base,
+    sources: Sequence[Source],
+    over: Mapping[str, Sequence[Any]],
+    asked: RunSpec,
+    *,
+    world: World = ALONE,
+    doing: Doing = unheard,
 ) -> Runs:
     """Read and check everything that the runs need; rows that several have are read once. The base stays as it is.
 
@@ -150,8 +159,10 @@ def prepare(
     - `over`: what is swept, and its values; see `inlay.sweeps.variants`.
     - `asked`: of all runs, whose adapters its `output` will hold. With `resume` those that are finished are left.
 
-    **Raises:** what `inlay.training.job.prepare` raises, and `ConfigError` where something can't be swept.
+    **Raises:** what `inlay.training.job.prepare` raises, and `ConfigError` where something can't be swept, or several
+    processes would share it.
     """
+    check_one(world, "many adapters at once")
     place = output_directory.place(asked.output)
     if not asked.resume:
         output_directory.check_free(place)
@@ -251,13 +262,15 @@ def sweep(
 
     **Raises:** what `inlay.train` raises, once what the runs have learned is written; and
 
-    - `ConfigError`: something can't be swept, since the runs share the base and the rows.
+    - `ConfigError`: something can't be swept, since the runs share the base and the rows; or torchrun has started several
+      processes.
     - `DivergedError`: every run diverged. One that does ends without harm to the others.
     """
     asked = RunSpec.among(locals())
     shown = screen.is_watched() if progress is None else progress
-    with screen.bar("step", shown=shown) as update:
-        runs = prepare(base, sources_of(source, each), over or {}, asked, screen.doing(update))
+    with joined() as world, screen.bar("step", shown=shown) as update:
+        asked = dataclasses.replace(asked, resume=resume or world.restarted)
+        runs = prepare(base, sources_of(source, each), over or {}, asked, world=world, doing=screen.doing(update))
         return runs.run(table.watch(update, runs.jobs) if shown else lambda name, progress: None)
 
 

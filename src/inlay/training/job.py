@@ -12,6 +12,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -104,8 +105,8 @@ class About:
     """The adapter that it starts from; None where it starts anew."""
     license: str | None
     """The licence of the data, where its card names one."""
-    command: str | None
-    """The command that makes it again; None where Python gave rows, which no command names."""
+    command: Callable[[], str | None]
+    """Says the command that makes it again; None where Python gave rows, which no command names."""
 
 
 @dataclasses.dataclass
@@ -273,7 +274,7 @@ class Job:
                 **({"processes": state.world.size} if state.world.size > 1 else {}),
                 "losses": [round(loss, 6) for loss in progress.losses],
                 "eval_losses": progress.eval_losses,
-                "command": self.about.command,
+                "command": self.about.command(),
                 "date": time.strftime("%Y-%m-%d"),
                 "dtype": str(self.base.dtype).removeprefix("torch."),
             },
@@ -325,7 +326,8 @@ def prepare(
 
 def _about(base: Base, source: Source, asked: RunSpec, state: TrainState) -> About:
     goes_on = None if asked.from_adapter is None else going_on.about(asked.from_adapter)
-    command = _command(base, source, asked.eval_data, state, None if goes_on is None else goes_on["name"])
+    name = None if goes_on is None else goes_on["name"]
+    command = partial(_command, base, source, asked.eval_data, state, name)
     return About(name_of(source), goes_on, license_of(source), command)
 
 

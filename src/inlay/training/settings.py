@@ -118,7 +118,7 @@ class Plan:
     @property
     def num_evaluations(self) -> int:
         """How often held-out rows are evaluated, that of the start included."""
-        return 1 + sum(map(self.evaluates_at, range(1, self.num_steps + 1)))
+        return 2 + max(0, (2 * self.num_steps - self.eval_every - 1) // (2 * self.eval_every))
 
     def __str__(self) -> str:
         return (

@@ -1,0 +1,98 @@
+"""A run that may take so long and no longer: laid out over the steps that fit, and what is left of its time when it goes on.
+
+    n steps fit where   n step + evaluations(n) evaluation <= PART (left - closing)
+
+The run is then that of `--max-steps n` with as many rows in each step, to the bit: its settings say so, and with them its
+state, its record, and how it was begun. So it goes on to the same end whatever its time is by then.
+"""
+
+import bisect
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from inlay.errors import ConfigError, explain
+from inlay.runs.bounds import CLOSING_SECONDS
+from inlay.runs.budget import num_seconds
+from inlay.runs.forecast import Forecast
+from inlay.training.job import Job
+from inlay.training.saves import Saves
+from inlay.training.settings import Plan, Settings, plan
+
+PART = 0.9
+"""So much of the time is laid out, since a forecast may be too short."""
+
+
+def in_all(output: Path, text: str) -> str:
+    """The time in all, as `--time` says it, of a run into `output` that gets as much as `text` says from now on."""
+    kept = Saves(output).read()
+    return f"{math.ceil(num_seconds('--time', text) + (0 if kept is None else _taken(kept[1]['progress'])))}s"
+
+
+def deadline(job: Job, start: float, seconds: float) -> float:
+    """When a run is to be done that may take `seconds` in all and goes on since `start`, by the clock of `time.monotonic`.
+
+    **Raises:**
+
+    - `ConfigError`: it took as long before it was stopped.
+    """
+    progress = job.state.progress
+    left = seconds - _taken(vars(progress))
+    if left <= 0 and progress.step < progress.num_steps:
+        found = f"{seconds:.0f} s, taken by {progress.step} of {progress.num_steps} steps"
+        do = f"inlay train --resume {job.output} --time 1h"
+        raise ConfigError(explain("the time of this run is over", found=found, do=do))
+    return start + left
+
+
+def fit_(job: Job, until: float) -> str:
+    """Lay a run that was measured out over the steps that fit, where not all do; what there is to say of that, if anything.
+
+    One that goes on stays as it is, and so does one of several processes, which measure different times.
+    """
+    forecast, state = job.forecast, job.state
+    left, asked = until - time.monotonic() - CLOSING_SECONDS, state.plan.num_steps
+    if forecast is None or forecast.seconds * (1 - state.progress.step / asked) <= left:
+        return ""
+    if job.resumed is not None:
+        return f"time may be up before the last step: inlay train --resume {job.output} --time 1h would give it more"
+    seconds = _seconds(job, forecast)
+    num_steps = max(1, bisect.bisect_right(range(1, asked), PART * left, key=seconds))
+    state.settings, state.plan = _over(job, num_steps)
+    state.progress.num_steps = num_steps
+    state.progress.num_evaluations = state.plan.num_evaluations if state.progress.num_evaluations else 0
+    job.forecast = dataclasses.replace(forecast, seconds=seconds(num_steps))
+    if job.begun is not None:
+        job.begun = {**job.begun, "max_steps": num_steps, "batch_size": state.plan.batch_size}
+    return f"{num_steps:,} of {asked:,} steps fit into the time: the learning rate comes to 0 with them"
+
+
+def _over(job: Job, num_steps: int) -> tuple[Settings, Plan]:
+    """The run over as many steps of as many rows."""
+    state = job.state
+    settings = dataclasses.replace(state.settings, max_steps=num_steps, batch_size=state.plan.batch_size)
+    return settings, plan(settings, len(job.rows.train.examples), job.base.model.config, state.method)
+
+
+def _seconds(job: Job, forecast: Forecast) -> Callable[[int], float]:
+    """What a run takes by its number of steps."""
+    progress, whole = job.state.progress, job.state.plan
+    steps = forecast.seconds_per_epoch * whole.num_steps * whole.batch_size / len(job.rows.train.examples)
+    a_step = steps / whole.num_steps
+    an_evaluation = max(0.0, forecast.seconds - steps) / max(1, progress.num_evaluations)
+    is_evaluated = progress.num_evaluations > 0
+
+    def seconds(num_steps: int) -> float:
+        evaluations = _over(job, num_steps)[1].num_evaluations if is_evaluated else 0
+        return a_step * num_steps + an_evaluation * evaluations
+
+    return seconds
+
+
+def _taken(progress: Mapping[str, Any]) -> float:
+    """The seconds of steps and evaluations, of a progress by its fields."""
+    seconds: float = progress["step_seconds"] + progress["eval_seconds"]
+    return seconds
