@@ -91,7 +91,7 @@ def _smallest(keys: np.ndarray, wanted: float, most: float) -> np.ndarray:
 
 def _keys(rows: Sequence[Kept], most: int) -> np.ndarray:
     """For each row the hash of what rows that stay together share: their prompt, or all, where more than `most` share that."""
-    keys = np.array([hash64(_prompt(row)) for row in rows], np.uint64)
+    keys = np.fromiter((hash64(_prompt(row)) for row in rows), np.uint64, len(rows))
     _, groups, counts = np.unique(keys, return_inverse=True, return_counts=True)
     for i in np.flatnonzero(counts[groups] > most).tolist():
         keys[i] = hash64(rows[i].content())

@@ -31,11 +31,10 @@ class Repeats:
     def duplicates(self, num_trained: int) -> list[int]:
         """Rows that say what an earlier one says, where both are trained on, or neither."""
         says = self._numbers(self._says)
-        return [
-            first + row
-            for first, part in ((0, says[:num_trained]), (num_trained, says[num_trained:]))
-            for row in sorted({*range(len(part))} - {*np.unique(part, return_index=True)[1].tolist()})
-        ]
+        is_first = np.zeros(len(says), bool)
+        for start, part in ((0, says[:num_trained]), (num_trained, says[num_trained:])):
+            is_first[start + np.unique(part, return_index=True)[1]] = True
+        return np.flatnonzero(~is_first).tolist()
 
     def evaluated(self, num_trained: int) -> tuple[list[int], list[int]]:
         """(Rows to train on that are evaluated too, rows that are evaluated and trained on too)."""
