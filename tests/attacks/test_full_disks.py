@@ -1,10 +1,13 @@
 """A disk that is full in the middle of each command that writes: an error that says so, nothing half-written, nothing lost."""
 
 import hashlib
+import warnings
 
 import pytest
 
+import inlay
 from inlay.cli import main
+from inlay.formats.peft import TENSORS
 from inlay.io import output
 from tests.support import disks, homes
 from tests.support.command import run
@@ -24,6 +27,7 @@ COMMANDS = {
     "export to llama.cpp": "export base one --for llama.cpp --output small/new",
     "diff --plot": "diff one two --plot small/new.png",
     "store add": "store add one --tag name@1",
+    "data check --fix": "data check rows.jsonl --model base --fix small/new.jsonl",
 }
 """What is typed for each."""
 
@@ -67,3 +71,20 @@ def test_a_full_disk_is_said_and_leaves_nothing(made, tmp_path, capsys, monkeypa
             assert [name for name in left if not name.startswith(GOES_ON)] == []
     monkeypatch.undo()
     assert contents(made) == before
+
+
+def test_a_full_disk_for_record_page_and_state_costs_warnings_and_not_the_adapter(made, tmp_path, monkeypatch):
+    """All that a run writes but its adapter lies on a disk that has room for the adapter alone."""
+    monkeypatch.setattr(output, "check_space", lambda path, num_bytes: None)
+    rows, base = made / "rows.jsonl", inlay.load(made / "base")
+    how = dict(method=inlay.Lora(r=2), max_steps=4, save_every=1, progress=False)
+    inlay.train(base, rows, output=tmp_path / "whole", **how)
+    pages = sum(-(-path.stat().st_size // PAGE) for path in (tmp_path / "whole").iterdir())
+    with disks.small(tmp_path / "small", (pages + 4) * PAGE) as small, warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        monkeypatch.setenv("INLAY_RUNS", str(small / "runs.sqlite"))
+        inlay.train(base, rows, output=small / "mine", **how)
+        assert (small / "mine" / TENSORS).read_bytes() == (tmp_path / "whole" / TENSORS).read_bytes()
+    texts = " ".join(str(one.message) for one in said)
+    assert "the record of runs is not written" in texts
+    assert "was not kept: the disk is full" in texts

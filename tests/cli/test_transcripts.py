@@ -10,7 +10,7 @@ from tests.support import bases
 from tests.support.command import run
 
 ROOT = Path(__file__).parents[2]
-PAGES = ("README.md", "docs/start/quickstart.md", "docs/guides/fine-tune.md", "docs/guides/quantize.md")
+PAGES = ("README.md", "docs/start/quickstart.md", "docs/guides/fine-tune.md")
 DEPENDS = {"note", "check", "task", "scores"}
 """Lines that some runs have."""
 
@@ -22,7 +22,11 @@ def labels(lines):
 
 def shown(page):
     """The lines of each training that a page shows."""
-    blocks = re.findall(r"\n\$ inlay train [^\n]*\n(base .*?)\n(?:```|\$ )", (ROOT / page).read_text("utf-8"), re.DOTALL)
+    blocks = re.findall(
+        r"\n\$ inlay train (?![^\n]*--show-tokens)[^\n]*\n(base .*?)\n(?:```|\$ )",
+        (ROOT / page).read_text("utf-8"),
+        re.DOTALL,
+    )
     return [block.splitlines() for block in blocks]
 
 

@@ -230,6 +230,23 @@ def test_a_second_run_into_one_directory_is_refused(place, base, tmp_path):
     assert [*tmp_path.iterdir()] == []
 
 
+def test_of_two_runs_that_were_prepared_for_one_directory_one_is_refused(place, base, tmp_path):
+    one, other = (
+        jobs.prepare(
+            base, place / "rows.jsonl", RunSpec(output=tmp_path / "mine", method=METHOD, settings=Settings(max_steps=3))
+        )
+        for _ in range(2)
+    )
+
+    def begin_the_other(progress):
+        if progress.step == 1 and not progress.doing:
+            with pytest.raises(OutputError, match="another process is writing this"):
+                other.run()
+
+    assert one.run(begin_the_other).steps == 3
+    base.detach("mine")
+
+
 def test_a_full_disk_costs_the_state_and_not_the_run(place, base, whole, tmp_path, monkeypatch):
     def full(*given):
         raise OSError(errno.ENOSPC, "No space left on device")
