@@ -4,9 +4,8 @@
     loaded       its tensors are in memory and attached, as one `Version`; read when a request first asks for it
     taken        a request is being answered under it, and goes on under it whatever becomes of the name
 
-Loaded versions have a budget of bytes. Where another is needed, that which nobody has asked for the longest goes, unless it is
-taken or pinned; its name stays, and it is read again when it is asked for. A name that is registered anew gets another version:
-who begins now takes that one.
+Loaded versions have a budget of bytes. For another, the one asked for least recently goes, unless it is taken or pinned;
+its name stays, and it is read again when asked for. A name registered anew gets another version: who begins now takes that one.
 """
 
 import dataclasses
