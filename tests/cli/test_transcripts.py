@@ -10,7 +10,7 @@ from tests.support import bases
 from tests.support.command import run
 
 ROOT = Path(__file__).parents[2]
-PAGES = ("README.md", "docs/start/quickstart.md", "docs/guides/fine-tune.md")
+PAGES = ("README.md", "docs/start/quickstart.md", "docs/guides/fine-tune.md", "docs/guides/quantize.md")
 DEPENDS = {"note", "check", "task", "scores"}
 """Lines that some runs have."""
 
