@@ -10,6 +10,7 @@ Without Inlay, the digest of a directory is what this says in it:
 import collections
 import concurrent.futures
 import hashlib
+import itertools
 import os
 import warnings
 from collections.abc import Iterator, Mapping
@@ -22,12 +23,12 @@ from inlay.io.checkpoint import hub_name
 MAX_FILES = 1_000
 """As many files has an adapter; a directory with more is something else."""
 
-_CHUNK_BYTES = 1 << 20
+_CHUNK_BYTES = 1 << 18
 
-_BEHIND = 64
+_BEHIND = 16
 """As many chunks that are written may wait for their digest."""
 
-_BEGUN = 16
+_BEGUN = 64
 """After so many chunks the disk is told to begin: what it does while others are copied is not waited for at the end."""
 
 
@@ -104,11 +105,13 @@ def copy(source: Path, target: Path, names: list[str], mode: int = 0o666) -> str
     - `mode`: who may read and write the copies, less what the process keeps from others.
     """
     found = {name: hashlib.sha256() for name in names}
+    # the same memory again: pages that a process has for the first time cost more than what is copied into them
+    buffers = itertools.cycle([bytearray(_CHUNK_BYTES) for _ in range(_BEHIND + 2)])
     behind, synced = collections.deque[concurrent.futures.Future[None]](), list[concurrent.futures.Future[None]]()
     with concurrent.futures.ThreadPoolExecutor(1) as digesting, concurrent.futures.ThreadPoolExecutor(1) as syncing:
         for name in names:
             (target / name).parent.mkdir(parents=True, exist_ok=True)
-            for number, chunk in enumerate(_copied(source / name, target / name, mode), 1):
+            for number, chunk in enumerate(_copied(source / name, target / name, mode, buffers), 1):
                 behind.append(digesting.submit(found[name].update, chunk))
                 if len(behind) > _BEHIND:
                     behind.popleft().result()
@@ -120,11 +123,14 @@ def copy(source: Path, target: Path, names: list[str], mode: int = 0o666) -> str
     return _total({name: digest.hexdigest() for name, digest in found.items()})
 
 
-def _copied(source: Path, target: Path, mode: int) -> Iterator[bytes]:
-    """The chunks of a file, each once it is in its copy."""
+def _copied(source: Path, target: Path, mode: int, buffers: Iterator[bytearray]) -> Iterator[memoryview]:
+    """The chunks of a file, each once it is in its copy, in one buffer after the other."""
     handle = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), mode)
     with source.open("rb", buffering=0) as read, open(handle, "wb") as written:
-        while chunk := read.read(_CHUNK_BYTES):
+        for buffer in buffers:
+            if not (count := read.readinto(buffer)):
+                return
+            chunk = memoryview(buffer)[:count]
             written.write(chunk)
             yield chunk
 
@@ -141,8 +147,8 @@ def _total(found: Mapping[str, str]) -> str:
 
 
 def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
+    digest, buffer = hashlib.sha256(), memoryview(bytearray(_CHUNK_BYTES))
     with path.open("rb", buffering=0) as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
+        while count := file.readinto(buffer):
+            digest.update(buffer[:count])
     return digest.hexdigest()
