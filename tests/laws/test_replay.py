@@ -149,3 +149,34 @@ def test_what_a_call_asks_of_torch_decides_whether_it_is_done_again():
         found, again = program.recorded(call)
         assert torch.equal(found, call())
         assert again is None
+
+
+def _in_place(module, args, out):
+    out.mul_(0.5)
+
+
+def _another(module, args, out):
+    return out * 0.5
+
+
+@pytest.mark.parametrize("between", [None, _in_place, _another], ids=["nothing", "in place", "another"])
+def test_layers_that_follow_each_other_are_done_in_one_go(monkeypatch, between):
+    held = _held("llama", torch.float32, None)
+    layers = replay._layers(held.module)
+    if between:
+        layers[0].register_forward_hook(between)
+    chains, once = [], []
+    inner, run = replay._Recording.__init__, replay._Chain.run
+
+    def noted(self, *args):
+        inner(self, *args)
+        chains.append(self.chain)
+
+    monkeypatch.setattr(replay._Recording, "__init__", noted)
+    monkeypatch.setattr(replay._Chain, "run", lambda self, leaves: (once.append(self), run(self, leaves)))
+    replayed = _answers(held, [held["a"], None], 30)
+    assert len(layers) > 1
+    assert len(once) > 15
+    assert len(set(map(id, chains))) == (2 if between else 1) * len(chains) / len(layers)
+    monkeypatch.setattr(replay, "RECORDED", 10**9)
+    assert replayed == _answers(held, [held["a"], None], 30)

@@ -2,12 +2,12 @@
 
 A step of decoding asks hundreds of kernels for a few microseconds of work each; to come from one to the next through a layer's
 Python takes as long. Where the sequences of a step, their adapters and the shapes of all tensors are those of the step before
-(`inlay.model.batch.Plan`), each layer's kernels are known: the third such step records them, those that follow run them. A
-layer that does anything else is called as always.
+(`inlay.model.batch.Plan`), each layer's kernels are known: the third such step records them, those that follow run them, of
+all layers in one go. A layer that does anything else is called as always.
 """
 
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,9 @@ from inlay.model.batch import passing
 
 RECORDED = 3
 """The step of a plan that is recorded: that takes twice as long, and is not worth it where requests come at every step."""
+
+_LAST = "the layer that was recorded last"
+"""Its place in what is kept of a plan."""
 
 
 def adopt_(model: Any) -> None:
@@ -42,31 +45,97 @@ def _forward(self: Any, *args: Any, **kwargs: Any) -> Any:
     if plan is None or plan.num_passes < RECORDED:
         return type(self).forward(self, *args, **kwargs)
     if self not in plan.kept:
-        plan.kept[self] = _Recording(self, args, kwargs)
+        plan.kept[self] = plan.kept[_LAST] = _Recording(self, args, kwargs, plan.kept.get(_LAST))
         return plan.kept[self].out
     return plan.kept[self].again(args, kwargs)
+
+
+class _Chain:
+    """Layers of which each takes what the one before gave and what the first was given, and nothing else.
+
+    What all of them do is done when the first is called, and those that follow have nothing to do: to call a layer takes about
+    as long as its kernels.
+    """
+
+    def __init__(self, given: Sequence[Tensor]):
+        self.given = given
+        """What the first was given when it was recorded."""
+        self.read = {id(tensor): tensor.clone() for tensor in given}
+        """What is read in the place of each tensor that there was, by its identity."""
+        self._held = dict(self.read)
+        self._programs: list[Callable[[], None]] = []
+        self.leaves: Sequence[Any] = ()
+        """What the first was given in this step, once all is done."""
+
+    def takes(self, given: Sequence[Tensor]) -> bool:
+        """There is nothing else among what a layer is given, and nobody has changed it meanwhile."""
+        known = bool(self._programs) and all(id(tensor) in self._held for tensor in given)
+        return known and all(torch.equal(tensor, self._held[id(tensor)]) for tensor in given)
+
+    def add(self, out: Any, program: Callable[[], None] | None) -> None:
+        """Let the chain go on with what gave this; it ends where that can't be done again."""
+        if program is None:
+            self._held = {}
+            return
+        self._programs.append(program)
+        for leaf in _leaves(out):
+            if isinstance(leaf, Tensor):
+                self.read[id(leaf)], self._held[id(leaf)] = leaf, leaf.clone()
+
+    def run(self, leaves: Sequence[Any]) -> None:
+        """Do it all again."""
+        for once_more in self._programs:
+            once_more()
+        self.leaves = leaves
 
 
 class _Recording:
     """What a layer did once."""
 
-    def __init__(self, layer: Any, args: Any, kwargs: Any):
-        self._layer = layer
-        taken = {id(leaf): leaf.clone() for leaf in _leaves((args, kwargs)) if isinstance(leaf, Tensor)}
-        own_args, own_kwargs = _with(taken, (args, kwargs))
+    def __init__(self, layer: Any, args: Any, kwargs: Any, before: "_Recording | None"):
+        leaves = list(_leaves((args, kwargs)))
+        given = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        self._layer, self._follows = layer, before is not None and before.chain.takes(given)
+        self.chain = before.chain if before is not None and self._follows else _Chain(given)
+        own_args, own_kwargs = _with(self.chain.read, (args, kwargs))
         self._leaves = list(_leaves((own_args, own_kwargs)))
+        self._places = [_place(leaf, self.chain.given) for leaf in leaves]
         self.out, self._again = program.recorded(lambda: type(layer).forward(layer, *own_args, **own_kwargs))
+        self.chain.add(self.out, self._again)
 
     def again(self, args: Any, kwargs: Any) -> Any:
         """What it does now."""
         leaves = list(_leaves((args, kwargs)))
-        if self._again is None or not _takes(self._leaves, leaves):
-            return type(self._layer).forward(self._layer, *args, **kwargs)
+        if self._again is not None and (self._was_done(leaves) if self._follows else self._does(leaves)):
+            return self.out
+        return type(self._layer).forward(self._layer, *args, **kwargs)
+
+    def _was_done(self, leaves: list[Any]) -> bool:
+        """The first of the chain was called in this step, and has done what this call asks for."""
+        first = self.chain.leaves
+        if not first or len(leaves) != len(self._leaves):
+            return False
+        for own, leaf, place in zip(self._leaves, leaves, self._places, strict=True):
+            wanted = own if place is None else first[place]
+            if leaf is not wanted and (isinstance(leaf, Tensor) or isinstance(wanted, Tensor) or leaf != wanted):
+                return False
+        return True
+
+    def _does(self, leaves: list[Any]) -> bool:
+        """Do it for the whole chain, where that is what this call asks for."""
+        self.chain.leaves = ()
+        if not _takes(self._leaves, leaves):
+            return False
         for own, leaf in zip(self._leaves, leaves, strict=True):
             if isinstance(leaf, Tensor):
                 own.copy_(leaf)
-        self._again()
-        return self.out
+        self.chain.run([leaf for leaf in leaves if isinstance(leaf, Tensor)])
+        return True
+
+
+def _place(leaf: Any, given: Sequence[Tensor]) -> int | None:
+    """Where a tensor stands among what the first of a chain was given."""
+    return next((place for place, tensor in enumerate(given) if tensor is leaf), None)
 
 
 def _leaves(value: Any) -> Iterator[Any]:

@@ -3,11 +3,8 @@
 #include "low_rank.h"
 
 #include <stdlib.h>
-#ifdef __linux__
-#include <sched.h>
-#endif
 
-enum { ROWS = 4, PARTS = 4, MOST_RANK = 1024, BLOCK = ROWS * WIDTH, MOST_SPINS = 1 << 12, LINE = 64, AHEAD = 2 };
+enum { ROWS = 4, PARTS = 4, MOST_RANK = 1024, BLOCK = ROWS * WIDTH, LINE = 64, AHEAD = 2 };
 
 /* scaling x A^T, `rows` ranks from k on. */
 INLINE void down(const void *x, const void *A, int64_t in, int64_t k, const int rows, float scaling, float *h, int dtype) {
@@ -137,11 +134,7 @@ static void adder(void *shared) {
         const int64_t end = stop * team->rows < added->out ? stop * team->rows : added->out;
         ask_for_columns(added, start * team->rows, end);
         if (team->work != NULL) team->work(team->job, start, stop);
-        for (int spins = 0; __atomic_load_n(&team->parts_done, __ATOMIC_ACQUIRE) < parts; spins++) {
-#ifdef __linux__
-            if (spins > MOST_SPINS) sched_yield(); /* its thread may wait for this one's core */
-#endif
-        }
+        for (int spins = 0; __atomic_load_n(&team->parts_done, __ATOMIC_ACQUIRE) < parts; spins++) wait_a_little(spins);
         ADDING[team->variant].ups(added, team->h, start * team->rows, end);
     }
 }

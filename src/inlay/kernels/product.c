@@ -2,9 +2,9 @@
 
        y[t, r] = sum_i x[t, i] W[r, i],    in float32, rounded once to the dtype of y
 
-   A tile of ROWS rows of W and TOKENS tokens keeps its sums in registers; a row is read from memory once, and from the cache for
-   the tokens after the first few. Each sum is made in one order, whatever is computed beside it, so that a token's output does
-   not depend on how many tokens there are.
+   A tile of ROWS rows of W and TOKENS tokens keeps its sums in registers, or one of FEWER_ROWS and MORE_TOKENS where there are
+   registers for both of their inputs; a row is read from memory once, and from the cache for the tokens after the first few. Each
+   sum is made in one order, whatever is computed beside it, so that a token's output does not depend on how many tokens there are.
 
    W is float32, or bfloat16: that is widened where x is float32. Where both are bfloat16 and the processor multiplies it, one
    instruction adds two products to each of 16 sums. Many tokens are for tiles alone. Or W is whole numbers of eight bits with a
@@ -14,7 +14,8 @@
 
 #include "low_rank.h"
 
-enum { ROWS = 4, ROWS_OF_TILES = 64, TOKENS = 4, SUMS = ROWS * TOKENS, TILES = 3, INT8 = 5, FUNCTIONS = 7 };
+enum { ROWS = 4, TOKENS = 4, FEWER_ROWS = 2, MORE_TOKENS = 8, SUMS = ROWS * TOKENS, ROWS_OF_TILES = 64 };
+enum { TILES = 3, INT8 = 5, FUNCTIONS = 7 };
 
 struct job {
     const void *x; /* (tokens, in); by tiles (in / 2, tokens) words of two numbers */
@@ -59,61 +60,73 @@ INLINE float from_bfloat16(uint16_t value) { return float_of((uint32_t)value << 
 
 /* One function of a variant. `vector` holds sums; it takes `lanes` numbers of x and of W at a time, which `load_x` and `load_w`
    read, `add` multiplies and adds, and `totals` adds up in the end, all of a tile. `X` and `W` are x and w, of dtypes that `from_`
-   makes floats of. */
-#define PRODUCT(name, target, vector, lanes, zero, X, load_x, from_x, W, load_w, from_w, add, totals, store)                  \
-    target INLINE void tile_##name(const struct job *job, int64_t row, int64_t token, const int rows, const int tokens) {     \
-        const int64_t in = job->in;                                                                                           \
-        const W *w = (const W *)job->w + row * in;                                                                            \
-        const X *x = (const X *)job->x + token * in;                                                                          \
-        vector sums[SUMS];                                                                                                    \
-        UNROLL_ALL for (int k = 0; k < SUMS; k++) sums[k] = zero;                                                             \
-        int64_t i = 0;                                                                                                        \
-        for (; i + lanes <= in; i += lanes) {                                                                                 \
-            __typeof__(load_x(x)) b[TOKENS];                                                                                  \
-            UNROLL_ALL for (int t = 0; t < tokens; t++) b[t] = load_x(x + t * in + i);                                        \
-            UNROLL_ALL for (int r = 0; r < rows; r++) {                                                                       \
-                __typeof__(load_w(w)) a = load_w(w + r * in + i);                                                             \
-                if (token == 0) __builtin_prefetch(w + (r + rows) * in + i);                                                  \
-                UNROLL_ALL for (int t = 0; t < tokens; t++) sums[t * rows + r] = add(sums[t * rows + r], a, b[t]);            \
-            }                                                                                                                 \
-        }                                                                                                                     \
-        float all[SUMS];                                                                                                      \
-        totals(sums, rows * tokens, all);                                                                                     \
-        if (i < in)                                                                                                           \
-            for (int t = 0; t < tokens; t++)                                                                                  \
-                for (int r = 0; r < rows; r++) {                                                                              \
-                    float rest = 0;                                                                                           \
-                    for (int64_t j = i; j < in; j++) rest += from_w(w[r * in + j]) * from_x(x[t * in + j]);                   \
-                    all[t * rows + r] += rest;                                                                                \
-                }                                                                                                             \
-        UNROLL_ALL for (int t = 0; t < tokens; t++) store(job, token + t, row, all + t * rows, rows);                         \
-    }                                                                                                                         \
-    target static void product_##name(const struct job *job, int64_t start, int64_t stop) {                                   \
-        int64_t row = start * ROWS, end = stop * ROWS < job->rows ? stop * ROWS : job->rows;                                  \
-        if (job->tokens == 1)                                                                                                 \
-            for (; row + SUMS <= end; row += SUMS) tile_##name(job, row, 0, SUMS, 1);                                         \
-        if (job->tokens == 2)                                                                                                 \
-            for (; row + SUMS / 2 <= end; row += SUMS / 2) tile_##name(job, row, 0, SUMS / 2, 2);                             \
-        for (; row + ROWS <= end; row += ROWS)                                                                                \
-            for (int64_t token = 0; token < job->tokens; token += TOKENS) switch (job->tokens - token) {                      \
-                    case 1: tile_##name(job, row, token, ROWS, 1); break;                                                     \
-                    case 2: tile_##name(job, row, token, ROWS, 2); break;                                                     \
-                    case 3: tile_##name(job, row, token, ROWS, 3); break;                                                     \
-                    default: tile_##name(job, row, token, ROWS, TOKENS);                                                      \
-                }                                                                                                             \
-        for (; row < end; row++)                                                                                              \
-            for (int64_t token = 0; token < job->tokens; token++) tile_##name(job, row, token, 1, 1);                         \
+   makes floats of. `registers` are those of the processor. */
+#define PRODUCT(name, target, registers, vector, lanes, zero, X, load_x, from_x, W, load_w, from_w, add, totals, store)   \
+    target INLINE void tile_##name(const struct job *job, int64_t row, int64_t token, const int rows, const int tokens) { \
+        const int64_t in = job->in;                                                                                       \
+        const W *w = (const W *)job->w + row * in;                                                                        \
+        const X *x = (const X *)job->x + token * in;                                                                      \
+        vector sums[SUMS];                                                                                                \
+        UNROLL_ALL for (int k = 0; k < SUMS; k++) sums[k] = zero;                                                         \
+        int64_t i = 0;                                                                                                    \
+        for (; i + lanes <= in; i += lanes) {                                                                             \
+            __typeof__(load_x(x)) b[MORE_TOKENS];                                                                         \
+            UNROLL_ALL for (int t = 0; t < tokens; t++) b[t] = load_x(x + t * in + i);                                    \
+            UNROLL_ALL for (int r = 0; r < rows; r++) {                                                                   \
+                __typeof__(load_w(w)) a = load_w(w + r * in + i);                                                         \
+                if (token == 0) __builtin_prefetch(w + (r + (rows < ROWS ? ROWS : rows)) * in + i);                       \
+                UNROLL_ALL for (int t = 0; t < tokens; t++) sums[t * rows + r] = add(sums[t * rows + r], a, b[t]);        \
+            }                                                                                                             \
+        }                                                                                                                 \
+        float all[SUMS];                                                                                                  \
+        totals(sums, rows * tokens, all);                                                                                 \
+        if (i < in)                                                                                                       \
+            for (int t = 0; t < tokens; t++)                                                                              \
+                for (int r = 0; r < rows; r++) {                                                                          \
+                    float rest = 0;                                                                                       \
+                    for (int64_t j = i; j < in; j++) rest += from_w(w[r * in + j]) * from_x(x[t * in + j]);               \
+                    all[t * rows + r] += rest;                                                                            \
+                }                                                                                                         \
+        UNROLL_ALL for (int t = 0; t < tokens; t++) store(job, token + t, row, all + t * rows, rows);                     \
+    }                                                                                                                     \
+    target static void product_##name(const struct job *job, int64_t start, int64_t stop) {                               \
+        int64_t row = start * ROWS, end = stop * ROWS < job->rows ? stop * ROWS : job->rows;                              \
+        if (job->tokens == 1)                                                                                             \
+            for (; row + SUMS <= end; row += SUMS) tile_##name(job, row, 0, SUMS, 1);                                     \
+        if (job->tokens == 2)                                                                                             \
+            for (; row + SUMS / 2 <= end; row += SUMS / 2) tile_##name(job, row, 0, SUMS / 2, 2);                         \
+        if (registers > SUMS && job->tokens > TOKENS)                                                                     \
+            for (; row + FEWER_ROWS <= end; row += FEWER_ROWS)                                                            \
+                for (int64_t token = 0; token < job->tokens; token += MORE_TOKENS) switch (job->tokens - token) {         \
+                        case 1: tile_##name(job, row, token, FEWER_ROWS, 1); break;                                       \
+                        case 2: tile_##name(job, row, token, FEWER_ROWS, 2); break;                                       \
+                        case 3: tile_##name(job, row, token, FEWER_ROWS, 3); break;                                       \
+                        case 4: tile_##name(job, row, token, FEWER_ROWS, 4); break;                                       \
+                        case 5: tile_##name(job, row, token, FEWER_ROWS, 5); break;                                       \
+                        case 6: tile_##name(job, row, token, FEWER_ROWS, 6); break;                                       \
+                        case 7: tile_##name(job, row, token, FEWER_ROWS, 7); break;                                       \
+                        default: tile_##name(job, row, token, FEWER_ROWS, MORE_TOKENS);                                   \
+                    }                                                                                                     \
+        for (; row + ROWS <= end; row += ROWS)                                                                            \
+            for (int64_t token = 0; token < job->tokens; token += TOKENS) switch (job->tokens - token) {                  \
+                    case 1: tile_##name(job, row, token, ROWS, 1); break;                                                 \
+                    case 2: tile_##name(job, row, token, ROWS, 2); break;                                                 \
+                    case 3: tile_##name(job, row, token, ROWS, 3); break;                                                 \
+                    default: tile_##name(job, row, token, ROWS, TOKENS);                                                  \
+                }                                                                                                         \
+        for (; row < end; row++)                                                                                          \
+            for (int64_t token = 0; token < job->tokens; token++) tile_##name(job, row, token, 1, 1);                     \
     }
 
 /* x in float32, W in float32 or bfloat16; and x in either, W in whole numbers. */
-#define VARIANT(name, target, vector, lanes, zero, load_float32, load_bfloat16, load_int8, add, totals)                          \
-    PRODUCT(name##_int8, target, vector, lanes, zero, float, load_float32, from_float32, int8_t, load_int8, from_int8, add,    \
-            totals, store_scaled)                                                                                                \
-    PRODUCT(name##_int8_bfloat16, target, vector, lanes, zero, uint16_t, load_bfloat16, from_bfloat16, int8_t, load_int8,      \
-            from_int8, add, totals, store_scaled_bfloat16)                                                                       \
-    PRODUCT(name##_float32, target, vector, lanes, zero, float, load_float32, from_float32, float, load_float32, from_float32, \
-            add, totals, store_float32)                                                                                          \
-    PRODUCT(name##_widened, target, vector, lanes, zero, float, load_float32, from_float32, uint16_t, load_bfloat16,           \
+#define VARIANT(name, target, registers, vector, lanes, zero, load_float32, load_bfloat16, load_int8, add, totals)                        \
+    PRODUCT(name##_int8, target, registers, vector, lanes, zero, float, load_float32, from_float32, int8_t, load_int8, from_int8, add,    \
+            totals, store_scaled)                                                                                                         \
+    PRODUCT(name##_int8_bfloat16, target, registers, vector, lanes, zero, uint16_t, load_bfloat16, from_bfloat16, int8_t, load_int8,      \
+            from_int8, add, totals, store_scaled_bfloat16)                                                                                \
+    PRODUCT(name##_float32, target, registers, vector, lanes, zero, float, load_float32, from_float32, float, load_float32, from_float32, \
+            add, totals, store_float32)                                                                                                   \
+    PRODUCT(name##_widened, target, registers, vector, lanes, zero, float, load_float32, from_float32, uint16_t, load_bfloat16,           \
             from_bfloat16, add, totals, store_float32)
 
 #define PLAIN_LOAD(address) from_float32(*(address))
@@ -121,7 +134,7 @@ INLINE float from_bfloat16(uint16_t value) { return float_of((uint32_t)value << 
 #define PLAIN_INT8(address) from_int8(*(address))
 #define PLAIN_ADD(sum, a, b) ((sum) + (a) * (b))
 #define PLAIN_TOTALS(sums, count, all) memcpy(all, sums, (count) * sizeof(float))
-VARIANT(plain, , float, 1, 0.0f, PLAIN_LOAD, PLAIN_WIDEN, PLAIN_INT8, PLAIN_ADD, PLAIN_TOTALS)
+VARIANT(plain, , 0, float, 1, 0.0f, PLAIN_LOAD, PLAIN_WIDEN, PLAIN_INT8, PLAIN_ADD, PLAIN_TOTALS)
 
 #ifdef __x86_64__
 #include <immintrin.h>
@@ -140,7 +153,7 @@ AVX2 INLINE float sum_avx2(__m256 sums) {
 }
 #define TOTALS_AVX2(sums, count, all) UNROLL_ALL for (int k = 0; k < (count); k++) (all)[k] = sum_avx2((sums)[k])
 #define ADD_AVX2(sum, a, b) _mm256_fmadd_ps(a, b, sum)
-VARIANT(avx2, AVX2, __m256, 8, _mm256_setzero_ps(), _mm256_loadu_ps, widen_avx2, int8_avx2, ADD_AVX2, TOTALS_AVX2)
+VARIANT(avx2, AVX2, 16, __m256, 8, _mm256_setzero_ps(), _mm256_loadu_ps, widen_avx2, int8_avx2, ADD_AVX2, TOTALS_AVX2)
 
 #define AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl")))
 AVX512 INLINE __m512 widen_avx512(const uint16_t *address) {
@@ -168,11 +181,11 @@ AVX512 INLINE void totals_avx512(const __m512 *sums, const int count, float *all
     _mm512_storeu_ps(all, _mm512_permutexvar_ps(order, a[0]));
 }
 #define ADD_AVX512(sum, a, b) _mm512_fmadd_ps(a, b, sum)
-VARIANT(avx512, AVX512, __m512, 16, _mm512_setzero_ps(), _mm512_loadu_ps, widen_avx512, int8_avx512, ADD_AVX512, totals_avx512)
+VARIANT(avx512, AVX512, 32, __m512, 16, _mm512_setzero_ps(), _mm512_loadu_ps, widen_avx512, int8_avx512, ADD_AVX512, totals_avx512)
 
 #define BFLOAT16_TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")))
 BFLOAT16_TARGET INLINE __m512bh pairs(const uint16_t *address) { return (__m512bh)_mm512_loadu_si512(address); }
-PRODUCT(bfloat16, BFLOAT16_TARGET, __m512, 32, _mm512_setzero_ps(), uint16_t, pairs, from_bfloat16, uint16_t, pairs,
+PRODUCT(bfloat16, BFLOAT16_TARGET, 32, __m512, 32, _mm512_setzero_ps(), uint16_t, pairs, from_bfloat16, uint16_t, pairs,
         from_bfloat16, _mm512_dpbf16_ps, totals_avx512, store_bfloat16)
 
 #if defined __linux__ && !defined __clang__ && __GNUC__ >= 11
@@ -377,7 +390,7 @@ INLINE float32x4_t int8_neon(const int8_t *address) {
 }
 #define ADD_NEON(sum, a, b) vfmaq_f32(sum, a, b)
 #define TOTALS_NEON(sums, count, all) UNROLL_ALL for (int k = 0; k < (count); k++) (all)[k] = vaddvq_f32((sums)[k])
-VARIANT(neon, , float32x4_t, 4, vdupq_n_f32(0), vld1q_f32, widen_neon, int8_neon, ADD_NEON, TOTALS_NEON)
+VARIANT(neon, , 32, float32x4_t, 4, vdupq_n_f32(0), vld1q_f32, widen_neon, int8_neon, ADD_NEON, TOTALS_NEON)
 #endif
 
 #ifdef HAS_TILES

@@ -7,6 +7,9 @@
    Bits depend on no product and sum being fused elsewhere: compile with -ffp-contract=off, and never with -ffast-math. */
 
 #include <math.h>
+#ifdef __linux__
+#include <sched.h>
+#endif
 #include <stdint.h>
 #include <string.h>
 
@@ -116,6 +119,20 @@ INLINE float sum_of(const lanes *from) {
     for (int n = WIDTH / 2; n; n /= 2)
         for (int j = 0; j < n; j++) parts[j] += parts[j + n];
     return parts[0];
+}
+
+enum { MOST_SPINS = 1 << 12 };
+
+/* For who waits for another thread, and has looked `spins` times. */
+INLINE void wait_a_little(int spins) {
+#ifdef __x86_64__
+    __builtin_ia32_pause();
+#endif
+#ifdef __linux__
+    if (spins > MOST_SPINS) sched_yield(); /* that thread may wait for this one's core */
+#else
+    (void)spins;
+#endif
 }
 
 struct job; /* each kernel has its own */
