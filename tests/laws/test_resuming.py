@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load, save
 
 import inlay
+from inlay.core import float32
 from inlay.errors import CompatibilityError, FormatError
 from inlay.training import job as jobs
 from inlay.training import loop
@@ -252,6 +253,27 @@ def test_other_threads_and_versions_are_said(base, tmp_path):
         "threads: 3 before, 1 now",
     ]
     assert math.isinf(job.state.best.loss)
+
+
+@pytest.mark.parametrize("before", [float32.BLAS, float32.ONEDNN])
+def test_a_run_goes_on_with_the_library_of_its_products(base, tmp_path, before):
+    job = prepared(base, tmp_path, LORA)
+    other = float32.ONEDNN if before == float32.BLAS else float32.BLAS
+    with float32.only(before):
+        values = job.state.values()
+    with float32.only(other):
+        assert job.state.restore_(job.state.tensors(), values) == []
+        assert float32.chosen() == before
+    with float32.only(other):  # another processor is another matter
+        assert job.state.restore_(job.state.tensors(), {**values, "processor": "an abacus"}) == [
+            f"processor: an abacus before, {values['processor']} now",
+            f"float32 products: {before} before, {other} now",
+        ]
+        assert float32.chosen() == other
+    with float32.only(float32.ONEDNN):  # a state of a version that had one library
+        old = {key: value for key, value in values.items() if key not in ("processor", "float32 products")}
+        assert job.state.restore_(job.state.tensors(), old) == []
+        assert float32.chosen() == float32.BLAS
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from inlay.core import float32
+
 TILE_BYTES = 32 << 20
 """Size of the widened tile: measured with benchmarks/product_tile.py, and with a QLoRA step of 1b's shape, which takes 1.05
 times its bfloat16 step's time with this, and 1.12 times with a quarter of it."""
@@ -69,8 +71,11 @@ def linear(
     bias: Float[Tensor, " out"] | None,
     out: Float[Tensor, "tokens out"] | None = None,
 ) -> Float[Tensor, "tokens out"]:
-    """x W^T + b in the dtype of x, which is the dtype that is multiplied in; in `out`, where that is given."""
+    """x W^T + b in the dtype of x, which is the dtype that is multiplied in; `out`, where that is given, may hold it."""
     if isinstance(weight, Tensor) and weight.dtype == x.dtype:
+        if float32.is_ours(x, weight.T):
+            y = float32.matmul(x, weight.T)
+            return y if bias is None else y.add_(bias)
         return torch.mm(x, weight.T, out=out) if bias is None else torch.addmm(bias.to(x.dtype), x, weight.T, out=out)
     if not isinstance(weight, Tensor) and out is None and len(x) <= FEW_TOKENS:
         few = weight.product(x)
@@ -78,7 +83,10 @@ def linear(
             return few if bias is None else few.add_(bias)
     y = x.new_empty(len(x), weight.shape[0]) if out is None else out
     for start, stop, tile in _tiles(weight, x.dtype, x.device):
-        torch.mm(x, tile.T, out=y[:, start:stop])
+        if float32.is_ours(x, tile.T):
+            y[:, start:stop] = float32.matmul(x, tile.T)
+        else:
+            torch.mm(x, tile.T, out=y[:, start:stop])
     return y if bias is None else y.add_(bias)
 
 
@@ -87,13 +95,16 @@ def linear_backward(
 ) -> Float[Tensor, "tokens in"]:
     """g W in the dtype of g: the gradient of `linear` with respect to x."""
     if isinstance(weight, Tensor) and weight.dtype == g.dtype:
-        return g @ weight
+        return float32.matmul(g, weight)
     wide = torch.promote_types(g.dtype, torch.float32)  # a narrow sum would be rounded with every tile
     grad = None
     for start, stop, tile in _tiles(weight, g.dtype, g.device):
         part = g[:, start:stop]
         if grad is None:
-            grad = part @ tile if stop == weight.shape[0] else (part @ tile).to(wide)
+            made = float32.matmul(part, tile)
+            grad = made if stop == weight.shape[0] else made.to(wide)
+        elif float32.is_ours(part, tile):
+            grad.add_(float32.matmul(part, tile))
         elif wide == g.dtype:
             grad.addmm_(part, tile)
         else:

@@ -5,18 +5,31 @@ import functools
 import importlib.metadata
 import os
 import platform
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from inlay import __version__
+from inlay.core import float32
 
 
 def versions() -> dict[str, str]:
     """The versions that decide what a run comes to."""
     others = {name: importlib.metadata.version(name) for name in ("torch", "transformers")}
     return {"python": platform.python_version(), "inlay": __version__, **others}
+
+
+def products() -> dict[str, str]:
+    """What decides the last bits of products here."""
+    return {"processor": _processor(), "float32 products": float32.chosen()}
+
+
+def multiply_like_(before: Mapping[str, Any]) -> None:
+    """Multiply from now on as a run did for which `products` said this, where it was on this processor."""
+    if before.get("processor") in (None, _processor()):
+        float32.use_(before.get("float32 products", float32.BLAS))  # what says nothing had no other
 
 
 def machine() -> dict[str, Any]:

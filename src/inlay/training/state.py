@@ -5,7 +5,7 @@
 
 Between two steps `tensors()` and `values()` are the whole of it: tensors, and what JSON can hold. `restore_` puts them into a
 run that was prepared anew in the same way, which then ends with the same bytes as if it had never been stopped. That is so on
-the same versions and number of threads; `restore_` says where they differ.
+the same processor, versions and number of threads; `restore_` says where they differ.
 
     adapter, shared   the tensors of the method, trained and frozen, and those that all modules share
     optimizer         AdamW's running means, and how many steps each tensor has made
@@ -35,7 +35,7 @@ from inlay.methods.contract import Method
 from inlay.model.adapter import Adapter
 from inlay.runs.mixing import Part
 from inlay.runs.progress import Progress
-from inlay.runs.provenance import versions
+from inlay.runs.provenance import multiply_like_, products, versions
 from inlay.training.settings import LOOKED_AT, Plan, Settings
 
 MIN_ROWS_TO_CHOOSE = 20
@@ -159,8 +159,7 @@ class TrainState:
         return {
             "run": self._identity(),
             "versions": self.versions,
-            "threads": self.threads,
-            "processes": self.world.size,
+            **self._decides_bits(),
             "progress": progress,
             "best": {"loss": loss, "step": self.best.step},
         }
@@ -168,6 +167,8 @@ class TrainState:
     @torch.no_grad()
     def restore_(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> list[str]:
         """Take the place of a run prepared alike: go on from what its `tensors` and `values` were between two steps.
+
+        On the same processor this process then multiplies by the library that the run did (`inlay.core.float32`).
 
         **Returns:** why the end may differ in its last bits, where it may: other versions, or another number of threads.
 
@@ -185,9 +186,14 @@ class TrainState:
         self.progress = Progress(**{**progress, "losses": list(progress["losses"])})
         loss, self.best.step = values["best"]["loss"], values["best"]["step"]
         self.best.loss = math.inf if loss is None else loss
-        now = {**self.versions, "threads": self.threads, "processes": self.world.size}
-        before = {**values["versions"], "threads": values["threads"], "processes": values.get("processes", 1)}
+        multiply_like_(values)
+        now = {**self.versions, **self._decides_bits()}
+        before = {**now, "processes": 1, **values, **values["versions"]}
         return [f"{key}: {before.get(key)} before, {now[key]} now" for key in now if before.get(key) != now[key]]
+
+    def _decides_bits(self) -> dict[str, Any]:
+        """What decides the last bits of a step beside the run itself and the versions."""
+        return {"threads": self.threads, "processes": self.world.size, **products()}
 
     def _restore_optimizer_(self, tensors: Mapping[str, Tensor]) -> None:
         names = {tensor: key for key, tensor in self.trained.items()}
