@@ -22,7 +22,7 @@ LAYERS = [
     {"layout", "combine"},
     {"formats", "modules"},
     {"hub", "gguf", "engines", "streams"},
-    {"io", "data", "pickled", "distributed"},
+    {"io", "data", "packing", "pickled", "distributed"},
     {"text", "methods", "quant"},
     {"initializers"},
     {"kernels"},

@@ -8,7 +8,7 @@ import torch
 
 from inlay.core import lowrank
 from inlay.core.routed import Factors
-from inlay.tasks._batch import Batch
+from inlay.packing.rows import Batch
 
 OUT, IN, R = 5, 3, 2
 

@@ -41,6 +41,42 @@ def test_result_and_gradients_are_those_of_the_loops(lengths, kv_heads, group, d
         assert_close(tensor.grad, gradient, dtype, terms)
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    documents=st.lists(st.integers(1, 9), min_size=1, max_size=3),
+    branches=st.lists(st.tuples(st.integers(0, 2), st.integers(1, 7)), min_size=1, max_size=5),
+    kv_heads=st.integers(1, 3),
+    group=st.integers(1, 3),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float64]),
+)
+def test_branches_see_the_document_that_they_continue(documents, branches, kv_heads, group, dtype):
+    branches = sorted((number % len(documents), length) for number, length in branches)
+    lengths, parents = [*documents, *(length for _, length in branches)], [number for number, _ in branches]
+    q, k, v = _inputs(kv_heads * group, kv_heads, sum(lengths), dtype)
+    out = document_attention(q, k, v, lengths, 0.3, parents)
+    g = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+    out.backward(g)
+    expected, *gradients = oracle.document_attention(q, k, v, g, lengths, 0.3, parents)
+    terms = sum(lengths) * DIM * group
+    assert out.dtype == dtype
+    assert_close(out, expected, dtype, terms)
+    for tensor, gradient in zip((q, k, v), gradients, strict=True):
+        assert_close(tensor.grad, gradient, dtype, terms)
+
+
+def test_branches_are_those_of_the_plain_way():
+    generator = torch.Generator().manual_seed(3)
+    shapes = [(4, 6, 21, 16), (4, 2, 21, 16), (4, 2, 21, 16), (1, 2, 300, 16), (1, 2, 300, 16)]
+    given = [torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_() for shape in shapes]
+    g = torch.randn(shapes[0], generator=generator, dtype=torch.float64)
+    found = [
+        (out := way(*given, 0.3), *torch.autograd.grad(out, given, g))
+        for way in (in_torch._Branches.apply, in_torch.masked_branches)
+    ]
+    for ours, plain in zip(*found, strict=True):
+        assert (ours - plain).norm() <= 1e-12 * plain.norm()
+
+
 @pytest.mark.parametrize("lengths", [(9, 10, 11), (3, 3, 3, 40), (64,), (1, 1, 2)])
 def test_a_document_is_computed_as_if_it_were_alone(lengths):
     q, k, v = _inputs(6, 2, sum(lengths))

@@ -12,7 +12,7 @@ from inlay.core.cross_entropy import cross_entropy_sum
 from inlay.evaluation.loss import evaluate
 from inlay.model import attention
 from inlay.modules import fused
-from inlay.tasks import _batch as batch
+from inlay.packing import rows as batch
 from inlay.tasks import _memory as memory
 from inlay.tasks import _packed as loss
 from inlay.text.mask import Example

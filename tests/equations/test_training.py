@@ -15,8 +15,8 @@ from inlay.data.rows import Row
 from inlay.data.split import digest, hold_out
 from inlay.errors import ConfigError
 from inlay.evaluation.loss import evaluate
+from inlay.packing import rows as batch
 from inlay.report import curve
-from inlay.tasks import _batch as batch
 from inlay.tasks.causal_lm import prepare
 from inlay.text.mask import Example
 from inlay.training import loop, schedule

@@ -18,7 +18,7 @@ from inlay.base.load import load
 from inlay.core.cross_entropy import IGNORE
 from inlay.errors import CompatibilityError
 from inlay.formats.peft import CONFIG, TENSORS
-from inlay.tasks import _batch as batch
+from inlay.packing import rows as batch
 from inlay.text.mask import Example
 from inlay.training import schedule
 from inlay.training.settings import Plan, Settings

@@ -54,17 +54,23 @@ def cross_entropy_sum(logits, labels, ignore):
     return total
 
 
-def document_attention(q, k, v, g, lengths, scaling):
-    """Token by token: (result, and the gradients of sum(g * result) for q, k and v); q is (heads, t, dim), g (t, heads, dim)."""
+def document_attention(q, k, v, g, lengths, scaling, parents=()):
+    """Token by token: (result, and the gradients of sum(g * result) for q, k and v); q is (heads, t, dim), g (t, heads, dim).
+
+    The last of the lengths are those of branches, which see the documents of these numbers too.
+    """
     q, k, v, g = (np.asarray(x.detach().double(), np.float64) for x in (q, k, v, g))
     group = len(q) // len(k)
     out = np.zeros((q.shape[1], len(q), v.shape[2]))
     grad_q, grad_k, grad_v = np.zeros_like(q), np.zeros_like(k), np.zeros_like(v)
     start = 0
-    for length in lengths:
+    for number, length in enumerate(lengths):
+        branch = number - (len(lengths) - len(parents))
+        first = sum(lengths[: parents[branch]]) if branch >= 0 else 0
+        before = range(first, first + lengths[parents[branch]]) if branch >= 0 else ()
         for h in range(len(q)):
             for t in range(start, start + length):
-                seen = range(start, t + 1)
+                seen = [*before, *range(start, t + 1)]
                 scores = np.array([scaling * q[h, t] @ k[h // group, s] for s in seen])
                 P = np.exp(scores - scores.max())
                 P /= P.sum()

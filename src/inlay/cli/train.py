@@ -30,7 +30,7 @@ from inlay.planning import foreseen, timed
 from inlay.report.watch import watch
 from inlay.runs import recording
 from inlay.runs.budget import Budget
-from inlay.screen import say
+from inlay.screen import count, say
 from inlay.sweeps import sweep as sweeps
 from inlay.sweeps import table, words
 from inlay.tasks.contract import DEFAULT_TASK
@@ -158,6 +158,12 @@ class Train(OnBase, Budgeted):
         if self.verbose:
             say("path", path(job.base))
             say("kernels", kernels())
+            whole, once = foreseen.computed(job)
+            if once < whole:
+                say(
+                    "shared",
+                    f"what rows of a step begin with alike is computed once: {count(once)} of {count(whole)} tokens",
+                )
         seconds = self.budget.seconds
         deadline = None if seconds is None else timed.deadline(job, start, seconds)
         with screen.bar("measuring"):

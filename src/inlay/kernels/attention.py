@@ -29,8 +29,14 @@ def document_attention(
     v: Float[Tensor, "kv_heads t dim"],
     lengths: Sequence[int],
     scaling: float,
+    parents: Sequence[int] = (),
 ) -> Float[Tensor, "t heads dim"]:
-    """As `inlay.core.attention.document_attention`."""
+    """As `inlay.core.attention.document_attention`; the last of the lengths are those of branches of `parents`."""
+    if parents:
+        documents = lengths[: -len(parents)]
+        q_of, k_of, v_of = (x[:, : sum(documents)] for x in (q, k, v))
+        branches = in_torch.branch_attention(q, k, v, lengths, parents, scaling)
+        return torch.cat([document_attention(q_of, k_of, v_of, documents, scaling), branches])
     tensors = (q, k, v)
     suits = (
         all(x.device.type == "cpu" and x.dtype == torch.bfloat16 for x in tensors) and q.shape[-1] % SMALLEST_DIM == 0

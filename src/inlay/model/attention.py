@@ -1,6 +1,7 @@
 """One attention function for all layers of a model, which looks at the batch under way.
 
-    packed rows      each token sees the tokens of its own row up to itself (`inlay.core.attention`)
+    packed rows      each token sees the tokens of its own row up to itself, and of the one that this continues
+                     (`inlay.core.attention`)
     virtual tokens   their keys and values are the adapter's and replace what the layer made of them
     anything else    as `transformers` computes it
 
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from inlay.errors import CompatibilityError, explain
 from inlay.kernels.attention import document_attention
 from inlay.model.batch import PLAIN, Router, Virtual, passing
 from inlay.modules import trial
@@ -79,10 +81,13 @@ def _attention(
     if batch is not None and batch.kept is not None:
         return batch.kept.attended(module, query, key, value, {"sliding_window": None, **settings}), None
     is_square = key.shape[2] == query.shape[2] and query.shape[-1] == value.shape[-1]
-    is_packed = batch is not None and batch.lengths is not None and is_square and _is_plain(module, settings)
-    if batch is not None and is_packed and batch.is_of_rows(attention_mask):
+    lying = None if batch is None else batch.lying
+    if lying and is_square and _is_plain(module, settings) and lying.is_of_rows(attention_mask):
         scaling = settings.get("scaling") or query.shape[-1] ** -0.5
-        return document_attention(query[0], key[0], value[0], batch.lengths or (), scaling)[None], None
+        return document_attention(query[0], key[0], value[0], lying.lengths, scaling, lying.parents)[None], None
+    if lying and lying.parents:
+        wrong, found = "this layer's attention does not let rows go on from others", type(module).__name__
+        raise CompatibilityError(explain(wrong, found=found, do="each row by itself"))
     return _inner(inner, module)(module, query, key, value, attention_mask, **settings)
 
 

@@ -22,6 +22,7 @@ from inlay.errors import CompatibilityError, ShapeError, explain, few
 from inlay.model.adapter import Adapter, Sum
 from inlay.model.changes import Replace
 from inlay.modules.trial import Order
+from inlay.packing.lying import Lying
 
 Rows = str | Sequence[str | None] | None
 """Who takes which adapter: a name for every row, one name or None per row, or None for the plain base."""
@@ -97,13 +98,12 @@ class Batch:
             for row, some in zip(self.rows, parts, strict=True)
         )
         """The number of each row's adapter among them; of a sum the number and weight of each; of the plain base none."""
-        self.lengths = None if lengths is None else tuple(lengths)
+        self.lying = Lying(lengths) if lengths is not None else None
+        """How they lie, where they are packed."""
         self.brings, self.generator, self.kept = brings, generator, kept
         self.virtual: list[Virtual] = []
         """The virtual tokens of this pass that have keys and values of their own, once the embedding has seen them."""
         self._segments: dict[tuple[int, ...], tuple[Segment, ...]] = {}
-        self._masks: list[tuple[Tensor, bool]] = []
-        """Every attention mask that was seen, and whether it is that of the rows."""
         self._order: Order | None = None
         self.plan: Plan | None = None
 
@@ -112,15 +112,21 @@ class Batch:
         made = copy.copy(self)
         if made.plan is not None:
             made.plan.num_passes += 1
-        made.kept, made.virtual, made._masks = kept, [], []
+        made.kept, made.virtual = kept, []
+        made.lying = None if self.lengths is None else Lying(self.lengths)
         return made
 
-    def like(self, lengths: Sequence[int] | None = None) -> "Batch":
-        """The same rows for one pass of their own: padded, or packed with so many tokens each."""
+    def like(self, lying: Lying | None = None) -> "Batch":
+        """The same rows for one pass of their own: padded, or packed as they lie."""
         rows = self.adapters[0] if self.num_rows is None else self.rows
-        made = Batch(rows, lengths, brings=self.brings, generator=self.generator)
-        made._order = self._order
+        made = Batch(rows, brings=self.brings, generator=self.generator)
+        made._order, made.lying = self._order, lying
         return made
+
+    @property
+    def lengths(self) -> tuple[int, ...] | None:
+        """The tokens of each row where they are packed."""
+        return self.lying and self.lying.lengths
 
     @property
     def num_virtual(self) -> tuple[int, ...]:
@@ -210,18 +216,6 @@ class Batch:
         if self.lengths is not None:
             return mine.repeat_interleave(torch.tensor(self.lengths, device=ids.device))[None]
         return mine[:, None]
-
-    def is_of_rows(self, mask: Tensor | None) -> bool:
-        """An attention mask lets each token see its packed row up to itself, and no more; None: no layer's does less."""
-        if mask is None:
-            return True
-        for seen, is_same in self._masks:
-            if seen is mask:
-                return is_same
-        blocks = [torch.ones(n, n, dtype=torch.bool, device=mask.device).tril_() for n in self.lengths or ()]
-        is_same = mask.dtype == torch.bool and torch.equal(mask[0, 0], torch.block_diag(*blocks))
-        self._masks.append((mask, is_same))
-        return is_same
 
 
 class Current(NamedTuple):

@@ -43,6 +43,19 @@ def work_of(
     return work(base, examples, order, plan.num_steps, settings.micro_batch_tokens, **held)
 
 
+def _work(job: Job) -> Work:
+    """What a run sends through the model with its adapter."""
+    state = job.state
+    with attached(job.base, state.adapter):
+        return work_of(job.base, state.plan, state.settings, job.rows.train.examples, job.evaluated, state.parts)
+
+
+def computed(job: Job) -> tuple[int, int]:
+    """(the tokens of the rows of a run's first steps, how many of them go through the model)."""
+    base, done = job.base, _work(job)
+    return sum(base.spec.num_tokens(part.rows) for part in done.parts), sum(part.tokens for part in done.parts)
+
+
 def measured(job: Job, budget: Budget, deadline: float | None) -> tuple[Forecast, Forecast]:
     """(what the run was foreseen to take, and will by what its batches took); the run then keeps to its bounds.
 
@@ -57,7 +70,7 @@ def measured(job: Job, budget: Budget, deadline: float | None) -> tuple[Forecast
     - `CapacityError`: a row of it does not fit into the memory that there is.
     """
     base, state = job.base, job.state
-    done = work_of(base, state.plan, state.settings, job.rows.train.examples, job.evaluated, state.parts)
+    done = _work(job)
     epochs = state.plan.num_steps * state.plan.batch_size / len(job.rows.train.examples)
     first = foresee.foresee(base, state.method, job.rows.train, done, epochs=epochs, scheme=base.scheme)
     limit, why = _limit(budget)

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from inlay.base.base import Base
-from inlay.tasks.causal_lm import unpacked_because
+from inlay.tasks.causal_lm import num_computed, unpacked_because
 
 MOST_STEPS = 1000
 """As many steps are divided to know what the others are like."""
@@ -16,7 +16,7 @@ class Part(NamedTuple):
 
     rows: Sequence[Any]
     tokens: int
-    """With what they are filled up with, where they are."""
+    """With what they are filled up with, where they are; what they begin with alike counts once, where it is computed once."""
     squares: int
     """The sum over the rows of their tokens squared: what attention works on."""
     targets: int
@@ -61,10 +61,11 @@ def is_packed(base: Base) -> bool:
 
 def part_of(base: Base, rows: Sequence[Any]) -> Part:
     """Rows that go through the model together, and what they are to it."""
-    task, lengths = base.spec, [base.spec.num_tokens([row]) for row in rows]
-    if not is_packed(base):
+    task, lengths, packed = base.spec, [base.spec.num_tokens([row]) for row in rows], is_packed(base)
+    if not packed:
         lengths = [max(lengths)] * len(rows)
-    return Part(rows, sum(lengths), sum(length**2 for length in lengths), task.num_targets(rows))
+    tokens = num_computed(base, rows) if packed else sum(lengths)
+    return Part(rows, tokens, sum(length**2 for length in lengths), task.num_targets(rows))
 
 
 def work(

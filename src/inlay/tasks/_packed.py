@@ -3,6 +3,9 @@
     hidden = body(the rows, one after the other)        no padding; each row attends to itself alone (`inlay.core.attention`)
     loss   = sum over labelled t of -log softmax(head(hidden[t]))[label[t]]      the head sees no other position
 
+What rows begin with alike is computed once (`inlay.packing.shared`), and what lies behind the attention of the last layer for
+labelled tokens alone (`inlay.modules.last`).
+
 The body is the model's own, with our attention in its layers (`inlay.model.attention`).
 
 Not every model can be called so: some scale or cap what their head says, some carry a state from token to token. Each base is
@@ -20,14 +23,20 @@ from torch import Tensor
 
 from inlay.core.cross_entropy import cross_entropy_sum, head_cross_entropy_sum
 from inlay.core.recompute import recomputing
+from inlay.errors import CompatibilityError
 from inlay.layout import targets
+from inlay.methods import hooks
 from inlay.model import attention
 from inlay.model.adapted import Adapted
-from inlay.model.batch import Batch, is_packing
+from inlay.model.batch import Batch, is_packing, passing
 from inlay.model.prompts import virtual_ids
 from inlay.modules import trial
 from inlay.modules.fused import fuse_rotation_
-from inlay.tasks import _batch as batch
+from inlay.modules.last import narrow_
+from inlay.packing import rows as batch
+from inlay.packing import shared
+from inlay.packing.lying import Lying
+from inlay.packing.shared import Family
 from inlay.tasks import _memory as memory
 from inlay.tasks.contract import Loaded
 from inlay.text.mask import Example
@@ -38,6 +47,11 @@ PROBE_LENGTHS = (5, 3)
 PROBE_LOGITS = 100.0
 """Size of what the head is made to say: beyond the caps that models have, which small logits would not meet."""
 
+FEWEST_UNASKED = 64
+"""Tokens without a label, at least: of fewer less is saved than it takes to leave them out."""
+
+_can_narrow: weakref.WeakKeyDictionary[Loaded, bool] = weakref.WeakKeyDictionary()
+_can_share: weakref.WeakKeyDictionary[Loaded, bool] = weakref.WeakKeyDictionary()
 _reasons: weakref.WeakKeyDictionary[Loaded, str | None] = weakref.WeakKeyDictionary()
 
 
@@ -54,17 +68,74 @@ def losses_of(base: Loaded, groups: Sequence[Sequence[Example]]) -> list[Tensor]
         logits = base.model(input_ids=made.input_ids.to(device), use_cache=False).logits
         pairs = zip(logits.split(sizes), made.labels.to(device).split(sizes), strict=True)
         return [cross_entropy_sum(some, labels) for some, labels in pairs]
+    if len(groups) == 1 and (found := _families(base, examples)):
+        try:
+            return _losses(base, batch.pack_families(found))
+        except CompatibilityError:
+            _can_share[base] = False
     rows = [base.active] * len(examples) if isinstance(base.active, str | None) else base.active
     packed = batch.pack(examples, [virtual_ids(None if row is None else base.adapters[row]) for row in rows])
     lengths = iter(packed.lengths)
-    tokens = [sum(itertools.islice(lengths, size)) for size in sizes]
-    pairs = zip(_hidden(base, packed).split(tokens), packed.labels.split(tokens), strict=True)
-    return [_loss_at_labels(base, hidden, labels) for hidden, labels in pairs]
+    return _losses(base, packed, [sum(itertools.islice(lengths, size)) for size in sizes])
+
+
+def _losses(base: Loaded, packed: batch.Packed, tokens: Sequence[int] | None = None) -> list[Tensor]:
+    """The summed loss of packed rows, or of each of several numbers of their tokens."""
+    parts = packed.labels.split([*tokens] if tokens else len(packed.labels))
+    labels = [part[part != batch.IGNORE] for part in parts]
+    (positions,) = torch.where(packed.labels != batch.IGNORE)
+    hidden = _hidden_at(base, packed, positions)
+    pairs = zip(hidden.split([len(part) for part in labels]), labels, strict=True)
+    return [_head_loss(base, some, part.to(some.device)) for some, part in pairs]
 
 
 def parts(base: Loaded, examples: Sequence[Example], max_tokens: int | None) -> Iterator[list[Example]]:
     """The rows in groups that go through the model together, by default of as many tokens as suit it; see `batch.parts`."""
-    return batch.parts(examples, max_tokens or memory.micro_batch_tokens(base), padded=not is_packed(base))
+    most, found = max_tokens or memory.micro_batch_tokens(base), _families(base, examples)
+    return shared.parts(found, most) if found else batch.parts(examples, most, padded=not is_packed(base))
+
+
+def num_computed(base: Loaded, examples: Sequence[Example]) -> int:
+    """How many tokens go through the model for these rows together, without padding."""
+    found = _families(base, examples)
+    return sum(family.num_tokens for family in found) if found else batch.num_tokens(examples)
+
+
+def _families(base: Loaded, examples: Sequence[Example]) -> list[Family]:
+    """The rows by what they begin with, where something is shared and the base and its adapter can; else nothing."""
+    active = base.active
+    if len(examples) < 2 or not isinstance(active, str | None) or not is_packed(base):
+        return []
+    adapter = None if active is None else base.adapters[active]
+    if adapter and (adapter.num_virtual or hooks.input_dropout(adapter.method)):
+        return []
+    found = shared.families(examples)
+    return found if any(family.shared for family in found) and _shares(base) else []
+
+
+def _shares(base: Loaded) -> bool:
+    """Rows can go on from a part that they share, in this base: tried once."""
+    if base not in _can_share:
+        with torch.no_grad(), base.using(None), torch.random.fork_rng(devices=[]):
+            _can_share[base] = _is_the_same(base)
+    return _can_share[base]
+
+
+def _is_the_same(base: Loaded) -> bool:
+    """Branches of a few tokens are computed as rows of their own are."""
+    if targets.device_of(base.model).type == "meta":
+        return True  # an outline can't be called
+    head = base.linears[base.head or ""]
+    first, second = (row.input_ids for row in _probe(head.out_features))
+    rows = [Example([*first, *rest], [0] * len(first) + [1] * len(rest), "probe") for rest in (second, first[::-1])]
+    made, plain = batch.pack_families([Family(rows, len(first) - 1)]), batch.pack(rows)
+    try:
+        actual, expected = _hidden(base, made), _hidden(base, plain)
+    except Exception:  # any model's code may refuse in any way
+        return False
+    (here,), (there,) = (torch.where(one.labels != batch.IGNORE) for one in (made, plain))
+    allowed = trial.TOLERANCE.get(expected.dtype, 1e-3) * expected.abs().max()
+    return bool((actual[here] - expected[there]).abs().max() <= allowed)
 
 
 def is_packed(base: Loaded) -> bool:
@@ -80,13 +151,22 @@ def unpacked_because(base: Loaded) -> str | None:
     return _reasons[base]
 
 
-def _hidden(base: Loaded, packed: batch.Packed) -> Tensor:
-    """The last hidden states (t, width) of documents in one row."""
+def _hidden_at(base: Loaded, packed: batch.Packed, positions: Tensor) -> Tensor:
+    """The last hidden states of some positions."""
+    if _narrows(base, len(packed.labels), len(positions)):
+        return _hidden(base, packed, positions)
+    hidden = _hidden(base, packed)
+    return hidden[positions.to(hidden.device)]
+
+
+def _hidden(base: Loaded, packed: batch.Packed, asked: Tensor | None = None) -> Tensor:
+    """The last hidden states (t, width) of documents in one row; of `asked` positions, where the last layer is narrowed."""
     body, device = base.model.base_model, targets.device_of(base.model)
     is_large = memory.activation_bytes(base, len(packed.input_ids)) >= memory.RECOMPUTE_BYTES
+    lying = Lying(packed.lengths, packed.parents, None if asked is None else asked.to(device))
     current = base.router.batch or Batch([None] * len(packed.lengths))
     with (
-        base.router.passing(current.like(packed.lengths)),
+        base.router.passing(current.like(lying)),
         recomputing() if is_large else contextlib.nullcontext(),
     ):
         out = body(
@@ -97,10 +177,40 @@ def _hidden(base: Loaded, packed: batch.Packed) -> Tensor:
     return out.last_hidden_state[0]
 
 
-def _loss_at_labels(base: Loaded, hidden: Tensor, labels: Tensor) -> Tensor:
-    """The loss of the positions that have a label."""
-    (positions,) = torch.where(labels != batch.IGNORE)
-    return _head_loss(base, hidden[positions.to(hidden.device)], labels[positions].to(hidden.device))
+def _narrows(base: Loaded, num_tokens: int, num_asked: int) -> bool:
+    """The last layer need not say all of these tokens, and can say some: that is tried once.
+
+    Without gradients it says all: initialisers look at what goes into every map.
+    """
+    current = base.router.batch
+    is_several = current is not None and current.num_rows is not None
+    saves = num_asked and num_tokens - num_asked >= FEWEST_UNASKED
+    if is_several or not saves or not torch.is_grad_enabled():
+        return False
+    if base not in _can_narrow:
+        with torch.no_grad(), base.using(None), torch.random.fork_rng(devices=[]):
+            _can_narrow[base] = _is_narrowed(base)
+    return _can_narrow[base]
+
+
+def _asked() -> Tensor | None:
+    """The tokens that the head is asked about, in the pass under way; None: all."""
+    current = passing()
+    return None if current is None or current.lying is None else current.lying.asked
+
+
+def _is_narrowed(base: Loaded) -> bool:
+    """The last layer gets another function, and says of some tokens what it says of all."""
+    if not narrow_(base.model.base_model, _asked):
+        return False
+    made = batch.pack(_probe(base.linears[base.head or ""].out_features))
+    places = torch.arange(1, len(made.labels), 2)
+    try:
+        expected, actual = _hidden(base, made)[places], _hidden(base, made, places)
+    except Exception:  # any model's code may refuse in any way
+        return False
+    allowed = trial.TOLERANCE.get(expected.dtype, 1e-3) * expected.abs().max()
+    return actual.shape == expected.shape and bool((actual - expected).abs().max() <= allowed)
 
 
 def _head_loss(base: Loaded, hidden: Tensor, labels: Tensor) -> Tensor:

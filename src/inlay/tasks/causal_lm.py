@@ -12,11 +12,13 @@ from inlay.data.rows import Message, Row
 from inlay.disk import OnDisk
 from inlay.engines import LANGUAGE_MODEL
 from inlay.errors import DataError, explain, few
+from inlay.packing import rows as packing
 from inlay.streams.rows import read
 from inlay.streams.samples import Samples
-from inlay.tasks import _batch, _packed, _references
+from inlay.tasks import _packed, _references
 from inlay.tasks._encode import check_tokenizer, text_of
 from inlay.tasks._lengths import fit, left_out, unheard
+from inlay.tasks._packed import num_computed as num_computed
 from inlay.tasks._packed import unpacked_because as unpacked_because
 from inlay.tasks.contract import Given, Item, Loaded, Prediction, Prepared, TaskSpec
 from inlay.text import mask
@@ -79,8 +81,8 @@ def _about(rows: Sequence[Row], examples: Sequence[Example], notes: Counter[str]
         "examples": examples,
         "form": rows[0].form,
         "num_rows": len(rows),
-        "num_tokens": _batch.num_tokens(examples),
-        "num_trained": _batch.num_targets(examples),
+        "num_tokens": packing.num_tokens(examples),
+        "num_trained": packing.num_targets(examples),
         "notes": tuple(f"{number:,} {note}" for note, number in notes.items()),
     }
 
@@ -186,8 +188,8 @@ SPEC = TaskSpec(
     keys="text, prompt and completion, or messages",
     read=read,
     prepare=_prepare,
-    num_targets=_batch.num_targets,
-    num_tokens=_batch.num_tokens,
+    num_targets=packing.num_targets,
+    num_tokens=packing.num_tokens,
     parts=_packed.parts,
     step_parts=_packed.parts,
     loss_of=_packed.loss_of,

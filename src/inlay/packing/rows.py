@@ -1,19 +1,22 @@
 """Rows into tensors: the parts of a step, packed into one row each or padded to a batch.
 
 Packed, rows lie one after the other and positions start again with each; a row ends before its last token that is trained
-on, since no target comes after that. Padded, they are filled up at the end: a causal model's real tokens never see what
+on, since no target comes after that. Of rows that begin alike (`inlay.packing.shared`) what they share comes first, and the
+rest of each after all of that. Padded, they are filled up at the end: a causal model's real tokens never see what
 comes after them, so no attention mask is needed and the padding changes nothing. Either way positions without a target carry
 the label that the loss ignores.
 """
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from inlay.core.cross_entropy import IGNORE
+from inlay.packing.shared import Family
 from inlay.text.mask import Example
 
 
@@ -31,10 +34,12 @@ class Packed:
 
     input_ids: Int[Tensor, " t"]
     position_ids: Int[Tensor, " t"]
-    """From 0 in every row."""
+    """From 0 in every row; branches go on."""
     labels: Int[Tensor, " t"]
     lengths: tuple[int, ...]
     """Tokens of each row, in order."""
+    parents: tuple[int, ...] = ()
+    """The last of them are branches, which continue these."""
 
 
 def num_targets(examples: Sequence[Example]) -> int:
@@ -61,19 +66,47 @@ def collate(examples: Sequence[Example]) -> Batch:
 
 def pack(examples: Sequence[Example], front: Sequence[Sequence[int]] = ()) -> Packed:
     """The rows as one, each with its virtual tokens, where `front` has some for it, before it."""
-    lengths, input_ids, positions, labels = [], [], [], []
-    for i, example in enumerate(examples):
-        length = max(1, bytes(example.trained).rfind(1))
-        virtual = torch.tensor(front[i] if front else (), dtype=torch.long)
-        ids, wanted = _tensors(example)
-        input_ids += [virtual, ids[:length]]
-        lengths.append(len(virtual) + length)
-        positions.append(torch.arange(lengths[-1]))
-        row = torch.full((lengths[-1],), IGNORE)
-        following = wanted[1 : length + 1]  # one less than `length` where the row has one token
-        row[len(virtual) : len(virtual) + len(following)] = following
-        labels.append(row)
-    return Packed(torch.cat(input_ids), torch.cat(positions), torch.cat(labels), tuple(lengths))
+    return _joined([_row(example, front[i] if front else ()) for i, example in enumerate(examples)])
+
+
+def pack_families(found: Sequence[Family]) -> Packed:
+    """The rows as one: what families share first, and rows that share nothing; then the rest of each."""
+    rows = [[_row(example) for example in family.rows] for family in found]
+    whole = [own[0].part(0, family.shared or None) for family, own in zip(found, rows, strict=True)]
+    branches = [
+        (row.part(family.shared, None), number)
+        for number, (family, own) in enumerate(zip(found, rows, strict=True))
+        for row in own
+        if family.shared
+    ]
+    return _joined([*whole, *(row for row, _ in branches)], tuple(number for _, number in branches))
+
+
+class _Row(NamedTuple):
+    """A row, or a part of one: tokens, their positions, and what follows each."""
+
+    input_ids: Tensor
+    positions: Tensor
+    labels: Tensor
+
+    def part(self, start: int, stop: int | None) -> "_Row":
+        return _Row(*(tensor[start:stop] for tensor in self))
+
+
+def _row(example: Example, front: Sequence[int] = ()) -> _Row:
+    """A row up to the token before the last that is trained on, with its virtual tokens."""
+    length = max(1, bytes(example.trained).rfind(1))
+    virtual = torch.tensor(front, dtype=torch.long)
+    ids, wanted = _tensors(example)
+    labels = torch.full((len(virtual) + length,), IGNORE)
+    following = wanted[1 : length + 1]  # one less than `length` where the row has one token
+    labels[len(virtual) : len(virtual) + len(following)] = following
+    return _Row(torch.cat([virtual, ids[:length]]), torch.arange(len(labels)), labels)
+
+
+def _joined(rows: Sequence[_Row], parents: tuple[int, ...] = ()) -> Packed:
+    input_ids, positions, labels = (torch.cat(tensors) for tensors in zip(*rows, strict=True))
+    return Packed(input_ids, positions, labels, tuple(len(row.labels) for row in rows), parents)
 
 
 def _tensors(example: Example) -> tuple[Tensor, Tensor]:
