@@ -4,10 +4,9 @@ python scripts/make_reference.py            writes docs/reference/, which is not
 """
 
 import dataclasses
-import importlib
-import io
+import re
 import sys
-from contextlib import redirect_stderr, redirect_stdout, suppress
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import griffe
 
 import inlay
 from inlay import cli, initializers, methods, quant
+from inlay.options import flag, help
 
 SOURCE = Path(__file__).parent.parent / "src"
 OUTPUT = SOURCE.parent / "docs" / "reference"
@@ -59,7 +59,7 @@ def main() -> None:
     for name, cls in methods.TABLE.known():
         (OUTPUT / f"method-{name}.md").write_text(method(package, name, cls), "utf-8")
     (OUTPUT / "python.md").write_text(python(), "utf-8")
-    (OUTPUT / "commands.md").write_text("# Commands\n\n" + "\n".join(map(command, cli.commands())), "utf-8")
+    (OUTPUT / "commands.md").write_text(commands(), "utf-8")
 
 
 def pages() -> dict[str, list[str]]:
@@ -111,13 +111,41 @@ def python() -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def command(name: str) -> str:
-    """The help of one command as a section, and of each of its verbs."""
-    text = io.StringIO()
-    for verb in ([], *([verb] for verb in getattr(importlib.import_module(f"inlay.cli.{name}"), "VERBS", ()))):
-        with redirect_stdout(text), redirect_stderr(text), suppress(SystemExit):
-            cli.run(name, [*verb, "--help"])
-    return f"## inlay {name}\n\n```\n{text.getvalue().rstrip()}\n```\n"
+def commands() -> str:
+    """What each command takes, with an anchor for every flag: commands.md#train--output."""
+    parts = [
+        "# Commands",
+        "`inlay help COMMAND` shows the same in a terminal. Each method has [a page](method-lora.md).",
+    ]
+    for name in cli.commands():
+        described = flag.stored("commands", name)
+        parts += [f"## inlay {name}", *section(name, described)]
+        for verb, own in described.verbs:
+            parts += [f"### inlay {name} {verb}", *section(f"{name} {verb}", own)]
+    return "\n\n".join(parts) + "\n"
+
+
+def section(name: str, described: flag.Described) -> list[str]:
+    """One command, or one of its verbs."""
+    examples = [f"{typed}{why and '   # ' + why}" for typed, why in help.examples(name)]
+    parts = [described.about, "\n".join(["```", help.usage(name, described), "", *examples, "```"])]
+    for title, own in () if described.verbs else help.groups(described, None):
+        parts += [f"**{title.capitalize()}**", flags(name.replace(" ", "-"), own)]
+    return parts
+
+
+def flags(of: str, found: Iterable[flag.Flag]) -> str:
+    """A line for each flag."""
+    return "\n".join(f'- <a id="{_anchor(of, own)}"></a>`{help.name(own)}` {_escaped(own)}' for own in found)
+
+
+def _anchor(of: str, own: flag.Flag) -> str:
+    return f"{of}-{own.name}" if own.is_positional else of + own.typed
+
+
+def _escaped(own: flag.Flag) -> str:
+    words, _, notes = help.said(own).rpartition(" [") if help.said(own).endswith("]") else (help.said(own), "", "")
+    return re.sub(r"([*<>|])", r"\\\1", words) + (f" (`{notes[:-1]}`)" if notes else "")
 
 
 if __name__ == "__main__":

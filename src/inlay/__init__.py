@@ -28,6 +28,7 @@ from inlay.errors import (
     TransferError,
     TrustError,
     UnknownNameError,
+    UsageError,
     WorkerError,
 )
 
@@ -101,6 +102,7 @@ __all__ = [
     "TransferError",
     "TrustError",
     "UnknownNameError",
+    "UsageError",
     "Vera",
     "WorkerError",
     "attach",

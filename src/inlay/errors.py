@@ -2,6 +2,7 @@
 
 InlayError
 |-- ConfigError(ValueError)          a setting is out of its range, or unknown
+|   `-- UsageError                   a command line that its command does not take
 |-- TargetError(ValueError)          module names that the model does not have
 |-- ShapeError(ValueError)           tensors that do not fit each other
 |-- FormatError(ValueError)          a file is broken, truncated, or not what it says it is
@@ -54,6 +55,10 @@ class InlayError(Exception):
 
 class ConfigError(InlayError, ValueError):
     """A setting is out of its range, or unknown."""
+
+
+class UsageError(ConfigError):
+    """A command line that its command does not take."""
 
 
 class TargetError(InlayError, ValueError):

@@ -223,17 +223,23 @@ def _undocumented(cls: type, fields: Sequence[str]) -> Iterator[str]:
     if not cls.__doc__:
         yield "the class"
     with contextlib.suppress(OSError, TypeError, SyntaxError):
-        [tree] = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
-        body = tree.body if isinstance(tree, ast.ClassDef) else []
-        said = {
-            field.target.id
-            for field, after in itertools.pairwise(body)
-            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
-            if isinstance(after, ast.Expr)
-            and isinstance(after.value, ast.Constant)
-            and isinstance(after.value.value, str)
-        }
+        said = docstrings(cls)
         yield from (f"the field {name}" for name in fields if name not in said)
+
+
+def docstrings(cls: type) -> dict[str, str]:
+    """The docstring under each field that a class itself has, from its source; each in one line.
+
+    **Raises:** `OSError` or `TypeError`: its source can't be read.
+    """
+    [tree] = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
+    body = tree.body if isinstance(tree, ast.ClassDef) else []
+    return {
+        field.target.id: " ".join(after.value.value.split())
+        for field, after in itertools.pairwise(body)
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+        if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) and isinstance(after.value.value, str)
+    }
 
 
 def class_of(kind: type[Kind]) -> Callable[[Any], type[Kind]]:
@@ -271,10 +277,20 @@ def _files(folder: tuple[str, ...]) -> list[str]:
     return sorted(found - set(CONTRACTS))
 
 
+def brought(group: str) -> list[str]:
+    """The names that other packages bring to a group of entry points; nothing is imported to know them."""
+    return [point.name for point, _ in _brought(group)]
+
+
 @functools.cache
 def _brought(group: str) -> tuple[tuple[importlib.metadata.EntryPoint, Origin], ...]:
     """The entry points of a group, each with the package that has it."""
-    found = importlib.metadata.entry_points(group=group)
+    found = _entry_points().select(group=group)
     origins = ((point, point.dist) for point in found)
     made = [(point, Origin(dist.name, dist.version) if dist else Origin("?", "?")) for point, dist in origins]
     return tuple(sorted(made, key=lambda pair: (pair[0].name, pair[1])))
+
+
+@functools.cache
+def _entry_points() -> Any:
+    return importlib.metadata.entry_points()

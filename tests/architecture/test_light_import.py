@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-HEAVY = ("torch", "transformers", "numpy", "rich", "tyro")
+HEAVY = ("torch", "transformers", "numpy", "rich", "jaxtyping")
 MAX_HELP_SECONDS = 0.2
 
 

@@ -337,8 +337,6 @@ def test_a_diverging_run_says_what_to_do(place, capsys):
     ("flag", "value", "says"),
     [
         ("--max-length", 65, "beyond the positions"),
-        ("--dtype", "float8", "no such dtype"),
-        ("--method", "lorra", "--method lora"),
         ("--layers-to-transform", "1,9", "layer 9"),
         ("--target-modules", "(", "not a regular expression"),
         ("--exclude-modules", "nothing", "'nothing' of exclude_modules"),
@@ -355,7 +353,9 @@ def test_settings_that_do_not_fit_the_model(place, capsys, flag, value, says):
         ("--lora-dropout", 1.5, "probability below 1"),
         ("--r", 0, "at least 1"),
         ("--layers-to-transform", "a-b", "this names no layers"),
-        ("--epochs", "many", "epochs"),
+        ("--epochs", "many", "--epochs takes a finite number"),
+        ("--dtype", "float8", "it takes bfloat16, float16, float32"),
+        ("--method", "lorra", "--method lora"),
     ],
 )
 def test_flags_out_of_their_range_are_usage_errors(place, capsys, flag, value, says):

@@ -444,7 +444,7 @@ def test_a_comparison_that_is_interrupted_at_once_leaves_nothing(place, capsys, 
 @pytest.fixture
 def hostile_folder(tmp_path, monkeypatch):
     """The current folder, with files that are named like modules; each says that it ran."""
-    for name in ("traceback", "tyro", "torch", "yaml"):
+    for name in ("traceback", "rich", "torch", "yaml"):
         (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w'); raise ImportError")
     monkeypatch.chdir(tmp_path)
     return tmp_path

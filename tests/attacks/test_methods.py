@@ -43,14 +43,19 @@ def test_a_kind_of_layer_that_a_method_does_not_know(place, capsys):
 
 
 def test_a_method_of_no_such_name(place, capsys):
-    refused(capsys, *train(place)[:7], "--method", "dorra", says=["no adapter method of that name", "--method dora"])
+    says = ["--method takes no such value", "--method dora"]
+    refused(capsys, *train(place)[:7], "--method", "dorra", says=says, status=2)
+
+
+@pytest.mark.parametrize(("name", "hint"), [("pisa", "--initializer pissa"), ("olora", "--initializer lora_ga")])
+def test_an_initializer_of_no_such_name(place, capsys, name, hint):
+    says = ["--initializer takes no such value", "uniform, eva, loftq", hint]
+    refused(capsys, *train(place)[:7], "--initializer", name, says=says, status=2)
 
 
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        (["--initializer", "pisa"], ["no initializer of that name", "pissa, uniform", "--initializer pissa"]),
-        (["--initializer", "olora"], ["no initializer of that name", "the initializers are eva, loftq"]),
         (["--initializer", "loftq"], ["not quantised", "--quantize nf4"]),
         (
             ["--initializer", "eva", "--target-modules", "embed_tokens"],

@@ -222,8 +222,8 @@ def test_an_output_that_exists(source, whole, capsys):
 
 
 def test_an_unknown_scheme(source, tmp_path, capsys):
-    says = ["no quantisation scheme of that name", "'nf5'", "--scheme nf4"]
-    refused(capsys, "quantize", source, "--output", tmp_path / "q", "--scheme", "nf5", says=says)
+    says = ["--scheme takes no such value", "'nf5'", "--scheme nf4"]
+    refused(capsys, "quantize", source, "--output", tmp_path / "q", "--scheme", "nf5", says=says, status=2)
 
 
 class Ticks:

@@ -55,7 +55,7 @@ def test_every_command_documents_itself(capsys, command):
 
 def test_an_adapter_is_exported_for_engines_and_formats_that_can_be_written(capsys):
     engines = "adapterhub,inlay,llama.cpp,mlx,ollama,peft,sglang,transformers,vllm"
-    assert f"--for {{{engines}}} " in run(capsys, "export", "--help")[1]
+    assert f"--for {{{engines}}}\n" in run(capsys, "export", "--help")[1]
 
 
 def test_training_learns_and_says_so(home, tmp_path, capsys, drawn):

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from inlay.options import flag
 from tests.architecture import test_layers
 
 ROOT = Path(__file__).parents[2]
@@ -58,6 +59,20 @@ def test_a_page_that_is_forgotten_gone_or_listed_twice_is_found():
 def test_the_picture_is_of_the_imports_as_they_are():
     drawn = script("make_architecture")
     assert drawn.PICTURE.read_text("utf-8") == drawn.picture(), "python scripts/make_architecture.py draws it anew"
+
+
+def test_every_flag_has_an_anchor_in_the_reference():
+    anchors = re.findall(r'<a id="([^"]+)">', script("make_reference").commands())
+    wanted = set()
+    for name in flag.names("commands"):
+        described = flag.stored("commands", name)
+        wanted |= {f"{name}{own.typed}" for own in described.flags if not own.is_positional}
+        wanted |= {
+            f"{name}-{verb}{own.typed}" for verb, each in described.verbs for own in each.flags if not own.is_positional
+        }
+    assert wanted <= {*anchors}
+    assert len(anchors) == len({*anchors})
+    assert {"train--output", "store-add--tag"} <= wanted
 
 
 @pytest.fixture

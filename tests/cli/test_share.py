@@ -8,11 +8,10 @@ from pathlib import Path
 import pytest
 
 import inlay
-from inlay import formats
+from inlay import cli, formats
 from inlay.errors import TrustError
 from inlay.hub import files, sign
 from inlay.io import records
-from inlay.options import parse
 from inlay.serve import slots
 from tests.support import bases, keys, shared
 from tests.support.command import run, run_json
@@ -267,10 +266,8 @@ def test_the_command_of_a_card_makes_the_same_run_again(here):
     record = records.read(here / "mine")
     program, command, *arguments = shlex.split(record["training"]["command"])
     assert (program, command) == ("inlay", "train")
-    from inlay.cli import train
-
     asked = ["base", "rows.jsonl", "--output", "DIR", *ASKED]
-    read = [parse.parse(train.command(given), "train", given) for given in (arguments, asked)]
+    read = [cli.read("train", given) for given in (arguments, asked)]
     assert read[0].dtype == record["training"]["dtype"]
     assert read[0].settings == read[1].settings
     assert read[0].adapter == read[1].adapter

@@ -353,7 +353,7 @@ def _processor():
 
 
 def _refusals(place, monkeypatch, capsys):
-    """By name: the exit status of a wrong command, and its headline, which stands in a box where the usage is wrong."""
+    """By name: the exit status of a wrong command, and its headline."""
     monkeypatch.chdir(place)
     bases.directory(place / "base", "llama")
     bases.directory(place / "other", "llama", seed=4)
@@ -369,8 +369,7 @@ def _refusals(place, monkeypatch, capsys):
     found = {}
     for name, command in REFUSALS.items():
         status, _, err = run(capsys, *command.split())
-        lines = [line.strip("│|+- ") for line in err.splitlines() if any(map(str.isalpha, line))]
-        found[name] = [status, next((line for line in lines if line.startswith("error: ")), lines[1])]
+        found[name] = [status, next(line for line in err.splitlines() if line.startswith("error: "))]
     return found
 
 

@@ -21,9 +21,10 @@ import httpx
 import openai
 import pytest
 
+import inlay
+from inlay import cli
 from inlay.cli import serve
 from inlay.http import access
-from inlay.options.parse import parse
 from tests.support import forks, servers
 
 try:
@@ -94,12 +95,12 @@ KNOWN = {f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(ser
 def test_every_command_of_the_guide_is_one():
     assert len(commands()) >= 5
     for arguments in commands():
-        parsed = parse(serve.Command, "serve", arguments)
+        parsed = cli.read("serve", arguments)
         assert parsed.model
         listens_elsewhere = parsed.host != "127.0.0.1"
         assert not listens_elsewhere or parsed.api_keys
-    with pytest.raises(SystemExit):
-        parse(serve.Command, "serve", ["base", "--adapter-dirs", "x"])
+    with pytest.raises(inlay.UsageError):
+        cli.read("serve", ["base", "--adapter-dirs", "x"])
 
 
 def test_every_flag_that_the_guide_speaks_of_is_one():

@@ -37,7 +37,6 @@ _LIBRARIES = (
     "transformers.generation",
     "matplotlib.backends.backend_agg",
     "rich.live",
-    "tyro",
 )
 _SERVER = "from tests.support import forks; forks.end(forks.serve(), globals())"
 

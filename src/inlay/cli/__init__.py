@@ -19,33 +19,15 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-ORDER = (
-    "demo",
-    "data",
-    "plan",
-    "train",
-    "compare",
-    "eval",
-    "predict",
-    "generate",
-    "chat",
-    "serve",
-    "merge",
-    "combine",
-    "convert",
-    "extract",
-    "quantize",
-    "inspect",
-    "diff",
-    "export",
-    "verify",
-    "runs",
-    "store",
-    "sign",
-    "push",
-    "pull",
-)
-"""The order of the commands in the help: that of an adapter's life. A command that is not here comes last."""
+GROUPS = {
+    "begin": ("demo", "data", "plan"),
+    "train and measure": ("train", "compare", "eval"),
+    "use": ("predict", "generate", "chat", "serve"),
+    "make another": ("merge", "quantize", "combine", "convert", "extract"),
+    "look": ("inspect", "diff", "verify", "runs"),
+    "keep and share": ("store", "export", "sign", "push", "pull"),
+}
+"""The commands in the order of the help: that of an adapter's life. A command that is not here comes last."""
 
 
 RECORDED = ("train", "compare", "eval", "merge", "combine", "convert", "extract", "quantize")
@@ -55,10 +37,12 @@ RECORDED = ("train", "compare", "eval", "merge", "combine", "convert", "extract"
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 0, 1 for an error, 2 for usage, 130 after Ctrl-C."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if not arguments or arguments[0] in ("-h", "--help"):
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        if len(arguments) > 1 and arguments[0] == "help":
+            return main([*arguments[1:], "--help"])
         print(_help())
         return 0 if arguments else 2
-    if arguments[0] == "--version":
+    if arguments[0] in ("-V", "--version", "version"):
         from inlay import __version__
 
         print(f"inlay {__version__}")
@@ -72,13 +56,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def commands() -> list[str]:
     """The commands that exist: the files of this folder."""
+    return [name for names in _groups().values() for name in names]
+
+
+def _groups() -> dict[str, list[str]]:
+    """The commands that exist, under the titles of the help."""
     names = {path.stem for path in Path(__file__).parent.glob("*.py") if not path.name.startswith("_")}
-    return [name for name in ORDER if name in names] + sorted(names - set(ORDER))
+    known = {name for group in GROUPS.values() for name in group}
+    found = {title: [name for name in group if name in names] for title, group in GROUPS.items()}
+    return found | ({"more": more} if (more := sorted(names - known)) else {})
 
 
 def _guarded(command: str, arguments: list[str]) -> int:
     """Run a command, and turn what it raises into a message and a status."""
-    from inlay.errors import CapacityError, InlayError, within_memory
+    from inlay.errors import CapacityError, InlayError, UsageError, within_memory
 
     debug = "--debug" in arguments
     try:
@@ -90,7 +81,7 @@ def _guarded(command: str, arguments: list[str]) -> int:
         _print(f"error: {error}")
         if isinstance(error, CapacityError):  # what libraries do at the end fails too, with a traceback
             atexit.register(setattr, sys, "unraisablehook", lambda _: None)
-        return 1
+        return 2 if isinstance(error, UsageError) else 1
     except KeyboardInterrupt:
         if debug:
             raise
@@ -108,29 +99,59 @@ def _guarded(command: str, arguments: list[str]) -> int:
 
 
 def _run(command: str, arguments: list[str]) -> int:
+    """Read the arguments of a command, and only then import what does as they ask."""
+    parse = importlib.import_module("inlay.options.parse")
     # some libraries swallow a KeyboardInterrupt while they are imported
     with answered_by(signal.SIGINT, signal.SIG_DFL):
-        screen, peers = (importlib.import_module(name) for name in ("inlay.screen", "inlay.options.peers"))
-        importlib.import_module(f"{__name__}.{command}")
+        asked = parse.ask(command, _described(command), arguments)
+        if asked is None:
+            return 0
+        module, screen = (importlib.import_module(name) for name in (f"{__name__}.{command}", "inlay.screen"))
     end = _interrupter()
     with answered_by(signal.SIGTERM, end), answered_by(_HANGUP, end), _short_warnings(), screen.printable_output():
-        peers.check(arguments)
-        return run(command, arguments)
+        return _recorded(command, arguments, parse.made(_class(module, asked), asked).run)
 
 
-def run(command: str, arguments: list[str]) -> int:
-    """Parse the arguments of one command and run it."""
-    from inlay.options.parse import parse
+def read(command: str, arguments: Sequence[str]) -> Any:
+    """A command as the arguments ask for it, before it runs.
 
+    **Raises:**
+
+    - `UsageError`: they are not as the command takes them.
+    """
+    from inlay.options import parse
+
+    asked = parse.ask(command, _described(command), arguments)
     module = importlib.import_module(f"{__name__}.{command}")
-    cls = module.command(arguments) if hasattr(module, "command") else module.Command
-    parsed = parse(cls, command, arguments, module.__doc__)
+    return asked and parse.made(_class(module, asked), asked)
+
+
+def _described(command: str) -> Any:
+    """What is known of a command: by the file of this version, or else by its own code."""
+    from inlay.options import flag
+
+    if (found := flag.stored("commands", command)) is not None:
+        return found
+    from inlay.options import describe
+
+    return describe.command(importlib.import_module(f"{__name__}.{command}"))
+
+
+def _class(module: Any, asked: Any) -> Any:
+    """The class of what a command is asked for."""
+    if asked.verb:
+        return module.VERBS[asked.verb]
+    return module.command(asked.values) if hasattr(module, "command") else module.Command
+
+
+def _recorded(command: str, arguments: Sequence[str], run: Callable[[], int]) -> int:
+    """Run a command, and keep a record of what came of it where that is one whose runs are recorded."""
     if command not in RECORDED:
-        return parsed.run()
+        return run()
     from inlay.runs import record, recording
 
     with recording.recording(command, arguments) as under_way:
-        status = parsed.run()
+        status = run()
         if under_way.outcome == record.RUNNING:
             under_way.outcome = {0: record.DONE, 130: record.STOPPED}.get(status, record.FAILED)
     return status
@@ -236,15 +257,9 @@ def _print(text: str) -> None:
 
 
 def _help() -> str:
-    lines = [
-        "Inlay fine-tunes, merges and swaps LoRA adapters on the machine you have.",
-        "",
-        "usage: inlay COMMAND ...      (inlay COMMAND --help says what it takes)",
-        "",
-    ]
-    lines += [f"  {name:<10} {_summary(name)}" for name in commands()]
-    lines += ["", "first: inlay demo"]
-    return "\n".join(lines)
+    from inlay.options import help
+
+    return help.overview({title: [(name, _summary(name)) for name in names] for title, names in _groups().items()})
 
 
 def _summary(command: str) -> str:

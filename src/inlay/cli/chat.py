@@ -18,7 +18,8 @@ from inlay.errors import ConfigError, InlayError, explain
 from inlay.generation.generate import check_sampling
 from inlay.generation.sampling import GENERATED_BY, Sampling, recommended
 from inlay.options import purpose
-from inlay.options.flags import OnBase, Signed, repeated
+from inlay.options.flags import OnBase, Signed
+from inlay.options.types import repeated
 from inlay.screen import say
 
 HINT = "/help lists what can be typed beside messages; Ctrl-C stops an answer, twice it ends the chat"

@@ -1,4 +1,4 @@
-"""Make one adapter of several: sums, the best of a rank, and less of an adapter or its opposite."""
+"""Make one adapter of several: sums, averages, subtraction."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated
 
 import torch
-import tyro
 
 from inlay import formats, screen
 from inlay.base.load import load
@@ -18,7 +17,7 @@ from inlay.combine.intruders import Shrinking, Weight
 from inlay.errors import CompatibilityError, ConfigError, explain, few
 from inlay.io import output
 from inlay.options.flags import Plots
-from inlay.options.types import one_of
+from inlay.options.types import Mark, one_of
 from inlay.runs.recording import note
 from inlay.screen import say
 
@@ -44,12 +43,11 @@ class Makes(Plots):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Combine(Makes):
-    """No model is needed. The result is a plain LoRA."""
+    """A weighted sum, the best of a lower rank, less of an adapter, its opposite. No model is needed; the result is a LoRA."""
 
     adapters: Annotated[
         tuple[str, ...],
-        tyro.conf.Positional,
-        tyro.conf.arg(metavar="ADAPTER ...", help_behavior_hint="(at least one)"),
+        Mark(is_positional=True, metavar="ADAPTER ..."),
     ]
     """Adapter directories, name@version in the store, or names on the hub; of one, its multiple, or itself at a lower rank."""
 
@@ -57,7 +55,7 @@ class Combine(Makes):
     """cat: the weighted sum, exact, with the sum of the ranks. svd: the best of rank --r. ties: the mean of what they agree
     on. dare: the sum of entries drawn at random. linear: the sum of the factors. slerp: between two, on the great circle."""
 
-    weights: Annotated[str | None, tyro.conf.arg(metavar="NUMBERS")] = None
+    weights: Annotated[str | None, Mark(metavar="NUMBERS")] = None
     """What each adapter counts, with commas between; 1 each unless given. One below 0 takes its change away: --weights=-1."""
 
     r: int | None = None
@@ -76,7 +74,7 @@ class Combine(Makes):
     seed: int | None = None
     """Of what dare draws; 0 unless given."""
 
-    shrink_intruders: Annotated[float | None, tyro.conf.arg(metavar="FACTOR")] = None
+    shrink_intruders: Annotated[float | None, Mark(metavar="FACTOR")] = None
     """How large the result's intruder dimensions become, from 0 to below 1 times what they are: directions among the first 10
     of a changed weight that are like none of the base's, where what was forgotten is found. With --model."""
 

@@ -1,4 +1,4 @@
-"""Train several methods on the same rows under the same budget, and show what each learned, cost and forgot."""
+"""Train several methods on the same rows, and compare them."""
 
 import dataclasses
 import json
@@ -20,7 +20,7 @@ from inlay.formats.peft import TENSORS
 from inlay.io import output as output_directory
 from inlay.io import records
 from inlay.options.flags import Data, OnBase
-from inlay.options.types import one_of
+from inlay.options.types import found_in
 from inlay.report import curve
 from inlay.runs.recording import note
 from inlay.screen import count, say, size
@@ -53,12 +53,13 @@ class Result:
     """Why it was not trained."""
 
 
-EVERY = one_of(methods.names(), several=True)
+EVERY = found_in(methods.TABLE, several=True)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Compare(OnBase):
-    """Each method is trained in a process of its own, so that its memory is its own; defaults are those of `inlay train`."""
+    """Each has the same budget; what it learned, cost and forgot is shown. Each is trained in a process of its own, so that its
+    memory is its own; defaults are those of `inlay train`."""
 
     data: Data
     """The rows: a JSONL, JSON, CSV or Parquet file, a folder of them, or a data set on the hub."""

@@ -1,4 +1,4 @@
-"""Write an adapter of any method that changes linear layers as a plain LoRA, and say what that costs."""
+"""Write an adapter of another method as a plain LoRA."""
 
 import dataclasses
 from pathlib import Path
@@ -17,10 +17,11 @@ from inlay.options.flags import AdapterDirectory, Model
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Convert(Makes):
-    """The base is needed: what DoRA, OFT or (IA)^3 do to a layer depends on its weight."""
+    """The method is any that changes linear layers, and what the form of LoRA costs is said. The base is needed: what DoRA, OFT
+    or (IA)^3 do to a layer depends on its weight."""
 
     model: Model
-    """The base: a directory, or a name on the hub."""
+    """The base model: a folder, a GGUF file, or a name on the Hugging Face hub."""
 
     adapter: AdapterDirectory
     """The adapter: a directory, name@version in the store, or a name on the hub."""

@@ -1,17 +1,13 @@
-"""Check rows for faults before anything is learned from them, and show them as the model will see them.
+"""Check rows for faults before training, and show their tokens.
 
 `inlay data check FILE --model MODEL` looks for faults, `inlay data show FILE --model MODEL` prints rows with the trained
 tokens marked. Each verb has its own --help, and --json prints one object.
 """
 
 import dataclasses
-import functools
-import operator
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
-
-import tyro
 
 from inlay import screen, tasks
 from inlay.base.load import load, read_tokenizer
@@ -24,7 +20,7 @@ from inlay.gguf.opening import open_base
 from inlay.io.checkpoint import Checkpoint
 from inlay.options import purpose
 from inlay.options.flags import Common, Data
-from inlay.options.types import one_of
+from inlay.options.types import Mark, found_in
 from inlay.screen import count, say
 from inlay.tasks import causal_lm
 from inlay.tasks.contract import DEFAULT_TASK, Prepared
@@ -51,7 +47,7 @@ class _Verb(Common):
 class CheckRows(_Verb):
     """Look for faults in rows; the exit status is 1 where there are some that stop a run."""
 
-    task: Annotated[str, one_of(tasks.names())] = DEFAULT_TASK
+    task: Annotated[str, found_in(tasks.TABLE)] = DEFAULT_TASK
     """What is to be learned."""
 
     eval_data: str | None = None
@@ -60,7 +56,7 @@ class CheckRows(_Verb):
     check: Check = "warn"
     """What stops a run: what can't be trained on (warn), or whatever is odd too (error)."""
 
-    fix: Annotated[Path | None, tyro.conf.arg(metavar="OUT.jsonl")] = None
+    fix: Annotated[Path | None, Mark(metavar="OUT.jsonl")] = None
     """Write the rows here without those that can't be used, exact duplicates, and those that are held out too."""
 
     def run(self) -> int:
@@ -154,9 +150,3 @@ def _positions(checkpoint: Checkpoint) -> int:
     text = checkpoint.config.get("text_config") or checkpoint.config
     limit = text.get("max_position_embeddings")
     return min(limit, LONGEST_DEFAULT) if isinstance(limit, int) and limit > 1 else LONGEST_DEFAULT
-
-
-def command(arguments: Sequence[str]) -> Any:
-    """The verbs, each with its own flags."""
-    verbs = [Annotated[verb, tyro.conf.subcommand(name)] for name, verb in VERBS.items()]
-    return functools.reduce(operator.or_, verbs)

@@ -1,22 +1,21 @@
-"""Show how two adapters differ: sizes, angles, ranks, and what they put in front of the base's own directions."""
+"""Show how two adapters differ."""
 
 import dataclasses
 from typing import Annotated
-
-import tyro
 
 from inlay import screen
 from inlay.cli.combine import weights_of
 from inlay.combine import pictures, sources
 from inlay.combine.diff import Difference, diff, summed
 from inlay.options.flags import Plots
+from inlay.options.types import Mark
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Diff(Plots):
     """No model is needed; with one, intruder dimensions are counted too."""
 
-    adapters: Annotated[tuple[str, str], tyro.conf.Positional, tyro.conf.arg(metavar="ADAPTER ADAPTER")]
+    adapters: Annotated[tuple[str, str], Mark(is_positional=True, metavar="ADAPTER ADAPTER")]
     """Two adapters: directories, name@version in the store, or names on the hub."""
 
     model: str | None = None

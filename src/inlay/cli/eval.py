@@ -1,4 +1,4 @@
-"""Measure loss, and scores against references, on a file of examples."""
+"""Measure loss and scores of a base, and of an adapter beside it."""
 
 import dataclasses
 import sys
@@ -26,7 +26,7 @@ from inlay.training.settings import require_above_zero
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Eval(OnBase):
-    """The base, and an adapter beside it where one is given, on the same rows."""
+    """On the same rows; without an adapter, of the base alone."""
 
     data: Data
     """The rows: a JSONL, JSON, CSV or Parquet file, a folder of them, or a data set on the hub."""

@@ -1,10 +1,8 @@
-"""Write an adapter for another engine, in the form that it reads."""
+"""Write an adapter for vLLM, llama.cpp, Ollama, MLX and others."""
 
 import dataclasses
 from pathlib import Path
 from typing import Annotated
-
-import tyro
 
 from inlay import formats, screen
 from inlay.base import meta_model
@@ -20,6 +18,7 @@ from inlay.io.checkpoint import Checkpoint
 from inlay.layout.fitting import layers
 from inlay.layout.layout import Layout
 from inlay.options.flags import AdapterDirectory, Common, Model
+from inlay.options.types import one_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,7 +26,7 @@ class Export(Common):
     """The base's configuration is enough. What the engine can't do is refused; Inlay reads what is written."""
 
     model: Model
-    """The base: a directory, or a name on the hub."""
+    """The base model: a folder, a GGUF file, or a name on the Hugging Face hub."""
 
     adapter: AdapterDirectory
     """The adapter: a directory, name@version in the store, or a name on the hub."""
@@ -35,7 +34,7 @@ class Export(Common):
     output: Path
     """The directory for the adapter; it must not exist."""
 
-    engine: Annotated[str, tyro.conf.arg(name="for", metavar="{" + ",".join(engines.names()) + "}")]
+    engine: Annotated[str, one_of(engines.names(), name="for", plugins=formats.TABLE.group)]
     """Who reads it: an engine, or the name of a format."""
 
     def run(self) -> int:

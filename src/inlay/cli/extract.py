@@ -1,9 +1,7 @@
-"""Make an adapter of a fine-tuned checkpoint and its base: what was learned, apart from the model."""
+"""Make an adapter of a fine-tuned model and its base."""
 
 import dataclasses
 from typing import Annotated
-
-import tyro
 
 from inlay import formats, screen
 from inlay.base.load import load
@@ -14,6 +12,7 @@ from inlay.gguf.opening import open_base
 from inlay.io import output
 from inlay.layout import stored
 from inlay.options.flags import Model
+from inlay.options.types import Mark
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -21,9 +20,9 @@ class Extract(Makes):
     """The best factors of rank --r for each weight that differs; norms, biases and the like are kept whole."""
 
     model: Model
-    """The base: a directory, or a name on the hub."""
+    """The base model: a folder, a GGUF file, or a name on the Hugging Face hub."""
 
-    tuned: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TUNED")]
+    tuned: Annotated[str, Mark(is_positional=True, metavar="TUNED")]
     """What was made of it: a checkpoint with the same tensors."""
 
     r: int = 32

@@ -1,4 +1,4 @@
-"""Answer a prompt with the base and any number of adapters."""
+"""Answer prompts with the base and any number of adapters."""
 
 import dataclasses
 import sys
@@ -11,7 +11,8 @@ from inlay.errors import ConfigError, FormatError, UnknownNameError, explain
 from inlay.generation.generate import check_sampling
 from inlay.generation.sampling import GENERATED_BY, Sampling
 from inlay.options import purpose
-from inlay.options.flags import OnBase, Signed, repeated
+from inlay.options.flags import OnBase, Signed
+from inlay.options.types import repeated
 
 BATCH = 32
 """As many prompts are answered at a time."""
@@ -21,7 +22,7 @@ BATCH = 32
 class Generate(OnBase, Signed):
     """One batch: every prompt with every adapter, each row naming its own."""
 
-    prompt: repeated(str)  # type: ignore[valid-type]  # an annotation built by a function
+    prompt: repeated(str) = ()  # type: ignore[valid-type]  # an annotation built by a function
     """What to answer; may be given several times."""
 
     prompts: str | None = None

@@ -1,4 +1,4 @@
-"""Write base and adapter as one full checkpoint."""
+"""Write base and adapter as one checkpoint."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from inlay.gguf import writing
 from inlay.layout import targets
 from inlay.options import purpose
 from inlay.options.flags import AdapterDirectory, Common, Model
-from inlay.options.types import one_of
+from inlay.options.types import Mark, found_in, one_of
 from inlay.process import peak_rss_bytes
 from inlay.runs.recording import note
 from inlay.screen import say, size
@@ -30,7 +30,7 @@ class Merge(Common):
     """W + (lora_alpha / r) B A, tensor by tensor."""
 
     model: Model
-    """The base: a directory, or a name on the hub."""
+    """The base model: a folder, a GGUF file, or a name on the Hugging Face hub."""
 
     adapter: AdapterDirectory
     """The adapter: a directory, or name@version in the store."""
@@ -47,11 +47,11 @@ class Merge(Common):
     dtype: str = "stored"
     """What the comparison computes in; 'stored' is the dtype of the base's files, which the merged weights always have."""
 
-    quantize: Annotated[str | None, one_of(quant.names())] = None
+    quantize: Annotated[str | None, found_in(quant.TABLE)] = None
     """Write a quantised checkpoint, and say how much of the adapter survives; without it, a quantised base
     becomes plain."""
 
-    keep: str = ""
+    keep: Annotated[str, Mark(metavar="NAMES")] = ""
     """With --quantize: linear layers to leave in 16 bits, names with commas between."""
 
     gguf: Annotated[str | None, one_of(writing.KINDS)] = None

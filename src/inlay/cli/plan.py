@@ -1,13 +1,10 @@
-"""Say what a run would take and train, before any weight is read."""
+"""Say what a run will take, before any weight is read."""
 
 import contextlib
 import dataclasses
 import math
 import os
-from collections.abc import Sequence
 from typing import Annotated, Any
-
-import tyro
 
 from inlay import methods, screen, tasks
 from inlay.base import meta_model
@@ -24,8 +21,8 @@ from inlay.layout.decoder import decoder_of
 from inlay.layout.layout import Layout
 from inlay.options import purpose
 from inlay.options.flags import Budgeted, OnBase
-from inlay.options.parse import METHOD_FIELD, given, with_method
-from inlay.options.types import one_of
+from inlay.options.parse import METHOD_FIELD
+from inlay.options.types import Mark, found_in
 from inlay.planning import foreseen
 from inlay.planning.outline import outline
 from inlay.runs.forecast import Forecast
@@ -44,13 +41,13 @@ BYTES_PER_WEIGHT = 16
 class Plan(OnBase, Budgeted):
     """The base's configuration and tokenizer are enough. With rows it says what a run over them takes."""
 
-    data: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")] = None
+    data: Annotated[str | None, Mark(is_positional=True, metavar="DATA")] = None
     """The rows, as for train; without them, what the adapter alone is."""
 
-    task: Annotated[str, one_of(tasks.names())] = DEFAULT_TASK
+    task: Annotated[str, found_in(tasks.TABLE)] = DEFAULT_TASK
     """What to learn."""
 
-    method: Annotated[str, one_of(methods.names())] = "lora"
+    method: Annotated[str, found_in(methods.TABLE)] = "lora"
     """How to adapt."""
 
     eval_data: str | None = None
@@ -191,6 +188,4 @@ def say_choice(found: foreseen.Planned) -> None:
     )
 
 
-def command(arguments: Sequence[str]) -> Any:
-    """The command with the flags of the method that the arguments name."""
-    return with_method(Plan, given(arguments))
+Command = Plan

@@ -1,4 +1,4 @@
-"""Say the label, the tags, the vector or the answer of every row, as JSON lines."""
+"""Label, tag, embed or answer every row of a file."""
 
 import dataclasses
 import json

@@ -1,15 +1,14 @@
-"""Fetch an adapter from a registry or the hub into the store."""
+"""Fetch an adapter from a registry or the Hugging Face hub."""
 
 import dataclasses
 from typing import Annotated
-
-import tyro
 
 from inlay import formats
 from inlay.errors import FormatError, explain
 from inlay.hub import files, remotes, sign, store, transfer, trust
 from inlay.io.fingerprint import short
 from inlay.options.flags import Signed
+from inlay.options.types import Mark
 from inlay.screen import bar, emit, say, size
 
 MAX_RANK = 65_536
@@ -21,7 +20,7 @@ class Pull(Signed):
     """Names, sizes and digests are looked at before anything is fetched, and every file is digested; a transfer that broke off
     goes on where it ended. The trust policy says whose signature it needs: INLAY_TRUST, or trust.yaml in the store."""
 
-    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ADDRESS")]
+    source: Annotated[str, Mark(is_positional=True, metavar="ADDRESS")]
     """oci://HOST/NAME:TAG, oci://HOST/NAME@sha256:DIGEST, or hf://OWNER/NAME, with @REVISION where it is not main."""
 
     tag: str | None = None

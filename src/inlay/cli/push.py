@@ -1,15 +1,14 @@
-"""Share an adapter, through a registry or the hub."""
+"""Share an adapter, through a registry or the Hugging Face hub."""
 
 import dataclasses
 from typing import Annotated, Any
-
-import tyro
 
 from inlay import formats, licenses
 from inlay.errors import CompatibilityError, ConfigError, explain
 from inlay.hub import files, huggingface, remotes, sign
 from inlay.io.fingerprint import short
 from inlay.options.flags import AdapterDirectory, Common
+from inlay.options.types import Mark
 from inlay.screen import bar, emit, fact, say, size
 
 
@@ -21,7 +20,7 @@ class Push(Common):
     adapter: AdapterDirectory
     """The adapter: a directory, or name@version in the store."""
 
-    target: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ADDRESS")]
+    target: Annotated[str, Mark(is_positional=True, metavar="ADDRESS")]
     """Where to: oci://HOST/NAME:TAG, or hf://OWNER/NAME, with @BRANCH where it is not main."""
 
     private: bool = False

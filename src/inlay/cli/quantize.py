@@ -1,4 +1,4 @@
-"""Write a base with its linear layers quantised."""
+"""Write a base with its linear layers in 4 or 8 bits."""
 
 import dataclasses
 import math
@@ -13,7 +13,7 @@ from inlay.io.checkpoint import open_checkpoint
 from inlay.io.fingerprint import Fingerprint, fingerprint, short
 from inlay.layout import targets
 from inlay.options.flags import Common, Model
-from inlay.options.types import one_of
+from inlay.options.types import Mark, found_in
 from inlay.process import peak_rss_bytes
 from inlay.runs.recording import note
 from inlay.screen import count, say, size
@@ -24,15 +24,15 @@ class Quantize(Common):
     """A checkpoint that Inlay maps, and that transformers loads with bitsandbytes."""
 
     model: Model
-    """The base: a directory, or a name on the hub."""
+    """The base model: a folder, a GGUF file, or a name on the Hugging Face hub."""
 
     output: Path
     """The directory for the quantised base; it must not exist."""
 
-    scheme: Annotated[str, one_of(quant.names())] = "nf4"
+    scheme: Annotated[str, found_in(quant.TABLE)] = "nf4"
     """How."""
 
-    keep: str = ""
+    keep: Annotated[str, Mark(metavar="NAMES")] = ""
     """Linear layers to leave as they are, names with commas between; the output head always is."""
 
     def run(self) -> int:

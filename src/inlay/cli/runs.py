@@ -1,4 +1,4 @@
-"""Show what was run: trainings, evaluations, merges, each with its settings and what came of it.
+"""Show what was run: trainings, evaluations, merges.
 
 `inlay runs list` says which there were, `inlay runs show ID` all of one, `inlay runs compare ID ID` what differs. Each verb has
 its own --help, and --json prints one object.
@@ -6,21 +6,17 @@ its own --help, and --json prints one object.
 
 import dataclasses
 import datetime
-import functools
-import operator
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import tyro
-
 from inlay.errors import ConfigError, explain
 from inlay.options.flags import Common
+from inlay.options.types import Mark
 from inlay.runs import database
 from inlay.runs.record import Run
 from inlay.screen import emit, fact, say
 
-Number = Annotated[int, tyro.conf.Positional, tyro.conf.arg(metavar="ID")]
+Number = Annotated[int, Mark(is_positional=True, metavar="ID")]
 
 COMPARED = ("command", "base", "data", "settings", "machine", "versions", "scores")
 """The parts of two runs that are laid beside each other, in this order."""
@@ -147,14 +143,5 @@ def as_json(run: Run) -> dict[str, Any]:
     return {"id": run.id, **own, "outcome": run.standing}
 
 
-VERBS = {"list": List, "show": Show, "compare": Compare}
-
-
-def command(arguments: Sequence[str]) -> Any:
-    """The verbs, each with its own flags; without one the runs are listed."""
-    if arguments[:1] and (
-        arguments[0] in VERBS or arguments[0] in ("-h", "--help") or not arguments[0].startswith("-")
-    ):
-        verbs = [Annotated[verb, tyro.conf.subcommand(name)] for name, verb in VERBS.items()]
-        return functools.reduce(operator.or_, verbs)
-    return List
+VERBS, VERB = {"list": List, "show": Show, "compare": Compare}, "list"
+"""What can be done, in the order of the help, and what is where nothing is said."""

@@ -1,4 +1,4 @@
-"""Serve a base and its adapters to OpenAI's clients, many adapters in every batch."""
+"""Serve a base and its adapters to OpenAI's clients."""
 
 import contextlib
 import dataclasses
@@ -6,14 +6,13 @@ import signal
 from pathlib import Path
 from typing import Annotated, Any
 
-import tyro
-
 from inlay import formats, http
 from inlay.cli import answered_by
 from inlay.errors import ConfigError, explain
 from inlay.hub import store, trust
 from inlay.options import purpose
-from inlay.options.flags import OnBase, Signed, num_bytes, repeated
+from inlay.options.flags import OnBase, Signed, num_bytes
+from inlay.options.types import Mark, repeated
 from inlay.screen import emit, say, size
 
 
@@ -21,7 +20,7 @@ from inlay.screen import emit, say, size
 class Serve(OnBase, Signed):
     """A server on this machine, until Ctrl-C or SIGTERM, which let it answer what is under way."""
 
-    adapters: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=DIR", help_behavior_hint="(default: none)")] = ()
+    adapters: Annotated[tuple[str, ...], Mark(metavar="NAME=DIR")] = ()
     """Adapters that answer under these names: directories, or name@version in the store. Unless given, a name is that of the
     directory, or what is before the @."""
 
@@ -56,7 +55,7 @@ class Serve(OnBase, Signed):
     max_new_tokens: int = 4096
     """The longest answer that may be asked for, in tokens."""
 
-    adapter_memory: Annotated[str, tyro.conf.arg(metavar="SIZE")] = "2GB"
+    adapter_memory: Annotated[str, Mark(metavar="SIZE")] = "2GB"
     """Memory of the adapters that are loaded at a time; who was not asked for the longest makes room, and comes again."""
 
     max_r: int = 512

@@ -1,17 +1,12 @@
-"""Keep adapters under names and versions; every command takes them by name@version.
+"""Keep adapters under names and versions.
 
-`inlay store add DIR --tag name@version` keeps an adapter, `inlay store list` shows what there is. Each verb has its own --help,
-and --json prints one object.
+`inlay store add DIR --tag name@version` keeps an adapter, every command takes it by that name, and `inlay store list` shows
+what there is. Each verb has its own --help, and --json prints one object.
 """
 
 import dataclasses
-import functools
-import operator
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
-
-import tyro
 
 from inlay import formats
 from inlay.errors import ConfigError, explain
@@ -20,10 +15,11 @@ from inlay.hub.tags import Tag
 from inlay.io import records
 from inlay.io.fingerprint import short
 from inlay.options.flags import Common
+from inlay.options.types import Mark
 from inlay.screen import emit, fact, say, size
 
-Name = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME@VERSION")]
-Reference = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ADAPTER")]
+Name = Annotated[str, Mark(is_positional=True, metavar="NAME@VERSION")]
+Reference = Annotated[str, Mark(is_positional=True, metavar="ADAPTER")]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -254,9 +250,3 @@ def _moved(tag: Tag) -> tuple[str, dict[str, Any]]:
 
 def _kept(tag: Tag) -> dict[str, Any]:
     return {"name": tag.name, "digest": tag.digest, "pinned": tag.pinned}
-
-
-def command(arguments: Sequence[str]) -> Any:
-    """The verbs, each with its own flags."""
-    verbs = [Annotated[verb, tyro.conf.subcommand(name)] for name, verb in VERBS.items()]
-    return functools.reduce(operator.or_, verbs)

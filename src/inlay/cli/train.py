@@ -1,4 +1,4 @@
-"""Train an adapter on a file of examples."""
+"""Fine-tune: train an adapter on a file of examples."""
 
 import contextlib
 import dataclasses
@@ -7,8 +7,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
-
-import tyro
 
 from inlay import formats, methods, screen, tasks
 from inlay.base.base import Base
@@ -22,10 +20,10 @@ from inlay.gate.findings import Check
 from inlay.gguf.opening import open_base
 from inlay.methods.contract import Method
 from inlay.options import purpose
-from inlay.options.flags import Budgeted, Common, Data, OnBase, Verbose, repeated
-from inlay.options.parse import METHOD_FIELD, from_mapping, given, to_mapping, value_of, with_method
+from inlay.options.flags import Budgeted, Common, OnBase, Verbose
+from inlay.options.parse import METHOD_FIELD, build, to_mapping
 from inlay.options.swept import swept
-from inlay.options.types import one_of
+from inlay.options.types import Mark, found_in, repeated
 from inlay.planning import foreseen, timed
 from inlay.report.watch import watch
 from inlay.runs import recording
@@ -44,41 +42,42 @@ from inlay.training.settings import Settings
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Train(OnBase, Budgeted):
-    """Everything but the method's own flags."""
+    """Rows of text, of prompts and answers or of conversations become an adapter. What is not given is chosen, and said.
+    --method NAME --help shows the flags of another method."""
 
-    data: Data
+    data: Annotated[str, Mark(is_positional=True, metavar="DATA", is_required=True)] = ""
     """The rows: a JSONL, JSON, CSV or Parquet file, a folder of them, or a data set on the hub; several of these, drawn by
     weight, as a.jsonl:3,b.jsonl:1."""
 
-    output: Path
+    output: Annotated[Path, Mark(is_required=True)] = Path()
     """The directory that will hold the adapter; it must not exist."""
 
-    task: Annotated[str, one_of(tasks.names())] = DEFAULT_TASK
+    task: Annotated[str, found_in(tasks.TABLE)] = DEFAULT_TASK
     """What to learn."""
 
-    method: Annotated[str, one_of(methods.names())] = "lora"
+    method: Annotated[str, found_in(methods.TABLE)] = "lora"
     """How to adapt."""
 
-    from_adapter: Annotated[str | None, tyro.conf.arg(name="from", metavar="ADAPTER")] = None
+    from_adapter: Annotated[str | None, Mark(name="from", metavar="ADAPTER")] = None
     """Go on from this adapter, a directory or name@version, with its method; without it, a new one starts."""
 
     eval_data: str | None = None
     """Held-out rows; without it, a part of the data is held out."""
 
-    sweep: repeated(str) = ()  # type: ignore[valid-type]  # an annotation built by a function
+    sweep: repeated(str, "NAME=VALUE,VALUE") = ()  # type: ignore[valid-type]  # an annotation built by a function
     """Train all combinations at once on one base, each into a directory of its own: NAME=VALUE,VALUE of any setting, field of
     the method, or the method."""
 
-    each: tuple[str, ...] = ()
+    each: Annotated[tuple[str, ...], Mark(metavar="FILE", frees=("data",))] = ()
     """Files of rows in place of DATA, each with adapters of its own, all trained at once."""
 
-    resume: Path | None = None
+    resume: Annotated[Path | None, Mark(only_with=("time", "json", "debug"))] = None
     """Go on with the run that was to write this directory and was stopped; every setting is as it began."""
 
     config: Path | None = None
     """A YAML file with any of these settings; flags win over it."""
 
-    show_tokens: int = 0
+    show_tokens: Annotated[int, Mark(frees=("output",))] = 0
     """Print this many rows with the trained tokens marked, and stop."""
 
     check: Check = "warn"
@@ -236,13 +235,13 @@ class Resume(Common):
     resume: Path
     """The directory that the run was to write."""
 
-    time: Annotated[str | None, tyro.conf.arg(metavar="TIME")] = None
+    time: Annotated[str | None, Mark(metavar="TIME")] = None
     """As much time from here on; without it, what is left of the time that it was begun with."""
 
     def run(self) -> int:
         """Do what the run's own command does, from where it was stopped."""
         values = saves.begun(self.resume)
-        train = from_mapping(with_method(Train, values), values)
+        train = build(Train, values)
         has = train.time if self.time is None else timed.in_all(train.output, self.time)
         code: int = dataclasses.replace(train, resume=self.resume, time=has, json=self.json, debug=self.debug).run()
         return code
@@ -255,20 +254,9 @@ OF_THE_MOMENT = ("json", "debug", "verbose", "show_tokens", "config", "resume")
 """What says nothing of a run."""
 
 
-def command(arguments: Sequence[str]) -> Any:
-    """The command with the flags of the method that the arguments, or their configuration file, name.
+def command(values: dict[str, Any]) -> Any:
+    """What does as it is asked: with --resume nothing else is."""
+    return Resume if "resume" in values else Train
 
-    With --show-tokens nothing is written, so that --output need not be given; with --each no DATA; with --resume nothing else.
-    """
-    if value_of("--resume", arguments) is not None:
-        return Resume
-    values = given(arguments)
-    cls = with_method(Train, values)
-    absent: list[tuple[str, Any, Any]] = []
-    if str(values.get("show_tokens") or 0) != "0":
-        absent.append(("output", Path, dataclasses.field(default=Path())))
-    if values.get("each") or value_of("--each", arguments) is not None:
-        absent.append(("data", Data, dataclasses.field(default="")))
-    if not absent:
-        return cls
-    return dataclasses.make_dataclass(cls.__name__, absent, bases=(cls,), frozen=True, kw_only=True)
+
+Command = Train

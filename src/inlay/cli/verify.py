@@ -1,9 +1,7 @@
-"""Prove that an adapter is of a base, and who signed it: weights, tokenizer, answers, signature."""
+"""Prove which base an adapter is of, and who signed it."""
 
 import dataclasses
 from typing import Annotated, Any
-
-import tyro
 
 from inlay import formats
 from inlay.errors import ConfigError, explain
@@ -11,6 +9,7 @@ from inlay.evaluation import verify
 from inlay.hub import sign, trust
 from inlay.io.fingerprint import short
 from inlay.options.flags import AdapterDirectory, Signed
+from inlay.options.types import Mark
 from inlay.screen import emit, fact
 
 
@@ -22,8 +21,8 @@ class Verify(Signed):
     adapter: AdapterDirectory
     """The adapter: a directory, name@version in the store, or a name on the hub."""
 
-    model: Annotated[str | None, tyro.conf.arg(metavar="MODEL")] = None
-    """The base: a directory, or a name on the hub. Without one the signature alone is verified."""
+    model: Annotated[str | None, Mark(metavar="MODEL")] = None
+    """The base model: a folder, a GGUF file, or a name on the Hugging Face hub. Without one the signature alone is verified."""
 
     def run(self) -> int:
         """Look who signed it, compare, ask, say what was found."""

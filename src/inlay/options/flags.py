@@ -6,12 +6,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import tyro
-
 from inlay import extras, quant, screen
 from inlay.errors import ConfigError, OutputError, explain
 from inlay.io import output
-from inlay.options.types import one_of
+from inlay.options.types import Mark, found_in, one_of, repeated
 from inlay.runs import budget
 from inlay.runs.budget import Budget
 
@@ -19,11 +17,6 @@ if TYPE_CHECKING:
     from inlay.base.base import Base
     from inlay.distributed.world import World
     from inlay.options.purpose import Chosen
-
-
-def repeated(help_type: Any) -> Any:
-    """A flag that may be given several times."""
-    return Annotated[tuple[help_type, ...], tyro.conf.UseAppendAction]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,7 +34,7 @@ class Common:
 class Plots(Common):
     """Flags of the commands whose report can be a picture."""
 
-    plot: Annotated[Path | None, tyro.conf.arg(metavar="FILE.png")] = None
+    plot: Annotated[Path | None, Mark(metavar="FILE.png")] = None
     """A file for a picture of the report; it must not exist. It needs matplotlib, which the extra train brings."""
 
     def check_plot(self) -> None:
@@ -90,25 +83,25 @@ class Signed(Common):
                 formats.fetched(adapter, self.require_signed_by)
 
 
-Verbose = Annotated[bool, tyro.conf.arg(aliases=["-v"])]
+Verbose = Annotated[bool, Mark(short="-v")]
 """A switch that is `-v` too."""
 
-Model = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
-Data = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
-AdapterDirectory = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ADAPTER")]
+Model = Annotated[str, Mark(metavar="MODEL", is_positional=True)]
+Data = Annotated[str, Mark(metavar="DATA", is_positional=True)]
+AdapterDirectory = Annotated[str, Mark(metavar="ADAPTER", is_positional=True)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Budgeted(Common):
     """Flags that bound what a run may take."""
 
-    memory: Annotated[str | None, tyro.conf.arg(metavar="SIZE")] = None
+    memory: Annotated[str | None, Mark(metavar="SIZE")] = None
     """The most memory that the run may hold, such as 6GB; it takes fewer tokens at a time for that, then a base in nf4."""
 
-    time: Annotated[str | None, tyro.conf.arg(metavar="TIME")] = None
+    time: Annotated[str | None, Mark(metavar="TIME")] = None
     """The most time from here on, such as 2h or 90min: the run then ends with an adapter that is evaluated and written."""
 
-    disk: Annotated[str | None, tyro.conf.arg(metavar="SIZE")] = None
+    disk: Annotated[str | None, Mark(metavar="SIZE")] = None
     """The most that the run may add to the disk, such as 20GB, a base that it quantises among it."""
 
     @property
@@ -131,9 +124,9 @@ class OnBase(Common):
     """Flags of the commands that compute with a base."""
 
     model: Model
-    """The base: a directory, or a name on the hub."""
+    """The base model: a folder, a GGUF file, or a name on the Hugging Face hub."""
 
-    quantize: Annotated[str | None, one_of(quant.names())] = None
+    quantize: Annotated[str | None, found_in(quant.TABLE)] = None
     """Compute over the base's linear layers quantised so; made once, and kept in Inlay's cache for the next time."""
 
     dtype: Annotated[str | None, one_of(("bfloat16", "float16", "float32"))] = None
@@ -142,7 +135,7 @@ class OnBase(Common):
     device: str = "auto"
     """Where to compute: cpu or cuda; auto takes a CUDA device if there is one, else the CPU."""
 
-    device_memory: Annotated[str | None, tyro.conf.arg(metavar="SIZE")] = None
+    device_memory: Annotated[str | None, Mark(metavar="SIZE")] = None
     """Memory of the device that a quantised base may take, such as 24GB; layers beyond that travel there as they are used."""
 
     def load(self, chosen: "Chosen | None" = None, held_by: "World | None" = None) -> "Base":

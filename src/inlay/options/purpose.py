@@ -10,10 +10,10 @@ from inlay.data.sources import Data
 from inlay.errors import ConfigError, explain
 from inlay.gguf.opening import open_base
 from inlay.io.checkpoint import Checkpoint
-from inlay.options.types import one_of
+from inlay.options.types import found_in
 from inlay.tasks.contract import DEFAULT_TASK, TaskSpec
 
-TASK = Annotated[str | None, one_of(tasks.names())]
+TASK = Annotated[str | None, found_in(tasks.TABLE)]
 """A flag that takes the name of a task, or is not given."""
 
 MAX_LABELS = 10
