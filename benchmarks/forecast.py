@@ -151,7 +151,9 @@ def rows(wanted: Configuration, place: Path) -> None:
         "sequence-classification": lambda: {"text": text(), "label": draw.choice(["no", "yes"])},
         "embedding": lambda: {"anchor": text(), "positive": text()},
         "seq2seq": lambda: {"prompt": text(), "completion": text()},
-        "token-classification": lambda: (lambda w: {"tokens": w, "tags": ["O"] * len(w)})(text().split()),
+        "token-classification": lambda: (lambda w: {"tokens": w, "tags": [draw.choice(["O", "B-X"]) for _ in w]})(
+            text().split()
+        ),
     }
     number = wanted.batch_size * wanted.steps + 24
     place.write_text("".join(json.dumps(forms[wanted.task]()) + "\n" for _ in range(number)))

@@ -55,12 +55,12 @@ if TYPE_CHECKING:  # what an editor reads; `_HOMES` says the same when the progr
     from inlay.methods.vera import Vera
     from inlay.model.adapter import Adapter
     from inlay.model.adapter_set import AdapterSet
+    from inlay.planning.train import train
     from inlay.runs.progress import Progress
     from inlay.sweeps.sweep import sweep
     from inlay.sweeps.table import Sweep
     from inlay.training.job import Report
     from inlay.training.settings import Settings
-    from inlay.training.train import train
 
 __version__ = "0.1.0"
 """The version of the package."""
@@ -140,7 +140,7 @@ _HOMES = {
     "load": "inlay.base.load",
     "merge": "inlay.export.merge",
     "sweep": "inlay.sweeps.sweep",
-    "train": "inlay.training.train",
+    "train": "inlay.planning.train",
 }
 """Public name -> the module that defines it."""
 

@@ -256,7 +256,7 @@ def test_a_watch_keeps_every_row_in_order_and_every_part_within_the_limit(sizes,
 
 def test_a_watch_sees_memory_that_something_else_takes():
     now = [1000]
-    watch = Watch(2000, "a limit", 1000, 10.0, sum, held=lambda: now[0])
+    watch = Watch(2000, "a limit", 1000, 10.0, sum, held=lambda: now[0], release=lambda: False)
     assert watch.most_tokens() == 100
     assert list(watch.within([[50]], lambda rows, most: [rows])) == [[50]]
     now[0] = 1500  # what 50 tokens may take
@@ -266,6 +266,43 @@ def test_a_watch_sees_memory_that_something_else_takes():
     now[0] = 2600
     with pytest.raises(CapacityError, match="a row does not fit"):
         list(watch.within([[30, 30]], lambda rows, most: [[row] for row in rows]))
+
+
+def test_a_watch_hands_freed_blocks_back_only_where_they_are_in_the_way():
+    now, released = [1000], []
+
+    def release():
+        released.append(now[0])
+        now[0] = 1040
+        return True
+
+    how = {"fixed_bytes": 100, "expected_bytes": 1850, "held": lambda: now[0], "release": release}
+    watch = Watch(2000, "a limit", 1000, 10.0, sum, **how)
+    split = lambda rows, most: [[row] for row in rows]  # noqa: E731
+    assert list(watch.within([[30], [40]], split)) == [[30], [40]]
+    assert not released
+    now[0] = 1600  # 40 tokens take 500 beside that
+    assert list(watch.within([[40]], split)) == [[40]]
+    assert released == [1600]
+    assert watch.most_tokens() == (2000 - 1040 - 100) // 10
+    assert list(watch.within([[60, 40]], split)) == [[60], [40]]
+    assert watch.num_splits == 1
+    far = Watch(10**6, "a limit", 1000, 10.0, sum, **how)
+    now[0] = 1860  # more than was foreseen
+    far.make_room()
+    assert released[-1] == 1860
+    now[0] = 1840
+    far.make_room()
+    assert released[-1] == 1860
+
+
+def test_a_part_is_divided_until_it_fits():
+    watch = Watch(1100, "a limit", 1000, 1.0, sum, held=lambda: 1000)
+    halves = lambda rows, most: [rows[: len(rows) // 2], rows[len(rows) // 2 :]] if len(rows) > 1 else [rows]  # noqa: E731
+    assert list(watch.within([[60, 60, 60, 40]], halves)) == [[60], [60], [60, 40]]
+    assert watch.num_splits == 1
+    with pytest.raises(CapacityError, match="a row does not fit"):
+        list(watch.within([[60, 101]], halves))
 
 
 def test_split_micro_batches_give_the_same_step(place, tmp_path):
@@ -289,8 +326,8 @@ def test_a_run_out_of_memory_keeps_what_it_has_learned(place, tmp_path):
         place / "rows.jsonl",
         RunSpec(method=inlay.Lora(r=3), output=tmp_path / "a", settings=Settings(max_steps=9)),
     )
-    held = itertools.chain([1000] * 3, itertools.repeat(10**6))
-    job.bounds = Bounds(Watch(50_000, "a test", 1000, 1.0, lambda rows: 10, held=lambda: next(held)))
+    held = lambda: 1000 if job.state.progress.step < 3 else 10**6  # noqa: E731
+    job.bounds = Bounds(Watch(50_000, "a test", 1000, 1.0, lambda rows: 10, held=held))
     with pytest.warns(UserWarning, match="holds what was learned"), pytest.raises(CapacityError):
         job.run()
     assert (tmp_path / "a" / TENSORS).exists()
@@ -302,6 +339,23 @@ def test_a_run_that_can_not_fit_is_refused_before_its_first_step(place, tmp_path
     with pytest.raises(CapacityError, match="longest row of this run does not fit") as refused:
         foreseen.measured(job, Budget(memory_bytes=10**6), None)
     assert "--memory" in str(refused.value)
+
+
+def test_a_run_from_python_keeps_to_the_budgets_of_the_command(place, tmp_path):
+    base = inlay.load(place / "base", dtype="float32")
+    how = dict(method=inlay.Lora(r=3), max_steps=2, batch_size=3, progress=False)
+    for flag, value in (("memory", "0GB"), ("time", "-1h"), ("disk", "many")):
+        with pytest.raises(ConfigError, match=f"{flag}= {value}"):
+            inlay.train(base, place / "rows.jsonl", output=tmp_path / "a", **how, **{flag: value})
+    with pytest.raises(CapacityError, match="longest row of this run does not fit"):
+        inlay.train(base, place / "rows.jsonl", output=tmp_path / "a", memory="1MB", **how)
+    with pytest.raises(CapacityError, match="more of the disk"):
+        inlay.train(base, place / "rows.jsonl", output=tmp_path / "a", disk="1kB", **how)
+    assert not (tmp_path / "a").exists()
+    inlay.train(base, place / "rows.jsonl", output=tmp_path / "b", memory="900GB", time="1h", disk="9GB", **how)
+    inlay.train(inlay.load(place / "base", dtype="float32"), place / "rows.jsonl", output=tmp_path / "c", **how)
+    assert record(tmp_path / "b")["forecast"]["memory_bytes"] > 0
+    assert (tmp_path / "b" / TENSORS).read_bytes() == (tmp_path / "c" / TENSORS).read_bytes()
 
 
 # deadlines

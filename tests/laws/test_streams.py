@@ -7,7 +7,7 @@ import random
 import pytest
 
 import inlay
-import inlay.training.train  # before Python has met its bounds in a test
+import inlay.planning.train  # before Python has met its bounds in a test
 from inlay.data import forms, split
 from inlay.disk import OnDisk
 from inlay.errors import DataError, FormatError, OutputError

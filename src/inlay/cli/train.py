@@ -25,6 +25,7 @@ from inlay.options.parse import METHOD_FIELD, build, to_mapping
 from inlay.options.swept import swept
 from inlay.options.types import Mark, found_in, repeated
 from inlay.planning import foreseen, timed
+from inlay.process import keep_few_products
 from inlay.report.watch import watch
 from inlay.runs import recording
 from inlay.runs.budget import Budget
@@ -98,6 +99,7 @@ class Train(OnBase, Budgeted):
         if self.shard_base and self.settings.sample_every:
             found, do = "--shard-base and --sample-every", "one of the two"
             raise ConfigError(explain("one process alone can't answer over a base in parts", found=found, do=do))
+        keep_few_products()
         with joined() as world:
             return (self._as_begun() if world.restarted and world.size == 1 else self)._bounded(world)
 

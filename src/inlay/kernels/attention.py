@@ -39,7 +39,7 @@ def document_attention(
         return torch.cat([document_attention(q_of, k_of, v_of, documents, scaling), branches])
     tensors = (q, k, v)
     suits = (
-        all(x.device.type == "cpu" and x.dtype == torch.bfloat16 for x in tensors) and q.shape[-1] % SMALLEST_DIM == 0
+        all((x.is_cpu or x.is_meta) and x.dtype == torch.bfloat16 for x in tensors) and q.shape[-1] % SMALLEST_DIM == 0
     )
     if not (suits and scaling > 0 and native.multiplies_bfloat16()):
         return in_torch.document_attention(q, k, v, lengths, scaling)
@@ -52,7 +52,7 @@ class _Attention(torch.autograd.Function):
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, lengths: tuple[int, ...], scaling: float) -> Tensor:
         heads, tokens, dim = q.shape
         q, k, v = (_dense(x) for x in (q, k, v))
-        out, logs = torch.empty(tokens, heads, dim, dtype=q.dtype), torch.empty(heads, tokens)
+        out, logs = q.new_empty(tokens, heads, dim), torch.empty(heads, tokens, device=q.device)
         _run(_FORWARD, {"q": q, "k": k, "v": v, "out": out, "logs": logs}, lengths, scaling)
         ctx.lengths, ctx.scaling = lengths, scaling
         ctx.save_for_backward(q, k, v, logs)
@@ -62,7 +62,7 @@ class _Attention(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> Any:  # type: ignore[override]  # torch names its first argument by keyword
         q, k, v, logs = ctx.saved_tensors
-        dq, dk, dv = (torch.empty(x.shape[1], x.shape[0], x.shape[2], dtype=x.dtype) for x in (q, k, v))
+        dq, dk, dv = (x.new_empty(x.shape[1], x.shape[0], x.shape[2]) for x in (q, k, v))
         given = {"q": q, "k": k, "v": v, "g": grad_outputs[0].contiguous(), "logs": logs, "dq": dq, "dk": dk, "dv": dv}
         _run(_BACKWARD, given, ctx.lengths, ctx.scaling)
         return *(x.transpose(0, 1) for x in (dq, dk, dv)), None, None
@@ -74,7 +74,9 @@ def _dense(x: Tensor) -> Tensor:
 
 
 def _run(function: int, given: dict[str, Tensor], lengths: Sequence[int], scaling: float) -> None:
-    """Do a job: a unit for each document and head of keys."""
+    """Do a job: a unit for each document and head of keys; none where these have no numbers."""
+    if given["q"].is_meta:
+        return
     (heads, tokens, dim), kv_heads = given["q"].shape, len(given["k"])
     starts = torch.tensor((0, *lengths)).cumsum(0)
     failed = torch.zeros(1, dtype=torch.int32)

@@ -18,17 +18,17 @@ _DTYPES = (torch.float32, torch.bfloat16)
 
 
 def available(*tensors: Tensor) -> bool:
-    """The library is there, and takes these tensors: all of one dtype that it knows, on the processor."""
+    """The library is there, and takes these tensors: all of one dtype that it knows, on the processor, or without numbers."""
     dtype = tensors[0].dtype
     suits = native.variant() not in (native.TORCH, "plain") and dtype in _DTYPES and tensors[0].shape[-1] % 2 == 0
-    return suits and all([t.is_cpu and t.dtype == dtype for t in tensors])
+    return suits and all([(t.is_cpu or t.is_meta) and t.dtype == dtype for t in tensors])
 
 
 def rms_norm(
     x: Float[Tensor, "*batch width"], weight: Float[Tensor, " width"], eps: float
 ) -> tuple[Float[Tensor, "*batch width"], Float[Tensor, "*batch"]]:
     """w x s, and s = 1 / sqrt(mean(x^2) + eps) in float32."""
-    y, s = torch.empty(x.shape, dtype=x.dtype), torch.empty(x.shape[:-1])
+    y, s = torch.empty(x.shape, dtype=x.dtype, device=x.device), torch.empty(x.shape[:-1], device=x.device)
     _run(_NORM, x, {"w": weight, "y": y, "s": s}, eps)
     return y, s
 
@@ -40,14 +40,14 @@ def rms_norm_backward(
     s: Float[Tensor, "*batch"],
 ) -> Float[Tensor, "*batch width"]:
     """The gradient with respect to x, from that of the result."""
-    dx = torch.empty(x.shape, dtype=x.dtype)
+    dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     _run(_NORM_BACKWARD, x, {"w": weight, "g": g, "y": dx, "s": s})
     return dx
 
 
 def silu_gate(a: Float[Tensor, "*batch width"], b: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
     """silu(a) b."""
-    y = torch.empty(a.shape, dtype=a.dtype)
+    y = torch.empty_like(a, memory_format=torch.contiguous_format)
     _run(_GATE, a, {"w": b, "y": y})
     return y
 
@@ -56,7 +56,7 @@ def silu_gate_backward(
     g: Float[Tensor, "*batch width"], a: Float[Tensor, "*batch width"], b: Float[Tensor, "*batch width"]
 ) -> tuple[Float[Tensor, "*batch width"], Float[Tensor, "*batch width"]]:
     """The gradients with respect to a and b."""
-    da, db = torch.empty(a.shape, dtype=a.dtype), torch.empty(a.shape, dtype=a.dtype)
+    da, db = (torch.empty_like(a, memory_format=torch.contiguous_format) for _ in range(2))
     _run(_GATE_BACKWARD, a, {"w": b, "g": g, "y": da, "z": db})
     return da, db
 
@@ -68,7 +68,7 @@ def rotate(
     backward: bool = False,
 ) -> Float[Tensor, "tokens heads dim"]:
     """x cos + (-x2, x1) sin, where x1 and x2 are the halves of x; or the transpose of that. `dim` is a multiple of four."""
-    y = torch.empty(x.shape, dtype=x.dtype)
+    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     _run(_ROTATE_BACKWARD if backward else _ROTATE, x, {"w": cos, "g": sin, "y": y}, heads=x.shape[1])
     return y
 
@@ -82,7 +82,9 @@ def add_into(
 
 
 def _run(function: int, x: Tensor, others: dict[str, Tensor], eps: float = 0.0, heads: int = 1) -> None:
-    """Do a job of as many rows as x has."""
+    """Do a job of as many rows as x has; where these have no numbers there is none to do."""
+    if x.is_meta:
+        return
     tensors = {name: tensor.contiguous() for name, tensor in {"x": x, **others}.items()}
     width = x.shape[-1]
     fields = {"width": width, "heads": heads, "eps": eps, "dtype": _DTYPES.index(x.dtype)}

@@ -57,6 +57,14 @@ def adopt_(model: Any, router: Router) -> bool:
     return is_same
 
 
+def take_(model: Any) -> None:
+    """`adopt_` for a model without numbers, of which no answers can be compared."""
+    config = model.base_model.config
+    inner = of(config)
+    _register(inner)
+    config._attn_implementation = f"{NAME}_{inner}"
+
+
 @functools.cache
 def _register(inner: str) -> None:
     """Make our function over the one called `inner` known to `transformers`, with the masks of that."""

@@ -112,11 +112,7 @@ class Budgeted(Common):
 
         - `ConfigError`: one is no size, or no time.
         """
-        return Budget(
-            memory_bytes=None if self.memory is None else budget.num_bytes("--memory", self.memory),
-            seconds=None if self.time is None else budget.num_seconds("--time", self.time),
-            disk_bytes=None if self.disk is None else budget.num_bytes("--disk", self.disk),
-        )
+        return budget.read(self.memory, self.time, self.disk, "--{}".format)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,21 +1,25 @@
 """What a run will take: planned over an outline of its base, or prepared, by some of its own batches; and what it keeps to
 while it is under way."""
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from inlay.base.base import Base
 from inlay.data.sources import Data, Source
 from inlay.errors import CapacityError, explain
 from inlay.methods.contract import Method
+from inlay.planning.outline import outline
 from inlay.process import rss_bytes
-from inlay.runs import foresee, needs
+from inlay.runs import counted, foresee, needs
+from inlay.runs import work as run_work
 from inlay.runs.bounds import Bounds
-from inlay.runs.budget import Budget, Way, choose
+from inlay.runs.budget import Budget, Way, above, check_disk, choose
 from inlay.runs.forecast import Forecast
-from inlay.runs.machine import room
+from inlay.runs.machine import FREE, room
 from inlay.runs.measure import Measured, measure
 from inlay.runs.mixing import Part
 from inlay.runs.watch import Watch
@@ -72,12 +76,16 @@ def measured(job: Job, budget: Budget, deadline: float | None) -> tuple[Forecast
     base, state = job.base, job.state
     done = _work(job)
     epochs = state.plan.num_steps * state.plan.batch_size / len(job.rows.train.examples)
-    first = foresee.foresee(base, state.method, job.rows.train, done, epochs=epochs, scheme=base.scheme)
-    limit, why = _limit(budget)
+    transient = _transient(base, state.method, base.scheme, _outlined)
+    held = _Held(budget)
+    _check_row(job, held, float(rss_bytes()), transient)
+    how: dict[str, Any] = {"epochs": epochs, "scheme": base.scheme, "transient": transient(done.longest)}
+    first = foresee.foresee(base, state.method, job.rows.train, done, **how)
+    check_disk(budget, first)
     with attached(base, state.adapter):
-        found = measure(base, state.adapter.name, done, state.generator, limit)
+        found = measure(base, state.adapter.name, done, state.generator, held.left, transient)
     then = foresee.corrected(first, found, done)
-    job.forecast, job.bounds = then, Bounds(_watch(job, found, limit, why, first.trainable_parameters), deadline)
+    job.forecast, job.bounds = then, Bounds(_watch(job, found, held, then), deadline)
     return first, then
 
 
@@ -92,31 +100,85 @@ def split_note(job: Job) -> str:
     )
 
 
-def _limit(budget: Budget) -> tuple[int, str]:
-    """As much may this process hold, and why."""
-    left = room()
-    here = rss_bytes() + left.num_bytes
-    if budget.memory_bytes is not None and budget.memory_bytes < here:
-        return budget.memory_bytes, "--memory"
-    return here, left.why
+class _Held:
+    """What this process holds of the memory that it may hold.
+
+    What a control group or `ulimit` leaves is asked for anew each time: pages of files that it has dropped are room by then.
+    What other programs take of the machine is not: the run would not be the same twice.
+    """
+
+    def __init__(self, budget: Budget):
+        left = room()
+        self._is_fixed = left.why == FREE
+        self.limit_bytes, self.why = rss_bytes() + left.num_bytes, left.why
+        self._all = self.limit_bytes
+        if budget.memory_bytes is not None and budget.memory_bytes < self.limit_bytes:
+            self.limit_bytes, self.why = budget.memory_bytes, "--memory"
+
+    def now(self) -> int:
+        """As much does it hold, or is lost to it."""
+        return rss_bytes() if self._is_fixed else max(rss_bytes(), self._all - room().num_bytes)
+
+    def left(self) -> int:
+        """As much more may it hold."""
+        return self.limit_bytes - self.now()
 
 
-def _watch(job: Job, found: Measured, limit: int, why: str, trained: int) -> Watch:
-    """What keeps the run below its limit; a row that can't is refused."""
-    base, examples = job.base, job.rows.train.examples
-    floor = found.floor_bytes + needs.MOMENTS_BYTES_PER_WEIGHT * trained
-    watch = Watch(limit, why, floor, found.bytes_per_token, lambda rows: part_of(base, rows).tokens)
-    longest = max(examples, key=lambda row: base.spec.num_tokens([row]))
-    needed = floor + found.bytes_per_token * part_of(base, [longest]).tokens
-    if needed > limit:
+def _outlined(base: Base) -> Base:
+    """An outline of a base that is loaded."""
+    return outline(base.original or base.checkpoint, base.spec, base.labels, base.dtype, base.tokenizer)
+
+
+def _transient(
+    base: Base, method: Method, scheme: str | None, outlined: Callable[[Base], Base] = lambda base: base
+) -> Callable[[run_work.Part], float]:
+    """What micro-batches take: counted where that can be, by an outline, which `outlined` makes of a base that is loaded."""
+    made = None
+    with contextlib.suppress(Exception):  # any model's code may refuse in any way; it is estimated then
+        made = counted.stand_in(outlined(base), method, scheme)
+
+    def transient(part: run_work.Part) -> float:
+        found = None if made is None else counted.counted(made, part.rows)
+        return float(needs.about(base, part) if found is None else found)
+
+    return transient
+
+
+def _check_row(job: Job, held: _Held, floor: float, taken: Callable[[run_work.Part], float]) -> None:
+    """Refuse a run whose longest row does not fit.
+
+    **Arguments:**
+
+    - `floor`: what the process holds beside a micro-batch; `taken`: what one takes.
+    """
+    base = job.base
+    longest = max(job.rows.train.examples, key=lambda row: base.spec.num_tokens([row]))
+    needed = floor + taken(part_of(base, [longest]))
+    if needed > held.limit_bytes:
         raise CapacityError(
             explain(
                 "the longest row of this run does not fit into the memory that there is",
-                found=f"about {size(needed)} are needed, {size(limit)} are there ({why})",
-                do="a smaller --max-length, --quantize nf4, or more memory",
+                found=f"about {size(needed)} are needed, {size(held.limit_bytes)} are there ({held.why})",
+                do=f"--memory {above(math.ceil(needed))}, a smaller --max-length, or --quantize nf4",
             )
         )
-    return watch
+
+
+def _watch(job: Job, found: Measured, held: _Held, forecast: Forecast) -> Watch:
+    """What keeps the run below its limit, and to its forecast; a row that can't be is refused."""
+    base = job.base
+    floor = found.floor_bytes + needs.MOMENTS_BYTES_PER_WEIGHT * forecast.trainable_parameters
+    _check_row(job, held, floor, lambda part: found.fixed_bytes + found.bytes_per_token * part.tokens)
+    return Watch(
+        held.limit_bytes,
+        held.why,
+        floor,
+        found.bytes_per_token,
+        lambda rows: part_of(base, rows).tokens,
+        fixed_bytes=found.fixed_bytes,
+        expected_bytes=forecast.memory_bytes,
+        held=held.now,
+    )
 
 
 class Planned(NamedTuple):
@@ -159,12 +221,15 @@ def planned(
     chosen = plan(settings, len(rows.train.examples), base.model.config, method)
     evaluated = rows.evaluated(settings.eval_rows)
     epochs = chosen.num_steps * chosen.batch_size / len(rows.train.examples)
+    transient = functools.cache(functools.partial(_transient, base, method))
 
     @functools.cache
     def foreseen(way: Way) -> Forecast:
         how = dataclasses.replace(settings, micro_batch_tokens=way.micro_batch_tokens)
         done = work_of(base, chosen, how, rows.train.examples, evaluated, rows.parts)
-        return foresee.foresee(base, method, rows.train, done, epochs=epochs, scheme=way.quantize)
+        taken = transient(way.quantize)(done.longest)
+        about: dict[str, Any] = {"epochs": epochs, "scheme": way.quantize, "transient": taken}
+        return foresee.foresee(base, method, rows.train, done, **about)
 
     doing("foreseeing what it takes", 0, None)
     is_plain = not (base.checkpoint.packed or base.checkpoint.config.get("quantization_config"))

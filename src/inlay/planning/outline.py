@@ -5,6 +5,7 @@ that does. What only a model that computes can be asked is taken for granted: th
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -18,13 +19,16 @@ from inlay.layout import stored
 from inlay.tasks.contract import TaskSpec
 
 
-def outline(checkpoint: Checkpoint, spec: TaskSpec, labels: Sequence[str], dtype: torch.dtype) -> Base:
+def outline(
+    checkpoint: Checkpoint, spec: TaskSpec, labels: Sequence[str], dtype: torch.dtype, tokenizer: Any = None
+) -> Base:
     """The base of a checkpoint for a task, without weights.
 
     **Arguments:**
 
     - `labels`: the names of the classes, where the task has classes and the checkpoint brings none.
     - `dtype`: what it is to compute in.
+    - `tokenizer`: that of the checkpoint, where it has been read.
 
     **Raises:**
 
@@ -38,5 +42,6 @@ def outline(checkpoint: Checkpoint, spec: TaskSpec, labels: Sequence[str], dtype
     prefix, held = getattr(model, "base_model_prefix", ""), checkpoint.tensors
     lacking = [n for n, _ in model.named_parameters() if held and stored.checkpoint_path(n, prefix, held) is None]
     heads = heads_of(model, lacking, spec, tasks.has_own_head(checkpoint, spec))
-    tokenizer = read_tokenizer(checkpoint)
-    return Base(model.eval(), tokenizer, checkpoint, dtype, True, None, spec=spec, heads=heads)
+    return Base(
+        model.eval(), tokenizer or read_tokenizer(checkpoint), checkpoint, dtype, True, None, spec=spec, heads=heads
+    )

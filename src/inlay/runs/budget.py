@@ -71,6 +71,31 @@ def num_seconds(flag: str, text: str) -> float:
     return total
 
 
+def read(memory: str | None, time: str | None, disk: str | None, flag: Callable[[str], str]) -> Budget:
+    """The budget of these sizes and this time, each under the name that `flag` makes of its own.
+
+    **Raises:**
+
+    - `ConfigError`: one is no size, or no time.
+    """
+    return Budget(
+        memory_bytes=None if memory is None else num_bytes(flag("memory"), memory),
+        seconds=None if time is None else num_seconds(flag("time"), time),
+        disk_bytes=None if disk is None else num_bytes(flag("disk"), disk),
+    )
+
+
+def check_disk(budget: Budget, forecast: Forecast) -> None:
+    """Refuse a run that has no other way, and needs more of the disk than it may add.
+
+    **Raises:**
+
+    - `CapacityError`: it does; the message names the smallest budget that would do.
+    """
+    if "disk" in _beyond(budget, forecast):
+        raise _refused(budget, [forecast])
+
+
 def ways(asked: Way, can_quantize: bool) -> Iterator[Way]:
     """As it was asked for, then what takes less and less memory."""
     schemes = (asked.quantize, SCHEME) if can_quantize and asked.quantize is None else (asked.quantize,)
@@ -115,14 +140,14 @@ def _refused(budget: Budget, tried: Sequence[Forecast]) -> CapacityError:
     if not with_disk:
         least = min(forecast.disk_bytes for forecast in tried)
         found = f"at least {size(least)}; --disk allows {size(budget.disk_bytes or 0)}"
-        return CapacityError(explain("this run needs more of the disk", found=found, do=f"--disk {_above(least)}"))
+        return CapacityError(explain("this run needs more of the disk", found=found, do=f"--disk {above(least)}"))
     least = min(forecast.memory_bytes for forecast in with_disk)
     found = f"about {size(least)} at least; {size(budget.memory_bytes or 0)} is what there is"
-    do = f"--memory {_above(least)}, a smaller --max-length, or a smaller base"
+    do = f"--memory {above(least)}, a smaller --max-length, or a smaller base"
     return CapacityError(explain("this run needs more memory, however it is run", found=found, do=do))
 
 
-def _above(number: int) -> str:
+def above(number: int) -> str:
     """A size that can be typed, not below this one."""
     unit, name = (10**9, "GB") if number >= 10**9 else (10**6, "MB")
     return f"{-(-10 * number // unit) / 10:g}{name}"

@@ -12,28 +12,30 @@ from inlay.runs.measure import Measured
 from inlay.runs.work import Work
 from inlay.tasks.contract import Prepared
 
-GROWTH = 1.05
-"""What the heap of a run grows by after its longest micro-batch was measured, as rows of other lengths share it. Fitted to the
-runs of `benchmarks/forecast.py --fit`."""
-
 SAVES_FROM_SECONDS = 10.0
 """A run of this length keeps states, each written out of two copies of its tensors."""
 
+GROWTH = 1.03
+"""What a run comes to hold beyond the most that measuring held, before it hands freed blocks back (`inlay.runs.watch`)."""
+
 CLOSING_BYTES = 40 << 20
-"""What the end of a run takes beside it: answers that are kept, a picture. Fitted likewise."""
+"""What the end of a run takes between two micro-batches: answers that are kept, a picture."""
 
 
-def foresee(base: Base, method: Method, train: Prepared, work: Work, *, epochs: float, scheme: str | None) -> Forecast:
+def foresee(
+    base: Base, method: Method, train: Prepared, work: Work, *, epochs: float, scheme: str | None, transient: float
+) -> Forecast:
     """What a run over these rows takes, by shapes alone; `base` may be an outline, and nothing of it is computed.
 
     **Arguments:**
 
     - `epochs`: how often the run sees each row.
     - `scheme`: how the linear layers of the base are, or will be, quantised.
+    - `transient`: the bytes that its longest micro-batch takes.
     """
     whole = with_heads(method, base.heads, base.maps)
     trained, weights = base.layout.count(whole), needs.adapter_weights(base, whole)
-    memory = needs.memory(base, scheme, trained, work.longest, rss_bytes() + needs.PROGRAM_BYTES)
+    memory = needs.memory(base, scheme, trained, transient, rss_bytes() + needs.PROGRAM_BYTES)
     steps, evaluations = needs.seconds(base, trained, work)
     adapter_bytes = 4 * weights
     is_made = scheme is not None and not base.checkpoint.config.get("quantization_config")
@@ -58,10 +60,12 @@ def corrected(forecast: Forecast, measured: Measured, work: Work) -> Forecast:
     """The forecast of a run, by what its median and its longest micro-batch took."""
     steps, evaluations = measured.seconds(work)
     epochs = work.total("targets") / max(1, forecast.supervised_per_epoch) or 1.0
-    moments = needs.MOMENTS_BYTES_PER_WEIGHT * forecast.trainable_parameters
-    saves = 2 * needs.STATE_BYTES_PER_WEIGHT * forecast.trainable_parameters
-    later = moments + CLOSING_BYTES + (saves if steps + evaluations >= SAVES_FROM_SECONDS else 0)
-    peak = measured.floor_bytes + GROWTH * (measured.peak_bytes - measured.floor_bytes) + later
+    trained = forecast.trainable_parameters
+    moments = needs.MOMENTS_BYTES_PER_WEIGHT * trained
+    saves = 2 * needs.STATE_BYTES_PER_WEIGHT * trained if steps + evaluations >= SAVES_FROM_SECONDS else 0
+    longest = measured.fixed_bytes + measured.bytes_per_token * work.longest.tokens
+    between = measured.floor_bytes + moments
+    peak = GROWTH * max(measured.peak_bytes + moments, between + longest, between + saves + CLOSING_BYTES)
     return dataclasses.replace(
         forecast,
         memory_bytes=max(int(peak), peak_rss_bytes()),

@@ -20,6 +20,9 @@ from inlay.process import virtual_bytes
 TOKENS, WIDTH, ROUNDS = 512, 1024, 3
 """Of the product whose rate is measured, and how often: the fastest counts."""
 
+FREE = "free memory of this machine"
+"""What limits a process that nothing else does."""
+
 ENOUGH = 1 << 50
 """What a limit is called where it is none: some systems write a huge number for that."""
 
@@ -39,7 +42,7 @@ def room(groups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgr
 
     - `groups`, `own`: where the system shows control groups, and says which this process is in.
     """
-    rooms = [Room(psutil.virtual_memory().available, "free memory of this machine"), *_of_addresses()]
+    rooms = [Room(psutil.virtual_memory().available, FREE), *_of_addresses()]
     with contextlib.suppress(OSError, ValueError):
         for line in own.read_text("utf-8").splitlines():
             _, kinds, path = line.split(":", 2)

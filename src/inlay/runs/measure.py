@@ -4,20 +4,21 @@ Nothing of the run changes: gradients are dropped, and what dropout draws from i
 run's first step is what it would have been.
 
     seconds(tokens) = a + b tokens         through both; an evaluation goes forward alone
-    memory = held after the longest + two moments of each trained weight
+    memory(tokens) = c + d tokens          beside what the process holds between two of them
 
-Freed blocks stay with the process (`inlay.process`), so that what it holds afterwards is the most that it has held.
+Freed blocks stay with the process (`inlay.process`) unless it hands them back: that is done before each micro-batch whose
+memory is measured, and what the process holds after it is then the most that it has held.
 """
 
 import dataclasses
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from inlay import process
 from inlay.base.base import Base
-from inlay.runs import needs
 from inlay.runs.work import Part, Work, part_of
 
 MARGIN = 1.2
@@ -32,10 +33,12 @@ class Measured:
     seconds_per_token: float
     forward_seconds_per_token: float
     floor_bytes: int
-    """What the process held before the first."""
+    """What the process holds between micro-batches."""
     peak_bytes: int
-    """What it held after the longest."""
+    """The most that it has held."""
+    fixed_bytes: float
     bytes_per_token: float
+    """Of a micro-batch, beside the floor."""
     device_bytes: int = 0
 
     def seconds(self, work: Work) -> tuple[float, float]:
@@ -44,60 +47,91 @@ class Measured:
         return steps, self.forward_seconds_per_token * work.evaluations("tokens")
 
 
-def measure(base: Base, name: str, work: Work, generator: torch.Generator, limit_bytes: int) -> Measured:
+def measure(
+    base: Base,
+    name: str,
+    work: Work,
+    generator: torch.Generator,
+    left: Callable[[], int],
+    foreseen: Callable[[Part], float],
+) -> Measured:
     """Measure the median and the longest micro-batch of `work` with the attached adapter of this name.
 
     **Arguments:**
 
-    - `limit_bytes`: micro-batches that would hold more, by what a short row and a long one took, are not tried: the longest
-      that would not is in their place.
+    - `left`: how much more the process may hold now. Micro-batches that would hold more, by what a short row and a long one
+      took, are not tried: the longest that would not is in their place.
+    - `foreseen`: what a micro-batch takes by its shapes.
     """
     process.keep_freed_blocks()
     device = base.model.device
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    floor = process.rss_bytes()
+    tried = _Tried(base, name, generator)
     by_tokens = sorted(work.parts, key=lambda part: part.tokens)
     rows = sorted((part_of(base, [row]) for row in by_tokens[-1].rows), key=lambda part: part.tokens)
-    each, held = _each(base, name, rows[0], rows[-1], generator)
-    fits = lambda part: held + MARGIN * each * (part.tokens - rows[-1].tokens) <= limit_bytes  # noqa: E731
-    fitting = [*filter(fits, by_tokens)] or by_tokens[:1]
+    _pass(base, name, rows[0], generator)  # reads the base, too, which is not the row's
+    tried.alone(rows[-1])
+    process.release_freed_blocks()
+    each = MARGIN * max(tried.each(), foreseen(rows[-1]) / rows[-1].tokens)
+    most = left() / each
+    fits = lambda part: part.tokens <= most  # noqa: E731
+    fitting = [*filter(fits, by_tokens)] or [rows[-1]]
     median, longest = fitting[len(fitting) // 2], fitting[-1]
-    _pass(base, name, median, generator)  # the heap grows to its size
-    ready = process.rss_bytes()
-    long = _pass(base, name, longest, generator)
-    reached = process.rss_bytes()
+    tried.alone(median)
+    long = tried.alone(longest)
     short = _pass(base, name, median, generator)
     if longest.tokens > median.tokens:
-        long = min(long, _pass(base, name, longest, generator))  # once more: rows of two lengths share the heap by now
+        long = min(long, _pass(base, name, longest, generator))  # once more, over blocks that are there
     forward = _forward(base, name, median)
     asked = max(work.evaluated, key=lambda part: part.tokens, default=median)
     if asked.tokens > longest.tokens and fits(asked):
         _forward(base, name, asked)  # for the memory that it takes
-    more, peak = longest.tokens - median.tokens, process.rss_bytes()
+    peak = process.rss_bytes()
+    process.release_freed_blocks()
+    more = longest.tokens - median.tokens
     slope = max(0.0, long - short) / more if more > median.tokens // 4 else short / median.tokens
     slope = min(slope, long / longest.tokens) or long / longest.tokens
+    fixed, each = tried.line()
     return Measured(
         fixed_seconds=max(0.0, short - slope * median.tokens),
         seconds_per_token=slope,
         forward_seconds_per_token=forward / median.tokens,
-        floor_bytes=floor,
+        floor_bytes=process.rss_bytes(),
         peak_bytes=peak,
-        bytes_per_token=max(0, reached - ready) / more
-        if more > median.tokens // 4
-        else (reached - floor) / longest.tokens,
+        fixed_bytes=fixed,
+        bytes_per_token=each,
         device_bytes=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0,
     )
 
 
-def _each(base: Base, name: str, short: Part, long: Part, generator: torch.Generator) -> tuple[float, int]:
-    """(The bytes that a token takes, by two rows that go through the model alone; what the process holds after them)."""
-    _pass(base, name, short, generator)  # reads the base too, which is not the row's
-    before = process.rss_bytes()
-    _pass(base, name, long, generator)
-    held, more = process.rss_bytes(), long.tokens - short.tokens
-    foreseen = needs.activation_bytes(base, long.tokens) / long.tokens
-    return max(foreseen, (held - before) / more if more > short.tokens // 4 else 0.0), held
+class _Tried:
+    """Micro-batches whose memory is known, by their tokens."""
+
+    def __init__(self, base: Base, name: str, generator: torch.Generator):
+        self._how = base, name, generator
+        self._first = process.rss_bytes()
+        self._taken: dict[int, int] = {}
+
+    def alone(self, part: Part) -> float:
+        """The seconds of a micro-batch that finds no freed blocks."""
+        base, name, generator = self._how
+        before = process.rss_bytes() if process.release_freed_blocks() else self._first
+        seconds = _pass(base, name, part, generator)
+        self._taken[part.tokens] = max(process.rss_bytes() - before, self._taken.get(part.tokens, 0))
+        return seconds
+
+    def each(self) -> float:
+        """The most that a token has taken."""
+        return max(taken / tokens for tokens, taken in self._taken.items())
+
+    def line(self) -> tuple[float, float]:
+        """(What any takes, what a token takes beside that), by the shortest and the longest."""
+        few, many = min(self._taken), max(self._taken)
+        each = self._taken[many] / many
+        if many - few > few // 4:
+            each = min(each, max(0, self._taken[many] - self._taken[few]) / (many - few))
+        return max(0.0, self._taken[many] - each * many), each
 
 
 def _pass(base: Base, name: str, part: Part, generator: torch.Generator) -> float:

@@ -1,14 +1,14 @@
-"""What a run needs, computed from the shapes of its model and the sizes of its micro-batches: no weight is read.
+"""What a run needs, by the shapes of its model and the sizes of its micro-batches: no weight is read.
 
-    memory = program + base + adapter + activations(longest micro-batch) + head
+    memory = program + base + adapter + products + heap * the longest micro-batch, as it is counted
     seconds = operations / (products per second of this machine * PART)
 
 program       what the process holds once its libraries are loaded
 base          the pages of its weights, which every step touches; the table of an untied embedding is not, but for a few rows
-adapter       per weight trained: itself, its gradient, two moments of AdamW, the copy that is best so far, in float32
-activations   per token: numbers of every layer that wait for the backward pass, `KEPT` times what its linear maps say;
-              and what passes within the widest
-head          the logits of a chunk of targets (`inlay.core.cross_entropy`); of all tokens where rows are not packed
+adapter       per weight trained: itself, two moments of AdamW, the copy that is best so far, in float32
+products      what those in bfloat16 of some shape need is kept for `inlay.process.PRODUCT_SHAPES` shapes
+micro-batch   what waits for the backward pass, what passes within a layer, gradients: `inlay.runs.counted` counts it
+heap          blocks of other sizes leave holes between them
 
 Operations are products: two per weight and token forward, two more for the gradient of the inputs, which need no gradient of
 frozen weights; six per weight of an adapter; attention's grow with the square of a row.
@@ -21,38 +21,35 @@ import torch
 
 from inlay import quant
 from inlay.base.base import Base
-from inlay.core.cross_entropy import CHUNK_BYTES, CHUNK_ROWS
+from inlay.core.cross_entropy import CHUNK_ROWS
 from inlay.core.product import TILE_BYTES, product_dtype
 from inlay.methods.contract import Method
+from inlay.process import PRODUCT_BYTES
 from inlay.runs.machine import products_per_second
 from inlay.runs.work import Part, Work, is_packed
 
-BYTES_PER_WEIGHT = 20
-"""Of a trained weight in float32: itself, its gradient, the two moments, and the copy that is kept."""
+BYTES_PER_WEIGHT = 16
+"""Of a trained weight in float32: itself, the two moments, and the copy that is kept."""
 
 MOMENTS_BYTES_PER_WEIGHT = 8
 """Of these, what is there from the first step on."""
 
 STATE_BYTES_PER_WEIGHT = 16
-"""Of the state that a run keeps on the disk: all of that but the gradient."""
+"""Of the state that a run keeps on the disk: all of that."""
 
-KEPT, KEPT_RECOMPUTED = 1.0, 0.6
-"""Numbers that wait for the backward pass, as a multiple of what the linear maps of the layers say, without and with those
-that are made again (`inlay.core.recompute`). The first is fitted to six runs of `benchmarks/forecast.py --fit`; the second is
-not measured."""
+HEAP = 1.3
+"""The heap of one micro-batch, as part of what is in use at once in it: 1.1 to 1.5 times, as blocks of all sizes do."""
 
-PASSING = 20
-"""Numbers in float32 of a token that are held for a moment within a layer, as a multiple of its widest map. Fitted likewise."""
-
-RECOMPUTED_FROM = 384 << 20
-"""Activations beyond this are made again where that is cheap."""
+KEPT = 1.6
+"""Where a micro-batch can't be counted: numbers that wait for the backward pass, as a multiple of what the linear maps of the
+layers say. It is 1.5 in a Llama with a LoRA on all of its maps."""
 
 PART = 0.75
 """Of the rate of products alone, what a step reaches: between them lie norms, attention and Python. A rough figure, of
 runs beside other programs: what a run measures of itself takes its place."""
 
-PROGRAM_BYTES = 115 << 20
-"""What a run loads beside what a plan has loaded: kernels, the optimiser, buffers of products. Fitted likewise."""
+PROGRAM_BYTES = 45 << 20
+"""What a run loads beside what a plan has loaded: the model's own code, kernels, the optimiser."""
 
 
 class Memory(NamedTuple):
@@ -61,8 +58,8 @@ class Memory(NamedTuple):
     program: int
     base: int
     adapter: int
-    activations: int
-    head: int
+    products: int
+    transient: int
 
     @property
     def total(self) -> int:
@@ -70,39 +67,29 @@ class Memory(NamedTuple):
         return sum(self)
 
 
-def memory(base: Base, scheme: str | None, weights: int, part: Part, program: int) -> Memory:
+def memory(base: Base, scheme: str | None, weights: int, transient: float, program: int) -> Memory:
     """The most that a run holds.
 
     **Arguments:**
 
     - `scheme`: how the linear layers of the base are, or will be, quantised.
     - `weights`: how many the adapter trains.
-    - `part`: the micro-batch with the most tokens.
+    - `transient`: what the micro-batch with the most tokens takes.
     - `program`: what the process holds without all of this.
     """
-    activations = activation_bytes(base, part.tokens)
-    return Memory(program, base_bytes(base, scheme), BYTES_PER_WEIGHT * weights, activations, head_bytes(base, part))
+    products = PRODUCT_BYTES if product_dtype(torch.empty(0, dtype=base.dtype)) == torch.bfloat16 else 0
+    return Memory(program, base_bytes(base, scheme), BYTES_PER_WEIGHT * weights, products, int(HEAP * transient))
 
 
-def activation_bytes(base: Base, tokens: int) -> int:
-    """What waits for the backward pass, of so many tokens."""
-    said = sum(linear.out_features for path, linear in base.linears.items() if path != base.head)
-    number = base.dtype.itemsize * tokens * said
-    kept = number * (KEPT if number < RECOMPUTED_FROM or not is_packed(base) else KEPT_RECOMPUTED)
-    widest = max((linear.out_features for path, linear in base.linears.items() if path != base.head), default=0)
-    return int(kept + PASSING * torch.float32.itemsize * tokens * widest)
-
-
-def head_bytes(base: Base, part: Part) -> int:
-    """What the logits of a micro-batch take, those of classes aside, and the tile in which a narrow weight is widened."""
-    linear = base.linears.get(base.head or "")
-    if linear is None or not base.spec.continues:
-        return TILE_BYTES
-    vocabulary, wide = linear.out_features, torch.float32.itemsize
-    if is_packed(base):
-        rows = max(1, min(part.targets, CHUNK_ROWS, CHUNK_BYTES // (vocabulary * base.dtype.itemsize)))
-        return TILE_BYTES + rows * vocabulary * base.dtype.itemsize
-    return TILE_BYTES + part.tokens * vocabulary * (base.dtype.itemsize + 2 * wide)
+def about(base: Base, part: Part) -> int:
+    """About what a micro-batch takes that can't be counted."""
+    linears = [linear.out_features for path, linear in base.linears.items() if path != base.head]
+    numbers = KEPT * sum(linears) + 8 * max(linears, default=0)
+    head = base.linears.get(base.head or "")
+    said = (
+        0 if head is None else head.out_features * (min(part.targets, CHUNK_ROWS) if is_packed(base) else part.tokens)
+    )
+    return TILE_BYTES + int(base.dtype.itemsize * (numbers * part.tokens + 3 * said))
 
 
 def base_bytes(base: Base, scheme: str | None) -> int:

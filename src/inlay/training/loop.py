@@ -141,6 +141,8 @@ class _Run:
                 raise
             progress.failure = error
         progress.doing = ""
+        if self.bounds.watch is not None:  # for what comes at the end
+            self.bounds.watch.make_room()
         self._keep()
         state.adapter.finish_()
 
@@ -226,11 +228,16 @@ class _Run:
                 rows,
                 self.held_out,
                 self.state.settings.micro_batch_tokens,
-                lambda done: self._say(f"{what}: {done}/{len(self.held_out)} rows"),
+                lambda done: self._evaluating(f"{what}: {done}/{len(self.held_out)} rows"),
                 world=self.state.world,
             )
         self.progress.eval_seconds += time.perf_counter() - start
         return loss
+
+    def _evaluating(self, doing: str) -> None:
+        if self.bounds.watch is not None:
+            self.bounds.watch.make_room()
+        self._say(doing)
 
     def _has_time(self) -> bool:
         """An end was asked for, and the last evaluation is not likely to take longer than whoever asked waits."""

@@ -1,8 +1,10 @@
 """Training from Python: one call, every setting under its own name."""
 
 import dataclasses
+import warnings
 from collections.abc import Callable
 from pathlib import Path
+from time import monotonic
 from typing import Literal
 
 from inlay import screen
@@ -11,8 +13,11 @@ from inlay.data.sources import Source
 from inlay.distributed.group import joined
 from inlay.gate.findings import Check
 from inlay.methods.contract import Method
+from inlay.planning import foreseen, timed
+from inlay.process import keep_few_products
 from inlay.report import watch
-from inlay.runs import recording, trackers
+from inlay.runs import budget, recording, trackers
+from inlay.runs.budget import Budget
 from inlay.runs.progress import Progress
 from inlay.training.job import Report, prepare
 from inlay.training.run_spec import RunSpec
@@ -31,6 +36,9 @@ def train(
     check: Check = "warn",
     progress: bool | None = None,
     on_step: Callable[[Progress], object] | None = None,
+    memory: str | None = None,
+    time: str | None = None,
+    disk: str | None = None,
     max_steps: int | None = Settings.max_steps,
     epochs: float = Settings.epochs,
     batch_size: int | None = Settings.batch_size,
@@ -66,6 +74,8 @@ def train(
     - `progress`: show what is being done on stderr; where somebody watches it, a terminal or a notebook, unless given.
     - `on_step`: called after every step, and its evaluation, with where the run stands. What it raises ends the run, and is
       raised again once what was learned is written.
+    - `memory`, `time`, `disk`: what the run may take, such as "6GB", "2h" and "20GB"; see `docs/guides/fit.md`. It is measured
+      before its first step then, keeps to them, and is refused where it can't.
     - all others: the fields of `inlay.Settings`, where each is described.
 
     **Returns:** what the run did; losses in nats per supervised token, times in seconds, memory in bytes.
@@ -79,11 +89,18 @@ def train(
     - `DivergedError`: the loss is not finite any more. `CapacityError`: there is not enough memory.
     - `WorkerError`: under torchrun, one of the processes that share the run was lost.
     """
-    asked = RunSpec.among(locals())
+    asked, began = RunSpec.among(locals()), monotonic()
+    bounds = budget.read(memory, time, disk, "{}=".format)
+    keep_few_products()
     shown = screen.is_watched() if progress is None else progress
     shows = screen.bar("step", shown=shown, timed=False)
     with joined() as world, recording.recording("train"), shows as update:
         asked = dataclasses.replace(asked, resume=resume or world.restarted)
         job = prepare(base, source, asked, world=world, doing=screen.doing(update))
+        if bounds != Budget():
+            until = None if bounds.seconds is None else timed.deadline(job, began, bounds.seconds)
+            foreseen.measured(job, bounds, until)
+            if until is not None and (said := timed.fit_(job, until)):
+                warnings.warn(said, stacklevel=2)
         listeners = [watch.watch(update, base.spec.unit)] if shown else []
         return job.run(watch.each([*listeners, *([] if on_step is None else [watch.each_step(on_step)])]))

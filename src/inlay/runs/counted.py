@@ -1,0 +1,175 @@
+"""What a micro-batch takes, counted: it goes through the model, forward and backward, where tensors have shapes and no numbers.
+
+    live = sum of the storages that are alive,   counted = the most that `live` comes to
+
+All is the run's own code on torch's meta device: its tasks, its adapter, the functions that compute in place of a model's. So
+what waits for the backward pass, what passes within a layer and what gradients take are those of the run, whatever the model
+and the method are; no weight is read, and it takes a fraction of a second. What is asked of numbers gets an answer: a mask is
+that of packed rows, a condition on numbers does not hold.
+
+A model whose own code can't do without numbers is not counted: `counted` says None then.
+"""
+
+import copy
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from inlay import quant
+from inlay.base.base import Base
+from inlay.base.heads import with_heads
+from inlay.methods import hooks
+from inlay.methods.contract import Method
+from inlay.model import attention
+from inlay.model.adapter import Adapter
+from inlay.model.batch import is_packing
+from inlay.modules.frozen import FrozenLinear, freeze_
+from inlay.modules.fused import fuse_, fuse_rotation_
+from inlay.quant.contract import Matrix
+from inlay.runs.work import is_packed
+
+NAME = "counted"
+"""What the adapter is called meanwhile."""
+
+
+def stand_in(base: Base, method: Method, scheme: str | None) -> Base:
+    """An outline (`inlay.planning.outline`) that computes as the run will: frozen, fused, with a new adapter that is trained.
+
+    **Arguments:**
+
+    - `base`: an outline; nothing of it changes.
+    - `scheme`: how the linear layers of the base are, or will be, quantised.
+    """
+    model: Any = copy.deepcopy(base.model)
+    checkpoint = base.checkpoint
+    stored = checkpoint.dtype if checkpoint.tensors else base.dtype
+    model.to(stored if stored == base.dtype or base.dtype == torch.float32 else base.dtype)
+    freeze_(model, base.dtype)
+    if scheme is not None:
+        _quantize_(model, base, scheme)
+    fuse_(model, base.dtype)
+    heads = (base.heads, base.fresh_heads)
+    made = Base(model, base.tokenizer, checkpoint, base.dtype, base.is_mapped, scheme, spec=base.spec, heads=heads)
+    if is_packed(base):
+        attention.take_(model)
+        fuse_rotation_(model.base_model, is_packing)
+    whole = with_heads(method, made.heads, made.maps)
+    wanted = made.layout.wanted(whole)
+    params = {path: {name: torch.empty(s, device="meta") for name, s in own.items()} for path, own in wanted.items()}
+    shared = hooks.shared(whole, [made.maps[path].one for path in params if path in made.maps])
+    made.put(Adapter(NAME, whole, params, shared=shared)).train_()
+    return made
+
+
+def counted(made: Base, rows: Sequence[Any]) -> int | None:
+    """The bytes that these rows take at most beside what a `stand_in` holds; None: its code can't do without numbers."""
+    from torch.fx.experimental import _config as config
+
+    live = _Live()
+    try:
+        with made.using(NAME), config.patch(meta_nonzero_assume_all_nonzero=True), _Fused(), live:
+            made.spec.loss_of(made, rows).backward()
+    except Exception:  # any model's code may ask numbers in any way
+        return None
+    finally:
+        for tensor in made.adapters[NAME].tensors():
+            tensor.grad = None
+    return live.most
+
+
+class _Live(TorchDispatchMode):
+    """The bytes of the storages that operations make, while they are alive, and the most so far."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.most = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
+            return 0
+        if func is torch.ops.aten.equal.default and args[0].is_meta:
+            return True
+        made = func(*args, **(kwargs or {}))
+        given = {storage._cdata for storage in _storages(pytree.tree_leaves((args, kwargs)))}
+        for storage in _storages(made if isinstance(made, tuple | list) else (made,)):
+            if storage._cdata not in given:  # a view of what was there before is no more memory
+                self._note(storage)
+        self.most = max(self.most, self.now)
+        return made
+
+    def _note(self, storage: Any) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key not in self._known:
+            self._known.add(key)
+            self.now += size
+            weakref.finalize(storage, self._dropped, key, size)
+
+    def _dropped(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.now -= size
+
+
+def _storages(values: Sequence[Any]) -> list[Any]:
+    return [value.untyped_storage() for value in values if isinstance(value, Tensor)]
+
+
+class _Fused(TorchFunctionMode):
+    """Attention holds what torch's fused kernels hold: without numbers torch takes its plain way, with all weights."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.nn.functional.scaled_dot_product_attention and all(x.is_meta for x in args[:3]):
+            return _Attention.apply(*args[:3])
+        return func(*args, **(kwargs or {}))
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        out, logs = q.new_empty(*q.shape[:-1], v.shape[-1]), q.new_empty(q.shape[:-1], dtype=torch.float32)
+        ctx.save_for_backward(q, k, v, out, logs)
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Any:  # type: ignore[override]  # torch names its first argument by keyword
+        return tuple(torch.empty_like(x) for x in ctx.saved_tensors[:3])
+
+
+class _Unread(Matrix):
+    """A quantised weight whose rows are made of nothing."""
+
+    def _read(self, start: int, out: Tensor) -> None:
+        out.zero_()
+
+    def _product(self, x: Tensor) -> None:
+        return None
+
+    def over(self, packed: Any) -> Matrix:
+        return _Unread(self.shape, self.dtype, packed)
+
+
+def _quantize_(model: Any, base: Base, scheme: str) -> None:
+    """Hold the weights of linear layers as a scheme would, but for the head's."""
+    how = quant.find(scheme)
+    for path, linear in base.linears.items():
+        module = model.get_submodule(path)
+        if path == base.head or not isinstance(module, FrozenLinear):
+            continue
+        shape, dtype = (linear.out_features, linear.in_features), torch.bfloat16
+        layout = how.layout(shape, dtype)
+        packed = {
+            key: torch.zeros(size, dtype=kind, device="meta" if size else "cpu") for key, (kind, size) in layout.items()
+        }
+        try:
+            matrix = how.open(packed)
+        except Exception:  # it looks at more of its numbers
+            matrix = _Unread(shape, dtype, packed)
+        parent, _, name = path.rpartition(".")
+        setattr(model.get_submodule(parent), name, module.over(matrix))
