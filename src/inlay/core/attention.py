@@ -203,7 +203,7 @@ def _positions(lengths: tuple[int, ...], device: torch.device) -> Tensor:
 def _even(qkv: Sequence[Tensor], length: int, scaling: float) -> Tensor:
     """Documents of one length."""
     given = qkv[0].dtype
-    dtype = torch.promote_types(given, torch.float32) if qkv[0].device.type == "cpu" else given
+    dtype = torch.promote_types(given, torch.float32) if qkv[0].device.type in ("cpu", "meta") else given
     # widened last, so that `inlay.core.recompute` can see that the kernel's arguments came from something narrower
     Q, K, V = (x.unflatten(1, (-1, length)).transpose(0, 1).to(dtype) for x in qkv)  # (documents, heads, length, dim)
     out = torch.nn.functional.scaled_dot_product_attention(

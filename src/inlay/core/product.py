@@ -60,7 +60,7 @@ def product_dtype(x: Tensor) -> torch.dtype:
     torch multiplies bfloat16 without such instructions six to ten times slower than float32, and float16 likewise.
     """
     dtype = x.dtype
-    if dtype == torch.float32 or not x.is_cpu or dtype not in (torch.bfloat16, torch.float16):
+    if dtype == torch.float32 or not (x.is_cpu or x.is_meta) or dtype not in (torch.bfloat16, torch.float16):
         return dtype
     return dtype if dtype == torch.bfloat16 and native_bfloat16() else torch.float32
 

@@ -69,11 +69,9 @@ def stand_in(base: Base, method: Method, scheme: str | None) -> Base:
 
 def counted(made: Base, rows: Sequence[Any]) -> int | None:
     """The bytes that these rows take at most beside what a `stand_in` holds; None: its code can't do without numbers."""
-    from torch.fx.experimental import _config as config
-
     live = _Live()
     try:
-        with made.using(NAME), config.patch(meta_nonzero_assume_all_nonzero=True), _Fused(), live:
+        with made.using(NAME), _all_chosen(), _Fused(), live:
             made.spec.loss_of(made, rows).backward()
     except Exception:  # any model's code may ask numbers in any way
         return None
@@ -81,6 +79,13 @@ def counted(made: Base, rows: Sequence[Any]) -> int | None:
         for tensor in made.adapters[NAME].tensors():
             tensor.grad = None
     return live.most
+
+
+def _all_chosen() -> Any:
+    from torch.fx.experimental import _config
+
+    settings: Any = _config  # a module that torch makes anew
+    return settings.patch(meta_nonzero_assume_all_nonzero=True)
 
 
 class _Live(TorchDispatchMode):
