@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from inlay.errors import CompatibilityError, explain
-from inlay.layout import targets
 from inlay.layout.layout import Layout
 from inlay.methods import name_of
 from inlay.methods.contract import PromptMethod
@@ -60,7 +59,7 @@ class PromptTrials:
 
     def _refused_because(self, method: PromptMethod) -> str | None:
         """Why virtual tokens of this kind do not do in this model what they should; None where they do."""
-        if targets.device_of(self.model).type == "meta":
+        if next(self.model.parameters()).is_meta:
             return None  # an outline can't be called
         numbers = self.layout.wanted(method, strict=False)[""]["prompt_embeddings"][1]
         table = self.layout.modules[self.layout.table or ""]

@@ -57,7 +57,7 @@ def stand_in(base: Base, method: Method, scheme: str | None) -> Base:
     heads = (base.heads, base.fresh_heads)
     made = Base(model, base.tokenizer, checkpoint, base.dtype, base.is_mapped, scheme, spec=base.spec, heads=heads)
     if is_packed(base):
-        attention.take_(model)
+        attention.adopt_(model, made.router)
         fuse_rotation_(model.base_model, is_packing)
     whole = with_heads(method, made.heads, made.maps)
     wanted = made.layout.wanted(whole)
