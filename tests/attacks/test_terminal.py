@@ -39,6 +39,11 @@ def test_a_message_has_no_control_characters_and_no_line_of_others():
     assert [line[:9] for line in text.split("\n")] == ["wrong \\u0", "  found: ", "  found: ", "  hint:  "]
 
 
+def _does(monkeypatch, command):
+    """Let every command do this."""
+    monkeypatch.setattr(cli, "_recorded", lambda name, arguments, run: command(name, arguments))
+
+
 def test_what_a_command_and_the_libraries_print_is_plain(capsys, monkeypatch):
     def command(name, arguments):
         print(NASTY, end="", flush=True)  # as the streamer of transformers does
@@ -48,9 +53,9 @@ def test_what_a_command_and_the_libraries_print_is_plain(capsys, monkeypatch):
         screen.say("base", NASTY)
         return 0
 
-    monkeypatch.setattr(cli, "run", command)
+    _does(monkeypatch, command)
     before = sys.stdout
-    status, out, err = run(capsys, "inspect")
+    status, out, err = run(capsys, "inspect", "x")
     assert (status, sys.stdout) == (0, before)
     assert is_plain(out + err)
     assert "owned" in out
@@ -121,8 +126,8 @@ def _raised(error):
     ],
 )  # fmt: skip
 def test_what_nobody_foresaw_is_an_error_in_words(capsys, monkeypatch, command, says):
-    monkeypatch.setattr(cli, "run", command)
-    status, out, err = run(capsys, "inspect")
+    _does(monkeypatch, command)
+    status, out, err = run(capsys, "inspect", "x")
     assert (status, out) == (1, "")
     assert err.startswith("error: ")
     assert "Traceback" not in err
@@ -130,13 +135,13 @@ def test_what_nobody_foresaw_is_an_error_in_words(capsys, monkeypatch, command, 
     for text in says:
         assert text in err, err
     with pytest.raises(BaseException):  # noqa: B017
-        run(capsys, "inspect", "--debug")
+        run(capsys, "inspect", "x", "--debug")
 
 
 @pytest.mark.parametrize(("error", "status"), [(SystemExit(2), 2), (KeyboardInterrupt(), 130), (ConfigError("a"), 1)])
 def test_what_was_meant_keeps_its_status(capsys, monkeypatch, error, status):
-    monkeypatch.setattr(cli, "run", _raised(error))
-    assert run(capsys, "inspect")[0] == status
+    _does(monkeypatch, _raised(error))
+    assert run(capsys, "inspect", "x")[0] == status
 
 
 def test_what_libraries_do_at_the_end_without_memory_is_no_traceback():

@@ -89,8 +89,10 @@ def test_causal_models_say_nothing_of_tasks(tmp_path, capsys):
 def test_what_a_task_does_not_do_is_refused(tmp_path, capsys):
     task = "sequence-classification"
     place = place_for(tmp_path, task, "bert")
+    status, _, err = run(capsys, *train(place, "sequence-clasification"))
+    assert status == 2
+    assert "--task sequence-classification" in err
     for arguments, says in (
-        (train(place, "sequence-clasification"), "--task sequence-classification"),
         (train(place, task, "--show-tokens", 1), "--show-tokens 1 with --task sequence-classification"),
         (train(place, task, "--too-long", "window"), "too_long=window"),
         (train(place, "seq2seq"), "AutoModelForSeq2SeqLM"),

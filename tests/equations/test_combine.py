@@ -423,7 +423,6 @@ def test_what_is_broken_or_missing_is_refused_and_nothing_is_left(home, tmp_path
     tensors[next(iter(tensors))][0, 0] = math.nan
     save_file(tensors, tmp_path / "broken" / "adapter_model.safetensors")
     wrong = {
-        "no adapter is named": [],
         "holds NaN or infinite values": [home / "plain", tmp_path / "broken"],
         "there is no such adapter": [home / "plain", home / "plane"],
         "each adapter needs one weight\n  found: 3 for 2\n  hint:  --weights 1,1": [
@@ -440,6 +439,8 @@ def test_what_is_broken_or_missing_is_refused_and_nothing_is_left(home, tmp_path
             3,
         ],
     }
+    status, _, err = run(capsys, "combine", *out)
+    assert (status, err.split("\n")[0]) == (2, "error: ADAPTER ... must be given")
     for says, arguments in wrong.items():
         status, _, err = run(capsys, "combine", *arguments, *out)
         assert status == 1

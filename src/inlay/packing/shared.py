@@ -63,11 +63,15 @@ def _best(
     """
     if stop - start < 2:
         return 0, [(start, stop, 0)]
-    least = min(range(start, stop - 1), key=lambda i: common[i])
-    (left, ones), (right, others) = (_best(common, lengths, *part) for part in ((start, least + 1), (least + 1, stop)))
-    pays = common[least] >= max(FEWEST, max(lengths[start:stop]) - common[least])
-    together = common[least] * (stop - start - 1) if pays else 0
-    return (together, [(start, stop, common[least])]) if together > left + right else (left + right, ones + others)
+    shared = min(common[start : stop - 1])
+    cuts = [start, *(i + 1 for i in range(start, stop - 1) if common[i] == shared), stop]
+    apart = [_best(common, lengths, *part) for part in itertools.pairwise(cuts)]
+    saved = sum(tokens for tokens, _ in apart)
+    pays = shared >= max(FEWEST, max(lengths[start:stop]) - shared)
+    together = shared * (stop - start - 1) if pays else 0
+    return (
+        (together, [(start, stop, shared)]) if together > saved else (saved, [run for _, runs in apart for run in runs])
+    )
 
 
 def parts(found: Sequence[Family], max_tokens: int) -> Iterator[list[Example]]:
