@@ -22,6 +22,7 @@ from inlay import quant
 from inlay.generation.engine import Engine
 from inlay.generation.sequence import Request
 from inlay.model.batch import Batch
+from inlay.packing.lying import Lying
 
 LENGTHS, NEW = (16, 128, 48, 20, 96, 33, 17, 64), 32
 WHOSE = ("a", None, "b", "a", "b", None, "a", "b")
@@ -82,7 +83,7 @@ def _said(base: Any, rows: Sequence[Sequence[int]], whose: Sequence[str | None])
     lengths = [len(row) for row in rows]
     tokens = torch.tensor([token for row in rows for token in row])
     places = torch.cat([torch.arange(length) for length in lengths])
-    with base.using(list(whose)), base.router.passing((base.router.batch or Batch([None])).like(lengths)):
+    with base.using(list(whose)), base.router.passing((base.router.batch or Batch([None])).like(Lying(lengths))):
         logits = base.model(input_ids=tokens[None], position_ids=places[None], use_cache=False).logits[0].float()
     said = logits.log_softmax(-1)[:-1].gather(1, tokens[1:, None])[:, 0]
     return said[places[1:] > 0]
