@@ -15,8 +15,8 @@ tried once, on two documents of a few tokens; where the results differ, its rows
 import contextlib
 import itertools
 import weakref
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -40,6 +40,8 @@ from inlay.packing.shared import Family
 from inlay.tasks import _memory as memory
 from inlay.tasks.contract import Loaded
 from inlay.text.mask import Example
+
+T = TypeVar("T")
 
 PROBE_LENGTHS = (5, 3)
 """Tokens of the documents that a base is tried on."""
@@ -115,10 +117,7 @@ def _families(base: Loaded, examples: Sequence[Example]) -> list[Family]:
 
 def _shares(base: Loaded) -> bool:
     """Rows can go on from a part that they share, in this base: tried once."""
-    if base not in _can_share:
-        with torch.no_grad(), base.using(None), torch.random.fork_rng(devices=[]):
-            _can_share[base] = _is_the_same(base)
-    return _can_share[base]
+    return _tried_once(_can_share, base, _is_the_same)
 
 
 def _is_the_same(base: Loaded) -> bool:
@@ -138,6 +137,14 @@ def _is_the_same(base: Loaded) -> bool:
     return bool((actual[here] - expected[there]).abs().max() <= allowed)
 
 
+def _tried_once(known: MutableMapping[Loaded, T], base: Loaded, trial: Callable[[Loaded], T]) -> T:
+    """What a trial of the plain base says, which is made when it is first asked for and leaves no trace."""
+    if base not in known:
+        with torch.no_grad(), base.using(None), torch.random.fork_rng(devices=[]):
+            known[base] = trial(base)
+    return known[base]
+
+
 def is_packed(base: Loaded) -> bool:
     """The rows are packed, not padded."""
     return unpacked_because(base) is None
@@ -145,10 +152,7 @@ def is_packed(base: Loaded) -> bool:
 
 def unpacked_because(base: Loaded) -> str | None:
     """Why rows go through this base as a padded batch, in a few words; None where they are packed."""
-    if base not in _reasons:
-        with torch.no_grad(), base.using(None), torch.random.fork_rng(devices=[]):
-            _reasons[base] = _problem(base)
-    return _reasons[base]
+    return _tried_once(_reasons, base, _problem)
 
 
 def _hidden_at(base: Loaded, packed: batch.Packed, positions: Tensor) -> Tensor:
@@ -187,10 +191,7 @@ def _narrows(base: Loaded, num_tokens: int, num_asked: int) -> bool:
     saves = num_asked and num_tokens - num_asked >= FEWEST_UNASKED
     if is_several or not saves or not torch.is_grad_enabled():
         return False
-    if base not in _can_narrow:
-        with torch.no_grad(), base.using(None), torch.random.fork_rng(devices=[]):
-            _can_narrow[base] = _is_narrowed(base)
-    return _can_narrow[base]
+    return _tried_once(_can_narrow, base, _is_narrowed)
 
 
 def _asked() -> Tensor | None:
