@@ -29,7 +29,7 @@ from inlay.training.run_spec import RunSpec
 from inlay.training.settings import Settings
 from tests.support import bases
 from tests.support import tasks as task_bases
-from tests.support.command import run, run_json
+from tests.support.command import run, run_json, run_short_of_time
 
 HOW = ["--max-steps", 4, "--batch-size", 3, "--r", 3, "--eval-fraction", 0.2]
 
@@ -363,13 +363,7 @@ def test_a_run_from_python_keeps_to_the_budgets_of_the_command(place, tmp_path):
 
 def test_a_run_ends_by_its_deadline_with_an_adapter_that_is_evaluated_and_goes_on(place, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(timed, "fit_", lambda job, until: "")  # a forecast that was too short
-    start, allowed = time.monotonic(), CLOSING_SECONDS + 6
-    command = ["train", place / "base", place / "rows.jsonl", "--output", tmp_path / "a", "--r", 3]
-    long = ["--max-steps", 500_000, "--eval-every", 400_000, "--eval-fraction", 0.5]
-    status, out, err = run(capsys, *command, *long, "--time", f"{allowed}s", "--json")
-    assert status == 0, err
-    assert time.monotonic() - start < allowed + 2
-    report = json.loads(out.splitlines()[-1])
+    report, err = run_short_of_time(capsys, place, tmp_path / "a")
     assert report["interrupted"]
     assert 0 < report["steps"] < 500_000
     assert report["eval_loss"] is not None

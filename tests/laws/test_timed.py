@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 import time
+import types
 
 import pytest
 from hypothesis import given
@@ -21,7 +22,7 @@ from inlay.training import loop, saves
 from inlay.training.run_spec import RunSpec
 from inlay.training.settings import Plan, Settings
 from tests.support import bases
-from tests.support.command import run
+from tests.support.command import run, run_short_of_time
 
 MEASURED = foreseen.measured
 METHOD = inlay.Lora(r=3, lora_dropout=0.3)
@@ -117,7 +118,7 @@ LONG = ["--epochs", 50, "--r", 3, "--lora-dropout", 0.3, "--dtype", "float32", "
 def test_what_is_killed_goes_on_over_the_same_steps(place, tmp_path, capsys, monkeypatch):
     command = ["train", place / "base", place / "rows.jsonl", *LONG, "--output"]
     with monkeypatch.context() as patched:
-        patched.setattr(foreseen, "measured", lambda job, *bounds: (job, foretold(job, 1.0, 0.1).forecast))
+        patched.setattr(foreseen, "measured", lambda job, *bounds: (foretold(job, 1.0, 0.1).forecast,) * 2)
         patched.setattr("inlay.cli.train.needs", lambda *forecasts: "")
         patched.setattr(loop, "check_loss", killed_after(5))
         _, _, err = run(capsys, *command, tmp_path / "mine", "--time", "60s")
@@ -184,14 +185,19 @@ def test_time_that_is_given_anew_adds_to_what_was_taken(place, tmp_path, capsys,
     assert 9000 <= said[0] <= 9000 + taken + 1
 
 
+@pytest.mark.parametrize(("size", "is_shorter"), [(1, True), (2, False)])
+def test_one_of_several_processes_lays_nothing_out_by_what_it_took(
+    base, place, tmp_path, monkeypatch, size, is_shorter
+):
+    job = prepared(base, place, tmp_path / "a", max_steps=40)
+    monkeypatch.setattr(foreseen, "measured", lambda job, budget, until: (foretold(job, 10, 0).forecast,) * 2)
+    monkeypatch.setattr(job.state, "world", types.SimpleNamespace(size=size))
+    _, said = timed.measured(job, Budget(seconds=60.0), time.monotonic())
+    assert (job.forecast is not None, bool(said), job.state.plan.num_steps < 40) == (is_shorter,) * 3
+
+
 def test_the_command_says_how_many_steps_fit(place, tmp_path, capsys):
-    start, allowed = time.monotonic(), CLOSING_SECONDS + 6
-    command = ["train", place / "base", place / "rows.jsonl", "--output", tmp_path / "a", "--r", 3]
-    long = ["--max-steps", 500_000, "--eval-every", 400_000, "--eval-fraction", 0.5]
-    status, out, err = run(capsys, *command, *long, "--time", f"{allowed}s", "--json")
-    assert status == 0, err
-    assert time.monotonic() - start < allowed + 2
-    report = json.loads(out.splitlines()[-1])
+    report, err = run_short_of_time(capsys, place, tmp_path / "a")
     said = re.search(r"note +([\d,]+) of 500,000 steps fit into the time", err)
     assert said, err
     assert report["steps"] <= int(said[1].replace(",", ""))

@@ -165,15 +165,11 @@ class Train(OnBase, Budgeted):
                     "shared",
                     f"what rows of a step begin with alike is computed once: {count(once)} of {count(whole)} tokens",
                 )
-        seconds = self.budget.seconds
-        deadline = None if seconds is None else timed.deadline(job, start, seconds)
         with screen.bar("measuring"):
-            forecasts = foreseen.measured(job, self.budget, deadline)
+            forecasts, said = timed.measured(job, self.budget, start)
         if job.state.world.size == 1:
             say("needs", needs(*forecasts))
-        else:
-            job.forecast = None  # it is that of one process
-        for note in (timed.fit_(job, deadline) if deadline is not None else "", foreseen.split_note(job)):
+        for note in (said, foreseen.split_note(job)):
             if note:
                 say("note", note)
         begins = time.monotonic()

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from inlay.errors import ConfigError, explain
+from inlay.planning import foreseen
 from inlay.runs.bounds import CLOSING_SECONDS
-from inlay.runs.budget import num_seconds
+from inlay.runs.budget import Budget, num_seconds
 from inlay.runs.forecast import Forecast
 from inlay.training.job import Job
 from inlay.training.saves import Saves
@@ -46,6 +47,19 @@ def deadline(job: Job, start: float, seconds: float) -> float:
         do = f"inlay train --resume {job.output} --time 1h"
         raise ConfigError(explain("the time of this run is over", found=found, do=do))
     return start + left
+
+
+def measured(job: Job, budget: Budget, start: float) -> tuple[tuple[Forecast, Forecast], str]:
+    """(what a run was foreseen to take and will take, what there is to say of its time): as `inlay.planning.foreseen.measured`
+    and `fit_`, for a run that goes on since `start`.
+
+    **Raises:** as `foreseen.measured` and `deadline`.
+    """
+    until = None if budget.seconds is None else deadline(job, start, budget.seconds)
+    forecasts = foreseen.measured(job, budget, until)
+    if job.state.world.size > 1:
+        job.forecast = None  # it is that of one process
+    return forecasts, "" if until is None else fit_(job, until)
 
 
 def fit_(job: Job, until: float) -> str:

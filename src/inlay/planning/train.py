@@ -13,7 +13,7 @@ from inlay.data.sources import Source
 from inlay.distributed.group import joined
 from inlay.gate.findings import Check
 from inlay.methods.contract import Method
-from inlay.planning import foreseen, timed
+from inlay.planning import timed
 from inlay.process import keep_few_products
 from inlay.report import watch
 from inlay.runs import budget, recording, trackers
@@ -97,10 +97,7 @@ def train(
     with joined() as world, recording.recording("train"), shows as update:
         asked = dataclasses.replace(asked, resume=resume or world.restarted)
         job = prepare(base, source, asked, world=world, doing=screen.doing(update))
-        if bounds != Budget():
-            until = None if bounds.seconds is None else timed.deadline(job, began, bounds.seconds)
-            foreseen.measured(job, bounds, until)
-            if until is not None and (said := timed.fit_(job, until)):
-                warnings.warn(said, stacklevel=2)
+        if bounds != Budget() and (said := timed.measured(job, bounds, began)[1]):
+            warnings.warn(said, stacklevel=2)
         listeners = [watch.watch(update, base.spec.unit)] if shown else []
         return job.run(watch.each([*listeners, *([] if on_step is None else [watch.each_step(on_step)])]))
