@@ -126,6 +126,16 @@ def test_rows_of_any_lengths_do(llama, begins, rest, seed, most):
         assert total == pytest.approx(_one_by_one(llama, rows).item(), rel=1e-6)
 
 
+def test_a_part_is_counted_as_it_is_computed(llama, monkeypatch):
+    """Of rows with the same tokens, of which fewer are trained on in some, others are neighbours in a part than among all."""
+    monkeypatch.setattr(shared, "FEWEST", 3)
+    begin, end = [37, 24, 44, 53, 42, 66], [93, 51]
+    rows = [_row(begin + end, 6), *(_row(begin + end, 5) for _ in range(3)), _row([*begin, 15, 29, 30], 6)]
+    parts = [*loss.parts(llama, rows, 20)]
+    assert sorted(map(id, (row for part in parts for row in part))) == sorted(map(id, rows))
+    assert all(loss.num_computed(llama, part) <= 20 for part in parts)
+
+
 def test_planted_a_branch_that_does_not_see_its_document_is_refused(tmp_path, monkeypatch):
     """And rows then go through the model whole."""
     real = attention.branch_attention

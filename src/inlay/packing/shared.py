@@ -74,15 +74,23 @@ def _best(
     )
 
 
+def num_tokens(rows: Sequence[Example]) -> int:
+    """How many tokens go through the model for these rows together."""
+    return sum(family.num_tokens for family in families(rows))
+
+
 def parts(found: Sequence[Family], max_tokens: int) -> Iterator[list[Example]]:
-    """The rows in groups of families of similar length, of at most `max_tokens`; a family that is larger is divided."""
-    group, tokens = list[Example](), 0
+    """The rows in groups of families of similar length, of at most `max_tokens`; a family that is larger is divided.
+
+    Who goes with whom is found again in a group, and need not be what was found among all: that is what is counted.
+    """
+    group = list[Example]()
     for family in sorted((part for one in found for part in _divided(one, max_tokens)), key=lambda f: f.longest):
-        if group and tokens + family.num_tokens > max_tokens:
+        more = [*group, *family.rows]
+        if group and num_tokens(more) > max_tokens:
             yield group
-            group, tokens = [], 0
-        group += family.rows
-        tokens += family.num_tokens
+            more = [*family.rows]
+        group = more
     if group:
         yield group
 
