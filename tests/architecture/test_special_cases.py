@@ -13,7 +13,6 @@ HOMES = {
         "modules/experts.py": "what they are, and how they compute",
         "modules/maps.py": "they are among the maps of a model",
         "methods/contract.py": "the name of their kind, and which methods may adapt it",
-        "formats/_peft_forms.py": "what PEFT's files make of them",
         "io/counts.py": "the end of a name in configurations of models",
     },
     "transposed": {

@@ -1,4 +1,5 @@
-"""The forms in which PEFT has the tensors of convolutions, here matrices, of fused experts, here stacks, and single tokens."""
+"""The forms in which PEFT has the tensors of convolutions, here matrices, of parameters that are stacks of maps, and of
+single tokens."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from inlay.errors import CompatibilityError, explain
 from inlay.formats.contract import AdapterFile, Layer
-from inlay.methods.contract import Params, with_names
+from inlay.methods.contract import STACK, Params, with_names
 from inlay.names import is_named
 
 INNER = ".base_layer"
@@ -47,7 +48,7 @@ class Targets(NamedTuple):
 
     modules: list[str]
     parameters: dict[str, str]
-    """Those of fused experts, by path, and what PEFT calls the place of each; see `_nested`."""
+    """The stacks, by path, and what PEFT calls the place of each; see `_nested`."""
     every: list[str]
     """All modules of the model."""
 
@@ -55,13 +56,13 @@ class Targets(NamedTuple):
 def targets_of(file: AdapterFile, adapted: Iterable[str]) -> Targets:
     """What these of the file's paths are, to which it adds tensors."""
     kinds = {path: layer.kind for path, layer in file.model.layers.items() if path}
-    parameters = _nested([path for path in adapted if kinds.get(path) == "experts"])
-    modules = [path for path in adapted if kinds.get(path, "other") not in ("experts", "other")]
-    return Targets(modules, parameters, [path for path, kind in kinds.items() if kind != "experts"])
+    parameters = _nested([path for path in adapted if kinds.get(path) == STACK])
+    modules = [path for path in adapted if kinds.get(path, "other") not in (STACK, "other")]
+    return Targets(modules, parameters, [path for path, kind in kinds.items() if kind != STACK])
 
 
 def flattened(module: Params) -> Params:
-    """The tensors of fused experts as PEFT has them: A has the experts one after the other, B has them within each rank."""
+    """The tensors of a stack as PEFT has them: A has its maps one after the other, B has them within each rank."""
     return {
         name: tensor.permute(1, 2, 0).flatten(1) if name == "lora_B" else tensor.flatten(0, 1)
         for name, tensor in module.items()
@@ -69,7 +70,7 @@ def flattened(module: Params) -> Params:
 
 
 def _unflattened(name: str, tensor: Tensor, count: int) -> Tensor:
-    """A tensor of PEFT's, (experts r, in) or (out, r experts), with the experts in front; as it is where it does not fit."""
+    """A tensor of PEFT's, (count r, in) or (out, r count), with the maps in front; as it is where it does not fit."""
     if tensor.dim() != 2 or tensor.shape[name == "lora_B"] % count:
         return tensor
     if name == "lora_B":
@@ -91,16 +92,16 @@ def _nested(paths: Sequence[str]) -> dict[str, str]:
 
 
 def unnested(file: AdapterFile, layers: Mapping[str, Layer]) -> AdapterFile:
-    """An adapter's file with the tensors of experts where this model has the parameters; see `_nested`."""
-    every = [path for path, layer in layers.items() if layer.kind == "experts"]
+    """An adapter's file with the tensors of stacks where this model has the parameters; see `_nested`."""
+    every = [path for path, layer in layers.items() if layer.kind == STACK]
     chosen = [path for path in every if any(is_named(name, path) for name in file.parameters)]
     unexpected = [name for name in file.parameters if not any(is_named(name, path) for path in every)]
     if unexpected:
         raise CompatibilityError(
             explain(
-                "this adapter changes parameters that are not experts of this model",
+                "this adapter changes parameters that can't be adapted in this model",
                 found=[f"{name} of target_parameters" for name in unexpected[:10]],
-                do="the base it was trained on, or train it again without them: routers are left alone here",
+                do="the base it was trained on, or train it again without them: stacks of maps alone are adapted, no routers",
             )
         )
     if not every:
@@ -109,7 +110,7 @@ def unnested(file: AdapterFile, layers: Mapping[str, Layer]) -> AdapterFile:
     for path, place in _nested(chosen).items():
         if place in file.params:
             params[path] = {
-                name: _unflattened(name, tensor, layers[path].sizes["experts"])
+                name: _unflattened(name, tensor, layers[path].sizes[STACK])
                 for name, tensor in params.pop(place).items()
             }
     others = [path for path in every if path not in chosen]

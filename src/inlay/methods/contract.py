@@ -50,8 +50,11 @@ TOKEN_ROWS = "token_rows"
 Layers = tuple[int, ...]
 """Layer numbers, from 0; on the command line as `0-5,11`."""
 
-KINDS = ("linear", "embedding", "conv2d", "experts")
-"""What maps there are: linear layers, tables whose rows are read, convolutions, parameters that hold a map for each expert."""
+STACK = "experts"
+"""The kind of a parameter that holds a map for each expert."""
+
+KINDS = ("linear", "embedding", "conv2d", STACK)
+"""What maps there are: linear layers, tables whose rows are read, convolutions, stacks of maps."""
 
 Answer = TypeVar("Answer")
 
@@ -211,7 +214,7 @@ class LinearMethod(Method, abstract=True):
 
     def __init_subclass__(cls, **how: Any):
         super().__init_subclass__(**how)
-        if "experts" in cls.kinds and not issubclass(cls, LowRankMethod):
+        if STACK in cls.kinds and not issubclass(cls, LowRankMethod):
             wrong, do = "only a LowRankMethod can adapt experts", "kinds without experts, or factors"
             raise CompatibilityError(explain(wrong, found=f"{cls.__module__}.{cls.__qualname__}", do=do))
 
