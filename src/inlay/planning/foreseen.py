@@ -215,24 +215,29 @@ def planned(
 
     - `CapacityError`: no way to run it keeps to the budget; the message names the smallest that would.
     """
-    rows = run_rows.read(
-        base, source, eval_data, settings, getattr(method, "num_virtual_tokens", 0), doing, check="off"
-    )
+    virtual = getattr(method, "num_virtual_tokens", 0)
+    rows = run_rows.read(base, source, eval_data, settings, virtual, doing, check="off")
     chosen = plan(settings, len(rows.train.examples), base.model.config, method)
-    evaluated = rows.evaluated(settings.eval_rows)
-    epochs = chosen.num_steps * chosen.batch_size / len(rows.train.examples)
-    transient = functools.cache(functools.partial(_transient, base, method))
-
-    @functools.cache
-    def foreseen(way: Way) -> Forecast:
-        how = dataclasses.replace(settings, micro_batch_tokens=way.micro_batch_tokens)
-        done = work_of(base, chosen, how, rows.train.examples, evaluated, rows.parts)
-        taken = transient(way.quantize)(done.longest)
-        about: dict[str, Any] = {"epochs": epochs, "scheme": way.quantize, "transient": taken}
-        return foresee.foresee(base, method, rows.train, done, **about)
-
+    foreseen = _foreseen(base, rows, chosen, method, settings)
     doing("foreseeing what it takes", 0, None)
     is_plain = not (base.checkpoint.packed or base.checkpoint.config.get("quantization_config"))
     asked = Way(quantize, settings.micro_batch_tokens)
     way, forecast = choose(budget, asked, foreseen, can_quantize=is_plain)
     return Planned(rows, chosen, method, foreseen(asked), way, forecast)
+
+
+def _foreseen(base: Base, rows: RunRows, plan: Plan, method: Method, settings: Settings) -> Callable[[Way], Forecast]:
+    """What each way to run takes; of one that was asked for before it is known."""
+    evaluated = rows.evaluated(settings.eval_rows)
+    epochs = plan.num_steps * plan.batch_size / len(rows.train.examples)
+    transient = functools.cache(functools.partial(_transient, base, method))
+
+    @functools.cache
+    def foreseen(way: Way) -> Forecast:
+        how = dataclasses.replace(settings, micro_batch_tokens=way.micro_batch_tokens)
+        done = work_of(base, plan, how, rows.train.examples, evaluated, rows.parts)
+        taken = transient(way.quantize)(done.longest)
+        about: dict[str, Any] = {"epochs": epochs, "scheme": way.quantize, "transient": taken}
+        return foresee.foresee(base, method, rows.train, done, **about)
+
+    return foreseen

@@ -68,34 +68,18 @@ def measure(
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     tried = _Tried(base, name, generator)
-    by_tokens = sorted(work.parts, key=lambda part: part.tokens)
-    rows = sorted((part_of(base, [row]) for row in by_tokens[-1].rows), key=lambda part: part.tokens)
-    _pass(base, name, rows[0], generator)  # reads the base, too, which is not the row's
-    tried.alone(rows[-1])
-    process.release_freed_blocks()
-    each = MARGIN * max(tried.each(), foreseen(rows[-1]) / rows[-1].tokens)
-    most = left() / each
-    fits = lambda part: part.tokens <= most  # noqa: E731
-    fitting = [*filter(fits, by_tokens)] or [rows[-1]]
-    median, longest = fitting[len(fitting) // 2], fitting[-1]
-    tried.alone(median)
-    long = tried.alone(longest)
-    short = _pass(base, name, median, generator)
-    if longest.tokens > median.tokens:
-        long = min(long, _pass(base, name, longest, generator))  # once more, over blocks that are there
+    median, longest = _fitting(tried, work, left, foreseen)
+    fixed_seconds, each_second = _time(tried, median, longest)
     forward = _forward(base, name, median)
     asked = max(work.evaluated, key=lambda part: part.tokens, default=median)
-    if asked.tokens > longest.tokens and fits(asked):
+    if longest.tokens < asked.tokens <= tried.most:
         _forward(base, name, asked)  # for the memory that it takes
     peak = process.rss_bytes()
     process.release_freed_blocks()
-    more = longest.tokens - median.tokens
-    slope = max(0.0, long - short) / more if more > median.tokens // 4 else short / median.tokens
-    slope = min(slope, long / longest.tokens) or long / longest.tokens
     fixed, each = tried.line()
     return Measured(
-        fixed_seconds=max(0.0, short - slope * median.tokens),
-        seconds_per_token=slope,
+        fixed_seconds=fixed_seconds,
+        seconds_per_token=each_second,
         forward_seconds_per_token=forward / median.tokens,
         floor_bytes=process.rss_bytes(),
         peak_bytes=peak,
@@ -105,17 +89,46 @@ def measure(
     )
 
 
+def _fitting(tried: "_Tried", work: Work, left: Callable[[], int], foreseen: Callable[[Part], float]) -> list[Part]:
+    """The median and the longest micro-batch of those that may be tried."""
+    base, name, generator = tried.how
+    by_tokens = sorted(work.parts, key=lambda part: part.tokens)
+    rows = sorted((part_of(base, [row]) for row in by_tokens[-1].rows), key=lambda part: part.tokens)
+    _pass(base, name, rows[0], generator)  # reads the base, too, which is not the row's
+    tried.alone(rows[-1])
+    process.release_freed_blocks()
+    tried.most = left() / (MARGIN * max(tried.each(), foreseen(rows[-1]) / rows[-1].tokens))
+    fitting = [part for part in by_tokens if part.tokens <= tried.most] or [rows[-1]]
+    return [fitting[len(fitting) // 2], fitting[-1]]
+
+
+def _time(tried: "_Tried", median: Part, longest: Part) -> tuple[float, float]:
+    """(The seconds of any micro-batch, those of a token beside), forward and backward, by these two."""
+    base, name, generator = tried.how
+    tried.alone(median)
+    long = tried.alone(longest)
+    short = _pass(base, name, median, generator)
+    more = longest.tokens - median.tokens
+    if more:
+        long = min(long, _pass(base, name, longest, generator))  # once more, over blocks that are there
+    slope = max(0.0, long - short) / more if more > median.tokens // 4 else short / median.tokens
+    slope = min(slope, long / longest.tokens) or long / longest.tokens
+    return max(0.0, short - slope * median.tokens), slope
+
+
 class _Tried:
     """Micro-batches whose memory is known, by their tokens."""
 
     def __init__(self, base: Base, name: str, generator: torch.Generator):
-        self._how = base, name, generator
+        self.how = base, name, generator
+        self.most = 0.0
+        """So many tokens may a micro-batch that is tried have."""
         self._first = process.rss_bytes()
         self._taken: dict[int, int] = {}
 
     def alone(self, part: Part) -> float:
         """The seconds of a micro-batch that finds no freed blocks."""
-        base, name, generator = self._how
+        base, name, generator = self.how
         before = process.rss_bytes() if process.release_freed_blocks() else self._first
         seconds = _pass(base, name, part, generator)
         self._taken[part.tokens] = max(process.rss_bytes() - before, self._taken.get(part.tokens, 0))
