@@ -17,6 +17,10 @@
 enum { ROWS = 4, TOKENS = 4, FEWER_ROWS = 2, MORE_TOKENS = 8, SUMS = ROWS * TOKENS, ROWS_OF_TILES = 64 };
 enum { TILES = 3, INT8 = 5, FUNCTIONS = 7 };
 
+/* Bytes of W that are asked for before they are needed, along the rows of a tile and then along those of the next; for the second
+   cache, since the first waits for fewer lines at a time than memory can have under way. */
+enum { AHEAD = 8192, LINE = 64 };
+
 struct job {
     const void *x; /* (tokens, in); by tiles (in / 2, tokens) words of two numbers */
     const void *w; /* (rows, in) */
@@ -68,13 +72,15 @@ INLINE float from_bfloat16(uint16_t value) { return float_of((uint32_t)value << 
         const X *x = (const X *)job->x + token * in;                                                                      \
         vector sums[SUMS];                                                                                                \
         UNROLL_ALL for (int k = 0; k < SUMS; k++) sums[k] = zero;                                                         \
+        const int64_t soon = AHEAD / rows / (int64_t)sizeof(W);                                                           \
         int64_t i = 0;                                                                                                    \
         for (; i + lanes <= in; i += lanes) {                                                                             \
+            const W *next = w + i + soon + (i + soon < in ? 0 : (rows - 1) * in);                                         \
             __typeof__(load_x(x)) b[MORE_TOKENS];                                                                         \
             UNROLL_ALL for (int t = 0; t < tokens; t++) b[t] = load_x(x + t * in + i);                                    \
             UNROLL_ALL for (int r = 0; r < rows; r++) {                                                                   \
                 __typeof__(load_w(w)) a = load_w(w + r * in + i);                                                         \
-                if (token == 0) __builtin_prefetch(w + (r + (rows < ROWS ? ROWS : rows)) * in + i);                       \
+                if (token == 0 && i * sizeof(W) % LINE < lanes * sizeof(W)) __builtin_prefetch(next + r * in, 0, 2);      \
                 UNROLL_ALL for (int t = 0; t < tokens; t++) sums[t * rows + r] = add(sums[t * rows + r], a, b[t]);        \
             }                                                                                                             \
         }                                                                                                                 \
