@@ -4,35 +4,48 @@
 
 #include <stdlib.h>
 
-enum { ROWS = 4, PARTS = 4, MOST_RANK = 1024, BLOCK = ROWS * WIDTH, LINE = 64, AHEAD = 2 };
+enum { ROWS = 4, PARTS = 4, MOST_RANK = 1024, BLOCK = ROWS * WIDTH, LINE = 64, AHEAD = 4 };
+
+#define UNROLL _Pragma("GCC unroll 4")
+
+/* What numbers i to i + count of x and of `rows` ranks of A, from k on, add to sums. */
+INLINE void add_down(lanes *sums, const void *x, const void *A, int64_t in, int64_t k, const int rows, int64_t i, int64_t count,
+                     int dtype) {
+    lanes here, a;
+    get_lanes(&here, x, dtype, i, count);
+    UNROLL for (int r = 0; r < rows; r++) {
+        get_lanes(&a, A, dtype, (k + r) * in + i, count);
+        sums[r] += here * a;
+    }
+}
 
 /* scaling x A^T, `rows` ranks from k on. */
 INLINE void down(const void *x, const void *A, int64_t in, int64_t k, const int rows, float scaling, float *h, int dtype) {
     lanes sums[ROWS] = {0};
-    for (int64_t i = 0; i < in; i += WIDTH) {
-        int64_t count = in - i < WIDTH ? in - i : WIDTH;
-        lanes here;
-        get_lanes(&here, x, dtype, i, count);
-        for (int r = 0; r < rows; r++) {
-            lanes a;
-            get_lanes(&a, A, dtype, (k + r) * in + i, count);
-            sums[r] += here * a;
-        }
-    }
-    for (int r = 0; r < rows; r++) h[k + r] = scaling * sum_of(&sums[r]);
+    int64_t i = 0;
+    for (; i + WIDTH <= in; i += WIDTH) add_down(sums, x, A, in, k, rows, i, WIDTH, dtype);
+    if (i < in) add_down(sums, x, A, in, k, rows, i, in - i, dtype);
+    UNROLL for (int r = 0; r < rows; r++) h[k + r] = scaling * sum_of(&sums[r]);
+}
+
+/* How many numbers a line has. */
+INLINE int64_t line_of(int dtype) { return dtype == FLOAT32 ? LINE / 4 : LINE / 2; }
+
+/* Where column o of rank k is in B^T. */
+INLINE int64_t place(int64_t rank, int64_t k, int64_t o, int dtype) {
+    return (o / line_of(dtype) * rank + k) * line_of(dtype) + o % line_of(dtype);
 }
 
 /* y += h B^T, `vectors` of `count` numbers from the o-th on. */
-INLINE void up(const float *h, const void *B, int64_t rank, int64_t out, int64_t o, const int vectors, const int count, void *y,
-               int dtype) {
+INLINE void up(const float *h, const void *B, int64_t rank, int64_t o, const int vectors, const int count, void *y, int dtype) {
     lanes sums[ROWS], b;
-    for (int n = 0; n < vectors; n++) get_lanes(&sums[n], y, dtype, o + n * WIDTH, count);
+    UNROLL for (int n = 0; n < vectors; n++) get_lanes(&sums[n], y, dtype, o + n * WIDTH, count);
     for (int64_t k = 0; k < rank; k++)
-        for (int n = 0; n < vectors; n++) {
-            get_lanes(&b, B, dtype, k * out + o + n * WIDTH, count);
+        UNROLL for (int n = 0; n < vectors; n++) {
+            get_lanes(&b, B, dtype, place(rank, k, o + n * WIDTH, dtype), WIDTH);
             sums[n] += h[k] * b;
         }
-    for (int n = 0; n < vectors; n++) put_lanes(&sums[n], y, dtype, o + n * WIDTH, count);
+    UNROLL for (int n = 0; n < vectors; n++) put_lanes(&sums[n], y, dtype, o + n * WIDTH, count);
 }
 
 /* Which ranks part i of x A^T is, of entry i / PARTS. */
@@ -43,7 +56,7 @@ INLINE int64_t begin_of_part(const struct added *a, int64_t i, int64_t part) {
 
 /* Bytes first <= i < last will be wanted soon. */
 INLINE void ask_for(const void *first, const void *last) {
-    for (const char *i = first; i < (const char *)last; i += LINE) __builtin_prefetch(i);
+    for (const char *i = first; i < (const char *)last; i += LINE) __builtin_prefetch(i, 0, 2);
 }
 
 /* Part i of x A^T; and that part is asked for which this thread is likely to be given next. */
@@ -64,20 +77,17 @@ INLINE void ups(const struct added *a, const float *h, int64_t start, int64_t st
     for (int64_t e = 0; e < a->entries; e++, h += a->most) {
         void *y = (char *)a->y + a->tokens[e] * a->out * (dtype == FLOAT32 ? 4 : 2);
         int64_t o = start, rank = a->ranks[e];
-        for (; o + BLOCK <= stop; o += BLOCK) up(h, a->B[e], rank, a->out, o, ROWS, WIDTH, y, dtype);
-        for (; o + WIDTH <= stop; o += WIDTH) up(h, a->B[e], rank, a->out, o, 1, WIDTH, y, dtype);
-        if (o < stop) up(h, a->B[e], rank, a->out, o, 1, stop - o, y, dtype);
+        for (; o + BLOCK <= stop; o += BLOCK) up(h, a->B[e], rank, o, ROWS, WIDTH, y, dtype);
+        for (; o + WIDTH <= stop; o += WIDTH) up(h, a->B[e], rank, o, 1, WIDTH, y, dtype);
+        if (o < stop) up(h, a->B[e], rank, o, 1, stop - o, y, dtype);
     }
 }
 
 /* The columns of B that `ups` will take. */
 static void ask_for_columns(const struct added *a, int64_t start, int64_t stop) {
-    const int64_t size = a->dtype == FLOAT32 ? 4 : 2;
+    const int64_t line = line_of(a->dtype), first = start / line, last = (stop + line - 1) / line;
     for (int64_t e = 0; e < a->entries; e++)
-        for (int64_t k = 0; k < a->ranks[e]; k++) {
-            const char *row = (const char *)a->B[e] + k * a->out * size;
-            ask_for(row + start * size, row + stop * size);
-        }
+        ask_for((const char *)a->B[e] + first * a->ranks[e] * LINE, (const char *)a->B[e] + last * a->ranks[e] * LINE);
 }
 
 typedef void downs_of(const struct added *, float *h, int64_t i);
@@ -151,7 +161,7 @@ static void one_by_one(const struct adding *team) {
 
 void inlay_share_added(range *work, const struct job *job, int64_t total, int64_t chunk, int64_t rows, const struct added *added,
                        int variant, int threads, parallel *omp) {
-    const int64_t unit = rows < WIDTH ? WIDTH / rows : 1;
+    const int64_t line = line_of(added->dtype), unit = rows < line ? line / rows : 1;
     struct adding team = {added, malloc(added->entries * added->most * sizeof(float)), work, job, rows, total,
                           (chunk + unit - 1) / unit * unit, 0, 0, 0, variant};
     if (team.h == NULL) { /* the same, one entry after the other */

@@ -1,9 +1,10 @@
 /* What adapters add to the output of a linear map, for a few tokens of any adapters:
 
-       y[t] += (scaling x[t] A^T) B^T,    A (r, in), B^T (r, out),    for every entry of token t, in their order
+       y[t] += (scaling x[t] A^T) B^T,    A (r, in), B^T (lines, r, line),    for every entry of token t, in their order
 
    in float32, rounded once for each entry. x A^T is made in parts of some ranks, y in runs of outputs: a number depends on
-   nothing beside it. */
+   nothing beside it. A line is 64 bytes, and the outputs of a line are those of all ranks, one line after the other: what some
+   outputs take of B lies together. The last line may have more than there are. */
 
 #include "team.h"
 

@@ -28,22 +28,34 @@ MOST_RANK = 1024
 _WIDTH = 16
 """Outputs of a unit of work."""
 
+_LINE_BYTES = 64
+
 _DTYPES = (torch.float32, torch.bfloat16)
 """The dtypes that it knows, by their numbers there."""
 
 
 class Packed(NamedTuple):
-    """Factors as the product takes them: of one dtype, each row without gaps."""
+    """Factors as the product takes them, of one dtype."""
 
     A: Float[Tensor, "r in"]
-    B: Float[Tensor, "r out"]
-    """B^T."""
+    lines: Float[Tensor, "lines r line"]
+    """B^T, with a line's outputs of all ranks together: what some outputs take is in one piece; noughts at the end."""
+    out: int
     scaling: float
+
+    @property
+    def factors(self) -> Factors:
+        """The factors in this dtype."""
+        return Factors(self.A, self.lines.permute(0, 2, 1).flatten(0, 1)[: self.out], self.scaling)
 
 
 def pack(factors: Factors, dtype: torch.dtype) -> Packed:
-    """The factors in `dtype`; what is there already is not copied."""
-    return Packed(factors.A.to(dtype).contiguous(), factors.B.T.to(dtype).contiguous(), factors.scaling)
+    """The factors in `dtype`; an A that is there already is not copied."""
+    out, r = factors.B.shape
+    line = _LINE_BYTES // dtype.itemsize
+    B = torch.nn.functional.pad(factors.B.to(dtype), (0, 0, 0, -out % line))
+    lines = B.view(-1, line, r).transpose(1, 2).contiguous()
+    return Packed(factors.A.to(dtype).contiguous(), lines, out, factors.scaling)
 
 
 class Entries:
@@ -57,7 +69,7 @@ class Entries:
 
     def __init__(self, packed: Sequence[Packed | None], segments: Sequence[Segment]):
         self._some = [(s, own) for s in segments if (own := packed[s.adapter]) is not None]
-        self._size = sum([(s.stop - s.start) * (own.A.numel() + own.B.numel()) for s, own in self._some])
+        self._size = sum([(s.stop - s.start) * (own.A.numel() + own.lines.numel()) for s, own in self._some])
         self._most = min(MOST_TOGETHER, MOST_TOKENS * len(self._some))
         is_few = sum([s.stop - s.start for s, _ in self._some]) <= MOST_ENTRIES
         self._arrays = None
@@ -69,7 +81,7 @@ class Entries:
         """The equation at the top of this file, without gradients; all of one dtype."""
         if self._arrays is None or len(x) > self._most or not _suits(out, x):
             for s, own in self._some:
-                add_low_rank_(out, x, Factors(own.A, own.B.T, own.scaling), s)
+                add_low_rank_(out, x, own.factors, s)
             return
         own = x if x.is_contiguous() else x.contiguous()
         addresses = map(ctypes.addressof, self._arrays)
@@ -86,7 +98,7 @@ def _arrays(some: Sequence[tuple[Segment, Packed]]) -> tuple[ctypes.Array[Any], 
     return (
         (numbers * count)(*[t for t, _, _ in entries]),
         (numbers * count)(*[own.A.data_ptr() for _, own, _ in entries]),
-        (numbers * count)(*[own.B.data_ptr() for _, own, _ in entries]),
+        (numbers * count)(*[own.lines.data_ptr() for _, own, _ in entries]),
         (numbers * count)(*[own.A.shape[0] for _, own, _ in entries]),
         (ctypes.c_float * count)(*[weight * own.scaling for _, own, weight in entries]),
     )

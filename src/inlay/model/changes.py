@@ -140,8 +140,7 @@ class LowRank(Delta):
         """The factors, in `dtype`; while they are trained, as they are."""
         if dtype is None or any(tensor.requires_grad for tensor in self.params.values()):
             return self.low_rank.factors(self.params)
-        A, B, scaling = self.packed(dtype)
-        return Factors(A, B.T, scaling)
+        return self.packed(dtype).factors
 
     def packed(self, dtype: torch.dtype) -> Packed:
         """The factors as products without gradients take them, kept until they are changed.
