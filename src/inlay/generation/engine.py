@@ -26,7 +26,6 @@ from inlay.layout import targets
 from inlay.model import attention
 from inlay.model.adapter import Adapter, Sum
 from inlay.model.batch import PLAIN, Batch, Current, Plan, Router, is_packing
-from inlay.model.changes import Replace
 from inlay.modules import trial
 from inlay.modules.fused import fuse_rotation_
 
@@ -178,14 +177,9 @@ def _passes(chosen: Many[tuple[Sequence, int]]) -> list[list[tuple[Sequence, int
     passes: dict[Adapter | None, list[tuple[Sequence, int]]] = {}
     for one, count in chosen:
         adapter = one.request.adapter
-        passes.setdefault(adapter if isinstance(adapter, Adapter) and _replaces(adapter) else None, []).append(
-            (one, count)
-        )
+        alone = adapter if isinstance(adapter, Adapter) and adapter.replaces else None
+        passes.setdefault(alone, []).append((one, count))
     return list(passes.values())
-
-
-def _replaces(adapter: Adapter) -> bool:
-    return any(isinstance(change, Replace) for changes in adapter.bound.values() for change in changes)
 
 
 class _Plans:

@@ -11,7 +11,7 @@ from inlay.errors import ConfigError, explain
 from inlay.methods import hooks, name_of
 from inlay.methods.contract import Method, Params, PromptMethod, by_kind
 from inlay.model import changes
-from inlay.model.changes import Changes
+from inlay.model.changes import Changes, Replace
 
 
 class Adapter:
@@ -33,8 +33,10 @@ class Adapter:
         """What `inlay.json` says: the base it was trained on, and how."""
         self.trained = False
         """The tensors collect gradients, and the method's dropout is on wherever gradients are."""
-        self._num_exchanged, self._counted = 0, list[Tensor]()
+        self._num_exchanged, self._own, self._counted = 0, list[Tensor](), list[Tensor]()
         self._bound: Mapping[str, Changes] | None = None
+        self.replaces = False
+        """Tensors of its own stand in the place of a module's."""
         self._find: Callable[[], Mapping[str, Changes]] | None = None
         self.params = params
 
@@ -50,10 +52,12 @@ class Adapter:
     @params.setter
     def params(self, params: Mapping[str, Params]) -> None:
         self._params = {path: dict(tensors) for path, tensors in params.items()}
-        counted = [tensor for tensor in self.tensors() if not tensor.is_inference()]
-        self._num_exchanged += [*map(id, counted)] != [*map(id, self._counted)]
-        self._counted = counted
-        self._bound = self._find() if self._find else None
+        own = [tensor for tensor in self.tensors() if not tensor.is_inference()]
+        self._num_exchanged += [*map(id, own)] != [*map(id, self._own)]
+        self._own = own
+        whole = [tensor if tensor._base is None else tensor._base for tensor in own]
+        self._counted = [*{id(tensor): tensor for tensor in whole}.values()]  # those of a file are views of it
+        self.bind_(self._find)
 
     @property
     def bound(self) -> Mapping[str, Changes]:
@@ -73,13 +77,11 @@ class Adapter:
         """It is on a model."""
         return self._bound is not None
 
-    def bind_(self, find: Callable[[], Mapping[str, Changes]]) -> None:
-        """Be attached: `find` gives `bound`, now and whenever the tensors are others."""
-        self._find, self._bound = find, find()
-
-    def unbind_(self) -> None:
-        """Let go of the model that it was attached to."""
-        self._find = self._bound = None
+    def bind_(self, find: Callable[[], Mapping[str, Changes]] | None) -> None:
+        """Be attached: `find` gives `bound`, now and whenever the tensors are others. With None, let go of the model."""
+        self._find = find
+        self._bound = find() if find else None
+        self.replaces = any(isinstance(one, Replace) for found in (self._bound or {}).values() for one in found)
 
     @property
     def num_weights(self) -> int:
@@ -112,7 +114,7 @@ class Adapter:
         """Make every tensor that is trained a leaf that collects gradients, or stop that; those tensors, for an optimiser."""
         if trained or self.trained:  # what layers keep is of the tensors of before
             self._num_exchanged += 1
-            self._bound = self._find() if self._find else None
+            self.bind_(self._find)
         self.trained = trained
         learning = [t for params in self.params.values() for name, t in params.items() if hooks.rate(self.method, name)]
         return [tensor.requires_grad_(trained) for tensor in learning]

@@ -311,7 +311,7 @@ class AdapterSet:
                 self._set_(path, self.layout.modules[path])
         if adapter.num_virtual and not any(held.num_virtual for held in self._held.values()):
             del self.module.forward
-        adapter.unbind_()
+        adapter.bind_(None)
         return adapter
 
     def swap(self, name: str, adapter: Adapter) -> Adapter:
