@@ -92,16 +92,15 @@ class Entries:
 
 def _arrays(some: Sequence[tuple[Segment, Packed]]) -> tuple[ctypes.Array[Any], ...]:
     """The arrays of a job."""
-    entries = [(t, own, s.weight) for s, own in some for t in range(s.start, s.stop)]
+    own = [
+        (s, one.A.data_ptr(), one.lines.data_ptr(), one.A.shape[0], s.weight * one.scaling)  # once for all its tokens
+        for s, one in some
+    ]
+    entries = [(t, *found) for s, *found in own for t in range(s.start, s.stop)]
     entries.sort(key=lambda entry: entry[0])  # those of a token one after the other, as they were
+    tokens, A, B, ranks, scalings = zip(*entries, strict=True)
     numbers, count = ctypes.c_int64, len(entries)
-    return (
-        (numbers * count)(*[t for t, _, _ in entries]),
-        (numbers * count)(*[own.A.data_ptr() for _, own, _ in entries]),
-        (numbers * count)(*[own.lines.data_ptr() for _, own, _ in entries]),
-        (numbers * count)(*[own.A.shape[0] for _, own, _ in entries]),
-        (ctypes.c_float * count)(*[weight * own.scaling for _, own, weight in entries]),
-    )
+    return *((numbers * count)(*each) for each in (tokens, A, B, ranks)), (ctypes.c_float * count)(*scalings)
 
 
 def _suits(out: Tensor, x: Tensor) -> bool:
