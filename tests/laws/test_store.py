@@ -1,9 +1,11 @@
 """The store of adapters: digests that anybody can compute, names that move and come back, kills and crowds that lose nothing."""
 
+import errno
 import json
 import os
 import shutil
 import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -74,16 +76,36 @@ def test_what_is_kept_comes_back_and_stays(held, tmp_path):
     assert hidden(held) == []
 
 
-def test_what_is_copied_in_many_chunks_has_its_digest(tmp_path, monkeypatch):
-    for name, value in (("_CHUNK_BYTES", 7), ("_BEHIND", 2), ("_BEGUN", 3)):
+@pytest.mark.parametrize("kernel", ["copies", "copies nothing"])
+def test_what_is_copied_in_many_pieces_has_its_digest(tmp_path, monkeypatch, kernel):
+    for name, value in (("_CHUNK_BYTES", 3), ("_PIECE_BYTES", 7), ("_BEGUN", 3)):
         monkeypatch.setattr(files, name, value)
+    if kernel == "copies nothing":
+        monkeypatch.setattr(sys, "platform", "another")
     source, target = adapter(tmp_path / "a"), tmp_path / "b"
     target.mkdir()
     assert files.copy(source, target, files.listed(source), 0o440) == files.digest_of(source) == files.digest_of(target)
     assert {path.stat().st_mode & 0o777 for path in target.rglob("*") if path.is_file()} == {0o440 & ~output._umask()}
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="its kernel copies")
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOSPC])
+def test_what_the_kernel_can_not_copy_is_copied_and_a_full_disk_is_said(tmp_path, monkeypatch, number):
+    def refused(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "sendfile", refused)
+    source, target = adapter(tmp_path / "a"), tmp_path / "b"
+    target.mkdir()
+    if number == errno.ENOSPC:
+        with pytest.raises(OSError, match="No space"):
+            files.copy(source, target, files.listed(source))
+    else:
+        assert files.copy(source, target, files.listed(source)) == files.digest_of(source) == files.digest_of(target)
+
+
 def test_a_disk_that_fails_before_the_end_is_not_forgotten(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_PIECE_BYTES", 7)
     monkeypatch.setattr(files, "_CHUNK_BYTES", 7)
     synced = []
 

@@ -7,14 +7,17 @@ Without Inlay, the digest of a directory is what this says in it:
 `find . -type f | cut -c3- | LC_ALL=C sort | tr '\\n' '\\0' | xargs -0 sha256sum | sha256sum`
 """
 
-import collections
 import concurrent.futures
+import errno
 import hashlib
-import itertools
+import io
+import mmap
 import os
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from inlay.errors import FormatError, explain, few
 from inlay.io import output
@@ -23,13 +26,10 @@ from inlay.io.checkpoint import hub_name
 MAX_FILES = 1_000
 """As many files has an adapter; a directory with more is something else."""
 
-_CHUNK_BYTES = 1 << 18
+_CHUNK_BYTES, _PIECE_BYTES = 1 << 18, 1 << 22
 
-_BEHIND = 16
-"""As many chunks that are written may wait for their digest."""
-
-_BEGUN = 64
-"""After so many chunks the disk is told to begin: what it does while others are copied is not waited for at the end."""
+_BEGUN = 4
+"""After so many pieces the disk is told to begin: what it does while others are copied is not waited for at the end."""
 
 
 def listed(directory: Path) -> list[str]:
@@ -86,7 +86,8 @@ def files_like(directory: Path, pattern: str) -> list[Path]:
 def digests(directory: Path, names: list[str]) -> dict[str, str]:
     """The SHA-256 of each file, in hexadecimal; several files at a time."""
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        return dict(zip(names, pool.map(lambda name: _digest(directory / name), names), strict=True))
+        found = pool.map(lambda name: _digest(directory / name), names)
+        return dict(zip(names, found, strict=True))
 
 
 def digest_of(directory: Path) -> str:
@@ -98,41 +99,50 @@ def copy(source: Path, target: Path, names: list[str], mode: int = 0o666) -> str
     """Copy files, and follow the links among them, into a directory that exists, through to the disk: the digest of what was
     written.
 
-    One thread digests it meanwhile, some chunks behind, and another one lets the disk begin.
+    One thread digests meanwhile what is in the copy, and another one lets the disk begin.
 
     **Arguments:**
 
     - `mode`: who may read and write the copies, less what the process keeps from others.
     """
     found = {name: hashlib.sha256() for name in names}
-    # the same memory again: pages that a process has for the first time cost more than what is copied into them
-    buffers = itertools.cycle([bytearray(_CHUNK_BYTES) for _ in range(_BEHIND + 2)])
-    behind, synced = collections.deque[concurrent.futures.Future[None]](), list[concurrent.futures.Future[None]]()
+    behind = list[concurrent.futures.Future[None]]()
     with concurrent.futures.ThreadPoolExecutor(1) as digesting, concurrent.futures.ThreadPoolExecutor(1) as syncing:
         for name in names:
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-            for number, chunk in enumerate(_copied(source / name, target / name, mode, buffers), 1):
-                behind.append(digesting.submit(found[name].update, chunk))
-                if len(behind) > _BEHIND:
-                    behind.popleft().result()
+            path = target / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            for number, (start, stop) in enumerate(_copied(source / name, path, mode), 1):
+                behind.append(digesting.submit(_digest_piece, path, found[name], start, stop))
                 if number % _BEGUN == 0:
-                    synced.append(syncing.submit(output.sync_one, target / name))
+                    behind.append(syncing.submit(output.sync_one, path))
         output.sync(target)
-    for future in (*behind, *synced):
+    for future in behind:
         future.result()
     return _total({name: digest.hexdigest() for name, digest in found.items()})
 
 
-def _copied(source: Path, target: Path, mode: int, buffers: Iterator[bytearray]) -> Iterator[memoryview]:
-    """The chunks of a file, each once it is in its copy, in one buffer after the other."""
+def _copied(source: Path, target: Path, mode: int) -> Iterator[tuple[int, int]]:
+    """The pieces of a file, from byte to byte, each once it is in its copy."""
     handle = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), mode)
-    with source.open("rb", buffering=0) as read, open(handle, "wb") as written:
-        for buffer in buffers:
-            if not (count := read.readinto(buffer)):
-                return
-            chunk = memoryview(buffer)[:count]
-            written.write(chunk)
-            yield chunk
+    with source.open("rb", buffering=0) as read, open(handle, "wb", buffering=0) as written:
+        stop = 0
+        while count := _copy_piece(read, written):
+            yield stop, stop + count
+            stop += count
+
+
+def _copy_piece(read: io.FileIO, written: io.FileIO) -> int:
+    """Copy the next bytes; how many, and none at the end."""
+    if sys.platform == "linux":  # whose kernel copies between files by itself, on most file systems
+        try:
+            return os.sendfile(written.fileno(), read.fileno(), None, _PIECE_BYTES)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+                raise
+    piece = left = memoryview(read.read(_CHUNK_BYTES) or b"")
+    while left:
+        left = left[written.write(left) :]
+    return len(piece)
 
 
 def num_bytes(directory: Path) -> int:
@@ -152,3 +162,11 @@ def _digest(path: Path) -> str:
         while count := file.readinto(buffer):
             digest.update(buffer[:count])
     return digest.hexdigest()
+
+
+def _digest_piece(path: Path, digest: "hashlib._Hash", start: int, stop: int) -> None:
+    """Go on with a digest by what a file has from byte to byte; mapped, since to read it takes a fifth of the time."""
+    first = start // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
+    how: dict[str, Any] = {"access": mmap.ACCESS_READ, "offset": first}
+    with path.open("rb") as file, mmap.mmap(file.fileno(), stop - first, **how) as pages, memoryview(pages) as seen:
+        digest.update(seen[start - first :])
