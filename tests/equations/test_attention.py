@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inlay.core import attention as in_torch
+from inlay.kernels import attention as kernel
 from inlay.kernels import native
 from inlay.kernels.attention import SMALLEST_DIM, document_attention
 from tests.support import oracle
@@ -175,6 +176,16 @@ def test_every_number_of_threads_gives_the_same_bits(monkeypatch):
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(one, three) for one, three in zip(*results, strict=True))
+
+
+@compiled
+def test_heads_of_queries_apart_give_the_bits_of_those_together(monkeypatch):
+    q, k, v = _inputs(6, 2, 200, torch.bfloat16, dim=32)
+    found = []
+    for fewest in (0, 10**6):
+        monkeypatch.setattr(kernel, "_FEWEST", fewest)
+        found.append(document_attention(q, k, v, [7, 150, 43], 0.2))
+    assert torch.equal(*found)
 
 
 def test_other_widths_and_dtypes_take_torchs_way():

@@ -4,8 +4,9 @@
        S = scaling q k^T,   P = softmax(S),   out = P v                              each token up to itself, in its document
        dv = P^T g,   dS = P (g v^T - rowsum(P (g v^T))),   dq = scaling dS k,   dk = scaling dS^T q
 
-   The unit of work is a head of keys in one document, with the heads of queries that share it. QUERIES rows of S are held at a
-   time; the backward pass makes them again, and P from them with the logarithm of its sum that was kept.
+   The unit of work is a head of keys in one document, with the heads of queries that share it; forward, where there are few of
+   those, a head of queries. QUERIES rows of S are held at a time; the backward pass makes them again, and P from them with the
+   logarithm of its sum that was kept.
 
    One product serves all six: C += A B, where the 32-bit word A[m, k] holds numbers 2k and 2k + 1 of row m, and B[k, n] those of
    column n, so that one instruction adds two products to each of 16 sums. k and v are put into such words once for a document;
@@ -24,6 +25,7 @@ struct job {
     const int64_t *starts;     /* where each document begins, and the number of tokens */
     int64_t q_token, q_head, k_token, k_head, v_token, v_head; /* strides in numbers, all even */
     int64_t heads, kv_heads, dim, tokens;
+    int64_t together;          /* heads of queries of a unit: all that share a head of keys; or one, forward */
     float scaling;             /* above 0 */
 };
 
@@ -254,8 +256,10 @@ TARGET static void backward_block(const struct unit *u, int64_t head, int64_t fi
 /* A piece of the working memory. */
 #define TAKE(type, count) (type *)(memory += size, size = ((count) * sizeof(type) + 63) / 64 * 64, memory)
 
-TARGET static void unit(const struct job *job, int64_t document, int64_t kv_head, int is_backward, char *memory) {
+/* Heads first_head to first_head + together, of queries, in a document. */
+TARGET static void unit(const struct job *job, int64_t document, int64_t first_head, int is_backward, char *memory) {
     int64_t dim = job->dim, start = job->starts[document], length = job->starts[document + 1] - start, size = 0;
+    int64_t kv_head = first_head / (job->heads / job->kv_heads);
     int64_t padded = (length + LANES - 1) / LANES * LANES;
     struct unit u = {.job = job, .start = start, .padded = padded};
     u.S = TAKE(float, QUERIES * padded);
@@ -283,8 +287,7 @@ TARGET static void unit(const struct job *job, int64_t document, int64_t kv_head
         u.v_rows = TAKE(uint32_t, padded / 2 * dim);
         rows_paired(v, job->v_token, length, padded, dim, u.v_rows);
     }
-    int64_t group = job->heads / job->kv_heads;
-    for (int64_t head = kv_head * group; head < (kv_head + 1) * group; head++)
+    for (int64_t head = first_head; head < first_head + job->together; head++)
         for (int64_t first = 0; first < length; first += QUERIES) {
             int64_t count = length - first < QUERIES ? length - first : QUERIES;
             (is_backward ? backward_block : forward_block)(&u, head, first, count);
@@ -300,9 +303,9 @@ TARGET static void unit(const struct job *job, int64_t document, int64_t kv_head
 
 /* Units begin <= i < end, in memory of their own. */
 INLINE void units(const struct job *job, int64_t begin, int64_t end, int is_backward) {
-    int64_t longest = 0;
+    int64_t longest = 0, per_document = job->heads / job->together;
     for (int64_t i = begin; i < end; i++) {
-        int64_t document = i / job->kv_heads, length = job->starts[document + 1] - job->starts[document];
+        int64_t document = i / per_document, length = job->starts[document + 1] - job->starts[document];
         longest = length > longest ? length : longest;
     }
     int64_t padded = (longest + LANES - 1) / LANES * LANES, dim = job->dim;
@@ -312,14 +315,14 @@ INLINE void units(const struct job *job, int64_t begin, int64_t end, int is_back
         *job->failed = 1;
         return;
     }
-    for (int64_t i = begin; i < end; i++) unit(job, i / job->kv_heads, i % job->kv_heads, is_backward, memory);
+    for (int64_t i = begin; i < end; i++) unit(job, i / per_document, i % per_document * job->together, is_backward, memory);
     free(memory);
 }
 
 static void forward(const struct job *job, int64_t begin, int64_t end) { units(job, begin, end, 0); }
 static void backward(const struct job *job, int64_t begin, int64_t end) { units(job, begin, end, 1); }
 
-/* Units 0 <= i < total: heads of keys of the first document, then of the next. */
+/* Units 0 <= i < total: those of the first document, then of the next. */
 void inlay_attention_run(int variant, int function, const struct job *job, int64_t total, int64_t chunk, int threads,
                          parallel *omp) {
     (void)variant;

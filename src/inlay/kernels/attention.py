@@ -22,6 +22,9 @@ SMALLEST_DIM = 16
 _FORWARD, _BACKWARD = range(2)
 """The functions of `attention.c`."""
 
+_FEWEST = 4
+"""Heads of keys for each thread: of fewer, one thread's last may be waited for as long as all took."""
+
 
 def document_attention(
     q: Float[Tensor, "heads t dim"],
@@ -74,7 +77,7 @@ def _dense(x: Tensor) -> Tensor:
 
 
 def _run(function: int, given: dict[str, Tensor], lengths: Sequence[int], scaling: float) -> None:
-    """Do a job: a unit for each document and head of keys; none where these have no numbers."""
+    """Do a job: a unit for each document and head of keys, or of queries; none where these have no numbers."""
     if given["q"].is_meta:
         return
     (heads, tokens, dim), kv_heads = given["q"].shape, len(given["k"])
@@ -82,9 +85,11 @@ def _run(function: int, given: dict[str, Tensor], lengths: Sequence[int], scalin
     failed = torch.zeros(1, dtype=torch.int32)
     tensors = {"starts": starts, "failed": failed, **given}
     strides = {f"{name}_{axis}": given[name].stride(i) for name in "qkv" for i, axis in enumerate(("head", "token"))}
-    sizes = {"heads": heads, "kv_heads": kv_heads, "dim": dim, "tokens": tokens}
+    is_apart = function == _FORWARD and len(lengths) * kv_heads < _FEWEST * torch.get_num_threads()
+    together = 1 if is_apart else heads // kv_heads
+    sizes = {"heads": heads, "kv_heads": kv_heads, "dim": dim, "tokens": tokens, "together": together}
     fields = {**sizes, **strides, "scaling": scaling}
-    native.run("attention", function, tensors, fields, len(lengths) * kv_heads, tokens * heads * dim)
+    native.run("attention", function, tensors, fields, len(lengths) * heads // together, tokens * heads * dim)
     if failed.item():
         raise CapacityError(
             explain(

@@ -83,7 +83,7 @@ class AttentionJob(ctypes.Structure):
             for name in ("q", "k", "v", "g", "out", "dq", "dk", "dv", "failed", "logs", "starts")
         ],
         *[(name, ctypes.c_int64) for name in ("q_token", "q_head", "k_token", "k_head", "v_token", "v_head")],
-        *[(name, ctypes.c_int64) for name in ("heads", "kv_heads", "dim", "tokens")],
+        *[(name, ctypes.c_int64) for name in ("heads", "kv_heads", "dim", "tokens", "together")],
         ("scaling", ctypes.c_float),
     )
 
