@@ -8,7 +8,7 @@ Without Inlay, the digest of a directory is what this says in it:
 """
 
 import concurrent.futures
-import errno
+import contextlib
 import hashlib
 import io
 import mmap
@@ -17,7 +17,6 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from inlay.errors import FormatError, explain, few
 from inlay.io import output
@@ -26,10 +25,7 @@ from inlay.io.checkpoint import hub_name
 MAX_FILES = 1_000
 """As many files has an adapter; a directory with more is something else."""
 
-_CHUNK_BYTES, _PIECE_BYTES = 1 << 18, 1 << 22
-
-_BEGUN = 4
-"""After so many pieces the disk is told to begin: what it does while others are copied is not waited for at the end."""
+_CHUNK_BYTES, _PIECE_BYTES = 1 << 18, 1 << 23
 
 
 def listed(directory: Path) -> list[str]:
@@ -86,8 +82,7 @@ def files_like(directory: Path, pattern: str) -> list[Path]:
 def digests(directory: Path, names: list[str]) -> dict[str, str]:
     """The SHA-256 of each file, in hexadecimal; several files at a time."""
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = pool.map(lambda name: _digest(directory / name), names)
-        return dict(zip(names, found, strict=True))
+        return dict(zip(names, pool.map(lambda name: _digest(directory / name), names), strict=True))
 
 
 def digest_of(directory: Path) -> str:
@@ -99,7 +94,7 @@ def copy(source: Path, target: Path, names: list[str], mode: int = 0o666) -> str
     """Copy files, and follow the links among them, into a directory that exists, through to the disk: the digest of what was
     written.
 
-    One thread digests meanwhile what is in the copy, and another one lets the disk begin.
+    One thread digests meanwhile what is in the copy, and another one has the disk begin: there is less to wait for at the end.
 
     **Arguments:**
 
@@ -111,10 +106,9 @@ def copy(source: Path, target: Path, names: list[str], mode: int = 0o666) -> str
         for name in names:
             path = target / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            for number, (start, stop) in enumerate(_copied(source / name, path, mode), 1):
+            for start, stop in _copied(source / name, path, mode):
                 behind.append(digesting.submit(_digest_piece, path, found[name], start, stop))
-                if number % _BEGUN == 0:
-                    behind.append(syncing.submit(output.sync_one, path))
+                behind.append(syncing.submit(output.sync_one, path))
         output.sync(target)
     for future in behind:
         future.result()
@@ -125,20 +119,15 @@ def _copied(source: Path, target: Path, mode: int) -> Iterator[tuple[int, int]]:
     """The pieces of a file, from byte to byte, each once it is in its copy."""
     handle = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), mode)
     with source.open("rb", buffering=0) as read, open(handle, "wb", buffering=0) as written:
-        stop = 0
         while count := _copy_piece(read, written):
-            yield stop, stop + count
-            stop += count
+            yield written.tell() - count, written.tell()
 
 
 def _copy_piece(read: io.FileIO, written: io.FileIO) -> int:
     """Copy the next bytes; how many, and none at the end."""
-    if sys.platform == "linux":  # whose kernel copies between files by itself, on most file systems
-        try:
+    if sys.platform == "linux":  # whose kernel copies by itself on most file systems; what else is wrong, writing says
+        with contextlib.suppress(OSError):
             return os.sendfile(written.fileno(), read.fileno(), None, _PIECE_BYTES)
-        except OSError as error:
-            if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
-                raise
     piece = left = memoryview(read.read(_CHUNK_BYTES) or b"")
     while left:
         left = left[written.write(left) :]
@@ -167,6 +156,6 @@ def _digest(path: Path) -> str:
 def _digest_piece(path: Path, digest: "hashlib._Hash", start: int, stop: int) -> None:
     """Go on with a digest by what a file has from byte to byte; mapped, since to read it takes a fifth of the time."""
     first = start // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
-    how: dict[str, Any] = {"access": mmap.ACCESS_READ, "offset": first}
-    with path.open("rb") as file, mmap.mmap(file.fileno(), stop - first, **how) as pages, memoryview(pages) as seen:
-        digest.update(seen[start - first :])
+    with path.open("rb") as file:
+        pages = mmap.mmap(file.fileno(), stop - first, access=mmap.ACCESS_READ, offset=first)
+    digest.update(memoryview(pages)[start - first :])
