@@ -76,6 +76,13 @@ def test_adapters_that_leave_a_map_alone_and_many_tokens():
     assert (out.double() - _expected(x, y, factors, segments[1:])).abs().max() < 1e-4
 
 
+def test_an_adapter_whose_tokens_are_not_asked_for_adds_nothing():
+    x, y, factors = _given(SIZES[0], torch.float32)
+    for segments in ((Segment(0, 0, 0), Segment(0, len(x), 1)), (Segment(len(x), len(x), 0),)):
+        out, expected = (_added(x, y, factors, own) for own in (segments, [s for s in segments if s.start < s.stop]))
+        assert torch.equal(out, expected)
+
+
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("sizes", [(64, 48), (64, 160), (40, 33), (32, 130)], ids=str)

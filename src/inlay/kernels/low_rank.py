@@ -68,7 +68,7 @@ class Entries:
     """
 
     def __init__(self, packed: Sequence[Packed | None], segments: Sequence[Segment]):
-        self._some = [(s, own) for s in segments if (own := packed[s.adapter]) is not None]
+        self._some = [(s, own) for s in segments if s.start < s.stop and (own := packed[s.adapter]) is not None]
         self._size = sum([(s.stop - s.start) * (own.A.numel() + own.lines.numel()) for s, own in self._some])
         self._most = min(MOST_TOGETHER, MOST_TOKENS * len(self._some))
         is_few = sum([s.stop - s.start for s, _ in self._some]) <= MOST_ENTRIES
