@@ -85,9 +85,9 @@ def digests(directory: Path, names: list[str]) -> dict[str, str]:
         return dict(zip(names, pool.map(lambda name: _digest(directory / name), names), strict=True))
 
 
-def digest_of(directory: Path) -> str:
-    """The digest of a directory, in hexadecimal."""
-    return _total(digests(directory, listed(directory)))
+def digest_of(directory: Path, names: list[str] | None = None) -> str:
+    """The digest of a directory, or of these of its files, in hexadecimal."""
+    return _total(digests(directory, listed(directory) if names is None else names))
 
 
 def copy(source: Path, target: Path, names: list[str], mode: int = 0o666) -> str:

@@ -1,11 +1,10 @@
-"""The files of an adapter: whether they are as they were, and the digest by which it is known.
+"""The files that an adapter is read from, whose digest it is known by, and whether they are as they were.
 
     sha256sum adapter_config.json adapter_model.safetensors inlay.json | sha256sum
 
 prints the digest of an adapter that has these files.
 """
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,6 @@ from inlay.io.checkpoint import identity
 
 CARD = "README.md"
 """The file that says nothing to a program."""
-
-_CHUNK_BYTES = 1 << 20
 
 Files = dict[str, tuple[Any, ...]]
 """The files that an adapter is read from, by name -> what the system says of them; see `inlay.io.checkpoint.identity`."""
@@ -41,15 +38,3 @@ def files_of(directory: Path) -> Files:
         raise UnknownNameError(
             explain("the files of an adapter are gone", found=f"{directory}: {error.strerror}")
         ) from None
-
-
-def digest_of(directory: Path, files: Files) -> str:
-    """The digest of an adapter, in hexadecimal."""
-    total = hashlib.sha256()
-    for name in files:
-        digest = hashlib.sha256()
-        with (directory / name).open("rb") as file:
-            while chunk := file.read(_CHUNK_BYTES):
-                digest.update(chunk)
-        total.update(f"{digest.hexdigest()}  {name}\n".encode())
-    return total.hexdigest()

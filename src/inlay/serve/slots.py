@@ -25,9 +25,10 @@ from inlay.base.base import Base
 from inlay.errors import CapacityError, ConfigError, FormatError, UnknownNameError, explain, nearest
 from inlay.formats.contract import AdapterFile
 from inlay.hub import sign, store, trust
+from inlay.hub.files import digest_of
 from inlay.layout.fitting import fitted
 from inlay.model.adapter import Adapter, Sum
-from inlay.serve.files import Files, digest_of, files_of
+from inlay.serve.files import Files, files_of
 from inlay.text import stops
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,99}(/[\w.-]{1,100})?", re.ASCII)
@@ -292,12 +293,9 @@ class Slots:
     def _read(self, name: str, slot: _Slot) -> Version:
         """An adapter from its files, taken once."""
         if files_of(slot.directory) != slot.files:
-            wrong, do = (
-                f"the files of {name} were changed since they were looked at",
-                "load it again, in the place of this one",
-            )
-            raise FormatError(explain(wrong, found=str(slot.directory), do=do))
-        digest = self._digests.submit(digest_of, slot.directory, slot.files)
+            wrong = f"the files of {name} were changed since they were looked at"
+            raise FormatError(explain(wrong, found=str(slot.directory), do="load it again, in the place of this one"))
+        digest = self._digests.submit(digest_of, slot.directory, [*slot.files])
 
         def check(_: str, outline: AdapterFile) -> None:
             self._check(name, slot, outline)
