@@ -74,9 +74,9 @@ def _best(
     )
 
 
-def num_tokens(rows: Sequence[Example]) -> int:
-    """How many tokens go through the model for these rows together."""
-    return sum(family.num_tokens for family in families(rows))
+def num_tokens(found: Sequence[Family]) -> int:
+    """How many tokens go through the model for these families together."""
+    return sum(family.num_tokens for family in found)
 
 
 def parts(found: Sequence[Family], max_tokens: int) -> Iterator[list[Example]]:
@@ -87,7 +87,7 @@ def parts(found: Sequence[Family], max_tokens: int) -> Iterator[list[Example]]:
     group = list[Example]()
     for family in sorted((part for one in found for part in _divided(one, max_tokens)), key=lambda f: f.longest):
         more = [*group, *family.rows]
-        if group and num_tokens(more) > max_tokens:
+        if group and num_tokens(families(more)) > max_tokens:
             yield group
             more = [*family.rows]
         group = more

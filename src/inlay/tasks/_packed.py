@@ -100,7 +100,7 @@ def parts(base: Loaded, examples: Sequence[Example], max_tokens: int | None) -> 
 def num_computed(base: Loaded, examples: Sequence[Example]) -> int:
     """How many tokens go through the model for these rows together, without padding."""
     found = _families(base, examples)
-    return sum(family.num_tokens for family in found) if found else batch.num_tokens(examples)
+    return shared.num_tokens(found) if found else batch.num_tokens(examples)
 
 
 def _families(base: Loaded, examples: Sequence[Example]) -> list[Family]:
