@@ -68,11 +68,11 @@ def measure(
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     tried = _Tried(base, name, generator)
-    median, longest = _fitting(tried, work, left, foreseen)
+    median, longest, most = _fitting(tried, work, left, foreseen)
     fixed_seconds, each_second = _time(tried, median, longest)
     forward = _forward(base, name, median)
     asked = max(work.evaluated, key=lambda part: part.tokens, default=median)
-    if longest.tokens < asked.tokens <= tried.most:
+    if longest.tokens < asked.tokens <= most:
         _forward(base, name, asked)  # for the memory that it takes
     peak = process.rss_bytes()
     process.release_freed_blocks()
@@ -89,17 +89,19 @@ def measure(
     )
 
 
-def _fitting(tried: "_Tried", work: Work, left: Callable[[], int], foreseen: Callable[[Part], float]) -> list[Part]:
-    """The median and the longest micro-batch of those that may be tried."""
+def _fitting(
+    tried: "_Tried", work: Work, left: Callable[[], int], foreseen: Callable[[Part], float]
+) -> tuple[Part, Part, float]:
+    """(The median micro-batch of those that may be tried, the longest, how many tokens such a one may have)."""
     base, name, generator = tried.how
     by_tokens = sorted(work.parts, key=lambda part: part.tokens)
     rows = sorted((part_of(base, [row]) for row in by_tokens[-1].rows), key=lambda part: part.tokens)
     _pass(base, name, rows[0], generator)  # reads the base, too, which is not the row's
     tried.alone(rows[-1])
     process.release_freed_blocks()
-    tried.most = left() / (MARGIN * max(tried.each(), foreseen(rows[-1]) / rows[-1].tokens))
-    fitting = [part for part in by_tokens if part.tokens <= tried.most] or [rows[-1]]
-    return [fitting[len(fitting) // 2], fitting[-1]]
+    most = left() / (MARGIN * max(tried.each(), foreseen(rows[-1]) / rows[-1].tokens))
+    fitting = [part for part in by_tokens if part.tokens <= most] or [rows[-1]]
+    return fitting[len(fitting) // 2], fitting[-1], most
 
 
 def _time(tried: "_Tried", median: Part, longest: Part) -> tuple[float, float]:
@@ -121,8 +123,6 @@ class _Tried:
 
     def __init__(self, base: Base, name: str, generator: torch.Generator):
         self.how = base, name, generator
-        self.most = 0.0
-        """So many tokens may a micro-batch that is tried have."""
         self._first = process.rss_bytes()
         self._taken: dict[int, int] = {}
 
