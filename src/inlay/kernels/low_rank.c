@@ -4,7 +4,7 @@
 
 #include <stdlib.h>
 
-enum { ROWS = 4, PARTS = 4, MOST_RANK = 1024, BLOCK = ROWS * WIDTH, LINE = 64, AHEAD = 4 };
+enum { ROWS = 4, PARTS = 4, MOST_RANK = 1024, BLOCK = ROWS * WIDTH, AHEAD = 4 };
 
 #define UNROLL _Pragma("GCC unroll 4")
 

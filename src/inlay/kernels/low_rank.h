@@ -8,6 +8,8 @@
 
 #include "team.h"
 
+enum { LINE = 64 }; /* bytes */
+
 struct added {
     const void *x;         /* (tokens, in) */
     void *y;               /* (tokens, out) */

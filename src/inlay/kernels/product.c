@@ -19,7 +19,7 @@ enum { TILES = 3, INT8 = 5, FUNCTIONS = 7 };
 
 /* Bytes of W that are asked for before they are needed, along the rows of a tile and then along those of the next; for the second
    cache, since the first waits for fewer lines at a time than memory can have under way. */
-enum { AHEAD = 8192, LINE = 64 };
+enum { AHEAD = 8192 };
 
 struct job {
     const void *x; /* (tokens, in); by tiles (in / 2, tokens) words of two numbers */
