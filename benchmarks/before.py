@@ -4,8 +4,6 @@ TREE is a checkout of another commit, with its kernels built. Each step is what 
 r=16, all linear layers, two threads. Printed are medians of seconds, and the median of what one took of the other beside it.
 """
 
-import os
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -22,18 +20,11 @@ def main(tree: str, shape: str = "135m", dtype: str = "bfloat16", rows: str = "4
     """Print a line."""
     with tempfile.TemporaryDirectory() as folder:
         directory = shapes.directory(shape, Path(folder) / shape, getattr(torch, dtype))
-        given = str(directory), dtype, rows, tokens, "lora"
-        rounds = step.turns([_worker(Path(tree).resolve(), *given), _worker(HERE, *given)])
+        given = "benchmarks.step", "inlay", str(directory), dtype, rows, tokens, "lora"
+        rounds = step.turns([step.start(*given, tree=place) for place in (Path(tree).resolve(), HERE)])
     before, now = ([turn[i]["seconds"] for turn in rounds] for i in (0, 1))
     ratio = median(one / other for one, other in zip(now, before, strict=True))
     print(f"{shape}, {dtype}: {median(before):.3f} s before, {median(now):.3f} s now, {ratio:.3f} of before")
-
-
-def _worker(tree: Path, *given: str) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-m", "benchmarks.step", "worker", "inlay", *given]
-    environment = {**os.environ, "PYTHONPATH": f"{tree / 'src'}{os.pathsep}{tree}"}
-    how = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
-    return subprocess.Popen(command, cwd=tree, env=environment, **how)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ before each round and after it; it counts all experts, of which a token sees few
 """
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -52,10 +53,11 @@ def main(
         )
 
 
-def start(module: str, way: str, *given: str) -> "subprocess.Popen[str]":
-    """A process that makes a step for every line that it reads; its module calls `answer`."""
+def start(module: str, way: str, *given: str, tree: Path | None = None) -> "subprocess.Popen[str]":
+    """A process that makes a step for every line that it reads, by this tree or another; its module calls `answer`."""
     command = [sys.executable, "-m", module, "worker", way, *given]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    path = None if tree is None else {**os.environ, "PYTHONPATH": f"{tree / 'src'}{os.pathsep}{tree}"}
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=tree, env=path)
 
 
 def turns(
