@@ -57,14 +57,22 @@ static inline int32_t largest_of(simde__m512i numbers) {
     return found;
 }
 
-static inline float sum_of(simde__m512 numbers) {
+static inline simde__m512i some_of(simde__mmask16 mask, const void *words) {
+    int32_t to[16] = {0};
+    for (int i = 0; i < 16; i++)
+        if (mask >> i & 1) memcpy(to + i, (const char *)words + 4 * i, 4);
+    return simde_mm512_loadu_si512(to);
+}
+
+static inline float summed(simde__m512 numbers) {
     float from[16], found = 0;
     simde_mm512_storeu_ps(from, numbers);
     for (int i = 0; i < 16; i++) found += from[i];
     return found;
 }
 
-#define _mm512_reduce_add_ps(numbers) sum_of(numbers)
+#define _mm512_maskz_loadu_epi32(mask, words) some_of(mask, words)
+#define _mm512_reduce_add_ps(numbers) summed(numbers)
 #define _mm512_cvtepi64_epi8(numbers) low_bytes(numbers)
 #define _mm512_reduce_max_epi32(numbers) largest_of(numbers)
 #define _mm512_cvtepi32_epi16(numbers) narrowed(numbers)

@@ -262,6 +262,26 @@ def test_a_product_is_that_of_the_weight(
         assert_close(y, x.double() @ weight.double().T, dtype, width)
 
 
+def test_where_bfloat16_is_multiplied_the_code_is_rounded_by_less_than_weights_are():
+    """The code times a factor is rounded, then each block is multiplied by its constant: nearer to the weight than its own rounding."""
+    rows, width = 48, 5 * 64
+    x = torch.randn(3, width).bfloat16()
+    codes, absmax = nf4.quantize(torch.randn(rows * 5, 64))
+    constants = constants_of(absmax, True)
+    weight = torch.empty(rows, width)
+    nf4.dequantize(codes.view(rows, -1), constants, 0, 64, weight)
+    y = nf4.product(x, codes.view(rows, -1), constants, 64)
+    if not native.multiplies_bfloat16():
+        assert_close(y, x.double() @ weight.double().T, torch.bfloat16, 1)
+        return
+    absmax = constants.read(0, rows * 5)
+    rounded = blocks.nf4_codebook().mul(1.4367).bfloat16().float() / 1.4367
+    made = blocks.dequantize(blocks.unpack(codes.view(rows, -1), 64), absmax, rounded).view(rows, width)
+    expected, sizes = x.double() @ made.double().T, x.double().abs() @ made.double().abs().T
+    assert ((y - expected).abs() <= 2**-8 * expected.abs() + sizes * width * 2**-24).all()
+    assert (made - weight).square().mean() < 0.5 * (weight.bfloat16() - weight).square().mean()
+
+
 @every_variant
 def test_a_product_is_the_same_on_any_number_of_threads(variant, many_threads):
     if variant == native.TORCH:
