@@ -92,7 +92,8 @@ class Peft(Format):
             raise safetensors.refuse_pickles(directory, TENSORS)
         tensors = (safetensors.outlines if outline else safetensors.read_tensors)(directory / TENSORS)
         method = _with_brought(method, tensors)
-        params, shared, base_weights = _params(directory / TENSORS, tensors, method)
+        names = {key: _split(key, method) for key in sorted(tensors)}
+        params, shared, base_weights = _params(directory / TENSORS, tensors, names, method)
         if _has(method, "target_modules") and config.get("target_modules") is None:  # as in files of old versions
             method = dataclasses.replace(method, target_modules=tuple(params))
         about = fields.fitted(_AboutTheBase, config)  # checked with the method
@@ -105,7 +106,7 @@ class Peft(Format):
             model=ModelFacts(
                 about.get("base_model_name_or_path"),
                 about.get("task_type"),
-                layers=_layers(tensors, method, bool(config.get("fan_in_fan_out"))),
+                layers=_layers(tensors, names, method, bool(config.get("fan_in_fan_out"))),
             ),
         )
 
@@ -275,14 +276,19 @@ def _unsupported(cls: type[Method], config: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _params(path: Path, tensors: Mapping[str, Tensor], method: Method) -> tuple[dict[str, Params], Params, Params]:
+_Names = Mapping[str, tuple[str, str] | None]
+"""What `_split` says of each key of a file, in order."""
+
+
+def _params(
+    path: Path, tensors: Mapping[str, Tensor], names: _Names, method: Method
+) -> tuple[dict[str, Params], Params, Params]:
     """The tensors of the modules, those that all share, and the weights of the base that the file has."""
     params: dict[str, Params] = {}
     shared: Params = {}
     base_weights: Params = {}
     problems: list[str] = []
-    for key in sorted(tensors):
-        found = _split(key, method)
+    for key, found in names.items():
         if found is None:
             problems.append(f"{key}: no tensor of {_type_name(type(method))} has that name")
             continue
@@ -312,12 +318,12 @@ def _params(path: Path, tensors: Mapping[str, Tensor], method: Method) -> tuple[
     return params, shared, base_weights
 
 
-def _layers(tensors: Mapping[str, Tensor], method: Method, in_first: bool) -> dict[str, Layer]:
+def _layers(tensors: Mapping[str, Tensor], names: _Names, method: Method, in_first: bool) -> dict[str, Layer]:
     """What the file tells of the modules whose tensors it has: those with a pair of factors, and the rest by name alone."""
     found: dict[str, dict[str, Tensor]] = {}
     embeddings = set[str]()
     for key, tensor in tensors.items():
-        path, name = _split(key, method) or ("", "")
+        path, name = names[key] or ("", "")
         found.setdefault(path, {})[name] = tensor
         embeddings |= {path} if key.endswith(f".{method.peft.embedding_tensors.get(name)}") else set()
     pairs = {
