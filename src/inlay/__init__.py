@@ -56,10 +56,10 @@ if TYPE_CHECKING:  # what an editor reads; `_HOMES` says the same when the progr
     from inlay.model.adapter import Adapter
     from inlay.model.adapter_set import AdapterSet
     from inlay.planning.train import train
+    from inlay.report.outcome import Report
     from inlay.runs.progress import Progress
     from inlay.sweeps.sweep import sweep
     from inlay.sweeps.table import Sweep
-    from inlay.training.job import Report
     from inlay.training.settings import Settings
 
 __version__ = "0.1.0"
@@ -133,7 +133,7 @@ _HOMES = {
     "Base": "inlay.base.base",
     "Comparison": "inlay.export.agreement",
     "Progress": "inlay.runs.progress",
-    "Report": "inlay.training.job",
+    "Report": "inlay.report.outcome",
     "Settings": "inlay.training.settings",
     "Sweep": "inlay.sweeps.table",
     "attach": "inlay.base.attach",

@@ -13,14 +13,15 @@ EXTRAS = {
     "matplotlib": "train",
     "model_signing": "share",
     "oras": "share",
+    "pandas": "train",
     "prometheus_client": "serve",
     "pyarrow": "train",
     "rouge_score": "eval",
     "sacrebleu": "eval",
     "uvicorn": "serve",
 }
-"""What is imported, by the extra that brings it (pyarrow comes with datasets; model_signing imports OpenSSL without
-asking for it)."""
+"""What is imported, by the extra that brings it (pandas and pyarrow come with datasets; model_signing imports
+OpenSSL without asking for it)."""
 
 
 def need(name: str, purpose: str) -> None:

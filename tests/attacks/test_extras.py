@@ -13,7 +13,7 @@ from inlay.data import sources
 from inlay.errors import MissingExtraError
 from inlay.evaluation import score
 from inlay.hub import oci, sign
-from inlay.report import curve
+from inlay.report import curve, outcome
 from tests.support.command import run
 from tests.support.refusals import refused, train
 
@@ -66,6 +66,7 @@ WAYS = {
     "matplotlib": (lambda place: curve.compared([]), "train"),
     "pyarrow": (_file("rows.parquet"), "train"),
     "pyarrow of arrow": (_file("rows.arrow"), "train"),
+    "pandas": (lambda place: outcome.Report.to_pandas(None), "train"),
     "rouge_score": (lambda place: score.rouge_l(["a"], [["a"]]), "eval"),
     **{name: (_part(name), "serve") for name in http.PARTS},
     "OpenSSL": (lambda place: sign.key_id(place / "key.pub"), "share"),
@@ -125,12 +126,12 @@ def _names(lines):
 
 
 def test_the_extras_are_those_of_the_package():
-    brought = {"pyarrow": "datasets", "OpenSSL": "pyopenssl"}
+    brought = {"pandas": "datasets", "pyarrow": "datasets", "OpenSSL": "pyopenssl"}
     for extra in set(extras.EXTRAS.values()):
         used = {brought.get(name, name) for name, of in extras.EXTRAS.items() if of == extra}
         assert {canonicalize_name(name) for name in used} == _names(PROJECT["optional-dependencies"][extra])
-    arrow = _names(line for line in importlib.metadata.requires("datasets") if "extra ==" not in line)
-    assert "pyarrow" in arrow
+    with_datasets = _names(line for line in importlib.metadata.requires("datasets") if "extra ==" not in line)
+    assert {"pandas", "pyarrow"} <= with_datasets
 
 
 def test_what_is_always_needed_is_little():

@@ -1,5 +1,6 @@
 """The page of a run: whole by itself, right by its record, a picture that a person can read."""
 
+import dataclasses
 import html.parser
 import itertools
 import json
@@ -96,6 +97,30 @@ def test_the_page_says_what_the_record_has():
     ):
         assert words in said, words
     assert "duplicate12rows.jsonl:7" in said
+
+
+def test_a_notebook_shows_the_beginning_of_the_page_and_no_text_becomes_markup():
+    text = page.part(made(samples=SAMPLES | {"wanted": [HOSTILE, "a lone \ud800"]}, base={"name": HOSTILE}))
+    assert text.encode("utf-8")
+    elements = Elements(text)
+    assert {tag for tag, _ in elements.found} & {"script", "img", "link", "iframe", "object", "html", "body"} == set()
+    said = " ".join("".join(elements.said).split())
+    assert said.count(HOSTILE) == 4
+    for words in ("Held-out loss 3.400 → 1.300", "best: step 20", "memory at most757 MB", "The Punter is cheap"):
+        assert words in said, words
+
+
+def strange_rules(text):
+    """The rules of style that are not of our element alone."""
+    style = re.search(r"<style>(.*?)</style>", text, re.DOTALL)[1]
+    names = [name.strip() for match in re.finditer(r"([^{}@;]+)\{", style) for name in match[1].split(",")]
+    assert len(names) > 40
+    return [name for name in names if not name.startswith(f".{page.PART}") and "prefers-color-scheme" not in name]
+
+
+def test_a_notebook_keeps_its_own_style():
+    assert strange_rules(page.part(made())) == []
+    assert {":root", "body", "svg", "*::before"} <= {*strange_rules(page.of(made()))}
 
 
 def test_a_run_under_way_is_loaded_again_and_one_that_ended_is_not():
@@ -234,6 +259,30 @@ def test_the_page_of_a_training_lies_beside_its_adapter(base, tmp_path, looked_a
     assert "before: the base" in said
     assert (tmp_path / "mine.report.html") == recorded.page(tmp_path / "mine")
     assert not [path for path in (tmp_path / "mine").iterdir() if path.suffix == ".html"]
+
+
+def test_a_report_shows_itself_and_gives_its_steps(base, tmp_path, looked_at):
+    report = trained(base, tmp_path / "mine")
+    said = " ".join("".join(Elements(report._repr_html_()).said).split())
+    assert f"Held-out loss {report.eval_loss_before:.3f} → {report.eval_loss:.3f}" in said
+    assert "before: the base" in said
+    frame = report.to_pandas()
+    training = json.loads((tmp_path / "mine" / "inlay.json").read_text("utf-8"))["training"]
+    assert list(frame.index) == list(range(13))
+    assert frame["loss"][1:].round(6).tolist() == training["losses"]
+    assert [[step, loss] for step, loss in frame["eval_loss"].dropna().items()] == training["eval_losses"]
+    assert frame["eval_loss"][report.best_step] == report.eval_loss
+    assert frame["seconds"].is_monotonic_increasing
+    assert frame["tokens"].iloc[-1] == report.tokens
+    assert "run" not in report.as_dict()
+
+
+def test_a_report_without_a_record_shows_its_text_and_says_where_the_steps_are(base, tmp_path):
+    report = dataclasses.replace(trained(base, tmp_path / "mine"), run=None)
+    assert report._repr_html_() is None
+    with pytest.raises(inlay.ConfigError, match="has no record of its steps") as caught:
+        report.to_pandas()
+    assert "inlay.json" in caught.value.hint
 
 
 def test_a_page_that_can_not_be_written_costs_a_warning(base, tmp_path):

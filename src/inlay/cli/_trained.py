@@ -12,6 +12,7 @@ from inlay.io.fingerprint import short
 from inlay.kernels import native
 from inlay.options import purpose
 from inlay.report import recorded
+from inlay.report.outcome import Report
 from inlay.runs import overfitting
 from inlay.screen import count, say, size
 from inlay.tasks.causal_lm import unpacked_because
@@ -113,7 +114,7 @@ def _held_out(job: jobs.Job) -> str:
     return f"{total:,} rows{some}, {every}; {kept}"
 
 
-def conclude(job: jobs.Job, report: jobs.Report, model: str, seconds: float) -> None:
+def conclude(job: jobs.Job, report: Report, model: str, seconds: float) -> None:
     """The lines that stand after a run: how it ended, what it learned, where that is, and what to do with it.
 
     `seconds` is what it took with all that followed its adapter.
@@ -125,7 +126,7 @@ def conclude(job: jobs.Job, report: jobs.Report, model: str, seconds: float) -> 
         say(label, text)
 
 
-def _ended(job: jobs.Job, report: jobs.Report) -> Iterator[tuple[str, str]]:
+def _ended(job: jobs.Job, report: Report) -> Iterator[tuple[str, str]]:
     """Why a run made fewer steps than it was to make."""
     done = f"after {report.steps} of {job.state.plan.num_steps} steps"
     if report.diverged:
@@ -141,7 +142,7 @@ def _ended(job: jobs.Job, report: jobs.Report) -> Iterator[tuple[str, str]]:
         yield "stopped", f"{done}: the held-out loss got no better in {job.state.settings.patience} evaluations"
 
 
-def _learned(job: jobs.Job, report: jobs.Report) -> Iterator[tuple[str, str]]:
+def _learned(job: jobs.Job, report: Report) -> Iterator[tuple[str, str]]:
     unit = job.base.spec.unit
     if report.eval_loss_before is None or report.eval_loss is None:
         yield "loss", f"{report.loss:.3f} nats per {unit} at the last step"
@@ -154,7 +155,7 @@ def _learned(job: jobs.Job, report: jobs.Report) -> Iterator[tuple[str, str]]:
         yield "note", "no step was better on the held-out rows than the base itself: the adapter changes nothing"
 
 
-def _left_behind(job: jobs.Job, report: jobs.Report, after: float) -> Iterator[tuple[str, str]]:
+def _left_behind(job: jobs.Job, report: Report, after: float) -> Iterator[tuple[str, str]]:
     """What a run has written, what it took, and what there is to say of that."""
     drawn = f", {PICTURE}" if (Path(report.output) / PICTURE).exists() else ""
     written = f"adapter {size(report.adapter_bytes)}, base {short(report.base_fingerprint)}{drawn}"

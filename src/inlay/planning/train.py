@@ -16,10 +16,11 @@ from inlay.methods.contract import Method
 from inlay.planning import timed
 from inlay.process import keep_few_products
 from inlay.report import watch
+from inlay.report.outcome import Report
 from inlay.runs import budget, recording, trackers
 from inlay.runs.budget import Budget
 from inlay.runs.progress import Progress
-from inlay.training.job import Report, prepare
+from inlay.training.job import prepare
 from inlay.training.run_spec import RunSpec
 from inlay.training.settings import Settings
 
@@ -71,7 +72,8 @@ def train(
     - `resume`: go on with this same run where it was stopped; with none that was, it begins.
     - `check`: what is odd in the rows is counted ("warn"), refused ("error") or not looked for ("off"); see
       `docs/guides/check.md`.
-    - `progress`: show what is being done on stderr; where somebody watches it, a terminal or a notebook, unless given.
+    - `progress`: show what is being done on stderr, or as a bar under the cell; where somebody watches, in a terminal or a
+      notebook, unless given.
     - `on_step`: called after every step, and its evaluation, with where the run stands. What it raises ends the run, and is
       raised again once what was learned is written.
     - `memory`, `time`, `disk`: what the run may take, such as "6GB", "2h" and "20GB"; see `docs/guides/fit.md`. It is measured

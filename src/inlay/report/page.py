@@ -1,11 +1,13 @@
 """A run as one HTML page: a function of its record, with no script and nothing that has to be fetched.
 
-While the run is under way the page is written anew every few seconds, and asks the browser to load it again.
+While the run is under way the page is written anew every few seconds, and asks the browser to load it again. What a notebook
+shows of a run is the beginning of the same page, with the same rules for colours and sizes, which there hold for it alone.
 """
 
 import datetime
 import itertools
 import math
+import re
 from collections.abc import Iterable, Sequence
 from functools import cache
 from html import escape
@@ -18,6 +20,9 @@ from inlay.screen import count, size
 
 RELOAD_SECONDS = 10
 """How often the browser looks again while the run is under way."""
+
+PART = "inlay-run"
+"""The class of what a notebook shows."""
 
 FORECASTS = {
     "memory_bytes": ("memory at most", size),
@@ -50,6 +55,14 @@ def of(run: Run) -> str:
     body = "\n".join(part for part in parts if part)
     head += f"<title>{_e(name)} · Inlay</title>\n<style>\n{_css()}</style>"
     return f"<!doctype html>\n<html lang=en>\n<head>{head}</head>\n<body>\n{body}\n</body></html>\n"
+
+
+def part(run: Run) -> str:
+    """What a notebook shows of a run: losses, figures, the curve and the samples, as one element of a page that is not ours."""
+    name = Path(run.adapter.get("path") or run.command).name
+    shown = "\n".join(text for text in (_headline(run, name), _facts(run), _losses(run), _samples(run)) if text)
+    whole = f'<div class="{PART}">\n<style>\n{_rules_of_part()}</style>\n{shown}\n</div>\n'
+    return whole.encode("utf-8", "backslashreplace").decode()
 
 
 def duration(seconds: float) -> str:
@@ -242,6 +255,17 @@ def _at(times: Sequence[svg.Pair], step: float) -> float:
 @cache
 def _css() -> str:
     return Path(__file__).with_name("page.css").read_text("utf-8")
+
+
+@cache
+def _rules_of_part() -> str:
+    """The rules of a page for what lies in an element of the class `PART`, which stands for the page."""
+
+    def within(rule: re.Match[str]) -> str:
+        names = (f".{PART}" if name in (":root", "html", "body") else f".{PART} {name}" for name in rule[2].split(", "))
+        return f"{rule[1]}{', '.join(names)} {{"
+
+    return re.sub(r"^( *)([^@{}\n]+) \{", within, _css(), flags=re.MULTILINE)
 
 
 def _e(text: Any) -> str:

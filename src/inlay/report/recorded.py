@@ -92,7 +92,7 @@ def about(job: Job) -> dict[str, dict[str, Any]]:
 
 
 def ended(job: Job, observer: Observer, report: Mapping[str, Any]) -> None:
-    """Tell what came of a run whose adapter is in its place: the keys of `inlay.training.job.Report`."""
+    """Tell what came of a run whose adapter is in its place: the keys of `inlay.report.outcome.Report`."""
     run = observer.run
     run.scores |= {key: value for key, value in report.items() if key not in ("output", "scores")}
     run.scores |= report.get("scores") or {}

@@ -26,6 +26,7 @@ from inlay.io import output as output_directory
 from inlay.io import records
 from inlay.methods.contract import Method
 from inlay.process import peak_rss_bytes
+from inlay.report.outcome import Report
 from inlay.runs import trackers
 from inlay.runs.progress import Progress
 from inlay.runs.stop import Stop
@@ -36,7 +37,7 @@ from inlay.sweeps.together import Together
 from inlay.sweeps.variants import Variant, variants
 from inlay.training import job as jobs
 from inlay.training import rows as run_rows
-from inlay.training.job import Job, Report
+from inlay.training.job import Job
 from inlay.training.run_spec import RunSpec
 from inlay.training.saves import BEGUN, was_stopped
 from inlay.training.settings import Settings
@@ -206,7 +207,7 @@ def _finished(path: Path) -> Report | None:
     if not (path / peft.TENSORS).is_file() or was_stopped(path):
         return None
     training = records.read(path).get("training", {})
-    about = {field.name: training.get(field.name) for field in dataclasses.fields(Report)}
+    about = {field.name: training.get(field.name) for field in dataclasses.fields(Report) if field.name != "run"}
     size = (path / peft.TENSORS).stat().st_size
     return Report(**{**about, "output": str(path), "adapter_bytes": size})
 

@@ -10,11 +10,12 @@ from inlay import screen
 from inlay.io import output, records
 from inlay.picture import figure
 from inlay.report.curve import running_mean
+from inlay.report.outcome import Report
 from inlay.runs.progress import Progress
 from inlay.screen import count
 from inlay.sweeps.variants import label
 from inlay.training import keep
-from inlay.training.job import Job, Report
+from inlay.training.job import Job
 
 TABLE, RESULTS, PICTURE = "sweep.md", "sweep.json", "sweep.png"
 

@@ -9,9 +9,9 @@ from typing import Any
 
 from inlay.base.base import Base
 from inlay.errors import within_memory
+from inlay.report.outcome import Report
 from inlay.runs.stop import Stop
 from inlay.sweeps.steps import Due, Passes
-from inlay.training.job import Report
 from inlay.training.loop import Steps
 from inlay.training.state import TrainState
 

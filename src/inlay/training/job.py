@@ -33,6 +33,7 @@ from inlay.model.adapter import Adapter
 from inlay.process import peak_rss_bytes
 from inlay.report import recorded
 from inlay.report.observer import Observer
+from inlay.report.outcome import Report
 from inlay.runs import patience
 from inlay.runs.bounds import Bounds
 from inlay.runs.forecast import Forecast
@@ -53,38 +54,6 @@ DEFAULT_METHOD = "lora"
 
 CALIBRATION_ROWS = 64
 """As many rows, spread over all, are looked at beforehand where an initialiser needs some."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Report:
-    """What a run did; the keys of `inlay train --json`."""
-
-    steps: int
-    loss: float
-    """Loss of the last step per supervised token, in nats."""
-    eval_loss_before: float | None
-    eval_loss: float | None
-    """Held-out loss of the base, and of the adapter that was kept."""
-    best_step: int
-    seconds: float
-    tokens: int
-    supervised_tokens: int
-    tokens_per_second: float
-    """Real tokens over the steps alone."""
-    trainable_parameters: int
-    peak_rss_bytes: int
-    adapter_bytes: int
-    base_fingerprint: str
-    interrupted: bool
-    stopped_early: bool
-    diverged: bool
-    output: str
-    scores: dict[str, float] | None = None
-    """Of the adapter on the held-out rows, where the task has scores of its own."""
-
-    def as_dict(self) -> dict[str, Any]:
-        """The keys of `inlay train --json`; scores only where there are any."""
-        return {key: value for key, value in dataclasses.asdict(self).items() if key != "scores" or value is not None}
 
 
 class Resumed(NamedTuple):
@@ -179,7 +148,7 @@ class Job:
         report = dataclasses.replace(report, adapter_bytes=(kept.place / peft.TENSORS).stat().st_size)
         report = self._concluded(kept, report, observer, hurry=stop.hurries or self.state.world.holds_base)
         recorded.ended(self, observer, report.as_dict())
-        return report
+        return dataclasses.replace(report, run=observer.run)
 
     def _concluded(self, kept: keep.Kept, report: Report, observer: Observer, hurry: bool) -> Report:
         """The report with what comes after the adapter is safe: scores, picture, and what went wrong before."""
