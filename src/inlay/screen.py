@@ -1,12 +1,14 @@
 """What the screen says: labelled lines and progress on stderr, data on stdout.
 
-Every event has a line, which stays. In a terminal a bar under the lines shows where the work stands.
+Every event has a line, which stays. A bar shows where the work stands: in a terminal under the lines, in a notebook above them.
 """
 
 import contextlib
 import json
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
+from html import escape
 from typing import Any
 
 from rich.console import Console
@@ -19,6 +21,9 @@ _LABEL_WIDTH = 10
 
 Doing = Callable[[str, int, int | None], None]
 """Hears what is being done, how much of it is done, and of how much in all, where that is known."""
+
+NOTEBOOK_SECONDS = 0.2
+"""From one picture of a bar in a notebook to the next, at least: each is a message to the browser."""
 
 _live: list[Progress] = []
 """The progress display that is on the screen: there is one at a time."""
@@ -116,8 +121,8 @@ def bar(
     timed: bool = True,
     shown: bool = True,
 ) -> Iterator[Callable[..., None]]:
-    """A progress bar; call what it gives with (done, total, text) as the work goes on,
-    and `now` where that has to be seen at once. Within another one, a line under it.
+    """A progress bar, in a terminal or a notebook; call what it gives with (done, total, text) as the work goes on,
+    and `now` where that has to be seen at once. Within another one, a line under it. It goes at the end of the block.
 
     **Arguments:**
 
@@ -126,8 +131,9 @@ def bar(
     - `shown`: False for none.
     """
     out = console()
-    if not shown or not (_live or (is_terminal() and out.is_terminal)):
-        yield lambda done, total, text="", now=False: None
+    if not (shown and (_live or (is_terminal() and out.is_terminal))):
+        with _under_cell(label, unit, shown and is_notebook()) as update:
+            yield update
         return
     with _progress(out) as progress:
         description = f"{label:<{_LABEL_WIDTH - 1}}"
@@ -150,6 +156,34 @@ def doing(update: Callable[..., None]) -> Doing:
 
 def unheard(what: str, done: int, total: int | None) -> None:
     """A `Doing` where nobody listens."""
+
+
+@contextlib.contextmanager
+def _under_cell(label: str, unit: Callable[[float], str], shown: bool) -> Iterator[Callable[..., None]]:
+    """The bar of a cell: one output, which each picture replaces. It takes IPython alone, which every notebook has, where
+    rich's bars take `ipywidgets`. Where it is not shown, nobody hears."""
+    if not shown:
+        yield lambda done, total, text="", now=False: None
+        return
+    from IPython.display import display  # type: ignore[reportMissingImports]  # there is one where a notebook runs
+
+    output = display({"text/html": "", "text/plain": ""}, raw=True, display_id=True)
+    last = 0.0
+
+    def update(done: float, total: float | None, text: str = "", now: bool = False) -> None:
+        nonlocal last
+        if now or time.monotonic() - last >= NOTEBOOK_SECONDS:
+            last = time.monotonic()
+            amount = "" if total is None else f"{unit(done)}/{unit(total)}"
+            said = printable("  ".join(part for part in (label, amount, text) if part), in_one_line=True)
+            filled = "" if total is None else f' max="{total:g}" value="{done:g}"'
+            picture = f'<progress{filled} style="width: 16rem"></progress> <code>{escape(said)}</code>'
+            output.update({"text/html": picture, "text/plain": said}, raw=True)
+
+    try:
+        yield update
+    finally:
+        output.update({"text/html": "", "text/plain": ""}, raw=True)
 
 
 @contextlib.contextmanager
@@ -207,4 +241,9 @@ def is_terminal() -> bool:
 
 def is_watched() -> bool:
     """Somebody watches stderr, in a terminal or a notebook."""
-    return is_terminal() or "ipykernel" in sys.modules
+    return is_terminal() or is_notebook()
+
+
+def is_notebook() -> bool:
+    """This is the process of a notebook, whose outputs a browser or an editor shows."""
+    return "ipykernel" in sys.modules

@@ -1,5 +1,6 @@
 """What a person sees of a run, in a terminal, in a log and from Python; what is written where `~` says."""
 
+import contextlib
 import dataclasses
 import itertools
 import os
@@ -8,6 +9,7 @@ import re
 import select
 import sys
 import time
+import types
 
 import pytest
 
@@ -118,7 +120,55 @@ def test_the_best_is_chosen_of_enough_rows_alone(place, capsys, monkeypatch, cou
     assert said[kept] in err
 
 
-def test_python_shows_progress_where_somebody_watches(place, capsys, monkeypatch):
+@pytest.fixture
+def notebook(monkeypatch):
+    """As in a notebook: what its cells show, each output as the list of its pictures."""
+    outputs = []
+
+    class Output:
+        def __init__(self, data):
+            self.pictures = [data]
+            outputs.append(self.pictures)
+
+        def update(self, data, raw):
+            assert raw
+            self.pictures.append(data)
+
+    shown = types.ModuleType("IPython.display")
+    shown.display = lambda data, raw, display_id: Output(data) if raw and display_id else pytest.fail("not replaced")
+    for name, module in {"ipykernel": sys, "IPython": types.ModuleType("IPython"), "IPython.display": shown}.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    return outputs
+
+
+def test_a_notebook_has_a_bar_that_goes_at_the_end(notebook, monkeypatch):
+    now = iter([1.0, 1.0, 1.1, 1.2, 1.2, 9.0])
+    monkeypatch.setattr(screen, "time", types.SimpleNamespace(monotonic=lambda: next(now)))
+    with screen.bar("step") as update:
+        update(1, 4, "loss <b>")
+        update(2, 4, "too soon")
+        update(3, 4, "an\x1b[2Jother", now=True)
+    ((empty, first, third, end),) = notebook
+    assert first["text/plain"] == "step  1/4  loss <b>"
+    assert 'max="4" value="1"' in first["text/html"]
+    assert "loss &lt;b&gt;" in first["text/html"]
+    assert 'value="3"' in third["text/html"]
+    assert "\x1b" not in third["text/html"]
+    assert empty == end == {"text/html": "", "text/plain": ""}
+
+
+def test_a_bar_of_a_notebook_goes_where_the_work_fails_and_is_not_there_unless_shown(notebook):
+    with screen.bar("step", shown=False) as update:
+        update(1, 4)
+    assert notebook == []
+    with contextlib.suppress(KeyError), screen.bar("step") as update:
+        update(1, None, "reading")
+        raise KeyError
+    assert "value=" not in notebook[0][1]["text/html"]
+    assert notebook[0][-1]["text/plain"] == ""
+
+
+def test_python_shows_progress_where_somebody_watches(place, capsys, monkeypatch, request):
     base, steps = inlay.load(place / "base"), []
     how = dict(
         max_steps=3, batch_size=4, eval_fraction=0.4, on_step=lambda p: steps.append((p.step, len(p.eval_losses)))
@@ -128,11 +178,13 @@ def test_python_shows_progress_where_somebody_watches(place, capsys, monkeypatch
     assert steps == [(1, 2), (2, 3), (3, 4)]
     inlay.train(base, place / "rows.jsonl", output=place / "asked", progress=True, **how)
     assert capsys.readouterr().err.count("step ") == 4
-    monkeypatch.setitem(sys.modules, "ipykernel", sys)  # a notebook
+    outputs = request.getfixturevalue("notebook")
     inlay.train(base, place / "rows.jsonl", output=place / "watched", **how)
     assert capsys.readouterr().err.count("step ") == 4
+    assert any("3/3" in picture["text/plain"] for picture in outputs[0])
     inlay.train(base, place / "rows.jsonl", output=place / "off", progress=False, **how)
     assert capsys.readouterr().err == ""
+    assert len(outputs) == 1
 
 
 def test_tokens_are_shown_without_an_output_and_no_other_rows_are_made(place, capsys, monkeypatch):
