@@ -47,6 +47,8 @@ ANSWERS = {
     "privacy": "privacy/",
     "telemetry": "privacy/",
     "error": "troubleshooting/",
+    "notebook": "start/notebooks/",
+    "jupyter": "start/notebooks/",
 }
 """What somebody types, and the page that answers."""
 
