@@ -170,7 +170,8 @@ class Job:
                 with keep.beside("no samples were answered"):
                     recorded.looked_at(self, observer, report.best_step)
             with keep.beside("the loss curve was not drawn"):
-                keep.draw(self.output, progress)
+                title = f"{self.output.name} on {self.base.checkpoint.name}"
+                keep.draw(self.output, progress, title, self.base.spec.unit)
         except KeyboardInterrupt:
             report = dataclasses.replace(report, interrupted=True)
         return report

@@ -71,8 +71,8 @@ def beside(what: str) -> Iterator[None]:
         warnings.warn(f"{what}: {first or type(error).__name__}{hint}; nothing else is missing", stacklevel=3)
 
 
-def draw(directory: Path, progress: Progress) -> None:
-    """The loss curve of a run, beside its adapter."""
+def draw(directory: Path, progress: Progress, title: str, unit: str) -> None:
+    """The loss curve of a run, beside its adapter; see `inlay.report.curve.draw`."""
     from inlay.report import curve
 
-    output.write_file(directory / PICTURE, curve.draw(progress))
+    output.write_file(directory / PICTURE, curve.draw(progress, title, unit))
