@@ -27,7 +27,9 @@ def main(source: str, model: str, folder: str = "") -> int:
     commands = re.findall(r"^\$ (inlay .*)$", page, re.MULTILINE)
     (place / "home").mkdir(parents=True)
     _put_into_cache(Path(model), next(word for word in shlex.split(commands[1]) if "/" in word), place / "home")
-    torch = next(line for line in (ROOT / "constraints.txt").read_text("utf-8").splitlines() if line.startswith("torch=="))
+    torch = next(
+        line for line in (ROOT / "constraints.txt").read_text("utf-8").splitlines() if line.startswith("torch==")
+    )
     binaries = place / "env" / "bin"
     lines = [
         [sys.executable, "-m", "venv", str(place / "env")],
@@ -35,7 +37,7 @@ def main(source: str, model: str, folder: str = "") -> int:
         [str(binaries / "pip"), "install", "-q", "-c", str(ROOT / "constraints.txt"), str(Path(source).resolve())],
         *[[str(binaries / "inlay"), *shlex.split(command)[1:]] for command in commands],
     ]
-    kept = {name: os.environ[name] for name in os.environ if name.startswith(("PIP_", "LANG", "SSL_")) or "proxy" in name.lower()}
+    kept = {name: value for name, value in os.environ.items() if name.startswith(("PIP_", "LANG", "SSL_"))}
     own = {"HOME": str(place / "home"), "PATH": f"{binaries}:/usr/bin:/bin", "HF_HUB_OFFLINE": "1", "COLUMNS": "120"}
     start, answers = time.monotonic(), ""
     for line in lines:

@@ -33,6 +33,7 @@ from transformers import AutoModelForCausalLM
 import inlay
 from benchmarks import shapes
 from inlay.http.server import Setup, server, serving
+from inlay.process import settled
 from inlay.serve.slots import Limits
 
 PROMPT, NEW, CLIENTS = 16, 32, 8
@@ -55,7 +56,7 @@ def main(part: str = "all", shape: str = "135m") -> None:
 def running(base: Any, directory: Path, budget: int = 2_000_000_000) -> Iterator[tuple[Any, str]]:
     """(a service with the adapters in a folder, its address)."""
     setup = Setup(directories=(directory,), limits=Limits(budget_bytes=budget))
-    with serving(base, setup) as service:
+    with serving(base, setup) as service, settled():
         made = server(service, "127.0.0.1", 0)
         thread = threading.Thread(target=made.run)
         thread.start()

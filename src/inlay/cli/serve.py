@@ -13,6 +13,7 @@ from inlay.hub import store, trust
 from inlay.options import purpose
 from inlay.options.flags import OnBase, Signed, num_bytes
 from inlay.options.types import Mark, repeated
+from inlay.process import settled
 from inlay.screen import emit, say, size
 
 
@@ -84,7 +85,7 @@ class Serve(OnBase, Signed):
         setup = self._setup(keys)
         base = self.load(purpose.choose_alone(self.model, self.task, None))
         say("base", f"{base.describe()} · {base.fingerprint}")
-        with gate.logged(), server.serving(base, setup) as service:
+        with gate.logged(), server.serving(base, setup) as service, settled():
             running = server.server(
                 service, self.host, self.port, more_hosts=self.allow_host, drain_seconds=self.drain_seconds
             )

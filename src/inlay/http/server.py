@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import gc
 import ipaddress
 import threading
 from collections.abc import Callable, Iterator
@@ -80,12 +79,9 @@ def serving(base: Base, setup: Setup) -> Iterator[Service]:
     try:
         _register(slots, setup)
         service = Service(base, worker, slots, access=setup.access, registry=setup.registry, bounds=setup.bounds)
-        gc.collect()
-        gc.freeze()  # to look again and again through all that a base is for what is dead stops every answer for 0.2 s
         yield service
         service.close()
     finally:
-        gc.unfreeze()
         worker.stop()
         slots.close()
 

@@ -197,15 +197,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         found, do = f"{path}: {size:,} bytes, with {free:,} free", "a machine with more memory"
         raise CapacityError(explain("this file is larger than the memory", found=found, do=do))
     data = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)[data_start:].clone()
-    typed = {dtype: data[: len(data) // dtype.itemsize * dtype.itemsize].view(dtype) for dtype in TORCH_DTYPES.values()}
-
-    def placed(entry: TensorEntry) -> Tensor:
-        whole, start = typed[TORCH_DTYPES[entry.dtype]], entry.start - data_start
-        if start % whole.itemsize:
-            return view(data[start : entry.stop - data_start], entry)
-        return whole[start // whole.itemsize : (entry.stop - data_start) // whole.itemsize].view(entry.shape)
-
-    return {name: placed(entry) for name, entry in entries.items()}
+    return {name: view(data[e.start - data_start : e.stop - data_start], e) for name, e in entries.items()}
 
 
 def read_tensor(entry: TensorEntry) -> Tensor:
