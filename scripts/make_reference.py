@@ -44,6 +44,46 @@ PAGES = {
     ],
     "routed": ["inlay.core.routed"],
 }
+INTROS = {
+    "modules": (
+        "Modules",
+        "Functions below [the public names](python.md): tasks, and how a base is quantised. They may change with any version.",
+    ),
+    "contract": (
+        "Contracts",
+        "What a method, a scheme, a task, an initialiser or a format of your own has to have. "
+        "[Extend Inlay](../guides/extend.md) has a whole example of each.",
+    ),
+    "errors": (
+        "Errors",
+        "What Python code can catch. [Something went wrong](../troubleshooting.md) says what to do about the commonest.",
+    ),
+    "exchange-format": (
+        "Formats of adapters",
+        "The modules that read and write the files of adapters. To take an adapter to another program: "
+        "[Use it elsewhere](../guides/use-elsewhere.md).",
+    ),
+    "routed": (
+        "Products for rows of several adapters",
+        "The function that computes a batch whose rows have different adapters. "
+        "[Every row names its adapter](../concepts/rows.md) says what for.",
+    ),
+    "initializers": (
+        "Initializers",
+        "Where LoRA's A and B start: `--initializer NAME`. [Which method](../guides/methods.md) says when it pays.",
+    ),
+    "scheme": (
+        "Scheme {name}",
+        "A base with smaller weights: `--quantize {name}`, or `inlay quantize --scheme {name}`. "
+        "[4-bit base (QLoRA)](../guides/quantize.md) shows how.",
+    ),
+    "method": (
+        "Method {name}",
+        "`inlay train MODEL DATA --method {name}`, or `inlay.{cls}` from Python. "
+        "[Which method](../guides/methods.md) compares all.",
+    ),
+}
+"""What each page begins with: what it is for, and where to look instead."""
 
 
 def main() -> None:
@@ -54,7 +94,10 @@ def main() -> None:
     OUTPUT.mkdir(exist_ok=True)
     for page, modules in pages().items():
         body = "\n\n".join(f"::: {module}" for module in modules)
-        (OUTPUT / f"{page}.md").write_text(f"# {page.replace('-', ' ').capitalize()}\n\n{body}\n", "utf-8")
+        kind, _, name = (page, "", "") if page in INTROS else page.partition("-")
+        title, intro = INTROS[kind]
+        if kind != "method":
+            (OUTPUT / f"{page}.md").write_text(f"# {title}\n\n{intro}\n\n{body}\n".format(name=name), "utf-8")
     package = griffe.load("inlay", search_paths=[SOURCE])
     for name, cls in methods.TABLE.known():
         (OUTPUT / f"method-{name}.md").write_text(method(package, name, cls), "utf-8")
@@ -75,10 +118,15 @@ def pages() -> dict[str, list[str]]:
 def method(package: Any, name: str, cls: type) -> str:
     """The page of a method: what its file opens with, and every setting that it has, inherited ones too."""
     described = package[cls.__module__.removeprefix("inlay.")][cls.__name__].all_members
-    parts = [f"# Method {name}", *_row(f"`--method {name}`, `inlay.{cls.__name__}`", cls.__module__), "## Settings"]
+    title, intro = (text.format(name=name, cls=cls.__name__) for text in INTROS["method"])
+    parts = [f"# {title}", *_row(intro, cls.__module__), "## Settings", "Each is a flag, and a field of the class."]
+    flags = {own.name: own for own in flag.stored("methods", name).flags}
     for field in dataclasses.fields(cls):
         said = described[field.name]
-        parts += [f"### `{field.name}` {{ #{field.name} }}", f"`--{field.name.replace('_', '-')}`: `{said.annotation}`"]
+        parts += [f"### `{field.name}` {{ #{field.name} }}"]
+        parts += [
+            f"`{help.name(flags[field.name])}`" if field.name in flags else f"`{said.annotation}`, from Python alone"
+        ]
         parts += [f"{said.docstring.value} Default: {_default(field)}."]
     return "\n\n".join(parts) + "\n"
 
@@ -90,7 +138,7 @@ def _row(first: str, module: str) -> tuple[str, str]:
 def _default(field: Any) -> str:
     """What a setting is where nothing is said."""
     made = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-    return "has to be given" if made is dataclasses.MISSING else f"`{made!r}`" if made not in ((), {}) else "none"
+    return "has to be given" if made is dataclasses.MISSING else f"`{made!r}`" if made not in ((), {}, None) else "none"
 
 
 def undocumented() -> list[str]:

@@ -1,21 +1,21 @@
 """Every exception that Inlay raises on purpose.
 
-InlayError
-|-- ConfigError(ValueError)          a setting is out of its range, or unknown
-|   `-- UsageError                   a command line that its command does not take
-|-- TargetError(ValueError)          module names that the model does not have
-|-- ShapeError(ValueError)           tensors that do not fit each other
-|-- FormatError(ValueError)          a file is broken, truncated, or not what it says it is
-|-- DataError(ValueError)            rows that cannot be trained on
-|-- CompatibilityError(ValueError)   an adapter and a base, or a file and this version, that do not go together
-|-- TrustError(ValueError)           an adapter that nobody who is trusted has signed
-|-- UnknownNameError(LookupError)    no model, adapter, method or file of that name
-|-- TransferError(OSError)           a registry or a hub that can't be reached, refuses, or breaks off
-|-- OutputError(OSError)             the result cannot be written where it was asked for
-|-- DivergedError(ArithmeticError)   a training whose loss is not finite any more
-|-- CapacityError(RuntimeError)      more memory or disk than there is
-|-- WorkerError(RuntimeError)        a process that was lost, of several that share a run
-`-- MissingExtraError(ImportError)   an optional part that is not installed
+    InlayError
+    |-- ConfigError(ValueError)          a setting is out of its range, or unknown
+    |   `-- UsageError                   a command line that its command does not take
+    |-- TargetError(ValueError)          module names that the model does not have
+    |-- ShapeError(ValueError)           tensors that do not fit each other
+    |-- FormatError(ValueError)          a file is broken, truncated, or not what it says it is
+    |-- DataError(ValueError)            rows that cannot be trained on
+    |-- CompatibilityError(ValueError)   an adapter and a base, or a file and this version, that do not go together
+    |-- TrustError(ValueError)           an adapter that nobody who is trusted has signed
+    |-- UnknownNameError(LookupError)    no model, adapter, method or file of that name
+    |-- TransferError(OSError)           a registry or a hub that can't be reached, refuses, or breaks off
+    |-- OutputError(OSError)             the result cannot be written where it was asked for
+    |-- DivergedError(ArithmeticError)   a training whose loss is not finite any more
+    |-- CapacityError(RuntimeError)      more memory or disk than there is
+    |-- WorkerError(RuntimeError)        a process that was lost, of several that share a run
+    `-- MissingExtraError(ImportError)   an optional part that is not installed
 
 Each takes one string, made by `explain`, so that it pickles and prints the same everywhere; `wrong`, `found` and `hint` are its
 parts.
