@@ -1,14 +1,15 @@
-// Ask the search of the site as the browser does: the theme's own worker, over the index that mkdocs wrote.
-// node search_site.js WORKER INDEX, queries as a JSON list on stdin; prints a list of pages for each, the best first.
+// Ask the search of the site as the browser does: the theme's own worker, over the index that mkdocs wrote, and what the site
+// makes of a query before. node search_site.js WORKER INDEX SCRIPT, queries as a JSON list on stdin; prints a list of pages for each, the best first.
 const fs = require("fs"), vm = require("vm");
-const [worker, index] = process.argv.slice(2);
+const [worker, index, script] = process.argv.slice(2);
 let hear, answer;
 globalThis.self = globalThis;
 globalThis.addEventListener = (name, listener) => { hear = listener; };
 globalThis.postMessage = (message) => answer(message);
-vm.runInThisContext(fs.readFileSync(worker, "utf8"));
+globalThis.Worker = class { postMessage(message) { hear({ data: message }); } };
+for (const file of [worker, script]) vm.runInThisContext(fs.readFileSync(file, "utf8"));
 
-const ask = (type, data) => new Promise((resolve) => { answer = resolve; hear({ data: { type, data } }); });
+const ask = (type, data) => new Promise((resolve) => { answer = resolve; new Worker().postMessage({ type, data }); });
 const page = (location) => location.split("#")[0];
 
 (async () => {

@@ -36,6 +36,39 @@ def test_blocks_after_one_with_a_language_are_named_too():
     assert script("site_hooks").named(text) == text.replace("```\n$", "```console\n$")
 
 
+def test_short_words_of_code_do_not_break_and_long_ones_do_where_a_reader_would():
+    readable = script("site_hooks").readable
+    assert readable("<p><code>--max-length 9</code></p>") == (
+        '<p><code><span class="whole">--max-length</span> <span class="whole">9</span></code></p>'
+    )
+    assert readable("<code>PromptEncoderConfig</code>") == "<code>Prompt<wbr>Encoder<wbr>Config</code>"
+    bar = '<code><span class="whole">a</span> <span class="whole">|</span></code>'
+    assert readable(r"<td><code>a \|</code></td>") == f"<td>{bar}</td>"
+    for block in ("<pre><span></span><code>inlay\n</code></pre>", '<code><span class="k">x</span></code>'):
+        assert readable(block) == block
+    assert readable(f"<td>{'a word ' * 5}</td><td>yes</td>").count('<td class="long">') == 1
+
+
+def test_pages_of_how_it_is_made_count_less_than_guides():
+    boost = script("site_hooks").boost
+    assert boost("decisions/0001-io-below-model.md") < boost("reference/contract.md") < boost("reference/python.md")
+    assert boost("reference/python.md") < boost("guides/chat.md") == boost("troubleshooting.md")
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [("Settings.epochs", "1.0"), ("Settings.train_on", "'completions'"), ("lambda x: None", "..."), ("3", "3")],
+)
+def test_the_reference_shows_what_a_default_is(given, text):
+    assert script("site_defaults").shown(given) == text
+
+
+def test_every_page_of_the_reference_says_what_it_is_for():
+    reference = script("make_reference")
+    kinds = {page if page in reference.INTROS else page.partition("-")[0] for page in reference.pages()}
+    assert kinds == set(reference.INTROS)
+
+
 @pytest.fixture
 def site(tmp_path):
     """A site of four pages, with the search of the theme."""
@@ -46,6 +79,7 @@ def site(tmp_path):
     docs = [{"location": page, "title": title, "text": f"of {title}"} for page, title in titles.items()]
     docs[-1]["text"] = "install"
     index = {"config": {"lang": ["en"], "separator": "[\\s\\-]+", "pipeline": ["stopWordFilter"]}, "docs": docs}
+    shutil.copy(ROOT / "docs" / "assets" / "search.js", tmp_path / "assets")
     (tmp_path / "search").mkdir()
     (tmp_path / "search" / "search_index.json").write_text(json.dumps(index), "utf-8")
     return tmp_path
@@ -56,6 +90,14 @@ def test_a_search_that_does_not_find_is_said(site):
     assert missed(site, {"install": "a/", "gardens": "d/"}) == []
     (problem,) = missed(site, {"gardens": "d/", "install": "d/"})
     assert problem.startswith("install: d/ is not among [")
+
+
+def test_words_that_say_nothing_are_not_asked_for(site):
+    """The theme's search takes `in` for the beginning of `install`."""
+    asked = script("search_site").asked
+    assert asked(site, ["gardens", "in gardens", "What is in my gardens?"]) == [["d/"]] * 3
+    assert asked(site, ["gardens ins"]) != [["d/"]]
+    assert "a/" in asked(site, ["in"])[0], "words are left where there is no other"
 
 
 def unmeasured(readme, benchmarks):

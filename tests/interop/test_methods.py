@@ -246,6 +246,8 @@ def test_the_table_of_it():
     lines = [
         "# Interop with PEFT and AdapterHub",
         "",
+        "Which adapters PEFT reads of Inlay, and Inlay of PEFT, and how far their answers differ.",
+        "",
         f"Made by `tests/interop/test_methods.py` with peft {peft.__version__}: the largest difference of a logit in",
         "float32, relative to the largest logit or 1. Both are held to 1e-5.",
     ]

@@ -23,6 +23,8 @@ OTHERWISE = [column for column in columns.COLUMNS if column not in BY_DEFAULT]
 HEADER = [
     "# Models",
     "",
+    "A base may be any causal language model of `transformers` that is not refused by name. What was tried of each:",
+    "",
     f"Made by `tests/laws/test_architectures.py` with transformers {transformers.__version__}, torch "
     f"{torch.__version__.partition('+')[0]}: small random models of each architecture, every parameter generic, in float32.",
     "Whatever is not refused by name is held to what `transformers` computes, to 1e-5 of the largest logit:",
