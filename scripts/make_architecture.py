@@ -13,7 +13,7 @@ from pathlib import Path
 SOURCE = Path(__file__).parent.parent / "src" / "inlay"
 PICTURE = SOURCE.parents[1] / "docs" / "architecture.svg"
 
-WIDTH, MARGIN, BOX, ROW, TALL = 920, 20, 112, 78, 34
+WIDTH, MARGIN, BOX, ROW, TALL = 920, 12, 100, 78, 34
 """Of the picture, its edge, a room, from one row of rooms to the next, and of a room again, in pixels."""
 
 
@@ -84,12 +84,15 @@ def picture(source: Path = SOURCE) -> str:
     arrows = {room: used - {"errors"} for room, used in arrows.items() if room != "errors"}  # every room raises them
     place = places(arrows)
     bottom = max(y for _, y in place.values()) + TALL / 2 + MARGIN
+    left = min(x for x, _ in place.values()) - BOX / 2 - MARGIN
+    wide = max(x for x, _ in place.values()) + 1.2 * BOX - left  # a curve bends as far as this
+    seen = f"{left:.0f} 0 {wide:.0f} {bottom:.0f}"
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {bottom:.0f}" font-family="sans-serif" font-size="14">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{seen}" font-family="sans-serif" font-size="17">',
         "<title>The rooms of Inlay, and which imports which</title>",
         '<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
         '<path d="M0 0 L8 4 L0 8 z" fill="#607d8b"/></marker></defs>',
-        f'<rect width="{WIDTH}" height="{bottom:.0f}" fill="white"/>',
+        f'<rect x="{left:.0f}" width="{wide:.0f}" height="{bottom:.0f}" fill="white"/>',
     ]
     for room, used in sorted(arrows.items()):
         for other in sorted(used):

@@ -136,3 +136,25 @@ def test_a_layer_that_is_listed_wrongly_is_found():
 def test_every_module_has_one_page_of_the_reference():
     modules = [module for named in script("make_reference").pages().values() for module in named]
     assert sorted(modules) == sorted(set(modules))
+
+
+def outside(svg):
+    """The boxes of a picture that it does not show whole."""
+    left, top, wide, tall = map(int, re.search(r'viewBox="(-?\d+) (-?\d+) (\d+) (\d+)"', svg).groups())
+    boxes = re.findall(r'<rect x="(-?\d+)" y="(-?\d+)" width="(\d+)" height="(\d+)" rx', svg)
+    return [
+        box
+        for box in (tuple(map(int, box)) for box in boxes)
+        if not (left <= box[0] <= left + wide - box[2] and top <= box[1] <= top + tall - box[3])
+    ]
+
+
+def test_the_picture_shows_every_room_whole():
+    svg = script("make_architecture").PICTURE.read_text("utf-8")
+    assert svg.count(' rx="') > 30
+    assert outside(svg) == []
+
+
+def test_a_room_that_the_picture_cuts_off_is_found():
+    svg = '<svg viewBox="0 0 90 90"><rect x="{}" y="9" width="20" height="9" rx="5"/></svg>'
+    assert [len(outside(svg.format(x))) for x in (-1, 0, 70, 71)] == [1, 0, 0, 1]
