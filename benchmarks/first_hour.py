@@ -50,9 +50,12 @@ def main(source: str, model: str, folder: str = "") -> int:
             return 1
         answers = done.stdout
     took, expected = time.monotonic() - start, page.split("--- tell: ")[1].splitlines()[1]
-    print(f"{took:6.1f} s  in all, of {MOST_SECONDS}; {place}")
+    is_said = expected in answers
+    print(
+        f"{took:6.1f} s  in all, of {MOST_SECONDS}; the answer is {'that' if is_said else 'not that'} of the page; {place}"
+    )
     print(answers)
-    return int(took > MOST_SECONDS or expected not in answers)
+    return int(took > MOST_SECONDS or not is_said)
 
 
 def _put_into_cache(model: Path, name: str, home: Path) -> None:

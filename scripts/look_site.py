@@ -70,9 +70,15 @@ def served(site: Path) -> Iterator[str]:
         server.server_close()
 
 
+def installed() -> str | None:
+    """The Chromium of this machine."""
+    return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
 def pages(site: Path) -> list[str]:
     """The addresses of the site's pages, as links have them."""
-    return sorted(path.parent.relative_to(site).as_posix().replace(".", "") for path in site.rglob("index.html"))
+    paths = [path.parent.relative_to(site).as_posix() for path in site.rglob("index.html")]
+    return sorted("" if path == "." else path for path in paths)
 
 
 @contextmanager
@@ -98,9 +104,7 @@ def faults(site: Path, chromium: str) -> list[str]:
         page.on("pageerror", lambda error: said.append(str(error)))
         page.on("request", lambda request: said.append(request.url) if not _is_near(request.url, address) else None)
         for path in pages(site):
-            for (
-                width
-            ) in WIDTHS:  # loaded anew for each: what slides in or out when a window grows would be wide for a moment
+            for width in WIDTHS:  # loaded anew for each: what slides in or out when a window grows is wide for a moment
                 page.set_viewport_size({"width": width, "height": HEIGHT})
                 page.goto(_url(address, path))
                 seen[path] = page.evaluate(SEEN)
@@ -149,7 +153,7 @@ def pictures(site: Path, chromium: str, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    found = shutil.which("chromium") or shutil.which("google-chrome")
+    found = installed()
     if found is None:
         sys.exit("error: chromium is not installed")
     if len(sys.argv) > 2:

@@ -1,5 +1,6 @@
 // Ask the search of the site as the browser does: the theme's own worker, over the index that mkdocs wrote, and what the site
-// makes of a query before. node search_site.js WORKER INDEX SCRIPT, queries as a JSON list on stdin; prints a list of pages for each, the best first.
+// makes of a query before.
+// node search_site.js WORKER INDEX SCRIPT, queries as a JSON list on stdin; prints a list of pages for each, the best first.
 const fs = require("fs"), vm = require("vm");
 const [worker, index, script] = process.argv.slice(2);
 let hear, answer;

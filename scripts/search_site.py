@@ -23,9 +23,9 @@ ANSWERS = {
     "Windows": "start/install/",
     "Mac": "start/install/",
     "quickstart": "start/quickstart/",
-    "notebook": "start/quickstart/",
-    "Jupyter": "start/quickstart/",
     "Colab": "start/quickstart/",
+    "notebook": "start/notebooks/",
+    "Jupyter": "start/notebooks/",
     "Alpaca": "guides/data/",
     "ShareGPT": "guides/data/",
     "CSV": "guides/data/",
@@ -101,8 +101,6 @@ ANSWERS = {
     "killed": "troubleshooting/",
     "privacy": "privacy/",
     "telemetry": "privacy/",
-    "notebook": "start/notebooks/",
-    "jupyter": "start/notebooks/",
     "where is the cache?": "privacy/",
 }
 """What somebody types, and the page that answers."""

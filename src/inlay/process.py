@@ -52,8 +52,8 @@ def release_freed_blocks() -> bool:
 
 @contextlib.contextmanager
 def settled() -> Iterator[None]:
-    """Within the block, what is there at its beginning is not searched for what is dead: a loaded base is so many objects that
-    one search takes 0.2 s."""
+    """Within the block the garbage collector does not scan what exists at its beginning: a loaded base is so many objects that
+    a full collection takes 0.2 s."""
     gc.collect()
     gc.freeze()
     try:

@@ -246,4 +246,5 @@ def is_watched() -> bool:
 
 def is_notebook() -> bool:
     """This is the process of a notebook, whose outputs a browser or an editor shows."""
-    return "ipykernel" in sys.modules
+    shell = sys.modules.get("IPython") if "ipykernel" in sys.modules else None  # which other packages import too
+    return shell is not None and shell.get_ipython() is not None

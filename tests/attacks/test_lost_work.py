@@ -69,7 +69,7 @@ def test_a_picture_obeys_no_settings_of_the_users(monkeypatch, drawn):
 
     monkeypatch.setenv("MPLBACKEND", "nonsense")
     with matplotlib.rc_context({"text.usetex": True, "figure.figsize": (1, 1)}):
-        png = curve.draw(Progress(2, losses=[2.0, 1.0], eval_losses=[(0, 2.0), (2, 1.5)]))
+        png = curve.draw(Progress(2, losses=[2.0, 1.0], eval_losses=[(0, 2.0), (2, 1.5)]), "mine", "token")
     assert png.startswith(b"\x89PNG\r\n")
     assert os.environ["MPLBACKEND"] == "nonsense"
 

@@ -136,9 +136,19 @@ def notebook(monkeypatch):
 
     shown = types.ModuleType("IPython.display")
     shown.display = lambda data, raw, display_id: Output(data) if raw and display_id else pytest.fail("not replaced")
-    for name, module in {"ipykernel": sys, "IPython": types.ModuleType("IPython"), "IPython.display": shown}.items():
+    package = types.ModuleType("IPython")
+    package.get_ipython = object
+    for name, module in {"ipykernel": sys, "IPython": package, "IPython.display": shown}.items():
         monkeypatch.setitem(sys.modules, name, module)
     return outputs
+
+
+def test_a_program_that_imports_a_part_of_jupyter_is_no_notebook(notebook, monkeypatch):
+    monkeypatch.setattr(sys.modules["IPython"], "get_ipython", lambda: None)
+    with screen.bar("step") as update:
+        update(1, 4)
+    assert not notebook
+    assert not screen.is_notebook()
 
 
 def test_a_notebook_has_a_bar_that_goes_at_the_end(notebook, monkeypatch):

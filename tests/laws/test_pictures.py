@@ -14,6 +14,8 @@ from inlay import methods, picture
 from inlay.report import curve
 from inlay.runs.progress import Progress
 
+pytestmark = pytest.mark.usefixtures("drawn")
+
 
 @pytest.fixture
 def figures(monkeypatch):
@@ -50,7 +52,7 @@ def overlapping(texts):
 def progress(**more):
     losses = [1.7 + 0.8 * math.exp(-step / 40) + 0.1 * math.sin(step) for step in range(300)]
     held = [(step, 1.72 + 0.7 * math.exp(-step / 50) + 0.001 * max(0, step - 180)) for step in range(0, 301, 30)]
-    about = {"losses": losses, "eval_losses": held, "step_seconds": 400.0, "eval_seconds": 50.0}
+    about = {"losses": losses, "eval_losses": held, "step_seconds": 400.0, "best_step": 180}
     return Progress(300, **{"step": 300, **about, **more})
 
 
@@ -66,6 +68,14 @@ def test_a_run_says_what_it_learned_by_which_step_and_in_how_many_minutes(figure
         assert float(tick.label2.get_text()) == pytest.approx(math.exp(tick.get_loc()), rel=0.006)
 
 
+def test_the_title_has_the_loss_of_the_step_that_was_kept(figures):
+    """Which is the last where too few rows are held out to choose by; a name is no formula."""
+    curve.draw(progress(best_step=300), "my$x$ on base", "token")
+    assert "my$x$ on base: 2.42 → 1.84" in {text.get_text() for text in texts_of(figures[0])}
+    curve.draw(progress(best_step=299), "mine", "token")
+    assert "mine" in {text.get_text() for text in texts_of(figures[1])}
+
+
 def test_a_loss_that_is_not_of_tokens_has_no_perplexity(figures):
     curve.draw(progress(), "mine on base", "row")
     assert "perplexity" not in {text.get_text() for text in texts_of(figures[0])}
@@ -78,7 +88,7 @@ def test_a_loss_that_is_not_of_tokens_has_no_perplexity(figures):
         {"losses": [], "eval_losses": [(0, 2.0)], "step": 0},
         {"losses": [2.0, math.nan], "eval_losses": [(0, 2.0), (2, math.nan)]},
         {"losses": [math.inf], "eval_losses": [(0, math.inf)]},
-        {"step_seconds": 0.0, "eval_seconds": 0.0},
+        {"step_seconds": 0.0},
     ],
     ids=["none held out", "no step", "not a number", "infinite", "no time"],
 )

@@ -150,7 +150,7 @@ def supported() -> tuple[str, ...]:
 
 
 def multiplies_bfloat16() -> bool:
-    """The library is in use with instructions that multiply bfloat16, which its attention and one of its products need."""
+    """The library is in use with instructions that multiply bfloat16: for attention, and for products of few tokens."""
     library = _load()
     return variant() == "avx512" and not isinstance(library, str) and bool(library.inlay_multiplies_bfloat16())
 

@@ -19,9 +19,9 @@
    own: table look-ups disregard the bits above. To quantise is a binary search: `steps[j]` is the midpoint that place j - 1 has
    with place j, and j = p + 8, 4, 2, 1 from p = 0 on; NEON, which has no look-up of floats, counts midpoints.
 
-   `product` looks up the code alone, and multiplies what 64 products add up to by their constant, in float32 all of it but for
-   the code where bfloat16 is multiplied: that is rounded to it. x is widened, there not, and put into the order that suits the
-   look-up first (`own`), so that nothing has to be moved where the weights come from:
+   `product` looks up the code alone, and multiplies each sum of 64 products by its constant. All of it is float32, except where
+   the processor multiplies bfloat16 and x is that: there the code is rounded to it. x is first put into the order that suits the
+   look-up (`own`), and widened but for that case, so that nothing has to be moved where the weights come from:
 
        AVX-512   8 places in each of 16 words of 32 bits, two blocks at a time: a shift brings eighth k down in all of them;
                  4 in each of 32 words of 16 bits where x is bfloat16 and the processor multiplies it
@@ -502,26 +502,25 @@ AVX512 INLINE __m512 add_avx512(__m512 sums, __m512i words, int k, __m512i code,
     return _mm512_fmadd_ps(weights, _mm512_loadu_ps(inputs), sums);
 }
 
-/* What a chunk of R rows of W adds to the sums of T tokens; `mask` has the words that there are. A part is a vector of inputs. */
-AVX512 INLINE void chunk_avx512(const struct job *job, int64_t row, int64_t token, int64_t i, const int R, const int T,
+/* What a chunk of R rows of W adds to the sums of T tokens: `codes` and `x` are where it begins in the first of each, `piece` is its
+   number in the first row; `mask` has the words that there are. A part is a vector of inputs. */
+AVX512 INLINE void chunk_avx512(const struct job *job, const uint8_t *codes, const char *x, int64_t piece, const int R, const int T,
                                 const __mmask16 mask, __m512i code, __m512 sums[ROWS][TOKENS], const int parts, adding add) {
-    const int64_t bytes = job->in / 2, ahead = R == 1 ? AHEAD : R * bytes, width = parts * sizeof(__m512i) / CHUNK;
-    const int shift = __builtin_ctzll(job->block / PIECE);
-    const char *x = (const char *)job->own + (token * stride(job) + i) * width;
+    const int64_t bytes = job->in >> 1, ahead = R == 1 ? AHEAD : R * bytes, to_next = stride(job) * parts * sizeof(__m512i) / CHUNK;
+    const int shift = __builtin_ctzll((uint64_t)job->block / PIECE);
     __m512i words[ROWS];
     __m512 chunks[ROWS][TOKENS];
     UNROLL for (int r = 0; r < R; r++) {
-        const uint8_t *codes = job->codes + (row + r) * bytes + i / 2;
-        words[r] = _mm512_maskz_loadu_epi32(mask, codes);
-        __builtin_prefetch(codes + ahead);
+        words[r] = _mm512_maskz_loadu_epi32(mask, codes + r * bytes);
+        __builtin_prefetch(codes + r * bytes + ahead);
         UNROLL for (int t = 0; t < T; t++) chunks[r][t] = _mm512_setzero_ps();
     }
     UNROLL for (int k = 0; k < parts; k++)
         UNROLL for (int r = 0; r < R; r++)
             UNROLL for (int t = 0; t < T; t++)
-                chunks[r][t] = add(chunks[r][t], words[r], k, code, x + t * stride(job) * width + k * sizeof(__m512i));
+                chunks[r][t] = add(chunks[r][t], words[r], k, code, x + t * to_next + k * sizeof(__m512i));
     UNROLL for (int r = 0; r < R; r++) {
-        __m512 constants = constants_avx512(job, ((row + r) * job->in + i) / PIECE, shift, mask);
+        __m512 constants = constants_avx512(job, piece + r * (job->in / PIECE), shift, mask);
         UNROLL for (int t = 0; t < T; t++) sums[r][t] = _mm512_fmadd_ps(constants, chunks[r][t], sums[r][t]);
     }
 }
@@ -529,11 +528,15 @@ AVX512 INLINE void chunk_avx512(const struct job *job, int64_t row, int64_t toke
 /* R rows of W with T tokens; what a product adds up to is multiplied by `factor` in the end. */
 AVX512 INLINE void rows_product_avx512(const struct job *job, int64_t row, int64_t token, const int R, const int T, __m512i code,
                                        const float factor, const int parts, adding add) {
+    const int64_t width = parts * sizeof(__m512i);
+    const uint8_t *codes = job->codes + row * (job->in >> 1);
+    const char *x = (const char *)job->own + token * stride(job) * width / CHUNK;
     __m512 sums[ROWS][TOKENS];
-    int64_t i = 0;
+    int64_t left = job->in, piece = row * (job->in / PIECE);
     UNROLL for (int r = 0; r < R; r++) UNROLL for (int t = 0; t < T; t++) sums[r][t] = _mm512_setzero_ps();
-    for (; i + CHUNK <= job->in; i += CHUNK) chunk_avx512(job, row, token, i, R, T, 0xffff, code, sums, parts, add);
-    if (i < job->in) chunk_avx512(job, row, token, i, R, T, 0xff, code, sums, parts, add);
+    for (; left >= CHUNK; left -= CHUNK, codes += CHUNK / 2, x += width, piece += CHUNK / PIECE)
+        chunk_avx512(job, codes, x, piece, R, T, 0xffff, code, sums, parts, add);
+    if (left) chunk_avx512(job, codes, x, piece, R, T, 0xff, code, sums, parts, add);
     UNROLL for (int r = 0; r < R; r++)
         UNROLL for (int t = 0; t < T; t++) put(job, token + t, row + r, _mm512_reduce_add_ps(sums[r][t]) * factor);
 }
@@ -567,7 +570,7 @@ PRODUCT_512(avx512, AVX512, code_avx512, 1, 8)
 #define BFLOAT16_TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")))
 
 /* The code times this comes closest to numbers of bfloat16: what rounding it does to weights of a normal distribution is 8e-4 of
-   them (root of mean squares), half of what rounding finished weights does, and in the mean 1e-5. */
+   them (root of mean squares), half of what rounding finished weights does. */
 #define FACTOR 1.4367f
 
 /* Twice: the look-up takes five bits, the fifth of which belongs to another place. */
@@ -743,7 +746,7 @@ int inlay_supports(int variant) {
     return 1;
 }
 
-/* What attention needs, and the product of weights that are no codes. */
+/* What attention needs, and the products of bfloat16 here and in `product.c`. */
 int inlay_multiplies_bfloat16(void) {
 #ifdef __x86_64__
     __builtin_cpu_init();

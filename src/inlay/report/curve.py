@@ -1,11 +1,11 @@
 """The loss curve of a run, and several methods beside each other, as pictures to show around."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from inlay.picture import figure
-from inlay.report.svg import banded
+from inlay.report.svg import banded, perplexity
 from inlay.runs.progress import Progress
 
 MOST_LABELS = 24
@@ -17,27 +17,25 @@ def draw(progress: Progress, title: str, unit: str) -> bytes:
 
     **Arguments:**
 
-    - `title`: whose losses these are; what they were before and after stands behind it.
+    - `title`: whose losses these are; behind it stands the held-out loss before, and that of the step that was kept.
     - `unit`: what a loss is per. That of tokens has its perplexity on the right.
     """
     with figure(7.5) as (drawn, png):
         axes = drawn.add_subplot()
         _draw(axes, progress)
-        held = [loss for _, loss in progress.eval_losses]
-        axes.set_title(
-            f"{title}: {held[0]:.2f} → {min(held):.2f}" if len(held) > 1 else title, loc="left", fontsize="medium"
-        )
+        held, kept = dict(progress.eval_losses), progress.best_step
+        learned = f": {held[0]:.2f} → {held[kept]:.2f}" if kept and {0, kept} <= {*held} else ""
+        axes.set_title(title + learned, loc="left", fontsize="medium", parse_math=False)
         axes.set_xlabel("step")
         axes.set_ylabel(f"loss, nats per {unit}")
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", color="0.92")
         axes.legend(frameon=False, loc="upper right", fontsize="small")
         if unit == "token":
-            _second(
-                axes.secondary_yaxis("right", functions=(lambda loss: loss, lambda loss: loss)),
-                "perplexity",
-                _perplexity,
-            )
+            right = axes.secondary_yaxis("right", functions=(lambda loss: loss, lambda loss: loss))
+            right.yaxis.set_major_formatter(lambda loss, _: perplexity(loss))
+            right.set_ylabel("perplexity")
+            right.spines["right"].set_visible(False)
         if minutes := (progress.step_seconds + progress.eval_seconds) / 60 / max(1, progress.step):
             below = axes.secondary_xaxis(-0.18, functions=(lambda step: step * minutes, lambda time: time / minutes))
             below.set_xlabel("minutes")
@@ -82,25 +80,8 @@ def _draw(axes: Any, progress: Progress) -> None:
     if best[0] != last[0]:
         axes.axvline(best[0], color="tab:orange", linewidth=0.8, linestyle=":")
         text, across = f"best: step {best[0]:,}, {best[1]:.3f}", ("data", "axes fraction")
-        up: dict[str, Any] = {
-            "textcoords": "offset points",
-            "rotation": 90,
-            "ha": "right",
-            "va": "center",
-            "fontsize": "small",
-        }
-        axes.annotate(text, (best[0], 0.6), (-4, 0), xycoords=across, **up)
-
-
-def _second(axis: Any, name: str, said: Callable[[float, int], str]) -> None:
-    """A second scale at the places of the first."""
-    axis.yaxis.set_major_formatter(said)
-    axis.set_ylabel(name)
-    axis.spines["right"].set_visible(False)
-
-
-def _perplexity(loss: float, _: int = 0) -> str:
-    return f"{math.exp(loss):.3g}" if loss < 100 else "∞"
+        up: dict[str, Any] = {"rotation": 90, "ha": "right", "va": "center", "fontsize": "small"}
+        axes.annotate(text, (best[0], 0.6), (-4, 0), xycoords=across, textcoords="offset points", **up)
 
 
 def _scattered(axes: Any, results: Sequence[Any]) -> None:

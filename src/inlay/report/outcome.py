@@ -51,7 +51,7 @@ class Report:
 
         **Returns:** the index `step` from 0, which is the base before the first step, and the columns `loss`, per supervised
         token in nats; `eval_loss`, the held-out loss, NaN where nothing was evaluated; `seconds` of steps and evaluations and
-        `tokens`, both since the beginning.
+        `tokens`, both since the beginning, and missing for the steps before the one that a run was resumed at.
 
         **Raises:**
 

@@ -6,7 +6,6 @@ shows of a run is the beginning of the same page, with the same rules for colour
 
 import datetime
 import itertools
-import math
 import re
 from collections.abc import Iterable, Sequence
 from functools import cache
@@ -76,7 +75,7 @@ def _headline(run: Run, name: str) -> str:
     parts = [f'<h1>{_e(name)}<span class="outcome {run.standing}">{run.standing}</span></h1>']
     before, after = scores.get("eval_loss_before"), scores.get("eval_loss")
     if before is not None and after is not None:
-        perplexity = f" (perplexity {_perplexity(before)} → {_perplexity(after)})" if unit == "token" else ""
+        perplexity = f" (perplexity {svg.perplexity(before)} → {svg.perplexity(after)})" if unit == "token" else ""
         best = scores.get("best_step")
         kept = f", as it was after step {best:,}" if best != scores.get("steps") else ""
         parts.append(f"<p>Held-out loss {before:.3f} → {after:.3f} nats per {_e(unit)}{perplexity}{kept}.</p>")
@@ -127,7 +126,7 @@ def _losses(run: Run) -> str:
         band_name="training: mean of neighbouring steps, within their least and most",
         mark=best,
         mark_name=f"best: step {best[0]:,.0f}, {best[1]:.3f}" if best else "",
-        second_y=_perplexity if unit == "token" else None,
+        second_y=svg.perplexity if unit == "token" else None,
         second_y_name="perplexity",
         second_x=(lambda step: duration(_at(times, step))) if len(times) > 1 else None,
         second_x_name="min:s",
@@ -237,11 +236,6 @@ def _in_words(trained: Sequence[svg.Pair], held: Sequence[svg.Pair]) -> str:
     if held:
         parts.append(f"held-out loss from {held[0][1]:.3f} to {held[-1][1]:.3f}")
     return "; ".join(parts).capitalize()
-
-
-def _perplexity(loss: float) -> str:
-    value = math.exp(min(loss, 50))
-    return f"{value:.3g}" if value < 1000 else count(value) if value < 1e9 else f"{value:.0e}"
 
 
 def _at(times: Sequence[svg.Pair], step: float) -> float:

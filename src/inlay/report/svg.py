@@ -8,6 +8,8 @@ import math
 from collections.abc import Callable, Sequence
 from html import escape
 
+from inlay.screen import count
+
 Pair = tuple[float, float]
 
 WIDTH, HEIGHT = 760, 320
@@ -103,6 +105,12 @@ def ticks(low: float, high: float, count: int) -> list[float]:
     step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * (1 - 1e-9))
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return [round(number * step, 12) for number in range(first, last + 1)] or [low, high]
+
+
+def perplexity(loss: float) -> str:
+    """exp(loss), for people."""
+    value = math.exp(min(loss, 50))
+    return f"{value:.3g}" if value < 1000 else count(value) if value < 1e9 else f"{value:.0e}"
 
 
 def number(value: float) -> str:
