@@ -4,6 +4,7 @@ import dataclasses
 import html.parser
 import itertools
 import json
+import math
 import re
 import shutil
 
@@ -11,7 +12,8 @@ import pytest
 import torch
 
 import inlay
-from inlay.evaluation import samples
+from inlay.evaluation import by_row, samples
+from inlay.evaluation.loss import evaluate
 from inlay.formats.peft import TENSORS
 from inlay.report import page, recorded, svg
 from inlay.runs import overfitting, record
@@ -29,6 +31,7 @@ SAMPLES = {
         "20": ["The Punter is", "a"],
         "40": ["The Punter is cheap", "b"],
     },
+    "rows": [["rows.jsonl:3", 3.0, 1.0], ["rows.jsonl:8", 1.0, 1.2], [HOSTILE, 2.0, 2.75], ["rows.jsonl:9", 2.0, 2.0]],
 }
 FORECAST = {
     "predicted": {"memory_bytes": 800_000_000, "seconds": 60.0},
@@ -97,6 +100,8 @@ def test_the_page_says_what_the_record_has():
     ):
         assert words in said, words
     assert "duplicate12rows.jsonl:7" in said
+    assert "1 of 4 held-out rows have a lower loss than under the base, 2 a higher one." in said
+    assert f"{HOSTILE}2.0002.750rows.jsonl:81.0001.200" in said, "that which got worse most comes first"
 
 
 def test_a_notebook_shows_the_beginning_of_the_page_and_no_text_becomes_markup():
@@ -232,6 +237,37 @@ def greedy(base, name, tokens):
         if ids[-1] in base.stop_ids(name):
             break
     return base.tokenizer.decode(ids[len(tokens) :], skip_special_tokens=True)
+
+
+def test_rows_are_compared_each_as_if_it_were_alone(base, tmp_path, looked_at, monkeypatch):
+    kept = {}
+    monkeypatch.setattr(recorded.Observer, "end", lambda self: kept.update(run=self.run))
+    monkeypatch.setattr(by_row, "TOKENS", 40)  # so that some go through the model together, and not all
+    monkeypatch.setattr(by_row, "MOST_ROWS", 20)
+    report = trained(base, tmp_path / "mine")
+    held_out = {row.source: row for row in report_rows(base)}
+    found = kept["run"].samples["rows"]
+    base.attach(tmp_path / "mine")
+    assert len({source for source, _, _ in found}) == 20
+    for source, before, after in found:
+        for name, loss in ((None, before), ("mine", after)):
+            assert loss == pytest.approx(evaluate(base, name, [held_out[source]]), abs=1e-5)
+    base.detach("mine")
+    assert sum(after < before for _, before, after in found) > 15
+    assert report.eval_loss < report.eval_loss_before
+
+
+def report_rows(base):
+    """The rows of `trained` as samples."""
+    prepared = base.spec.prepare(base.spec.read(bases.rows(60)).rows, base, 512, "completions", "drop")
+    return prepared.examples
+
+
+def test_a_row_whose_loss_is_no_number_is_left_out(base, monkeypatch):
+    losses = iter([[1.0, math.nan], [0.5, 1.0]])
+    monkeypatch.setattr(by_row, "_losses", lambda *given: next(losses))
+    rows = report_rows(base)[:2]
+    assert by_row.compared(base, "mine", rows) == [(rows[0].source, 1.0, 0.5)]
 
 
 def test_a_run_ends_when_its_patience_does_and_keeps_the_best(base, tmp_path):

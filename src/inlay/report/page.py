@@ -20,6 +20,9 @@ from inlay.screen import count, size
 RELOAD_SECONDS = 10
 """How often the browser looks again while the run is under way."""
 
+MOST_WORSE = 10
+"""As many rows that got worse are named."""
+
 PART = "inlay-run"
 """The class of what a notebook shows."""
 
@@ -47,6 +50,7 @@ def of(run: Run) -> str:
         _losses(run),
         _rates(run),
         _samples(run),
+        _rows(run),
         _forecast(run),
         _forgotten(run),
     ]
@@ -166,6 +170,24 @@ def _samples(run: Run) -> str:
             f'<div class="sample"><h3>prompt</h3><pre>{_e(prompt)}</pre><div class="sides">{sides}</div>{more}</div>'
         )
     return "\n".join(parts)
+
+
+def _rows(run: Run) -> str:
+    rows = [(source, before, after) for source, before, after in run.samples.get("rows", ())]
+    if not rows:
+        return ""
+    unit, better = run.notes.get("unit", "token"), sum(after < before for _, before, after in rows)
+    worse = sorted((row for row in rows if row[2] > row[1]), key=lambda row: row[1] - row[2])
+    said = (
+        f"{better:,} of {len(rows):,} held-out rows have a lower loss than under the base, {len(worse):,} a higher one"
+    )
+    dots = [(before, after) for _, before, after in rows]
+    chart = svg.Chart(f"{said}.", f"after, nats per {unit}", dots=dots, x_name="before", height=300)
+    named = [[source, f"{before:.3f}", f"{after:.3f}"] for source, before, after in worse[:MOST_WORSE]]
+    note = '<p class="note">A row below the dashed line got better.</p>'
+    picture = f'<div class="wide">{svg.drawn(chart)}</div>\n{note}'
+    table = _table("", ["the rows that got worse most", "before", "after"], named)
+    return f"<h2>Row by row</h2>\n<p>{said}.</p>\n{picture}\n{table}"
 
 
 def _forecast(run: Run) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from inlay.base.base import Base
-from inlay.evaluation import forgetting, samples
+from inlay.evaluation import by_row, forgetting, samples
 from inlay.export.agreement import SAMPLE
 from inlay.hub import files
 from inlay.report.observer import Observer
@@ -130,7 +130,10 @@ def _sampler(job: Job, run: Run) -> Callable[[int], None]:
 
 
 def looked_at(job: Job, observer: Observer, step: int) -> None:
-    """Answer the prompts once more with the adapter that is kept, and measure what it forgot."""
+    """Answer the prompts once more with the adapter that is kept, and measure what it forgot, and which rows it made worse."""
     if job.base.spec.continues:
+        name = job.state.adapter.name
         observer.sample(step)
-        observer.run.scores["forgotten"] = forgetting.of(job.base, job.state.adapter.name, SAMPLE)
+        observer.run.scores["forgotten"] = forgetting.of(job.base, name, SAMPLE)
+        if rows := by_row.compared(job.base, name, job.evaluated):
+            observer.run.samples["rows"] = [*map(list, rows)]

@@ -51,6 +51,9 @@ class Chart:
     second_x: Callable[[float], str] | None = None
     """What stands under each step."""
     second_x_name: str = ""
+    dots: Sequence[Pair] = ()
+    """Points by themselves, on scales that are the same, and where x and y are."""
+    x_name: str = "step"
     height: int = HEIGHT
     from_zero: bool = False
 
@@ -60,6 +63,7 @@ def drawn(chart: Chart) -> str:
     bands = banded(chart.band)
     points = [pair for line in chart.lines for pair in line.points]
     points += [(x, y) for x, low, _, high in bands for y in (low, high)]
+    points += [(both, both) for pair in chart.dots for both in pair]
     points = [(x, y) for x, y in points if math.isfinite(y)]
     if not points:
         return ""
@@ -83,6 +87,10 @@ def drawn(chart: Chart) -> str:
         parts += _mark(chart, at_x(chart.mark[0]), at_y(chart.mark[1]))
     for line in chart.lines:
         parts += _line(line, at_x, at_y)
+    if chart.dots:
+        (x1, y1), (x2, y2) = ((at_x(both), at_y(both)) for both in (x_low, x_high))
+        parts.append(f'<line class="mark" x1="{x1:.1f}" x2="{x2:.1f}" y1="{y1:.1f}" y2="{y2:.1f}"/>')
+        parts += [f'<circle class="dot" cx="{at_x(x):.1f}" cy="{at_y(y):.1f}" r="4"/>' for x, y in chart.dots]
     label, box = escape(chart.title, quote=True), f"0 0 {WIDTH} {chart.height}"
     return f'<svg role="img" aria-label="{label}" viewBox="{box}">{"".join(parts)}</svg>'
 
@@ -143,7 +151,7 @@ def _axes(
         if chart.second_x is not None:
             parts.append(_text(at_x(value), bottom + 34, chart.second_x(value), "middle"))
     parts.append(f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{bottom}" y2="{bottom}"/>')
-    parts.append(_text(WIDTH - 6, bottom + 18, "step", "end"))
+    parts.append(_text(WIDTH - 6, bottom + 18, chart.x_name, "end"))
     parts.append(_text(WIDTH - 6, bottom + 34, chart.second_x_name, "end") if chart.second_x else "")
     parts.append(_text(4, 12, chart.y_name, "start"))
     parts.append(_text(WIDTH - 6, 12, chart.second_y_name, "end") if chart.second_y else "")

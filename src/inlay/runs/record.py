@@ -58,7 +58,7 @@ class Run:
     findings: dict[str, Any] = dataclasses.field(default_factory=dict)
     """What the gate found in the data; see `inlay.gate.findings.Findings.as_dict`."""
     samples: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """`prompts`, and the `answers` to them after each of some steps."""
+    """`prompts`, and the `answers` to them after each of some steps; held-out `rows` with their losses before and after."""
     notes: dict[str, Any] = dataclasses.field(default_factory=dict)
     """What else there is to say: the command that makes it again, a run that overfits."""
     curve: list[Point] = dataclasses.field(default_factory=list)
