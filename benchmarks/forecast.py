@@ -74,9 +74,9 @@ OTHERS = {
     "llama-bottleneck": Configuration("llama", 640, 8, method="bottleneck"),
     "qwen2": Configuration("qwen2", 640, 7, words=(30, 180)),
     "gpt2-768": Configuration("gpt2", 768, 5, words=(30, 150)),
-    "bert-classes-384": Configuration("bert", 384, 9, task="sequence-classification", words=(10, 150), batch_size=8),
-    "bert-tags": Configuration("bert", 640, 5, task="token-classification", words=(20, 90)),
-    "bert-vectors": Configuration("bert", 512, 7, task="embedding", words=(10, 120), batch_size=8),
+    "bert-classes-384": Configuration("bert", 384, 9, task="sequence-classification", words=(10, 70), batch_size=8),
+    "bert-tags": Configuration("bert", 640, 5, task="token-classification", words=(20, 70)),
+    "bert-vectors": Configuration("bert", 512, 7, task="embedding", words=(10, 70), batch_size=8),
     "llama-classes": Configuration("llama", 576, 8, task="sequence-classification", words=(20, 120)),
     "t5-answers": Configuration("t5", 512, 4, task="seq2seq", words=(20, 100)),
 }
