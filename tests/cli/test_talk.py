@@ -9,7 +9,7 @@ import pytest
 import inlay
 from inlay.base.base import Base
 from inlay.cli import demo
-from inlay.cli._talk import ORDERS, How, Talk, help_text, marked
+from inlay.cli._talk import ORDERS, How, Talk, marked
 from inlay.data.forms import read_rows
 from inlay.generation.sampling import Sampling
 from inlay.tasks.causal_lm import prepare
@@ -58,7 +58,9 @@ def test_help_is_what_there_is_and_the_guide_shows_it(talk, capsys):
     shown = capsys.readouterr().err
     assert all(f"/{name} {order.given}".strip() in shown and order.help in shown for name, order in ORDERS.items())
     assert len(shown.splitlines()) <= 24, "one screen"
-    assert help_text() in GUIDE.read_text("utf-8")
+    typed = {order.help: f"/{name} {order.given}".strip().replace("|", "\\|") for name, order in ORDERS.items()}
+    rows = "\n".join(f"| `{order}` | {does} |" for does, order in typed.items())
+    assert rows in GUIDE.read_text("utf-8")
     assert talk.hear("/quit") is False
 
 
