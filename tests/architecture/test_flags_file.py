@@ -1,20 +1,14 @@
 """The file from which help and usage are answered says what the classes say; `scripts/make_flags.py` writes it."""
 
 import dataclasses
-import importlib.util
-from pathlib import Path
 
 from inlay.methods.lora import Lora
 from inlay.options import describe, flag
-
-SCRIPT = Path(__file__).parents[2] / "scripts" / "make_flags.py"
+from tests.support.scripts import script
 
 
 def test_the_file_is_what_the_classes_say():
-    spec = importlib.util.spec_from_file_location("make_flags", SCRIPT)
-    made = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(made)
-    is_right = flag.FILE.read_text("utf-8") == made.found()
+    is_right = flag.FILE.read_text("utf-8") == script("make_flags").found()
     assert is_right, "a flag or its help has changed: python scripts/make_flags.py"
 
 

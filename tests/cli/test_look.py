@@ -1,6 +1,5 @@
 """The built site in a browser: its pages are whole on a phone and on a desk, and its search box finds."""
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -8,18 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.scripts import script
+
 ROOT = Path(__file__).parents[2]
 
 
-def look():
-    """scripts/look_site.py as a module."""
-    spec = importlib.util.spec_from_file_location("look_site", ROOT / "scripts" / "look_site.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-CHROMIUM = look().installed()
+LOOK = script("look_site")
+CHROMIUM = LOOK.installed()
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")]
 
 PATIENCE = 120_000
@@ -36,13 +30,13 @@ def site(tmp_path_factory):
 
 
 def test_every_page_is_whole(site):
-    assert len(look().pages(site)) > 90
-    assert look().faults(site, CHROMIUM) == []
+    assert len(LOOK.pages(site)) > 90
+    assert LOOK.faults(site, CHROMIUM) == []
 
 
 @pytest.mark.parametrize(("query", "title"), [("How do I use my CSV?", "CSV"), ("out of memory", "Out of memory")])
 def test_the_search_box_finds(site, query, title):
-    with look().opened(site, CHROMIUM) as (address, browser):
+    with LOOK.opened(site, CHROMIUM) as (address, browser):
         page = browser.new_page()
         page.set_default_timeout(PATIENCE)
         page.goto(address)
@@ -54,7 +48,7 @@ def test_the_search_box_finds(site, query, title):
 
 
 def test_the_button_copies_what_is_typed(site):
-    with look().opened(site, CHROMIUM) as (address, browser):
+    with LOOK.opened(site, CHROMIUM) as (address, browser):
         page = browser.new_context(permissions=["clipboard-read", "clipboard-write"]).new_page()
         page.set_default_timeout(PATIENCE)
         page.goto(f"{address}guides/store/")
@@ -85,7 +79,7 @@ def test_a_page_that_is_not_whole_is_said(tmp_path, content, fault):
     page = '<!doctype html><html><link rel=icon href="data:,"><body><div class=md-content>{}</div></body></html>'
     index = tmp_path / "index.html"
     index.write_text(page.format(content), "utf-8")
-    found = look().faults(tmp_path, CHROMIUM)
+    found = LOOK.faults(tmp_path, CHROMIUM)
     assert any(fault in line for line in found), found
     index.write_text(page.format("<h1 id=a>A</h1><pre style='overflow: auto'>" + "x" * 999 + "</pre>"), "utf-8")
-    assert look().faults(tmp_path, CHROMIUM) == [], "what scrolls by itself is whole"
+    assert LOOK.faults(tmp_path, CHROMIUM) == [], "what scrolls by itself is whole"

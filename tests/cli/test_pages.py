@@ -1,6 +1,5 @@
 """The documentation: every page stands in the navigation, the picture is of the imports as they are, versions agree."""
 
-import importlib.util
 import re
 from pathlib import Path
 
@@ -9,17 +8,10 @@ import yaml
 
 from inlay.options import flag
 from tests.architecture import test_layers
+from tests.support.scripts import script
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-
-
-def script(name):
-    """A script as a module."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def listed(entries):

@@ -1,7 +1,6 @@
 """The site: blocks of code are named for what they are, the search says when it does not find, README's
 figures were measured."""
 
-import importlib.util
 import json
 import re
 import shutil
@@ -10,15 +9,9 @@ from pathlib import Path
 import material
 import pytest
 
+from tests.support.scripts import script
+
 ROOT = Path(__file__).parents[2]
-
-
-def script(name):
-    """A script as a module."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.mark.parametrize(

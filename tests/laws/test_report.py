@@ -6,7 +6,6 @@ import itertools
 import json
 import math
 import re
-import shutil
 
 import pytest
 import torch
@@ -19,8 +18,9 @@ from inlay.report import page, recorded, svg
 from inlay.runs import overfitting, record
 from inlay.runs.progress import Progress
 from tests.support import bases, runs
+from tests.support.scripts import chromium
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+CHROMIUM = chromium()
 HOSTILE = "<img src=x onerror=alert(1)></pre><script>alert(2)</script>"
 
 SAMPLES = {

@@ -3,7 +3,6 @@
 import json
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 import types
@@ -16,8 +15,9 @@ from inlay.base.load import load
 from inlay.http.access import Access, Caller
 from inlay.http.server import Setup
 from tests.support import servers
+from tests.support.scripts import chromium
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+CHROMIUM = chromium()
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 
 PATIENCE = 30_000

@@ -1,7 +1,7 @@
 """The loss of each of some rows before and after: which an adapter made better, and which worse."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -46,8 +46,8 @@ def _losses(base: Base, adapter: str | None, rows: Sequence[Any]) -> list[float]
     return found
 
 
-def _groups(rows: Sequence[Any], num_tokens: Any) -> Iterator[list[Any]]:
-    """Neighbours that go through the model together."""
+def _groups(rows: Sequence[Any], num_tokens: Callable[[Sequence[Any]], int]) -> Iterator[list[Any]]:
+    """Neighbours that go through the model together. What rows begin with alike counts for each, as they share nothing here."""
     group: list[Any] = []
     for row in rows:
         if group and num_tokens([*group, row]) > TOKENS:

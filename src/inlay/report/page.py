@@ -173,7 +173,7 @@ def _samples(run: Run) -> str:
 
 
 def _rows(run: Run) -> str:
-    rows = [(source, before, after) for source, before, after in run.samples.get("rows", ())]
+    rows = run.samples.get("rows")
     if not rows:
         return ""
     unit, better = run.notes.get("unit", "token"), sum(after < before for _, before, after in rows)
