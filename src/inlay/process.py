@@ -29,9 +29,6 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 PRODUCT_SHAPES = 128
 """For as many shapes of products what they need is kept: those of one micro-batch are up to 50."""
 
-PRODUCT_BYTES = PRODUCT_SHAPES * (500 << 10)
-"""What that takes: 430 to 540 kB for both kinds of one shape, counted in the heap for products in bfloat16."""
-
 
 @functools.cache
 def keep_freed_blocks() -> bool:

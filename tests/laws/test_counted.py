@@ -6,8 +6,8 @@ import torch
 import inlay
 from inlay import methods
 from inlay.io.checkpoint import open_checkpoint
+from inlay.planning import counted
 from inlay.planning.outline import outline
-from inlay.runs import counted
 from inlay.tasks import _memory
 from tests.support import bases
 from tests.support import tasks as task_bases
@@ -26,9 +26,10 @@ def _both(place, rows, method, dtype, task="causal-lm"):
     without = counted.counted(counted.stand_in(made, method, None), examples)
     base.create(method, counted.NAME).train_()
     live = counted._Live()
+    assert without is not None
     with base.using(counted.NAME), live:
         base.spec.loss_of(base, examples).backward()
-    return without, live.most
+    return without.live_bytes, live.most
 
 
 def _examples(base, rows):
@@ -49,6 +50,12 @@ def place(tmp_path_factory):
 def test_what_is_counted_without_numbers_is_what_is_counted_with_them(place, name, dtype):
     without, with_numbers = _both(place / "base", place / "rows.jsonl", methods.find(name)(), dtype)
     assert without == pytest.approx(with_numbers, rel=PART)
+
+
+@pytest.mark.parametrize("name", ["prefix", "prompt"])
+def test_of_virtual_tokens_the_number_is_known_alone(place, name):
+    without, with_numbers = _both(place / "base", place / "rows.jsonl", methods.find(name)(), "float32")
+    assert without == pytest.approx(with_numbers, rel=0.2)
 
 
 def test_recomputed_activations_are_not_counted(place, monkeypatch):
@@ -78,7 +85,7 @@ def test_a_quantised_base_takes_no_more_than_rows_of_it(place):
     examples = _examples(base, place / "rows.jsonl")
     made = outline(open_checkpoint(place / "base"), base.spec, (), torch.bfloat16, base.tokenizer)
     plain, packed = (counted.counted(counted.stand_in(made, inlay.Lora(r=3), s), examples) for s in (None, "nf4"))
-    assert plain <= packed
+    assert plain.live_bytes <= packed.live_bytes
 
 
 def test_code_that_asks_for_numbers_is_not_counted(place):
@@ -88,3 +95,28 @@ def test_code_that_asks_for_numbers_is_not_counted(place):
     there = counted.stand_in(made, inlay.Lora(r=3), None)
     there.model.base_model.forward = lambda **given: given["input_ids"].numpy()
     assert counted.counted(there, examples) is None
+
+
+def test_recomputing_is_counted_as_it_is_asked_for(place, monkeypatch):
+    monkeypatch.setattr("inlay.core.recompute.MIN_ELEMENTS", 1)
+    base = inlay.load(place / "base")
+    examples = _examples(base, place / "rows.jsonl")
+    made = counted.stand_in(
+        outline(open_checkpoint(place / "base"), base.spec, (), torch.float32, base.tokenizer), inlay.Lora(r=3), None
+    )
+    kept, recomputed = (counted.counted(made, examples, recompute) for recompute in (False, True))
+    assert recomputed.live_bytes < 0.9 * kept.live_bytes
+
+
+def test_products_are_counted_by_their_shapes(place):
+    base = inlay.load(place / "base")
+    examples = _examples(base, place / "rows.jsonl")
+    made = counted.stand_in(
+        outline(open_checkpoint(place / "base"), base.spec, (), torch.float32, base.tokenizer), inlay.Lora(r=3), None
+    )
+    one, same, both = (
+        counted.counted(made, rows).num_products for rows in ([examples[0]], [examples[0]], examples[:2])
+    )
+    linears = {(linear.in_features, linear.out_features) for linear in base.linears.values()}
+    assert one == same >= len(linears)
+    assert both == one  # as many shapes, of other sizes

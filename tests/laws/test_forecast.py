@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import inlay
 from inlay import tasks
+from inlay.core import recompute
 from inlay.errors import CapacityError, ConfigError
 from inlay.formats.peft import TENSORS
 from inlay.io.checkpoint import open_checkpoint
@@ -31,6 +32,7 @@ from tests.support import bases
 from tests.support import tasks as task_bases
 from tests.support.command import run, run_json, run_short_of_time
 
+_MADE = recompute._made
 HOW = ["--max-steps", 4, "--batch-size", 3, "--r", 3, "--eval-fraction", 0.2]
 
 
@@ -168,24 +170,57 @@ def test_the_commands_refuse_what_is_no_budget(place, tmp_path, capsys, flag, va
     assert not (tmp_path / "new").exists()
 
 
+def test_a_run_that_recomputes_because_memory_is_short_gets_the_same_bits(place, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("inlay.core.recompute.MIN_ELEMENTS", 1)
+    flags = ["train", place / "base", place / "rows.jsonl", *HOW]
+    status, _, err = run(capsys, *flags, "--output", tmp_path / "kept")
+    assert status == 0, err
+
+    def second(limits, asked, foresee, can_quantize):
+        way = list(budget.ways(asked, can_quantize))[1]
+        return way, foresee(way)
+
+    monkeypatch.setattr(foreseen, "choose", second)
+    status, _, err = run(capsys, *flags, "--output", tmp_path / "again", "--memory", "9GB")
+    assert status == 0, err
+    assert "chosen    --recompute: about" in err
+    assert record(tmp_path / "again")["recompute"] is True
+    assert (tmp_path / "kept" / TENSORS).read_bytes() == (tmp_path / "again" / TENSORS).read_bytes()
+
+
+def test_without_recomputing_more_waits_for_the_backward_pass(place, monkeypatch):
+    monkeypatch.setattr(recompute, "MIN_ELEMENTS", 1)
+    counts = {}
+    for asked in (False, True):
+        made = []
+        monkeypatch.setattr(recompute, "_made", lambda node, own=_MADE, made=made: made.append(own(node)) or made[-1])
+        inlay.train(
+            inlay.load(place / "base"), place / "rows.jsonl", method=inlay.Lora(r=3), max_steps=1, recompute=asked,
+            output=place / f"recompute-{asked}", progress=False,
+        )  # fmt: skip
+        counts[asked] = sum(one is not None for one in made)
+    assert counts[False] == 0 < counts[True]
+
+
 def _foresee(way):
-    """A run of which fewer tokens and fewer bits take less memory, and the latter room on the disk."""
+    """A run of which recomputing, fewer tokens and fewer bits take less memory, and the last room on the disk."""
     tokens = min(way.micro_batch_tokens or 2048, 2048)
     small = way.quantize is not None
-    memory, disk = (300 if small else 1000) + max(tokens, 100), 500 if small else 10
+    memory, disk = (300 if small else 1000) + max(tokens, 100) // (1 + way.recompute), 500 if small else 10
     return Forecast(trainable_parameters=1, adapter_bytes=4, memory_bytes=memory, disk_bytes=disk)
 
 
 @given(
     memory=st.none() | st.integers(1, 4000),
     disk=st.none() | st.integers(1, 700),
-    asked=st.sampled_from([Way(None, None), Way(None, 256), Way("int8", None)]),
+    asked=st.sampled_from([Way(None, None), Way(None, 256), Way("int8", None, True)]),
     can=st.booleans(),
 )
 def test_the_first_way_that_fits_is_chosen_and_else_the_smallest_budget_is_named(memory, disk, asked, can):
     allowed = Budget(memory_bytes=memory, disk_bytes=disk)
     every = list(budget.ways(asked, can))
     assert every[0] == asked
+    assert all(way.recompute for way in every[1:])
     assert len(set(every)) == len(every)
     fitting = [
         way for way in every

@@ -22,7 +22,7 @@ from inlay.training import loop, saves
 from inlay.training.run_spec import RunSpec
 from inlay.training.settings import Plan, Settings
 from tests.support import bases
-from tests.support.command import run, run_short_of_time
+from tests.support.command import run, run_json, run_short_of_time
 
 MEASURED = foreseen.measured
 METHOD = inlay.Lora(r=3, lora_dropout=0.3)
@@ -102,7 +102,7 @@ def test_as_many_steps_are_laid_out_as_fit(base, place, tmp_path, step, evaluati
     assert progress.num_evaluations == plan.num_evaluations
     assert job.forecast.seconds == pytest.approx(cost(plan))
     assert plan.num_steps == 1 or cost(plan) <= timed.PART * left
-    assert cost(timed._over(job, plan.num_steps + 5)[1]) > timed.PART * left - 0.1
+    assert cost(timed._laid_out(job).over(plan.num_steps + 5)[1]) > timed.PART * left - 0.1
 
 
 def test_a_run_that_has_time_stays_as_it_is(base, place, tmp_path):
@@ -201,3 +201,17 @@ def test_the_command_says_how_many_steps_fit(place, tmp_path, capsys):
     said = re.search(r"note +([\d,]+) of 500,000 steps fit into the time", err)
     assert said, err
     assert report["steps"] <= int(said[1].replace(",", ""))
+
+
+def test_a_plan_says_how_many_steps_fit_into_its_time(place, capsys, monkeypatch):
+    monkeypatch.setattr("inlay.runs.needs.products_per_second", lambda *dtypes: 1e5)
+    flags = ["plan", place / "base", place / "rows.jsonl", "--max-steps", 40, "--batch-size", 2, "--r", 3]
+    whole = run_json(capsys, *flags)
+    assert whole["num_steps"] == 40
+    half = run_json(capsys, *flags, "--time", f"{whole['seconds'] / 2 + CLOSING_SECONDS:.6f}s")
+    assert 15 <= half["num_steps"] <= 20  # a tenth is left, as a forecast may be too short
+    assert half["seconds"] == whole["seconds"]
+    status, _, err = run(capsys, *flags, "--time", "1s")
+    assert status == 0
+    assert "within    1s: 1 of 40 steps" in err
+    assert run_json(capsys, *flags, "--time", "1000d")["num_steps"] == 40

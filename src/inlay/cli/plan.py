@@ -23,7 +23,7 @@ from inlay.options import purpose
 from inlay.options.flags import Budgeted, OnBase
 from inlay.options.parse import METHOD_FIELD
 from inlay.options.types import Mark, found_in
-from inlay.planning import foreseen
+from inlay.planning import foreseen, timed
 from inlay.planning.outline import outline
 from inlay.runs.forecast import Forecast
 from inlay.screen import count, say, size
@@ -75,12 +75,25 @@ class Plan(OnBase, Budgeted):
         for label, text in lines(found.forecast, base.spec.unit):
             say(label, text)
         say_choice(found)
+        within = self._within(base, found)
         shared = self._shared(found)
         if self.json:
             way = dataclasses.asdict(found.way)
-            said = {**found.forecast.as_dict(), "method": methods.name_of(method), **way}
+            said = {**found.forecast.as_dict(), "num_steps": within, "method": methods.name_of(method), **way}
             screen.emit(said | ({} if shared is None else {"nodes": dataclasses.asdict(shared)}))
         return 0
+
+    def _within(self, base: Base, found: foreseen.Planned) -> int:
+        """How many steps it takes within its time; it says so where they are fewer than all."""
+        every, seconds = found.plan.num_steps, self.budget.seconds
+        fitting = every if seconds is None else timed.num_steps_within(found, base.model.config, seconds)
+        if fitting < every:
+            rate = "the learning rate would come to 0 with them"
+            say(
+                "within",
+                f"{self.time}: {fitting:,} of {every:,} steps, as far as can be said before one is measured; {rate}",
+            )
+        return fitting
 
     def _shared(self, found: foreseen.Planned) -> cost.Cost | None:
         """What a step takes that several machines share; None where there is one."""
@@ -180,6 +193,7 @@ def say_choice(found: foreseen.Planned) -> None:
         return
     way, then, asked = found.way, found.forecast, found.asked
     flags = [f"--micro-batch-tokens {way.micro_batch_tokens}"] * (way.micro_batch_tokens is not None)
+    flags += ["--recompute"] * way.recompute
     flags += [f"--quantize {way.quantize}"] * (way.quantize is not None)
     say(
         "chosen",

@@ -124,8 +124,7 @@ class Train(OnBase, Budgeted):
         with screen.bar("planning") as update:
             found = planned(self, getattr(self, METHOD_FIELD), screen.doing(update))[1]
         say_choice(found)
-        settings = dataclasses.replace(self.settings, micro_batch_tokens=found.way.micro_batch_tokens)
-        return dataclasses.replace(self, quantize=found.way.quantize, settings=settings)
+        return dataclasses.replace(self, quantize=found.way.quantize, settings=found.settings)
 
     def _run(self, world: World, start: float) -> int:
         with screen.bar("loading"):

@@ -34,9 +34,9 @@ Made = Callable[[], Tensor]
 
 
 @contextlib.contextmanager
-def recomputing() -> Iterator[None]:
-    """Within the block the graph keeps no tensor that it can cheaply recompute from the others."""
-    with saved_tensors_hooks(_pack, _unpack):
+def recomputing(is_asked: bool = True) -> Iterator[None]:
+    """Within the block the graph keeps no tensor that it can cheaply recompute from the others, where that is asked for."""
+    with saved_tensors_hooks(_pack, _unpack) if is_asked else contextlib.nullcontext():
         yield
 
 

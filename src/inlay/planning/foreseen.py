@@ -12,9 +12,10 @@ from inlay.base.base import Base
 from inlay.data.sources import Data, Source
 from inlay.errors import CapacityError, explain
 from inlay.methods.contract import Method
+from inlay.planning import counted
 from inlay.planning.outline import outline
-from inlay.process import rss_bytes
-from inlay.runs import counted, foresee, needs
+from inlay.process import release_freed_blocks, rss_bytes
+from inlay.runs import foresee, needs
 from inlay.runs import work as run_work
 from inlay.runs.bounds import Bounds
 from inlay.runs.budget import Budget, Way, above, check_disk, choose
@@ -76,14 +77,18 @@ def measured(job: Job, budget: Budget, deadline: float | None) -> tuple[Forecast
     base, state = job.base, job.state
     done = _work(job)
     epochs = state.plan.num_steps * state.plan.batch_size / len(job.rows.train.examples)
-    transient = _transient(base, state.method, base.scheme, _outlined)
+    outlined = _outlined(base)
+    taken = _taken(outlined, state.method, base.scheme, state.settings.recompute)
+    release_freed_blocks()
     held = _Held(budget)
-    _check_row(job, held, float(rss_bytes()), transient)
-    how: dict[str, Any] = {"epochs": epochs, "scheme": base.scheme, "transient": transient(done.longest)}
-    first = foresee.foresee(base, state.method, job.rows.train, done, **how)
+    _check_row(job, held, float(rss_bytes()), lambda part: taken(part).heap_bytes)
+    program = rss_bytes() - needs.base_bytes(outlined, base.scheme)  # its pages were read when it was checked
+    how: dict[str, Any] = {"epochs": epochs, "scheme": base.scheme, "taken": taken(done.longest), "program": program}
+    first = foresee.foresee(outlined, state.method, job.rows.train, done, **how)
     check_disk(budget, first)
     with attached(base, state.adapter):
-        found = measure(base, state.adapter.name, done, state.generator, held.left, transient)
+        of, recompute = (state.adapter.name, state.generator), state.settings.recompute
+        found = measure(base, *of, done, held.left, lambda part: taken(part).heap_bytes, recompute=recompute)
     then = foresee.corrected(first, found, done)
     job.forecast, job.bounds = then, Bounds(_watch(job, found, held, then), deadline)
     return first, then
@@ -129,19 +134,17 @@ def _outlined(base: Base) -> Base:
     return outline(base.original or base.checkpoint, base.spec, base.labels, base.dtype, base.tokenizer)
 
 
-def _transient(
-    base: Base, method: Method, scheme: str | None, outlined: Callable[[Base], Base] = lambda base: base
-) -> Callable[[run_work.Part], float]:
-    """What micro-batches take: counted where that can be, by an outline, which `outlined` makes of a base that is loaded."""
+def _taken(base: Base, method: Method, scheme: str | None, recompute: bool) -> Callable[[run_work.Part], needs.Taken]:
+    """What micro-batches take with the base of an outline: counted where that can be."""
     made = None
     with contextlib.suppress(Exception):  # any model's code may refuse in any way; it is estimated then
-        made = counted.stand_in(outlined(base), method, scheme)
+        made = counted.stand_in(base, method, scheme)
 
-    def transient(part: run_work.Part) -> float:
-        found = None if made is None else counted.counted(made, part.rows)
-        return float(needs.about(base, part) if found is None else found)
+    def taken(part: run_work.Part) -> needs.Taken:
+        found = None if made is None else counted.counted(made, part.rows, recompute)
+        return needs.about(base, part) if found is None else needs.Taken(found.heap_bytes, found.num_products)
 
-    return transient
+    return taken
 
 
 def _check_row(job: Job, held: _Held, floor: float, taken: Callable[[run_work.Part], float]) -> None:
@@ -190,8 +193,9 @@ class Planned(NamedTuple):
     asked: Forecast
     """What it takes as its settings have it."""
     way: Way
+    settings: Settings
     forecast: Forecast
-    """The way that keeps to its budget, and what it takes so."""
+    """The way that keeps to its budget, the settings that make it so, and what it takes then."""
 
 
 def planned(
@@ -221,23 +225,26 @@ def planned(
     foreseen = _foreseen(base, rows, chosen, method, settings)
     doing("foreseeing what it takes", 0, None)
     is_plain = not (base.checkpoint.packed or base.checkpoint.config.get("quantization_config"))
-    asked = Way(quantize, settings.micro_batch_tokens)
+    asked = Way(quantize, settings.micro_batch_tokens, settings.recompute)
     way, forecast = choose(budget, asked, foreseen, can_quantize=is_plain)
-    return Planned(rows, chosen, method, foreseen(asked), way, forecast)
+    return Planned(rows, chosen, method, foreseen(asked), way, _over(settings, way), forecast)
+
+
+def _over(settings: Settings, way: Way) -> Settings:
+    return dataclasses.replace(settings, micro_batch_tokens=way.micro_batch_tokens, recompute=way.recompute)
 
 
 def _foreseen(base: Base, rows: RunRows, plan: Plan, method: Method, settings: Settings) -> Callable[[Way], Forecast]:
     """What each way to run takes; of one that was asked for before it is known."""
     evaluated = rows.evaluated(settings.eval_rows)
     epochs = plan.num_steps * plan.batch_size / len(rows.train.examples)
-    transient = functools.cache(functools.partial(_transient, base, method))
+    taken = functools.cache(functools.partial(_taken, base, method))
 
     @functools.cache
     def foreseen(way: Way) -> Forecast:
-        how = dataclasses.replace(settings, micro_batch_tokens=way.micro_batch_tokens)
-        done = work_of(base, plan, how, rows.train.examples, evaluated, rows.parts)
-        taken = transient(way.quantize)(done.longest)
-        about: dict[str, Any] = {"epochs": epochs, "scheme": way.quantize, "transient": taken}
-        return foresee.foresee(base, method, rows.train, done, **about)
+        done = work_of(base, plan, _over(settings, way), rows.train.examples, evaluated, rows.parts)
+        program = rss_bytes() + needs.PROGRAM_BYTES
+        about = {"scheme": way.quantize, "taken": taken(way.quantize, way.recompute)(done.longest), "program": program}
+        return foresee.foresee(base, method, rows.train, done, epochs=epochs, **about)
 
     return foreseen

@@ -12,9 +12,10 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from inlay.errors import ConfigError, explain
+from inlay.methods.contract import Method
 from inlay.planning import foreseen
 from inlay.runs.bounds import CLOSING_SECONDS
 from inlay.runs.budget import Budget, num_seconds
@@ -73,37 +74,63 @@ def fit_(job: Job, until: float) -> str:
         return ""
     if job.resumed is not None:
         return f"time may be up before the last step: inlay train --resume {job.output} --time 1h would give it more"
-    seconds = _seconds(job, forecast)
-    num_steps = max(1, bisect.bisect_right(range(1, asked), PART * left, key=seconds))
-    state.settings, state.plan = _over(job, num_steps)
+    laid_out = _laid_out(job)
+    num_steps = laid_out.steps_within(forecast, left)
+    state.settings, state.plan = laid_out.over(num_steps)
     state.progress.num_steps = num_steps
-    state.progress.num_evaluations = state.plan.num_evaluations if state.progress.num_evaluations else 0
-    job.forecast = dataclasses.replace(forecast, seconds=seconds(num_steps))
+    state.progress.num_evaluations = state.plan.num_evaluations if laid_out.is_evaluated else 0
+    job.forecast = dataclasses.replace(forecast, seconds=laid_out.seconds(forecast)(num_steps))
     if job.begun is not None:
         job.begun = {**job.begun, "max_steps": num_steps, "batch_size": state.plan.batch_size}
     return f"{num_steps:,} of {asked:,} steps fit into the time: the learning rate comes to 0 with them"
 
 
-def _over(job: Job, num_steps: int) -> tuple[Settings, Plan]:
-    """The run over as many steps of as many rows."""
+def num_steps_within(found: foreseen.Planned, config: Any, seconds: float) -> int:
+    """How many of its steps a run takes that was planned, over a base of this configuration, and may take so many seconds."""
+    held_out = found.rows.evaluated(found.settings.eval_rows)
+    num_rows = len(found.rows.train.examples)
+    laid_out = _LaidOut(found.settings, found.plan, num_rows, config, found.method, bool(held_out))
+    left = seconds - CLOSING_SECONDS
+    return found.plan.num_steps if found.forecast.seconds <= left else laid_out.steps_within(found.forecast, left)
+
+
+def _laid_out(job: Job) -> "_LaidOut":
     state = job.state
-    settings = dataclasses.replace(state.settings, max_steps=num_steps, batch_size=state.plan.batch_size)
-    return settings, plan(settings, len(job.rows.train.examples), job.base.model.config, state.method)
+    of_base = len(job.rows.train.examples), job.base.model.config, state.method
+    return _LaidOut(state.settings, state.plan, *of_base, state.progress.num_evaluations > 0)
 
 
-def _seconds(job: Job, forecast: Forecast) -> Callable[[int], float]:
-    """What a run takes by its number of steps."""
-    progress, whole = job.state.progress, job.state.plan
-    steps = forecast.seconds_per_epoch * whole.num_steps * whole.batch_size / len(job.rows.train.examples)
-    a_step = steps / whole.num_steps
-    an_evaluation = max(0.0, forecast.seconds - steps) / max(1, progress.num_evaluations)
-    is_evaluated = progress.num_evaluations > 0
+class _LaidOut(NamedTuple):
+    """A run laid out over its steps, which it may be over fewer."""
 
-    def seconds(num_steps: int) -> float:
-        evaluations = _over(job, num_steps)[1].num_evaluations if is_evaluated else 0
-        return a_step * num_steps + an_evaluation * evaluations
+    settings: Settings
+    plan: Plan
+    num_rows: int
+    config: Any
+    method: Method
+    is_evaluated: bool
 
-    return seconds
+    def over(self, num_steps: int) -> tuple[Settings, Plan]:
+        """The run over as many steps of as many rows."""
+        settings = dataclasses.replace(self.settings, max_steps=num_steps, batch_size=self.plan.batch_size)
+        return settings, plan(settings, self.num_rows, self.config, self.method)
+
+    def seconds(self, forecast: Forecast) -> Callable[[int], float]:
+        """What it takes by its number of steps."""
+        num_evaluations = self.plan.num_evaluations if self.is_evaluated else 0
+        steps = forecast.seconds_per_epoch * self.plan.num_steps * self.plan.batch_size / self.num_rows
+        a_step = steps / self.plan.num_steps
+        an_evaluation = max(0.0, forecast.seconds - steps) / max(1, num_evaluations)
+
+        def seconds(num_steps: int) -> float:
+            evaluations = self.over(num_steps)[1].num_evaluations if self.is_evaluated else 0
+            return a_step * num_steps + an_evaluation * evaluations
+
+        return seconds
+
+    def steps_within(self, forecast: Forecast, left: float) -> int:
+        """How many steps fit into so many seconds, one at least."""
+        return max(1, bisect.bisect_right(range(1, self.plan.num_steps), PART * left, key=self.seconds(forecast)))
 
 
 def _taken(progress: Mapping[str, Any]) -> float:

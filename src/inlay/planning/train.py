@@ -53,6 +53,7 @@ def train(
     weight_decay: float = Settings.weight_decay,
     max_grad_norm: float = Settings.max_grad_norm,
     micro_batch_tokens: int | None = Settings.micro_batch_tokens,
+    recompute: bool = Settings.recompute,
     save_every: int | None = Settings.save_every,
     patience: int | None = Settings.patience,
     sample_every: int | None = Settings.sample_every,

@@ -1,8 +1,8 @@
 """What a run may take, and the way to run it that keeps to that at the least cost.
 
-Ways are tried in the order of what they cost: fewer tokens at a time take longer by the products' overhead, a quantised base by
-some percent, and learns on other weights. None of them changes the rows of a step, so that the batch that the optimiser sees
-stays what it is.
+Ways are tried in the order of what they cost: activations that are recomputed give the same numbers a little later, fewer
+tokens at a time take longer by the products' overhead, a quantised base by some percent, and learns on other weights. None of
+them changes the rows of a step, so that the batch that the optimiser sees stays what it is.
 """
 
 import dataclasses
@@ -40,6 +40,7 @@ class Way:
 
     quantize: str | None
     micro_batch_tokens: int | None
+    recompute: bool = False
 
 
 def num_bytes(flag: str, text: str) -> int:
@@ -100,9 +101,11 @@ def ways(asked: Way, can_quantize: bool) -> Iterator[Way]:
     """As it was asked for, then what takes less and less memory."""
     schemes = (asked.quantize, SCHEME) if can_quantize and asked.quantize is None else (asked.quantize,)
     fewer = [tokens for tokens in TOKENS if tokens < (asked.micro_batch_tokens or LARGEST)]
+    yield asked
     for scheme in schemes:
         for tokens in (asked.micro_batch_tokens, *fewer):
-            yield Way(scheme, tokens)
+            if (way := Way(scheme, tokens, recompute=True)) != asked:
+                yield way
 
 
 def choose(

@@ -19,6 +19,8 @@ import torch
 
 from inlay import process
 from inlay.base.base import Base
+from inlay.core.recompute import recomputing
+from inlay.runs import needs
 from inlay.runs.work import Part, Work, part_of
 
 MARGIN = 1.2
@@ -39,7 +41,17 @@ class Measured:
     fixed_bytes: float
     bytes_per_token: float
     """Of a micro-batch, beside the floor."""
+    num_lengths: int = 1
+    bytes_per_length: float = 0.0
+    """Of so many numbers of tokens that were met, what is kept of the products of each."""
+    most_kept_bytes: float = 0.0
+    """As much of them is kept at most."""
     device_bytes: int = 0
+
+    def more_lengths_bytes(self, work: Work) -> float:
+        """What the products of the numbers of tokens that are yet to come will keep, beside the floor."""
+        kept = [min(self.most_kept_bytes, n * self.bytes_per_length) for n in (self.num_lengths, work.num_lengths)]
+        return max(0.0, kept[1] - kept[0])
 
     def seconds(self, work: Work) -> tuple[float, float]:
         """How long the steps and the evaluations of a run take."""
@@ -50,15 +62,18 @@ class Measured:
 def measure(
     base: Base,
     name: str,
-    work: Work,
     generator: torch.Generator,
+    work: Work,
     left: Callable[[], int],
     foreseen: Callable[[Part], float],
+    *,
+    recompute: bool,
 ) -> Measured:
     """Measure the median and the longest micro-batch of `work` with the attached adapter of this name.
 
     **Arguments:**
 
+    - `recompute`: as `inlay.Settings` has it.
     - `left`: how much more the process may hold now. Micro-batches that would hold more, by what a short row and a long one
       took, are not tried: the longest that would not is in their place.
     - `foreseen`: what a micro-batch takes by its shapes.
@@ -67,16 +82,17 @@ def measure(
     device = base.model.device
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    tried = _Tried(base, name, generator)
+    tried = _Tried(base, name, generator, recompute)
     median, longest, most = _fitting(tried, work, left, foreseen)
     fixed_seconds, each_second = _time(tried, median, longest)
-    forward = _forward(base, name, median)
+    forward = tried.forward(median)
     asked = max(work.evaluated, key=lambda part: part.tokens, default=median)
     if longest.tokens < asked.tokens <= most:
-        _forward(base, name, asked)  # for the memory that it takes
+        tried.forward(asked)  # for the memory that it takes
     peak = process.rss_bytes()
     process.release_freed_blocks()
     fixed, each = tried.line()
+    num_lengths, bytes_per_length = tried.kept()
     return Measured(
         fixed_seconds=fixed_seconds,
         seconds_per_token=each_second,
@@ -85,6 +101,9 @@ def measure(
         peak_bytes=peak,
         fixed_bytes=fixed,
         bytes_per_token=each,
+        num_lengths=num_lengths,
+        bytes_per_length=bytes_per_length,
+        most_kept_bytes=needs.most_kept_bytes(base),
         device_bytes=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0,
     )
 
@@ -93,10 +112,9 @@ def _fitting(
     tried: "_Tried", work: Work, left: Callable[[], int], foreseen: Callable[[Part], float]
 ) -> tuple[Part, Part, float]:
     """(The median micro-batch of those that may be tried, the longest, how many tokens such a one may have)."""
-    base, name, generator = tried.how
     by_tokens = sorted(work.parts, key=lambda part: part.tokens)
-    rows = sorted((part_of(base, [row]) for row in by_tokens[-1].rows), key=lambda part: part.tokens)
-    _pass(base, name, rows[0], generator)  # reads the base, too, which is not the row's
+    rows = sorted((part_of(tried.base, [row]) for row in by_tokens[-1].rows), key=lambda part: part.tokens)
+    tried.both(rows[0])  # reads the base, too, which is not the row's
     tried.alone(rows[-1])
     process.release_freed_blocks()
     most = left() / (MARGIN * max(tried.each(), foreseen(rows[-1]) / rows[-1].tokens))
@@ -106,33 +124,60 @@ def _fitting(
 
 def _time(tried: "_Tried", median: Part, longest: Part) -> tuple[float, float]:
     """(The seconds of any micro-batch, those of a token beside), forward and backward, by these two."""
-    base, name, generator = tried.how
     tried.alone(median)
     long = tried.alone(longest)
-    short = _pass(base, name, median, generator)
+    short = tried.both(median)
     more = longest.tokens - median.tokens
     if more:
-        long = min(long, _pass(base, name, longest, generator))  # once more, over blocks that are there
+        long = min(long, tried.both(longest))  # once more, over blocks that are there
     slope = max(0.0, long - short) / more if more > median.tokens // 4 else short / median.tokens
     slope = min(slope, long / longest.tokens) or long / longest.tokens
     return max(0.0, short - slope * median.tokens), slope
 
 
 class _Tried:
-    """Micro-batches whose memory is known, by their tokens."""
+    """Micro-batches of an adapter whose time and memory is known."""
 
-    def __init__(self, base: Base, name: str, generator: torch.Generator):
-        self.how = base, name, generator
+    def __init__(self, base: Base, name: str, generator: torch.Generator, recompute: bool):
+        self.base, self._name, self._generator, self._recompute = base, name, generator, recompute
         self._first = process.rss_bytes()
         self._taken: dict[int, int] = {}
+        self._lengths: set[int] = set()
+        self._floors: list[tuple[int, int]] = []
 
     def alone(self, part: Part) -> float:
         """The seconds of a micro-batch that finds no freed blocks."""
-        base, name, generator = self.how
         before = process.rss_bytes() if process.release_freed_blocks() else self._first
-        seconds = _pass(base, name, part, generator)
+        self._floors.append((len(self._lengths), before))
+        seconds = self.both(part)
         self._taken[part.tokens] = max(process.rss_bytes() - before, self._taken.get(part.tokens, 0))
         return seconds
+
+    def both(self, part: Part) -> float:
+        """The seconds of a micro-batch of a step, forward and backward, which leaves no trace."""
+        base, generator, before = self.base, self._generator, self._generator.get_state()
+        self._lengths.add(part.tokens)
+        start = time.perf_counter()
+        try:
+            with torch.random.fork_rng(devices=[]), base.using(self._name, generator=generator):
+                with recomputing(self._recompute):
+                    loss = base.spec.loss_of(base, part.rows)
+                loss.backward()
+                _ = loss.item()
+        finally:
+            generator.set_state(before)
+            for tensor in base.adapters[self._name].tensors():
+                tensor.grad = None
+        return time.perf_counter() - start
+
+    @torch.no_grad()
+    def forward(self, part: Part) -> float:
+        """The seconds of a micro-batch of an evaluation."""
+        start = time.perf_counter()
+        with self.base.using(self._name):
+            value: Any = self.base.spec.loss_of(self.base, part.rows)
+            _ = value.item()
+        return time.perf_counter() - start
 
     def each(self) -> float:
         """The most that a token has taken."""
@@ -146,27 +191,7 @@ class _Tried:
             each = min(each, max(0, self._taken[many] - self._taken[few]) / (many - few))
         return max(0.0, self._taken[many] - each * many), each
 
-
-def _pass(base: Base, name: str, part: Part, generator: torch.Generator) -> float:
-    """The seconds of a micro-batch of a step, which leaves no trace."""
-    before, adapter = generator.get_state(), base.adapters[name]
-    start = time.perf_counter()
-    try:
-        with torch.random.fork_rng(devices=[]), base.using(name, generator=generator):
-            loss = base.spec.loss_of(base, part.rows)
-            loss.backward()
-            _ = loss.item()
-    finally:
-        generator.set_state(before)
-        for tensor in adapter.tensors():
-            tensor.grad = None
-    return time.perf_counter() - start
-
-
-@torch.no_grad()
-def _forward(base: Base, name: str, part: Part) -> float:
-    start = time.perf_counter()
-    with base.using(name):
-        value: Any = base.spec.loss_of(base, part.rows)
-        _ = value.item()
-    return time.perf_counter() - start
+    def kept(self) -> tuple[int, float]:
+        """(How many lengths were met, what is kept for each), by what is held between micro-batches."""
+        (few, least), (many, most) = self._floors[0], (len(self._lengths), process.rss_bytes())
+        return many, max(0, most - least) / (many - few) if many > few else 0.0

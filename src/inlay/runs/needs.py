@@ -1,14 +1,14 @@
 """What a run needs, by the shapes of its model and the sizes of its micro-batches: no weight is read.
 
-    memory = program + base + adapter + products + heap * the longest micro-batch, as it is counted
+    memory = program + base + adapter + products + the heap of the longest micro-batch
     seconds = operations / (products per second of this machine * PART)
 
 program       what the process holds once its libraries are loaded
 base          the pages of its weights, which every step touches; the table of an untied embedding is not, but for a few rows
 adapter       per weight trained: itself, two moments of AdamW, the copy that is best so far, in float32
-products      what those in bfloat16 of some shape need is kept for `inlay.process.PRODUCT_SHAPES` shapes
-micro-batch   what waits for the backward pass, what passes within a layer, gradients: `inlay.runs.counted` counts it
-heap          blocks of other sizes leave holes between them
+products      what one of some shape needs is kept, for `inlay.process.PRODUCT_SHAPES` shapes; every length has its own
+micro-batch   what waits for the backward pass, what passes within a layer, gradients, and the holes between them:
+              `inlay.planning.counted` counts it
 
 Operations are products: two per weight and token forward, two more for the gradient of the inputs, which need no gradient of
 frozen weights; six per weight of an adapter; attention's grow with the square of a row.
@@ -24,7 +24,7 @@ from inlay.base.base import Base
 from inlay.core.cross_entropy import CHUNK_ROWS
 from inlay.core.product import TILE_BYTES, product_dtype
 from inlay.methods.contract import Method
-from inlay.process import PRODUCT_BYTES
+from inlay.process import PRODUCT_SHAPES
 from inlay.runs.machine import products_per_second
 from inlay.runs.work import Part, Work, is_packed
 
@@ -38,7 +38,7 @@ STATE_BYTES_PER_WEIGHT = 16
 """Of the state that a run keeps on the disk: all of that."""
 
 HEAP = 1.3
-"""The heap of one micro-batch, as part of what is in use at once in it: 1.1 to 1.5 times, as blocks of all sizes do."""
+"""Where a micro-batch can't be counted: its heap, as part of what is in use at once in it."""
 
 KEPT = 1.6
 """Where a micro-batch can't be counted: numbers that wait for the backward pass, as a multiple of what the linear maps of the
@@ -48,8 +48,19 @@ PART = 0.75
 """Of the rate of products alone, what a step reaches: between them lie norms, attention and Python. A rough figure, of
 runs beside other programs: what a run measures of itself takes its place."""
 
-PROGRAM_BYTES = 45 << 20
+PRODUCT_BYTES = {torch.bfloat16: 650 << 10, torch.float32: 400 << 10}
+"""What is kept of products of one shape, by what a process holds after ever more lengths of rows."""
+
+PROGRAM_BYTES = 60 << 20
 """What a run loads beside what a plan has loaded: the model's own code, kernels, the optimiser."""
+
+
+class Taken(NamedTuple):
+    """What a micro-batch takes."""
+
+    heap_bytes: float
+    num_products: int
+    """Of different shapes."""
 
 
 class Memory(NamedTuple):
@@ -67,21 +78,27 @@ class Memory(NamedTuple):
         return sum(self)
 
 
-def memory(base: Base, scheme: str | None, weights: int, transient: float, program: int) -> Memory:
+def memory(base: Base, scheme: str | None, weights: int, taken: Taken, num_lengths: int, program: int) -> Memory:
     """The most that a run holds.
 
     **Arguments:**
 
     - `scheme`: how the linear layers of the base are, or will be, quantised.
     - `weights`: how many the adapter trains.
-    - `transient`: what the micro-batch with the most tokens takes.
+    - `taken`: by the micro-batch with the most tokens; `num_lengths`: how many lengths micro-batches have.
     - `program`: what the process holds without all of this.
     """
-    products = PRODUCT_BYTES if product_dtype(torch.empty(0, dtype=base.dtype)) == torch.bfloat16 else 0
-    return Memory(program, base_bytes(base, scheme), BYTES_PER_WEIGHT * weights, products, int(HEAP * transient))
+    num_kept = min(PRODUCT_SHAPES, num_lengths * taken.num_products)
+    products = num_kept * most_kept_bytes(base) // PRODUCT_SHAPES
+    return Memory(program, base_bytes(base, scheme), BYTES_PER_WEIGHT * weights, products, int(taken.heap_bytes))
 
 
-def about(base: Base, part: Part) -> int:
+def most_kept_bytes(base: Base) -> int:
+    """What is kept of products at most."""
+    return PRODUCT_SHAPES * PRODUCT_BYTES[product_dtype(torch.empty(0, dtype=base.dtype))]
+
+
+def about(base: Base, part: Part) -> Taken:
     """About what a micro-batch takes that can't be counted."""
     linears = [linear.out_features for path, linear in base.linears.items() if path != base.head]
     numbers = KEPT * sum(linears) + 8 * max(linears, default=0)
@@ -89,7 +106,8 @@ def about(base: Base, part: Part) -> int:
     said = (
         0 if head is None else head.out_features * (min(part.targets, CHUNK_ROWS) if is_packed(base) else part.tokens)
     )
-    return TILE_BYTES + int(base.dtype.itemsize * (numbers * part.tokens + 3 * said))
+    live = TILE_BYTES + base.dtype.itemsize * (numbers * part.tokens + 3 * said)
+    return Taken(HEAP * live, PRODUCT_SHAPES)
 
 
 def base_bytes(base: Base, scheme: str | None) -> int:

@@ -15,7 +15,10 @@ from inlay.process import release_freed_blocks, rss_bytes
 from inlay.screen import size
 
 GROWN = 0.25
-"""As much of what a micro-batch takes does the heap grow by in one that finds freed blocks, holes between them."""
+"""As much of what the largest micro-batch takes is asked for at most by what comes between two of them."""
+
+HOLES = 0.3
+"""As much of the freed blocks that a micro-batch finds, or of itself where it is smaller, ends up in holes between blocks."""
 
 
 class Watch:
@@ -56,8 +59,11 @@ class Watch:
     def make_room(self, tokens: int | None = None) -> None:
         """Hand freed blocks back where so many tokens, or the most so far, might not fit beside them."""
         held, needed = self._held(), self._needed(self._largest if tokens is None else tokens)
-        grown = GROWN * self._needed(self._largest)
-        if held + needed <= self.limit_bytes and held + grown <= self._expected:
+        freed = max(0.0, held - self._floor)
+        reached = self._floor + max(freed, needed) + HOLES * min(freed, needed)
+        if tokens is None:
+            reached = held + GROWN * needed
+        if held + needed <= self.limit_bytes and reached <= self._expected:
             return
         if self._release():
             self._floor = self._held()

@@ -41,9 +41,9 @@ class Work:
         return max(self.parts, key=lambda part: part.tokens)
 
     @property
-    def median(self) -> Part:
-        """The one in the middle, by tokens."""
-        return sorted(self.parts, key=lambda part: part.tokens)[len(self.parts) // 2]
+    def num_lengths(self) -> int:
+        """How many numbers of tokens its micro-batches have."""
+        return len({part.tokens for part in (*self.parts, *self.evaluated)})
 
     def total(self, value: str) -> float:
         """The sum of a number of `Part` over the steps of the run."""

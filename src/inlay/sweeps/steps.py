@@ -23,6 +23,7 @@ import torch
 
 from inlay import process
 from inlay.base.base import Base
+from inlay.core.recompute import recomputing
 from inlay.errors import CompatibilityError, DivergedError
 from inlay.methods import hooks
 from inlay.tasks import micro_batch_tokens
@@ -115,7 +116,8 @@ class Passes:
             states = [due[number].state for number, _ in taken]
             rows = [state.adapter.name for state, (_, part) in zip(states, taken, strict=True) for _ in part]
             with base.using(rows, generator={state.adapter.name: state.generator for state in states}):
-                losses = task.losses_of(base, [part for _, part in taken])
+                with recomputing(any(state.settings.recompute for state in states)):
+                    losses = task.losses_of(base, [part for _, part in taken])
                 torch.autograd.backward([loss / totals[n] for loss, (n, _) in zip(losses, taken, strict=True)])
             for loss, (number, _) in zip(losses, taken, strict=True):
                 sums[number] += loss.item()

@@ -12,7 +12,6 @@ Not every model can be called so: some scale or cap what their head says, some c
 tried once, on two documents of a few tokens; where the results differ, its rows go through the whole model as a padded batch.
 """
 
-import contextlib
 import itertools
 import weakref
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
@@ -171,7 +170,7 @@ def _hidden(base: Loaded, packed: batch.Packed, asked: Tensor | None = None) -> 
     current = base.router.batch or Batch([None] * len(packed.lengths))
     with (
         base.router.passing(current.like(lying)),
-        recomputing() if is_large else contextlib.nullcontext(),
+        recomputing(is_large),
     ):
         out = body(
             input_ids=packed.input_ids[None].to(device),

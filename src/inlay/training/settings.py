@@ -74,6 +74,10 @@ class Settings:
     """Tokens that go through the model at a time, gradients summed over a step's parts; 512 to 2048 by the model's width, on
     a GPU as many as fill an eighth of its memory."""
 
+    recompute: bool = False
+    """Recompute cheap activations in the backward pass however few they are: the same numbers in less memory, 3 % slower. Many
+    are recomputed anyway."""
+
     save_every: int | None = None
     """Steps between states of the run, which --resume goes on from after a kill; as often as they take 1 % of the time."""
 

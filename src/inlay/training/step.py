@@ -17,6 +17,7 @@ import torch
 
 from inlay import process
 from inlay.base.base import Base
+from inlay.core.recompute import recomputing
 from inlay.methods.hooks import StepHooks
 from inlay.runs.watch import Watch
 from inlay.training import schedule
@@ -56,7 +57,8 @@ def _gradients_(base: Base, state: TrainState, examples: Sequence[Any], watch: W
         parts = task.step_parts(base, own, settings.micro_batch_tokens)
         parts = parts if watch is None or world.holds_base else watch.within(parts, partial(task.step_parts, base))
         for part, counts in world.rounds(parts):
-            loss = task.loss_of(base, part) * counts
+            with recomputing(settings.recompute):
+                loss = task.loss_of(base, part) * counts
             (loss / total).backward()
             loss_sum += loss.item()
     loss_sum = world.sum_([*state.trained.values()], loss_sum)

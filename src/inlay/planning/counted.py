@@ -1,11 +1,11 @@
 """What a micro-batch takes, counted: it goes through the model, forward and backward, where tensors have shapes and no numbers.
 
-    live = sum of the storages that are alive,   counted = the most that `live` comes to
+    live = sum of the storages that are alive,   heap = how far they reach where they come and go in this order (`reach`)
 
 All is the run's own code on torch's meta device: its tasks, its adapter, the functions that compute in place of a model's. So
 what waits for the backward pass, what passes within a layer and what gradients take are those of the run, whatever the model
 and the method are; no weight is read, and it takes a fraction of a second. What is asked of numbers gets an answer: a mask is
-that of packed rows, a condition on numbers does not hold.
+that of packed rows, there is one of whatever is looked for, any other condition on numbers does not hold.
 
 A model whose own code can't do without numbers is not counted: `counted` says None then.
 """
@@ -13,7 +13,7 @@ A model whose own code can't do without numbers is not counted: `counted` says N
 import copy
 import weakref
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from inlay import quant
 from inlay.base.base import Base
 from inlay.base.heads import with_heads
+from inlay.core.recompute import recomputing
 from inlay.methods import hooks
 from inlay.methods.contract import Method
 from inlay.model import attention
@@ -31,11 +32,26 @@ from inlay.model.adapter import Adapter
 from inlay.model.batch import is_packing
 from inlay.modules.frozen import FrozenLinear, freeze_
 from inlay.modules.fused import fuse_, fuse_rotation_
+from inlay.planning.heap import reach
 from inlay.quant.contract import Matrix
 from inlay.runs.work import is_packed
 
 NAME = "counted"
 """What the adapter is called meanwhile."""
+
+PRODUCTS = ("mm", "addmm", "addmm_", "bmm", "baddbmm", "_linear_pointwise", "linear")
+"""The operations of torch that are products of matrices."""
+
+
+class Counted(NamedTuple):
+    """What a micro-batch takes."""
+
+    live_bytes: int
+    """The most that is alive at once."""
+    heap_bytes: int
+    """The heap that it comes to."""
+    num_products: int
+    """Of products of different shapes."""
 
 
 def stand_in(base: Base, method: Method, scheme: str | None) -> Base:
@@ -67,18 +83,25 @@ def stand_in(base: Base, method: Method, scheme: str | None) -> Base:
     return made
 
 
-def counted(made: Base, rows: Sequence[Any]) -> int | None:
-    """The bytes that these rows take at most beside what a `stand_in` holds; None: its code can't do without numbers."""
-    live = _Live()
+def counted(made: Base, rows: Sequence[Any], recompute: bool = False) -> Counted | None:
+    """What these rows take at most beside what a `stand_in` holds; None: its code can't do without numbers.
+
+    **Arguments:**
+
+    - `recompute`: as `inlay.Settings` has it.
+    """
+    live = _Live(len(rows) * made.adapters[NAME].num_virtual)
     try:
         with made.using(NAME), _all_chosen(), _Fused(), live:
-            made.spec.loss_of(made, rows).backward()
+            with recomputing(recompute):
+                loss = made.spec.loss_of(made, rows)
+            loss.backward()
     except Exception:  # any model's code may ask numbers in any way
         return None
     finally:
         for tensor in made.adapters[NAME].tensors():
             tensor.grad = None
-    return live.most
+    return Counted(live.most, reach(live.events), len(live.products))
 
 
 def _all_chosen() -> Any:
@@ -91,21 +114,32 @@ def _all_chosen() -> Any:
 class _Live(TorchDispatchMode):
     """The bytes of the storages that operations make, while they are alive, and the most so far."""
 
-    def __init__(self) -> None:
+    def __init__(self, num_virtual: int = 0) -> None:
         super().__init__()
         self.now = self.most = 0
+        self._num_virtual = num_virtual
+        self.events: list[tuple[int, int | None]] = []
+        """(The number of a storage, its bytes where it comes to be and None where it goes.)"""
+        self.products: set[tuple[Any, ...]] = set()
         self._known: set[int] = set()
+        self._found: set[int] = set()
+        """What says whether there is any of something."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
-            return 0
+            return int(args[0].untyped_storage()._cdata in self._found)
         if func is torch.ops.aten.equal.default and args[0].is_meta:
             return True
+        if func is torch.ops.aten.nonzero.default and args[0].is_meta and args[0].ndim == 2 and self._num_virtual:
+            return torch.empty(self._num_virtual, 2, dtype=torch.int64, device="meta")
+        if func.overloadpacket.__name__ in PRODUCTS:
+            self.products.add((func, *(tuple(x.shape) for x in args if isinstance(x, Tensor))))
         made = func(*args, **(kwargs or {}))
         given = {storage._cdata for storage in _storages(pytree.tree_leaves((args, kwargs)))}
         for storage in _storages(made if isinstance(made, tuple | list) else (made,)):
             if storage._cdata not in given:  # a view of what was there before is no more memory
                 self._note(storage)
+                self._found.update([storage._cdata] if func is torch.ops.aten.any.default else ())
         self.most = max(self.most, self.now)
         return made
 
@@ -114,11 +148,14 @@ class _Live(TorchDispatchMode):
         if key not in self._known:
             self._known.add(key)
             self.now += size
-            weakref.finalize(storage, self._dropped, key, size)
+            weakref.finalize(storage, self._dropped, key, len(self.events), size)
+            self.events.append((len(self.events), size))
 
-    def _dropped(self, key: int, size: int) -> None:
+    def _dropped(self, key: int, number: int, size: int) -> None:
         self._known.discard(key)
+        self._found.discard(key)
         self.now -= size
+        self.events.append((number, None))
 
 
 def _storages(values: Sequence[Any]) -> list[Any]:
