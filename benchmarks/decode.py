@@ -1,4 +1,4 @@
-"""How fast answers are made, beside transformers and peft: python -m benchmarks.decode [SHAPE [DTYPE [ROUNDS]]]
+"""How fast answers are made, beside transformers and peft: python -m benchmarks.decode [SHAPE [DTYPE [ROUNDS [DEVICE]]]]
 
 For DTYPE nf4 or int8: from a base quantised so, beside our own in bfloat16.
 
@@ -34,10 +34,10 @@ NAMES = [None, *(f"a{number}" for number in range(ROWS - 1))]
 IDS = torch.randint(3, 400, (ROWS, PROMPT), generator=torch.Generator().manual_seed(0))
 
 
-def main(shape: str = "135m", dtype: str = "bfloat16", rounds: str = "5") -> None:
+def main(shape: str = "135m", dtype: str = "bfloat16", rounds: str = "5", device: str = "cpu") -> None:
     """Print a line for each work."""
     with tempfile.TemporaryDirectory() as place:
-        ways = (_ways if dtype in DTYPES else _quantized_ways)(Path(place), shape, dtype)
+        ways = (_ways if dtype in DTYPES else _quantized_ways)(Path(place), shape, dtype, device)
         taken: dict[str, list[float]] = {name: [] for name in ways}
         for number in range(int(rounds) + 1):
             for name, way in ways.items():
@@ -45,16 +45,16 @@ def main(shape: str = "135m", dtype: str = "bfloat16", rounds: str = "5") -> Non
                 way()
                 if number:  # the first warms up
                     taken[name].append(time.perf_counter() - start)
-    print(f"{shape}, {dtype}, {torch.get_num_threads()} threads")
+    print(f"{shape}, {dtype}, {f'{torch.get_num_threads()} threads' if device == 'cpu' else device}")
     for name, seconds in taken.items():
         spread = f"{1000 * min(seconds):.0f} to {1000 * max(seconds):.0f}"
         print(f"{name:40} {1000 * statistics.median(seconds):8.0f} ms ({spread})")
 
 
-def _quantized_ways(place: Path, shape: str, scheme: str) -> dict[str, Callable[[], Any]]:
+def _quantized_ways(place: Path, shape: str, scheme: str, device: str) -> dict[str, Callable[[], Any]]:
     """What is timed from a quantised base and from that which it was made from, by name."""
     quantize(open_checkpoint(shapes.directory(shape, place / "bfloat16")), place / scheme, scheme)
-    askers = {name: _asker(inlay.load(place / name, dtype="bfloat16")) for name in ("bfloat16", scheme)}
+    askers = {name: _asker(inlay.load(place / name, dtype="bfloat16", device=device)) for name in ("bfloat16", scheme)}
     work = {"1 row, base": (IDS[:1], NAMES[:1]), "8 rows, seven adapters and none": (IDS, NAMES)}
     return {
         f"{name}: {base}": functools.partial(ask, *given, NEW)
@@ -82,16 +82,16 @@ def _asker(base: Any) -> Callable[[torch.Tensor, list[str | None], int], None]:
     return ask
 
 
-def _ways(place: Path, shape: str, dtype: str) -> dict[str, Callable[[], Any]]:
+def _ways(place: Path, shape: str, dtype: str, device: str) -> dict[str, Callable[[], Any]]:
     """What is timed, by name."""
     path = shapes.directory(shape, place / "base", DTYPES[dtype])
-    ours = _asker(inlay.load(path, dtype=dtype))
-    theirs: Any = AutoModelForCausalLM.from_pretrained(path, dtype=DTYPES[dtype]).eval()
+    ours = _asker(inlay.load(path, dtype=dtype, device=device))
+    theirs: Any = AutoModelForCausalLM.from_pretrained(path, dtype=DTYPES[dtype]).to(device).eval()
     long = torch.randint(3, 400, (64, ROWS, LONG), generator=torch.Generator().manual_seed(1))
     turns = iter(long.repeat(9, 1, 1))  # others each time: the engine knows prompts again
 
     def generated(model: Any, rows: torch.Tensor, new: int, **more: Any) -> None:
-        greedy = dict(do_sample=False, max_new_tokens=new, min_new_tokens=new, pad_token_id=0)
+        rows, greedy = rows.to(device), dict(do_sample=False, max_new_tokens=new, min_new_tokens=new, pad_token_id=0)
         with torch.no_grad():
             model.generate(input_ids=rows, attention_mask=torch.ones_like(rows), **greedy, **more)
 

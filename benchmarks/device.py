@@ -1,8 +1,9 @@
 """Our steps on a CUDA device against peft's: python -m benchmarks.device [SHAPE] [ROWS] [TOKENS] [WAY ...]
 
 r=16 on all linear layers, AdamW, every token supervised, as `benchmarks.step` does it on a CPU. bfloat16 and NF4; peft's NF4 is
-that of bitsandbytes. One process, one way after the other, each with a device of its own to itself. Printed are the median of
-seven steps after three that warm up, tokens a second, and the most memory that the device held for tensors.
+that of bitsandbytes. "inlay, nf4, 24GB" is a base whose layers come from the host as far as they do not fit into so much. One
+process, one way after the other, each with a device of its own to itself. Printed are the median of seven steps after three
+that warm up (of two after one, of a base that is streamed), tokens a second, and the most that the device held for tensors.
 """
 
 import gc
@@ -17,6 +18,7 @@ import torch
 from benchmarks import qlora, shapes, step
 from inlay.base.quantize import quantize
 from inlay.io.checkpoint import open_checkpoint
+from inlay.runs.budget import num_bytes
 
 WARM_UP, TIMED = 3, 7
 WAYS = ("inlay, bfloat16", "peft, bfloat16", "inlay, nf4", "peft and bitsandbytes, nf4")
@@ -27,16 +29,18 @@ def main(shape: str = "1b", rows: str = "8", tokens: str = "1024", *ways: str) -
     device = torch.device("cuda", torch.cuda.current_device())
     print(f"{torch.cuda.get_device_name(device)}; {shape}, {rows} x {tokens} tokens", flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        with device:  # random weights are drawn there in no time
-            plain = shapes.directory(shape, Path(folder) / shape)
-        packed = Path(folder) / f"{shape}-nf4"
-        if any("inlay, nf4" in way for way in ways or WAYS):
-            start = time.perf_counter()
+        plain, packed, start = Path(folder) / shape, Path(folder) / f"{shape}-nf4", time.perf_counter()
+        if ways and all(way.startswith("inlay, nf4") for way in ways):
+            shapes.quantized(shape, packed)
+            print(f"made in NF4 in {time.perf_counter() - start:.1f} s", flush=True)
+        else:
+            with device:  # random weights are drawn there in no time
+                shapes.directory(shape, plain)
             quantize(open_checkpoint(plain), packed)
-            print(f"quantised on the CPU in {time.perf_counter() - start:.1f} s", flush=True)
+            print(f"made, and quantised on the CPU, in {time.perf_counter() - start:.1f} s", flush=True)
         for way in ways or WAYS:
             try:
-                measure(way, packed if way == "inlay, nf4" else plain, int(rows), int(tokens))
+                measure(way, packed if way.startswith("inlay, nf4") else plain, int(rows), int(tokens))
             except torch.OutOfMemoryError:
                 print(f"{way:28} needs more memory than the device has", flush=True)
             gc.collect()
@@ -50,16 +54,17 @@ def measure(way: str, directory: Path, rows: int, tokens: int) -> None:
     made = stepper(way, str(directory))
     loaded = time.perf_counter() - start
     times = []
-    for number in range(WARM_UP + TIMED):
+    warm_up, timed = (1, 2) if way.endswith("GB") else (WARM_UP, TIMED)
+    for number in range(warm_up + timed):
         ids = torch.randint(3, 500, (rows, tokens), generator=torch.Generator().manual_seed(number))
         torch.cuda.synchronize()
         start = time.perf_counter()
         made(ids)
         torch.cuda.synchronize()
         times.append(time.perf_counter() - start)
-    seconds = median(times[WARM_UP:])
+    seconds = median(times[warm_up:])
     print(
-        f"{way:28} {1000 * seconds:8.1f} ms ({1000 * min(times[WARM_UP:]):.1f} to {1000 * max(times[WARM_UP:]):.1f}), "
+        f"{way:28} {1000 * seconds:8.1f} ms ({1000 * min(times[warm_up:]):.1f} to {1000 * max(times[warm_up:]):.1f}), "
         f"{rows * tokens / seconds:,.0f} tokens/s, peak {torch.cuda.max_memory_allocated() / 1e9:.2f} GB, loaded in "
         f"{loaded:.1f} s",
         flush=True,
@@ -69,7 +74,8 @@ def measure(way: str, directory: Path, rows: int, tokens: int) -> None:
 def stepper(way: str, directory: str) -> step.Step:
     """What makes a step of this way on the device."""
     if way.startswith("inlay"):
-        return step.of_inlay(directory, "bfloat16", device="cuda")[0]
+        limit = num_bytes("--device-memory", way.split(", ")[2]) if way.endswith("GB") else None
+        return step.of_inlay(directory, "bfloat16", device="cuda", device_memory=limit)[0]
     if way == "peft, bfloat16":
         from transformers import AutoModelForCausalLM
 

@@ -37,13 +37,17 @@ SHAPES = {
         hidden_size=8192, intermediate_size=22016, num_hidden_layers=80, num_attention_heads=64, num_key_value_heads=64,
         vocab_size=32000, tie_word_embeddings=False,
     ),
+    "72b": dict(
+        hidden_size=8192, intermediate_size=29568, num_hidden_layers=80, num_attention_heads=64, num_key_value_heads=8,
+        vocab_size=152064, tie_word_embeddings=False,
+    ),
     "moe": dict(
         hidden_size=576, intermediate_size=768, num_hidden_layers=12, num_attention_heads=9, num_key_value_heads=3,
         vocab_size=49152, tie_word_embeddings=True, num_local_experts=8, num_experts_per_tok=2,
     ),
 }  # fmt: skip
-"""SmolLM2-135M, Qwen2.5-0.5B, Llama-3.2-1B, Llama-3.1-8B, LLaMA-65B; and a mixture of experts as Mixtral builds it, of our own
-size, and a small model where only what is around it counts."""
+"""SmolLM2-135M, Qwen2.5-0.5B, Llama-3.2-1B, Llama-3.1-8B, LLaMA-65B, Qwen2.5-72B; a mixture of experts as Mixtral builds it, of
+our own size, and a small model where only what is around it counts."""
 
 SHARD_BYTES = 1 << 30
 """Size of the files of a quantised model."""

@@ -131,8 +131,10 @@ def of_peft(model: torch.nn.Module, method: str = "lora") -> Step:
     return step
 
 
-def of_inlay(directory: str, dtype: str, method: str = "lora", device: str = "cpu") -> tuple[Step, int]:
-    """Ours, and the number of weights of the base."""
+def of_inlay(
+    directory: str, dtype: str, method: str = "lora", device: str = "cpu", device_memory: int | None = None
+) -> tuple[Step, int]:
+    """Ours, and the number of weights of the base; `device_memory`: as much of the device it may take."""
     import inlay
     from inlay import methods
     from inlay.text.mask import Example
@@ -140,7 +142,7 @@ def of_inlay(directory: str, dtype: str, method: str = "lora", device: str = "cp
     from inlay.training.state import TrainState
     from inlay.training.step import step_
 
-    base = inlay.load(directory, dtype=dtype, device=device)
+    base = inlay.load(directory, dtype=dtype, device=device, device_memory=device_memory)
     base.attach(methods.find(method)(r=16), "it")
     state = TrainState.new(base.adapters["it"], Settings(), Plan(1000, 1, 1e-4, "as asked", 1000))
 
