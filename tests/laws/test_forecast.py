@@ -17,9 +17,10 @@ from inlay.errors import CapacityError, ConfigError
 from inlay.formats.peft import TENSORS
 from inlay.io.checkpoint import open_checkpoint
 from inlay.io.records import RECORD
+from inlay.modules.frozen import Quantized
 from inlay.planning import foreseen, timed
 from inlay.planning.outline import outline
-from inlay.runs import budget, machine
+from inlay.runs import budget, machine, needs
 from inlay.runs.bounds import CLOSING_SECONDS, Bounds
 from inlay.runs.budget import Budget, Way
 from inlay.runs.forecast import Forecast
@@ -28,7 +29,7 @@ from inlay.runs.watch import Watch
 from inlay.training import job as jobs
 from inlay.training.run_spec import RunSpec
 from inlay.training.settings import Settings
-from tests.support import bases
+from tests.support import bases, gguf_models
 from tests.support import tasks as task_bases
 from tests.support.command import run, run_json, run_short_of_time
 
@@ -455,3 +456,14 @@ def test_a_limit_of_addresses_is_seen():
         resource.setrlimit(resource.RLIMIT_AS, before)
     assert found.why == "ulimit -v"
     assert found.num_bytes <= 300_000_000
+
+
+def test_a_base_that_is_quantised_already_says_what_it_takes(place, tmp_path):
+    gguf_models.write(tmp_path / "model.gguf", gguf_models.model("llama", False))
+    plain = inlay.load(place / "base")
+    for base, most in (
+        (inlay.load(tmp_path / "model.gguf"), 1.1 * (tmp_path / "model.gguf").stat().st_size),
+        (inlay.load(place / "base", quantize="int8"), needs.base_bytes(plain, None)),
+    ):
+        matrices = sum(m.matrix.num_bytes for m in base.model.modules() if isinstance(m, Quantized))
+        assert 0 < matrices <= needs.base_bytes(base, base.scheme) < most

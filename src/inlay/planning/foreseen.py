@@ -77,14 +77,13 @@ def measured(job: Job, budget: Budget, deadline: float | None) -> tuple[Forecast
     base, state = job.base, job.state
     done = _work(job)
     epochs = state.plan.num_steps * state.plan.batch_size / len(job.rows.train.examples)
-    outlined = _outlined(base)
-    taken = _taken(outlined, state.method, base.scheme, state.settings.recompute)
+    taken = _taken(_outlined(base), state.method, base.scheme, state.settings.recompute)
     release_freed_blocks()
     held = _Held(budget)
     _check_row(job, held, float(rss_bytes()), lambda part: taken(part).heap_bytes)
-    program = rss_bytes() - needs.base_bytes(outlined, base.scheme)  # its pages were read when it was checked
+    program = rss_bytes() - needs.base_bytes(base, base.scheme)  # its pages were read when it was checked
     how: dict[str, Any] = {"epochs": epochs, "scheme": base.scheme, "taken": taken(done.longest), "program": program}
-    first = foresee.foresee(outlined, state.method, job.rows.train, done, **how)
+    first = foresee.foresee(base, state.method, job.rows.train, done, **how)
     check_disk(budget, first)
     with attached(base, state.adapter):
         of, recompute = (state.adapter.name, state.generator), state.settings.recompute

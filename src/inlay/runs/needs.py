@@ -24,6 +24,7 @@ from inlay.base.base import Base
 from inlay.core.cross_entropy import CHUNK_ROWS
 from inlay.core.product import TILE_BYTES, product_dtype
 from inlay.methods.contract import Method
+from inlay.modules.frozen import Quantized
 from inlay.process import PRODUCT_SHAPES
 from inlay.runs.machine import products_per_second
 from inlay.runs.work import Part, Work, is_packed
@@ -111,17 +112,24 @@ def about(base: Base, part: Part) -> Taken:
 
 
 def base_bytes(base: Base, scheme: str | None) -> int:
-    """The pages of the base's weights that a step touches."""
+    """The pages of the base's weights that a step touches. Those that are quantised already, or lie in a GGUF file, say what
+    they take."""
     checkpoint, model = base.checkpoint, base.model
     total = sum(parameter.numel() for parameter in model.parameters())
     linears = {path: linear.in_features * linear.out_features for path, linear in base.linears.items()}
-    packed = {path: shape for path, shape in linears.items() if path != base.head} if scheme else {}
+    held = _held_bytes(base)
+    packed = {path: shape for path, shape in linears.items() if path != base.head} if scheme and not held else {}
     stored = (checkpoint.dtype if checkpoint.tensors else base.dtype).itemsize
     plain = stored * (total - sum(packed.values()))
     is_tied = base.head is not None and base.head in base.layout.tied
     if base.adapters.table is not None and not is_tied and base.head is not None:
         plain -= stored * linears.get(base.head, 0)  # an embedding of the head's size, of which few rows are read
-    return plain + packed_bytes(base, scheme)
+    return max(0, plain) + (held or packed_bytes(base, scheme))
+
+
+def _held_bytes(base: Base) -> int:
+    """What the quantised weights of a base take that is loaded; its parameters are the others."""
+    return sum(matrix.num_bytes for matrix in {m.matrix for m in base.model.modules() if isinstance(m, Quantized)})
 
 
 def packed_bytes(base: Base, scheme: str | None) -> int:
