@@ -155,7 +155,7 @@ def _texts(base: Base, source: str, most: int) -> list[str]:
     rows = rows[:: max(1, len(rows) // most)][:most]
     train_on = "all" if base.spec.continues else "completions"
     prepared = task.prepare(rows, base, 1 << 30, train_on, "drop")
-    return base.tokenizer.batch_decode([row.input_ids for row in prepared.examples], skip_special_tokens=True)
+    return base.tokenizer.batch_decode([list(row.input_ids) for row in prepared.examples], skip_special_tokens=True)
 
 
 Command = Merge
