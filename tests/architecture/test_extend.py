@@ -9,26 +9,26 @@ import pytest
 
 import inlay
 from inlay import plugins
-from tests.support import bases, forks, packages
+from tests.support import bases, forks, on_pages, packages
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "guides" / "extend.md"
 
 PROCESS = """
-import contextlib, io
+import contextlib, io, shutil
 from inlay.cli import main
 answers = []
 for command in json.load(sys.stdin):
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
-            status = main(command)
+            status = shutil.rmtree(command[1]) or 0 if command[0] == "rm" else main(command)
         except SystemExit as end:
             status = end.code
     answers.append([status, out.getvalue(), err.getvalue()])
 json.dump(answers, sys.stdout)
 """
-"""All commands in one process, which has its own packages."""
+"""All commands in one process, which has its own packages; `rm` takes a directory away."""
 
 TRAIN = ["train", "base", "rows.jsonl", "--max-steps", "2", "--json", "--output"]
 LEARN = ["train", "base", "words.jsonl", "--eval-data", "words.jsonl", "--learning-rate", "0.02", "--json"]
@@ -135,6 +135,23 @@ def ruin(tmp_path_factory):
 def said(place, site, ruin):
     """What the commands said."""
     return run(place, COMMANDS, site, ruin)
+
+
+def test_the_commands_of_the_page_go_through_as_they_stand(site, tmp_path):
+    bases.directory(tmp_path / "BASE")
+    bases.jsonl(tmp_path / "rows.jsonl", bases.rows(30))
+    bases.jsonl(tmp_path / "words.jsonl", [{"word": word} for word in ("stressed", "drawer", "star", "lager") * 6])
+    shown, commands, known = on_pages.commands(PAGE.read_text("utf-8")), {}, set()
+    for i, command in enumerate(shown):
+        words = command.arguments
+        target = words[words.index("--output") + 1] if "--output" in words else ""
+        if target and target in known:  # `mine` is another one in each part of the page
+            commands[f"rm {i}"] = ["rm", target]
+        known.add(target)
+        commands[f"{i} {' '.join(words)}"] = [*words, *(["--max-steps", "1"] if words[0] == "train" else [])]
+    said = run(tmp_path, commands, site)
+    assert {name: answer for name, answer in said.items() if answer[0]} == {}
+    assert len(shown) >= 11
 
 
 def last(answer):
