@@ -90,11 +90,16 @@ def test_every_extra_has_its_way():
 
 
 def test_a_run_without_them_leaves_the_picture_out_and_says_so(without, place, capsys, drawn):
-    with pytest.warns(UserWarning, match=r'matplotlib is not installed \(pip install "inlay\[train\]"\); nothing else'):
+    with pytest.warns(
+        UserWarning,
+        match=r'curve.png was not drawn: matplotlib is not installed \(pip install "inlay\[train\]"\); nothing else',
+    ):
         status, _, err = run(capsys, *train(place))
     assert status == 0, err
     assert "curve.png" not in err
     assert not (place / "new" / "curve.png").exists()
+    assert "curve.svg)" in err
+    assert (place / "new" / "curve.svg").read_text("utf-8").startswith("<svg ")
     status, out, _ = run(capsys, "generate", place / "base", "--adapter", place / "new", "--prompt", "say 3")
     assert status == 0, err
     assert out

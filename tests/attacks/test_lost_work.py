@@ -58,7 +58,7 @@ def raising(error):
 )
 def test_a_picture_that_fails_is_a_note(place, capsys, monkeypatch, error):
     monkeypatch.setattr(curve, "draw", raising(error))
-    with pytest.warns(match="the loss curve was not drawn: .*; nothing else is missing"):
+    with pytest.warns(match="curve.png was not drawn: .*; nothing else is missing"):
         assert run(capsys, *train(place))[0] == 0
     assert (place / "new" / TENSORS).exists()
     assert record(place)["training"]["steps"] == 3

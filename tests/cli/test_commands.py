@@ -66,8 +66,10 @@ def test_training_learns_and_says_so(home, tmp_path, capsys, drawn):
     assert result["eval_loss"] < 0.7 * result["eval_loss_before"]
     assert result["tokens_per_second"] > 0
     files = {path.name for path in (tmp_path / "a").iterdir()}
-    assert files == {CONFIG, TENSORS, "README.md", "inlay.json", "curve.png"}
+    assert files == {CONFIG, TENSORS, "README.md", "inlay.json", "curve.png", "curve.svg"}
     assert (tmp_path / "a" / "curve.png").read_bytes().startswith(b"\x89PNG\r\n")
+    ends = [f">{result[name]:.3f}<" for name in ("eval_loss_before", "eval_loss")]
+    assert all(end in (tmp_path / "a" / "curve.svg").read_text("utf-8") for end in ends)
     assert result["adapter_bytes"] == (tmp_path / "a" / TENSORS).stat().st_size
 
 

@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import re
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -126,6 +127,23 @@ def strange_rules(text):
 def test_a_notebook_keeps_its_own_style():
     assert strange_rules(page.part(made())) == []
     assert {":root", "body", "svg", "*::before"} <= {*strange_rules(page.of(made()))}
+
+
+def test_the_picture_is_a_file_that_names_its_ends_and_is_right_on_dark_pages():
+    drawn = page.picture(made())
+    root = ElementTree.fromstring(drawn)
+    assert root.tag == "{http://www.w3.org/2000/svg}svg"
+    texts = [text.text for text in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert {"3.400", "2.200", "best: step 20, 1.300", "perplexity", "step"} <= {*texts}
+    light, dark = root.find("{http://www.w3.org/2000/svg}style").text.split("@media (prefers-color-scheme: dark) {")
+    before, after = re.findall(r"--held: (#\w+);", page._css())
+    assert f"stroke: {before}" in light
+    assert f"stroke: {after}" in dark
+    assert before not in dark
+    assert "var(" not in light + dark, "a reader of SVG that knows no names has colours"
+    used = {part.get("class") for part in root.iter()} - {None}
+    assert used <= {*re.findall(r"\.(\w+)", light)}
+    assert page.picture(dataclasses.replace(made(), curve=[])) == ""
 
 
 def test_a_run_under_way_is_loaded_again_and_one_that_ended_is_not():

@@ -17,7 +17,7 @@ from inlay.runs import overfitting
 from inlay.screen import count, say, size
 from inlay.tasks.causal_lm import unpacked_because
 from inlay.training import job as jobs
-from inlay.training.keep import PICTURE
+from inlay.training.keep import PICTURE, SKETCH
 from inlay.training.state import MIN_ROWS_TO_CHOOSE
 
 
@@ -157,7 +157,7 @@ def _learned(job: jobs.Job, report: Report) -> Iterator[tuple[str, str]]:
 
 def _left_behind(job: jobs.Job, report: Report, after: float) -> Iterator[tuple[str, str]]:
     """What a run has written, what it took, and what there is to say of that."""
-    drawn = f", {PICTURE}" if (Path(report.output) / PICTURE).exists() else ""
+    drawn = next((f", {name}" for name in (PICTURE, SKETCH) if (Path(report.output) / name).exists()), "")
     written = f"adapter {size(report.adapter_bytes)}, base {short(report.base_fingerprint)}{drawn}"
     yield "wrote", f"{report.output}/  ({written})"
     rate = f"{report.tokens_per_second:,.0f} tokens/s, prompts included"

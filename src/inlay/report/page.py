@@ -7,7 +7,7 @@ shows of a run is the beginning of the same page, with the same rules for colour
 import datetime
 import itertools
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from html import escape
 from pathlib import Path
@@ -68,6 +68,13 @@ def part(run: Run) -> str:
     return whole.encode("utf-8", "backslashreplace").decode()
 
 
+def picture(run: Run) -> str:
+    """The losses of a run as a file of SVG, in the colours of a dark page or of a light one; empty where there are none yet."""
+    drawn, style = _chart(run), f"<style>\n{_rules_of_picture()}</style>"
+    about = f'xmlns="http://www.w3.org/2000/svg" width="{svg.WIDTH}" height="{svg.HEIGHT}"'
+    return drawn and drawn.replace("<svg", f"<svg {about}", 1).replace(">", f">\n{style}\n", 1) + "\n"
+
+
 def duration(seconds: float) -> str:
     """A time for people: 0:42, 12:05, 3:12:05."""
     hours, minutes = divmod(round(seconds) // 60, 60)
@@ -114,6 +121,11 @@ def _facts(run: Run) -> str:
 
 
 def _losses(run: Run) -> str:
+    drawn = _chart(run)
+    return drawn and f'<h2>Loss</h2>\n<div class="wide">{drawn}</div>'
+
+
+def _chart(run: Run) -> str:
     points = sorted(run.curve)
     trained = [(float(point.step), point.loss) for point in points if point.loss is not None]
     held = [(float(point.step), point.held_out) for point in points if point.held_out is not None]
@@ -122,20 +134,21 @@ def _losses(run: Run) -> str:
     unit = run.notes.get("unit", "token")
     best = min(held, key=lambda pair: pair[1]) if len(held) > 1 else None
     times = [(float(point.step), point.seconds) for point in points if point.seconds is not None]
-    chart = svg.Chart(
-        title=_in_words(trained, held),
-        y_name=f"nats per {unit}",
-        lines=[svg.Line(held, "held out", "held")] if held else [],
-        band=trained,
-        band_name="training: mean of neighbouring steps, within their least and most",
-        mark=best,
-        mark_name=f"best: step {best[0]:,.0f}, {best[1]:.3f}" if best else "",
-        second_y=svg.perplexity if unit == "token" else None,
-        second_y_name="perplexity",
-        second_x=(lambda step: duration(_at(times, step))) if len(times) > 1 else None,
-        second_x_name="min:s",
+    return svg.drawn(
+        svg.Chart(
+            title=_in_words(trained, held),
+            y_name=f"nats per {unit}",
+            lines=[svg.Line(held, "held out", "held")] if held else [],
+            band=trained,
+            band_name="training: mean of neighbouring steps, within their least and most",
+            mark=best,
+            mark_name=f"best: step {best[0]:,.0f}, {best[1]:.3f}" if best else "",
+            second_y=svg.perplexity if unit == "token" else None,
+            second_y_name="perplexity",
+            second_x=(lambda step: duration(_at(times, step))) if len(times) > 1 else None,
+            second_x_name="min:s",
+        )
     )
-    return f'<h2>Loss</h2>\n<div class="wide">{svg.drawn(chart)}</div>'
 
 
 def _rates(run: Run) -> str:
@@ -282,6 +295,20 @@ def _rules_of_part() -> str:
         return f"{rule[1]}{', '.join(names)} {{"
 
     return re.sub(r"^( *)([^@{}\n]+) \{", within, _css(), flags=re.MULTILINE)
+
+
+@cache
+def _rules_of_picture() -> str:
+    """The rules of a page for what lies in its pictures, each colour by its value: not every reader of SVG knows names."""
+    names, rules = _css().split("*, *::before", 1)
+    light, dark = (dict(re.findall(r"--(\w+): ([^;]+);", part)) for part in names.split("@media"))
+    about = [line for line in rules.splitlines() if line.startswith("svg ") and "display: block" not in line]
+    drawn = "\n".join(["svg { font: 12px system-ui, sans-serif; background: var(--ground); }", *about])
+
+    def valued(values: Mapping[str, str]) -> str:
+        return re.sub(r"var\(--(\w+)\)", lambda name: values[name[1]], drawn)
+
+    return f"{valued(light)}\n@media (prefers-color-scheme: dark) {{\n{valued(dark)}\n}}\n"
 
 
 def _e(text: Any) -> str:

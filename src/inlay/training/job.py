@@ -4,7 +4,7 @@
     report = job.run()                                                     # attach, train, keep the best, write
 
 The output directory appears whole at the end: the adapter as the exchange format has it, and `inlay.json` with the record of
-the run. The loss curve, `curve.png`, follows.
+the run. The loss curve, `curve.png` and `curve.svg`, follows.
 """
 
 import dataclasses
@@ -169,7 +169,9 @@ class Job:
                     self._keep_golden()
                 with keep.beside("no samples were answered"):
                     recorded.looked_at(self, observer, report.best_step)
-            with keep.beside("the loss curve was not drawn"):
+            with keep.beside(f"{keep.SKETCH} was not drawn"):
+                keep.sketch(self.output, observer.run)
+            with keep.beside(f"{keep.PICTURE} was not drawn"):
                 title = f"{self.output.name} on {self.base.checkpoint.name}"
                 keep.draw(self.output, progress, title, self.base.spec.unit)
         except KeyboardInterrupt:

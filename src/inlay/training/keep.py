@@ -14,9 +14,11 @@ from typing import NamedTuple
 
 from inlay.errors import MissingExtraError, OutputError
 from inlay.io import output
+from inlay.report import page
 from inlay.runs.progress import Progress
+from inlay.runs.record import Run
 
-PICTURE = "curve.png"
+PICTURE, SKETCH = "curve.png", "curve.svg"
 
 
 class Kept(NamedTuple):
@@ -76,3 +78,9 @@ def draw(directory: Path, progress: Progress, title: str, unit: str) -> None:
     from inlay.report import curve
 
     output.write_file(directory / PICTURE, curve.draw(progress, title, unit))
+
+
+def sketch(directory: Path, run: Run) -> None:
+    """The same beside it as the page of the run has it, which needs no other package; see `inlay.report.page.picture`."""
+    if drawn := page.picture(run):
+        output.write_file(directory / SKETCH, drawn.encode())
