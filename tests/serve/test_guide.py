@@ -147,19 +147,73 @@ def test_a_service_that_ends_has_the_time_that_it_takes():
     assert int(re.search(r"--stop-timeout (\d+)", run)[1]) > drain, "docker kills after ten seconds"
 
 
+CONTAINER = (ROOT / "Containerfile").read_text("utf-8")
+INSTRUCTIONS = {
+    "ADD", "ARG", "CMD", "COPY", "ENTRYPOINT", "ENV", "EXPOSE", "FROM", "HEALTHCHECK", "LABEL", "ONBUILD", "RUN", "SHELL",
+    "STOPSIGNAL", "USER", "VOLUME", "WORKDIR",
+}  # fmt: skip
+"""All that a container file has."""
+
+
+def instructions(text):
+    """(name, the rest) of each."""
+    whole = re.sub(r"^#.*\n", "", text, flags=re.MULTILINE).replace("\\\n", "")
+    return [tuple(line.split(None, 1)) for line in whole.splitlines() if line.strip()]
+
+
+def mistakes(text):
+    """What is wrong with a container file: what it copies is looked for in the repository."""
+    found, users = [], []
+    for name, rest in instructions(text):
+        if name not in INSTRUCTIONS:
+            found.append(f"{name} is no instruction")
+        if name in ("COPY", "ADD"):
+            sources = [word for word in shlex.split(rest)[:-1] if not word.startswith("--")]
+            found += [f"{source} is not there" for source in sources if not [*ROOT.glob(source)]]
+        for command in re.split("&&|;", rest) if name == "RUN" else ():
+            found += ["a cache is left"] * ("pip install" in command and "--no-cache-dir" not in command)
+            found += ["lists are left"] * ("apt-get update" in command and "rm -rf /var/lib/apt/lists" not in rest)
+        users += [rest] if name == "USER" else []
+    found += ["it does not begin with FROM"] * (instructions(text)[0][0] not in ("FROM", "ARG"))
+    return [*found, *["it runs as root"] * (users[-1:] in ([], ["root"], ["0"]))]
+
+
+def test_the_container_file_is_the_one_of_the_guide():
+    assert block("dockerfile") == CONTAINER
+    assert mistakes(CONTAINER) == []
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "says"),
+    [
+        ("EXPOSE", "EXPOES", "EXPOES is no instruction"),
+        ("USER inlay\n", "", "it runs as root"),
+        ("USER inlay\n", "USER inlay\nUSER root\n", "it runs as root"),
+        ("--no-cache-dir ", "", "a cache is left"),
+        ("USER", "COPY --chown=inlay src gone.txt /\nUSER", "gone.txt is not there"),
+        ("RUN user", "RUN apt-get update && user", "lists are left"),
+        ("FROM python:3.12-slim\n", "", "it does not begin with FROM"),
+    ],
+)
+def test_a_mistake_in_a_container_file_is_found(before, after, says):
+    assert mistakes(CONTAINER.replace(before, after, 1)) == [says]
+
+
 def test_the_container_file_holds_what_its_entry_point_needs():
-    lines = block("dockerfile").replace("\\\n", "").splitlines()
-    assert {line.split()[0] for line in lines} == {"FROM", "RUN", "USER", "EXPOSE", "ENTRYPOINT"}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-    (extra,) = re.findall(r'"inlay\[(\w+)\]"', block("dockerfile"))
+    torch, package = next(rest for name, rest in instructions(CONTAINER) if name == "RUN").split("&&")
+    assert "torch --index-url https://download.pytorch.org/whl/cpu" in torch, "without gigabytes of CUDA"
+    (extra,) = re.findall(r'"inlay\[(\w+)\]"', package)
     assert extra in project["optional-dependencies"]
-    python = re.search(r"FROM python:3\.(\d+)", block("dockerfile"))[1]
+    python = re.search(r"FROM python:3\.(\d+)", CONTAINER)[1]
     assert int(python) >= int(re.search(r"3\.(\d+)", project["requires-python"])[1])
     (arguments,) = commands()[-1:]
+    (build,) = re.findall(r"^docker build -t (\S+) - < (\S+)$", GUIDE, re.MULTILINE)
     (run,) = re.findall(r"^docker run (.*)$", GUIDE, re.MULTILINE)
+    assert build == (run.split()[-1], "Containerfile")
     mounted = set(re.findall(r"-v \S+?:(/\w[\w.]*):ro", run))
     assert mounted == {text for text in arguments if text.startswith("/")}
-    (port,) = re.findall(r"EXPOSE (\d+)", block("dockerfile"))
+    (port,) = re.findall(r"EXPOSE (\d+)", CONTAINER)
     assert re.search(r"-p 127\.0\.0\.1:\d+:(\d+)", run)[1] == port
     assert serve.Command(model="x").port == int(port)
 
