@@ -277,6 +277,7 @@ import inlay
 ````console
 pip install inlay
 # inlay demo
+eval "$(inlay completion bash)"
 inlay runs && inlay store list | head
 error: see it
 hint:  inlay plan M
@@ -287,10 +288,10 @@ hint:  inlay plan M
 def test_the_commands_of_every_block_are_found():
     found = on_pages.commands(PLANTED)
     assert [" ".join(command.arguments) for command in found] == [
-        "train M rows.jsonl --output one", "predict M -", "chat M", "runs", "store list",
+        "train M rows.jsonl --output one", "predict M -", "chat M", "completion bash", "runs", "store list",
     ]  # fmt: skip
-    assert [command.error for command in found] == ["", "no", "", "", "see it"]
-    assert [command.before for command in found] == ["X=1 ", "echo 'a b' | ", "", "", "inlay runs && "]
+    assert [command.error for command in found] == ["", "no", "", "", "", "see it"]
+    assert [command.before for command in found] == ["X=1 ", "echo 'a b' | ", "", 'eval "$(', "", "inlay runs && "]
 
 
 def test_a_command_comes_after_what_it_needs():

@@ -45,8 +45,9 @@ def _of_block(block):
         error = following.removeprefix("error: ") if following.startswith("error: ") else ""
         found = [*_COMMAND.finditer(typed[1])]
         for i, one in enumerate(found):
-            is_last = i + 1 == len(found)
-            yield Shown(_words(typed[1][one.end() :]), typed[1][: one.start("inlay")], error if is_last else "")
+            before, behind = typed[1][: one.start("inlay")], typed[1][one.end() :]
+            behind = behind.partition(")")[0] if before.endswith("$(") else behind
+            yield Shown(_words(behind), before, error if i + 1 == len(found) else "")
 
 
 def _words(text):

@@ -47,6 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         print(f"inlay {__version__}")
         return 0
+    if arguments[0] == "completion":
+        return _completion(arguments[1:])
     if arguments[0] not in commands():
         return _unknown(arguments[0])
     _let_threads_sleep()
@@ -260,6 +262,16 @@ def _help() -> str:
     from inlay.options import help
 
     return help.overview({title: [(name, _summary(name)) for name in names] for title, names in _groups().items()})
+
+
+def _completion(arguments: Sequence[str]) -> int:
+    """Print what a shell completes command lines with; or, where no shell that is known is named, how it is asked for."""
+    from inlay.options import completion
+
+    made = completion.script(arguments[0], commands()) if len(arguments) == 1 else None
+    asks_help = arguments[:1] in (["-h"], ["--help"])
+    print(made or completion.ABOUT, file=None if made or asks_help else sys.stderr)
+    return 0 if made or asks_help else 2
 
 
 def _summary(command: str) -> str:

@@ -26,6 +26,7 @@ too."""
 MORE = (
     ("inlay demo", "begin here: offline, in less than a minute"),
     ("inlay help COMMAND", "what a command takes, with examples"),
+    ("inlay completion", "let bash or zsh complete what is typed"),
     ("inlay version", "the version"),
 )
 """What else can be typed."""
