@@ -6,7 +6,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[2]
-PAGES = {str(path.relative_to(ROOT)): path for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))}
+PAGES = {
+    str(path.relative_to(ROOT)): path
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
+    if path.parent != ROOT / "docs" / "reference"  # made of the code when the site is built
+}
 
 OTHERS = ("python", "json", "toml", "yaml", "nginx", "dockerfile")
 """Languages in which no shell is spoken. A container's entry point is read by tests/serve/test_guide.py."""

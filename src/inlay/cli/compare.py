@@ -214,7 +214,10 @@ def table(results: Sequence[Result]) -> str:
 
 
 def _flag(name: str, value: Any) -> list[str]:
-    return [] if value is None else [f"--{name.replace('_', '-')}", str(value)]
+    flag = f"--{name.replace('_', '-')}"
+    if isinstance(value, bool):
+        return [flag] if value else []
+    return [] if value is None else [flag, str(value)]
 
 
 Command = Compare

@@ -30,7 +30,7 @@ _NOTHING = "it changes nothing of what is learned"
 _BASE = "it is of the base, which all runs share"
 REFUSED = {
     **dict.fromkeys(("max_length", "too_long", "train_on", "eval_fraction", "eval_rows"), _ROWS),
-    **dict.fromkeys((*LOOKED_AT, "micro_batch_tokens", "recompute"), _NOTHING),
+    **dict.fromkeys((*LOOKED_AT, "micro_batch_tokens"), _NOTHING),
     **dict.fromkeys(("model", "quantize", "dtype", "device", "device_memory", "task"), _BASE),
     **dict.fromkeys(("data", "eval_data"), "each data file has a run by --each"),
     **dict.fromkeys(("from", "from_adapter"), "all runs go on from one adapter, or begin"),

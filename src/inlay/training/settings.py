@@ -26,7 +26,8 @@ UNKNOWN_FAMILY_RATE = 3e-4
 _RULE = {"llama": 0.781, "qwen": 0.0775}
 
 
-LOOKED_AT = ("save_every", "sample_every", "log")  # they change nothing of what is learned: a run may go on with others
+LOOKED_AT = ("save_every", "sample_every", "log", "recompute")
+"""They change nothing of what is learned: a run may go on with others."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
