@@ -192,6 +192,20 @@ def test_rows_whose_own_part_is_longer_than_what_they_share_are_whole():
         assert [(len(family.rows), family.shared) for family in shared.families(rows)] == expected
 
 
+def test_a_family_that_is_not_much_longer_than_its_longest_row_is_whole(llama, monkeypatch):
+    monkeypatch.setattr(loss.memory, "micro_batch_tokens", lambda base: 60)
+    document = _drawn(50, 1)
+    rows = [_row(document + _drawn(10, 10 + n), 52) for n in range(4)]
+    counted = lambda bound: [loss.num_computed(llama, part) for part in loss.parts(llama, rows, bound)]  # noqa: E731
+    assert counted(None) == [90]  # 1.5 times the 60 of each row
+    assert counted(60) == [60] * 4  # a bound that is given is kept
+    more = [*rows, _row(document + _drawn(10, 20), 52)]
+    assert [loss.num_computed(llama, part) for part in loss.parts(llama, more, None)] == [90, 60]
+    assert sum(loss.loss_of(llama, part).item() for part in loss.parts(llama, more, None)) == pytest.approx(
+        _one_by_one(llama, more).item()
+    )
+
+
 def test_many_rows_are_looked_at_some_at_a_time():
     rows = [_row([*range(n, n + 9), n], 9) for n in range(3, 3 + 2 * shared.AT_A_TIME)] * 2
     found = shared.families(rows)

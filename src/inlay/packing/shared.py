@@ -17,6 +17,10 @@ from inlay.text.mask import Example
 FEWEST = 64
 """Tokens that rows have in common, at least: fewer are computed sooner than branches are put together."""
 
+ROOM = 1.5
+"""A family may have so many times the tokens of its longest row, where no other bound is given: that row needs most of the
+memory anyway, and to divide the family is to compute what it shares again."""
+
 AT_A_TIME = 256
 """Rows of which families are looked for."""
 
@@ -79,13 +83,15 @@ def num_tokens(found: Sequence[Family]) -> int:
     return sum(family.num_tokens for family in found)
 
 
-def parts(found: Sequence[Family], max_tokens: int) -> Iterator[list[Example]]:
-    """The rows in groups of families of similar length, of at most `max_tokens`; a family that is larger is divided.
+def parts(found: Sequence[Family], max_tokens: int, room: float = 0.0) -> Iterator[list[Example]]:
+    """The rows in groups of families of similar length, of at most `max_tokens`; a family that is larger is divided, unless it
+    has at most `room` times the tokens of its longest row.
 
     Who goes with whom is found again in a group, and need not be what was found among all: that is what is counted.
     """
+    divided = (part for one in found for part in _divided(one, max(max_tokens, int(room * one.longest))))
     group = list[Example]()
-    for family in sorted((part for one in found for part in _divided(one, max_tokens)), key=lambda f: f.longest):
+    for family in sorted(divided, key=lambda family: family.longest):
         more = [*group, *family.rows]
         if group and num_tokens(families(more)) > max_tokens:
             yield group

@@ -93,7 +93,8 @@ def _losses(base: Loaded, packed: batch.Packed, tokens: Sequence[int] | None = N
 def parts(base: Loaded, examples: Sequence[Example], max_tokens: int | None) -> Iterator[list[Example]]:
     """The rows in groups that go through the model together, by default of as many tokens as suit it; see `batch.parts`."""
     most, found = max_tokens or memory.micro_batch_tokens(base), _families(base, examples)
-    return shared.parts(found, most) if found else batch.parts(examples, most, padded=not is_packed(base))
+    room = 0.0 if max_tokens else shared.ROOM
+    return shared.parts(found, most, room) if found else batch.parts(examples, most, padded=not is_packed(base))
 
 
 def num_computed(base: Loaded, examples: Sequence[Example]) -> int:
