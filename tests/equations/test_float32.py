@@ -120,3 +120,20 @@ def test_it_is_chosen_once(monkeypatch):
     monkeypatch.setattr(float32, "_chosen", None)
     assert [float32.chosen(), float32.chosen()] == [float32.BLAS] * 2
     assert asked == [1]
+
+
+@pytest.mark.skipif(not float32._works(), reason="torch was built without oneDNN")
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
+def test_what_one_dnn_makes_lies_where_it_is_asked_for(monkeypatch, stored):
+    generator = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(40, 64, generator=generator), torch.randn(5000, 64, generator=generator).to(stored)
+    out, made = torch.empty(40, 5000), []
+    monkeypatch.setattr(product, "RESULT_BYTES", 1000 * 40 * 4)
+    monkeypatch.setattr(float32, "FEWEST", 1)
+    whole = float32._onednn
+    monkeypatch.setattr(float32, "_onednn", lambda x, w: made.append(whole(x, w)) or made[-1])
+    with float32.only(float32.ONEDNN):
+        y = product.linear(x, weight, None, out=out)
+    assert y.data_ptr() == out.data_ptr()
+    assert [some.shape for some in made] == [(40, 1000)] * 5, "a few at a time, so that no large block comes and goes"
+    torch.testing.assert_close(out, x @ weight.float().T)
