@@ -171,11 +171,10 @@ def _other(task: str) -> str:
 
 def _first(path: Path, number: int, target: Path) -> str:
     """A file of so many rows of another, spread evenly over it; of several answers that it has the first."""
-    lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-    step = max(1, len(lines) // number)
-    rows = [
-        {"completion": row["references"][0], **row} if "references" in row else row for row in lines[::step][:number]
-    ]
+    from inlay.data.split import spread
+
+    rows = spread([json.loads(line) for line in path.read_text("utf-8").splitlines()], number)
+    rows = [{"completion": row["references"][0], **row} if "references" in row else row for row in rows]
     rows = [{name: row[name] for name in ("prompt", "completion", "text") if name in row} for row in rows]
     target.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     return str(target)

@@ -8,6 +8,7 @@ rows; printed are medians of seconds, their ratio, and how far loss and gradient
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
@@ -31,27 +32,52 @@ def main(
     shape: str = "135m", dtype: str = "float32", questions: str = "8", document: str = "1000", question: str = "60"
 ) -> None:
     """Measure both ways."""
+    print(f"{shape}, {dtype}: {questions} questions of {question} tokens on a document of {document}")
+    times, apart = in_turn(
+        shape, dtype, lambda generator: drawn(int(questions), int(document), int(question), generator),
+        lambda least: setattr(shared, "FEWEST", least), WAYS, NUM_STEPS,
+    )  # fmt: skip
+    print(f"{times['for each'] / times['once']:.2f} times as fast; {apart}")
+
+
+def in_turn(
+    shape: str,
+    dtype: str,
+    draw: Callable[[torch.Generator], list[Example]],
+    take: Callable[[int], None],
+    ways: dict[str, int],
+    num_steps: int,
+) -> tuple[dict[str, float], str]:
+    """The median seconds of a LoRA step by each of two ways, which is printed, and how far apart they are, in words.
+
+    **Arguments:**
+
+    - `draw`: the rows of a step.
+    - `take`: takes the way that has this number in `ways`.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        directory = shapes.directory(shape, Path(folder) / shape, getattr(torch, dtype))
-        base = inlay.load(directory, dtype=dtype)
+        base = inlay.load(shapes.directory(shape, Path(folder) / shape, getattr(torch, dtype)), dtype=dtype)
         base.attach(inlay.Lora(r=16), "it")
         state = TrainState.new(base.adapters["it"], Settings(), Plan(1000, 1, 1e-4, "as asked", 1000))
-        generator = torch.Generator().manual_seed(0)
-        seconds: dict[str, list[float]] = {way: [] for way in WAYS}
-        for _ in range(NUM_STEPS + 1):
-            rows = drawn(int(questions), int(document), int(question), generator)
-            for way, shared.FEWEST in WAYS.items():
+        generator, rows = torch.Generator().manual_seed(0), list[Example]()
+        seconds: dict[str, list[float]] = {way: [] for way in ways}
+        for _ in range(num_steps + 1):
+            rows = draw(generator)
+            for way, number in ways.items():
+                take(number)
                 begun = time.perf_counter()
                 step_(base, state, rows)
                 seconds[way].append(time.perf_counter() - begun)
-        found = {way: gradients(base, rows) for way, shared.FEWEST in WAYS.items()}
-    print(f"{shape}, {dtype}: {questions} questions of {question} tokens on a document of {document}")
+        found = []
+        for number in ways.values():
+            take(number)
+            found.append(gradients(base, rows))
     times = {way: median(some[1:]) for way, some in seconds.items()}
     for way, some in seconds.items():
-        print(f"{way:10} {times[way]:6.2f} s a step ({min(some[1:]):.2f} to {max(some[1:]):.2f})")
-    (loss, one), (other_loss, other) = found.values()
+        print(f"{way:14} {times[way]:6.2f} s a step ({min(some[1:]):.2f} to {max(some[1:]):.2f})")
+    (loss, one), (other_loss, other) = found
     apart, size = (one - other).norm() / other.norm(), abs(loss - other_loss) / other_loss
-    print(f"{times['for each'] / times['once']:.2f} times as fast; losses {size:.1e} apart, gradients {apart:.1e}")
+    return times, f"losses {size:.1e} apart, gradients {apart:.1e}"
 
 
 def drawn(count: int, document: int, question: int, generator: torch.Generator) -> list[Example]:
