@@ -1,25 +1,28 @@
-"""What holds on a real model: python -m benchmarks.evidence MODEL DATA CLAIM ... [--seeds N] [--results FILE]
+"""What holds on a real model: python -m benchmarks.evidence MODEL DATA CLAIM ... [--seeds N] [--at-once N] [--results FILE]
 
-MODEL is SmolLM2-135M-Instruct, DATA a folder with e2e, medquad, gsm8k and tinystories-sample. A claim is runs that are made
-once each, every one a process of its own, and written as a line of FILE (docs/evidence/results.jsonl) when it is done: a claim
-that was stopped goes on. A line has the run's settings, the losses per supervised token, before and after, of rows that nothing
-was chosen by and of other text, and what it took. `python -m benchmarks.evidence show CLAIM` prints the table of a claim: the
-mean over the seeds, with the 95 % interval of Student's t.
+MODEL is SmolLM2-135M-Instruct, DATA a folder with e2e, medquad, gsm8k and tinystories-sample. A claim is a number of runs,
+each a process of its own, written as a line of FILE (docs/evidence/results.jsonl) when it is done: a claim that was stopped
+goes on, and a run that two claims share is made once. A line has the run's settings, its losses per supervised token on rows
+that nothing was chosen by and on other text, and what it took. `python -m benchmarks.evidence show CLAIM` prints the table of
+a claim: the mean over the seeds, with the 95 % interval of Student's t; `show CLAIM other` that of the losses on other text;
+`plot CLAIM FILE.png` draws it.
 
     rates     the rate that Inlay takes by itself, and six others
-    family    LoRA, full fine-tuning and the rest of the family, each at the best of three rates
+    family    LoRA, full fine-tuning and the rest of the family, each at the best of three rates, chosen with the first seed
     schemes   a base in bfloat16, nf4 and int8
     ranks     1 to 64
     layers    attention, MLP, queries and values, all
 """
 
 import json
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -35,28 +38,29 @@ TASKS = {
 }
 """Facts of a restaurant into a sentence, questions of health, school mathematics, and the style of stories for children."""
 
-STEPS, BATCH, LENGTH, HELD_OUT, TESTED = 60, 8, 512, 60, 120
-"""Steps, rows of each, tokens of a row at most, rows that the best state is chosen by, and rows that it is tested on."""
+STEPS, BATCH, LENGTH, VALID, TESTED, OTHER = 48, 4, 192, 24, 48, 16
+"""Steps, rows of each, tokens of a row at most; rows that a rate is chosen by, that are tested on, and of other text."""
 
 FACTORS = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
-METHODS = ("lora", "dora", "vera", "ia3", "loha", "oft", "bottleneck", "prefix", "prompt", "bitfit", "full")
+METHODS = ("lora", "dora", "ia3", "bottleneck", "prefix", "prompt", "bitfit", "full")
 LAYERS = {
     "all": None,
     "attention": ("q_proj", "k_proj", "v_proj", "o_proj"),
     "mlp": ("gate_proj", "up_proj", "down_proj"),
     "queries and values": ("q_proj", "v_proj"),
 }
+RANKS, RANK = (1, 2, 4, 8, 16, 32, 64), 16
+"""Ranks to compare, and the one that Inlay takes by itself."""
+
 T_95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}
 """By the number of seeds: so many standard errors is the interval wide to either side."""
 
 
 class Run(NamedTuple):
-    """One run of a claim: what it is called in the table, and how it differs from what Inlay does by itself."""
+    """One run: how it differs from what Inlay does by itself."""
 
-    claim: str
     task: str
-    name: str
-    method: str = "lora"
+    method: str | None = "lora"
     fields: Mapping[str, Any] = MappingProxyType({})
     factor: float = 1.0
     scheme: str | None = None
@@ -68,100 +72,117 @@ class Run(NamedTuple):
         return json.dumps({**self._asdict(), "fields": dict(self.fields)}, sort_keys=True)
 
 
-def runs(claim: str, seeds: int) -> Iterator[Run]:
-    """The runs of a claim."""
-    for seed in range(seeds):
-        for task in TASKS:
-            match claim:
-                case "rates":
-                    for factor in FACTORS:
-                        yield Run(claim, task, f"x {factor:g}", factor=factor, seed=seed)
-                case "family":
-                    for method in METHODS:
-                        for factor in (0.5, 1.0, 2.0):
-                            yield Run(claim, task, f"{method} x {factor:g}", method, factor=factor, seed=seed)
-                case "schemes":
-                    for scheme in (None, "nf4", "int8"):
-                        yield Run(claim, task, scheme or "bfloat16", scheme=scheme, seed=seed)
-                case "ranks":
-                    for rank in (1, 2, 4, 8, 16, 32, 64):
-                        yield Run(claim, task, f"r={rank}", fields={"r": rank, "lora_alpha": 2 * rank}, seed=seed)
-                case "layers":
-                    for name, modules in LAYERS.items():
-                        fields = {} if modules is None else {"target_modules": list(modules)}
-                        yield Run(claim, task, name, fields=fields, seed=seed)
-                case _:
-                    sys.exit(f"there is no claim {claim}")
+def runs(claim: str, seed: int, lines: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, Run]]:
+    """The runs of a claim with one seed, each with its name in the table; `lines` are those that are done."""
+    for task in TASKS:
+        match claim:
+            case "rates":
+                for factor in FACTORS:
+                    yield f"x {factor:g}", Run(task, factor=factor, seed=seed)
+            case "family":
+                for method in METHODS:
+                    tried = [Run(task, method, factor=factor) for factor in (0.5, 1.0, 2.0)]
+                    best = min(tried, key=lambda run: _found(run, lines).get("valid", 0.0))
+                    for run in tried if not all(_found(run, lines) for run in tried) else [best._replace(seed=seed)]:
+                        yield method, run
+            case "schemes":
+                for scheme in (None, "nf4", "int8"):
+                    if scheme:
+                        yield f"{scheme}, before", Run(task, None, scheme=scheme)
+                    yield scheme or "bfloat16", Run(task, scheme=scheme, seed=seed)
+            case "ranks":
+                for rank in RANKS:
+                    fields = {} if rank == RANK else {"r": rank, "lora_alpha": 2 * rank}
+                    yield f"r={rank}", Run(task, fields=fields, seed=seed)
+            case "layers":
+                for name, modules in LAYERS.items():
+                    fields = {} if modules is None else {"target_modules": list(modules)}
+                    yield name, Run(task, fields=fields, seed=seed)
+            case _:
+                sys.exit(f"there is no claim {claim}")
+
+
+def _found(run: Run, lines: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The line of a run, or nothing."""
+    return next((line for line in lines if line["key"] == run.key), {})
 
 
 def main(model: str, data: str, *words: str) -> None:
     """Make the runs of some claims that are not there yet."""
-    seeds, results, claims = 3, RESULTS, []
+    seeds, at_once, results, claims = 3, 1, RESULTS, []
     given = iter(words)
     for word in given:
         if word == "--seeds":
             seeds = int(next(given))
+        elif word == "--at-once":
+            at_once = int(next(given))
         elif word == "--results":
             results = Path(next(given))
         else:
             claims.append(word)
     results.parent.mkdir(parents=True, exist_ok=True)
-    done = {line["key"] for line in read(results)}
-    for run in (run for claim in claims for run in runs(claim, seeds) if run.key not in done):
+
+    def made(run: Run) -> None:
+        """Make one run, and write its line."""
         command = [sys.executable, "-W", "ignore", "-m", "benchmarks.evidence", "worker", model, data, run.key]
-        made = subprocess.run(command, capture_output=True, text=True, check=False)
-        if made.returncode:
-            print(f"{run.claim} {run.task} {run.name}: {made.stderr.splitlines()[-1:]}", flush=True)
-            continue
-        line = made.stdout.splitlines()[-1]
+        threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // at_once))}
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **threads})
+        if done.returncode:
+            print(f"{run.key}: {done.stderr.splitlines()[-1:]}", flush=True)
+            return
+        line = done.stdout.splitlines()[-1]
         with results.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
         found = json.loads(line)
-        print(
-            f"{run.claim:8} {run.task:8} {run.name:20} seed {run.seed}: {found['before']:.4f} -> {found['test']:.4f}, "
-            f"other text {found['other_before']:.4f} -> {found['other']:.4f}, {found['seconds']:.0f} s",
-            flush=True,
-        )
+        print(f"{run.key}: {found['test']:.4f}, {found['other']:.4f}, {found['seconds']:.0f} s", flush=True)
+
+    with ThreadPoolExecutor(at_once) as pool:
+        for seed in range(seeds):
+            for claim in claims:
+                for _ in range(2):  # a rate that was chosen may want a run more
+                    lines = read(results)
+                    asked = [Run(task, None) for task in TASKS] + [run for _, run in runs(claim, seed, lines)]
+                    missing = {run.key: run for run in asked if not _found(run, lines)}
+                    list(pool.map(made, missing.values()))
 
 
 def worker(model: str, data: str, key: str) -> None:
     """Make one run, and print its line."""
-    import torch
-
     import inlay
     from inlay import methods
     from inlay.evaluation.loss import evaluate
     from inlay.training.settings import learning_rate
 
-    torch.set_num_threads(2)
     run, start = Run(**json.loads(key)), time.perf_counter()
     base = inlay.load(model, quantize=run.scheme)
-    method = methods.find(run.method)(**run.fields)
-    rate = run.factor * learning_rate(base.model.config)[0] * method.learning_rate_scale
+    found = {"key": run.key, **json.loads(run.key)}
     with tempfile.TemporaryDirectory() as folder:
-        splits = {name: _first(Path(data) / path, number, Path(folder) / f"{name}.jsonl") for name, path, number in (
-            ("train", TASKS[run.task]["train"], 2000), ("valid", TASKS[run.task]["valid"], HELD_OUT),
-            ("test", TASKS[run.task]["test"], TESTED), ("other", TASKS[_other(run.task)]["test"], 24),
+        splits = {name: first(Path(data) / path, number, Path(folder) / f"{name}.jsonl") for name, path, number in (
+            ("train", TASKS[run.task]["train"], 2000), ("valid", TASKS[run.task]["valid"], VALID),
+            ("test", TASKS[run.task]["test"], TESTED), ("other", TASKS[_other(run.task)]["test"], OTHER),
         )}  # fmt: skip
-        report = inlay.train(
-            base, splits["train"], method=method, output=f"{folder}/it", eval_data=splits["valid"], max_steps=STEPS,
-            batch_size=BATCH, max_length=LENGTH, too_long="drop", learning_rate=rate, seed=run.seed, check="off",
-            progress=False,
-        )  # fmt: skip
-
-        def loss(name: str, adapter: str | None) -> float:
+        if run.method is not None:
+            method = methods.find(run.method)(**run.fields)
+            rate = run.factor * learning_rate(base.model.config)[0] * method.learning_rate_scale
+            report = inlay.train(
+                base, splits["train"], method=method, output=f"{folder}/it", eval_fraction=0.0, max_steps=STEPS,
+                batch_size=BATCH, max_length=LENGTH, too_long=_too_long(run.task), learning_rate=rate, seed=run.seed,
+                check="off", progress=False,
+            )  # fmt: skip
+            found |= {
+                "rate": rate, "trainable": report.trainable_parameters, "adapter_bytes": report.adapter_bytes,
+                "tokens": report.tokens, "train_seconds": report.seconds, "peak_bytes": report.peak_rss_bytes,
+            }  # fmt: skip
+        for name in ("valid", "test", "other"):
             read = base.spec.read(splits[name])
-            rows = base.spec.prepare(read.rows, base, LENGTH, "completions", "drop").examples
-            return evaluate(base, adapter, rows)
+            rows = base.spec.prepare(read.rows, base, LENGTH, "completions", _too_long(run.task)).examples
+            found[name] = evaluate(base, None if run.method is None else "it", rows)
+    print(json.dumps({**found, "seconds": time.perf_counter() - start, "version": inlay.__version__}))
 
-        found = {
-            "key": run.key, **json.loads(run.key), "rate": rate, "before": loss("test", None), "test": loss("test", "it"),
-            "valid": report.eval_loss, "other_before": loss("other", None), "other": loss("other", "it"),
-            "trainable": report.trainable_parameters, "adapter_bytes": report.adapter_bytes,
-            "tokens": report.tokens, "train_seconds": report.seconds, "peak_bytes": report.peak_rss_bytes,
-            "seconds": time.perf_counter() - start, "version": inlay.__version__,
-        }  # fmt: skip
-    print(json.dumps(found))
+
+def _too_long(task: str) -> str:
+    """What becomes of longer rows: of stories there are too few to leave any out."""
+    return "window" if task == "stories" else "drop"
 
 
 def _other(task: str) -> str:
@@ -169,11 +190,11 @@ def _other(task: str) -> str:
     return "gsm8k" if task == "stories" else "stories"
 
 
-def _first(path: Path, number: int, target: Path) -> str:
+def first(path: Path, number: int, target: Path) -> str:
     """A file of so many rows of another, spread evenly over it; of several answers that it has the first."""
     from inlay.data.split import spread
 
-    rows = spread([json.loads(line) for line in path.read_text("utf-8").splitlines()], number)
+    rows = spread([json.loads(line) for line in path.read_text("utf-8").split("\n") if line], number)
     rows = [{"completion": row["references"][0], **row} if "references" in row else row for row in rows]
     rows = [{name: row[name] for name in ("prompt", "completion", "text") if name in row} for row in rows]
     target.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
@@ -185,24 +206,56 @@ def read(results: Path = RESULTS) -> list[dict[str, Any]]:
     return [json.loads(line) for line in results.read_text("utf-8").splitlines()] if results.exists() else []
 
 
-def show(claim: str, results: str = str(RESULTS)) -> None:
-    """Print the table of a claim."""
-    lines = [line for line in read(Path(results)) if line["claim"] == claim]
+def losses(claim: str, what: str = "test", results: Path = RESULTS) -> dict[str, list[list[float]]]:
+    """Of each name in the table of a claim, for each task, the losses with all seeds that are done."""
+    lines = read(results)
+    of = {line["key"]: line[what] for line in lines}
+    found = {("before", task): [Run(task, None).key] for task in TASKS}
+    for seed in range(max(T_95)):
+        for name, run in runs(claim, seed, lines):
+            found.setdefault((name, run.task), []).append(run.key)
+    return {
+        name: [[of[key] for key in dict.fromkeys(found[name, task]) if key in of] for task in TASKS]
+        for name in dict.fromkeys(name for name, _ in found)
+    }
+
+
+def show(claim: str, what: str = "test", results: str = str(RESULTS)) -> None:
+    """Print the table of a claim: of what is learned (test), or of what becomes of other text (other)."""
     print(f"| {claim} | {' | '.join(TASKS)} |\n|---|{'---|' * len(TASKS)}")
-    for name in dict.fromkeys(line["name"] for line in lines):
-        cells = [
-            interval([line["test"] for line in lines if line["name"] == name and line["task"] == task])
-            for task in TASKS
-        ]
-        print(f"| {name} | {' | '.join(cells)} |")
+    for name, tasks in losses(claim, what, Path(results)).items():
+        print(f"| {name} | {' | '.join(map(interval, tasks))} |")
+
+
+def plot(claim: str, file: str, results: str = str(RESULTS)) -> None:
+    """Draw the table of a claim: a panel for each task."""
+    from inlay import picture
+
+    table = losses(claim, results=Path(results))
+    before = table.pop("before")
+    with picture.figure(2.6 * len(TASKS), 3.2) as (figure, png):
+        for number, (task, axes) in enumerate(zip(TASKS, figure.subplots(1, len(TASKS)), strict=True)):
+            found = [(place, tasks[number]) for place, tasks in enumerate(table.values()) if tasks[number]]
+            for place, some in found:
+                axes.errorbar(place, statistics.mean(some), half_width(some), fmt="o", color="C0", ms=4)
+            if before[number]:
+                axes.axhline(before[number][0], color="gray", linestyle=":")
+            axes.set_xticks(range(len(table)), list(table), rotation=90, fontsize=8)
+            axes.set_title(task, fontsize=10)
+        figure.supylabel("nats a token, held out; dotted: before", fontsize=8)
+    Path(file).write_bytes(png.getvalue())
 
 
 def interval(values: list[float]) -> str:
     """The mean of some runs, and how far the 95 % interval reaches to either side; nothing where there are none."""
     if len(values) < 2:
         return f"{values[0]:.4f}" if values else ""
-    half = T_95.get(len(values), 2.0) * statistics.stdev(values) / len(values) ** 0.5
-    return f"{statistics.mean(values):.4f} ± {half:.4f}"
+    return f"{statistics.mean(values):.4f} ± {half_width(values):.4f}"
+
+
+def half_width(values: list[float]) -> float:
+    """How far the 95 % interval of a mean reaches to either side; 0 for one value, which says nothing of it."""
+    return T_95.get(len(values), 2.0) * statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
 
 
 if __name__ == "__main__":
@@ -211,5 +264,7 @@ if __name__ == "__main__":
             worker(*rest)
         case ["show", *rest]:
             show(*rest)
+        case ["plot", *rest]:
+            plot(*rest)
         case rest:
             main(*rest)
