@@ -68,13 +68,14 @@ def main(model: str) -> None:
     }
     for name, (dtype, routed.linear, routed.linear_backward) in ways.items():
         loss, found = gradients(model, dtype)
-        cosines = list(map(functools.partial(torch.nn.functional.cosine_similarity, dim=0), found, expected))
-        least, middle = min(cosines).item(), median(c.item() for c in cosines)
-        below = sum(c < ENOUGH for c in cosines)
-        print(
-            f"{name:16} loss {100 * (loss / expected_loss - 1):+.3f} %, cosines from {least:.4f}, median {middle:.4f}, "
-            f"{below} of {len(cosines)} below {ENOUGH}"
-        )
+        print(f"{name:16} loss {100 * (loss / expected_loss - 1):+.3f} %, {likeness(found, expected)}")
+
+
+def likeness(found: list[Tensor], expected: list[Tensor]) -> str:
+    """The cosines of gradients with those that are expected, in words."""
+    cosines = list(map(functools.partial(torch.nn.functional.cosine_similarity, dim=0), found, expected))
+    least, middle = min(cosines).item(), median(c.item() for c in cosines)
+    return f"cosines from {least:.4f}, median {middle:.4f}, {sum(c < ENOUGH for c in cosines)} of {len(cosines)} below {ENOUGH}"
 
 
 if __name__ == "__main__":

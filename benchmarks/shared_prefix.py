@@ -48,7 +48,7 @@ def in_turn(
     ways: dict[str, int],
     num_steps: int,
 ) -> tuple[dict[str, float], str]:
-    """The median seconds of a LoRA step by each of two ways, which is printed, and how far apart they are, in words.
+    """The median seconds of a LoRA step by each way, which is printed, and how far the last is from the first, in words.
 
     **Arguments:**
 
@@ -75,7 +75,7 @@ def in_turn(
     times = {way: median(some[1:]) for way, some in seconds.items()}
     for way, some in seconds.items():
         print(f"{way:14} {times[way]:6.2f} s a step ({min(some[1:]):.2f} to {max(some[1:]):.2f})")
-    (loss, one), (other_loss, other) = found
+    (loss, one), *_, (other_loss, other) = found
     apart, size = (one - other).norm() / other.norm(), abs(loss - other_loss) / other_loss
     return times, f"losses {size:.1e} apart, gradients {apart:.1e}"
 
