@@ -1,0 +1,50 @@
+"""The prototype that benchmarks.w8a8 times: its products are exact where nothing has to be rounded, and near where it has."""
+
+import shutil
+
+import pytest
+import torch
+from benchmarks import w8a8
+
+from inlay.kernels import native
+
+pytestmark = pytest.mark.skipif(
+    shutil.which("cc") is None or not native.supported(), reason="it is compiled here, and takes the library's variants"
+)
+
+H = torch.ones(1, 1, dtype=torch.float64)
+while len(H) < 64:
+    H = torch.kron(torch.tensor([[1.0, 1.0], [1.0, -1.0]], dtype=torch.float64), H)
+H = H / 8
+
+
+def rotated(x):
+    """x H by the matrix, in float64."""
+    return (x.double().view(len(x), -1, 64) @ H).view(x.shape)
+
+
+@pytest.mark.parametrize("shape", [(1, 64, 1), (3, 128, 7), (40, 576, 100)], ids=str)
+def test_both_products_are_those_of_the_rounded_weight(shape):
+    tokens, width, rows = shape
+    W, x, g = (torch.randn(*size).bfloat16() for size in ((rows, width), (tokens, width), (tokens, rows)))
+    scheme = w8a8.Scheme()
+    q, s = scheme.weight(W)
+    assert ((q * s[:, None]).double() - rotated(W)).abs().max() <= 0.501 * s.max()
+    held = rotated(q * s[:, None])
+    (qx, sx), (qg, t) = w8a8.quantized(x), w8a8.quantized(g, s)
+    given, back = rotated(qx * sx[:, None]), (qg * t[:, None]).double() / s
+    for found, expected in (
+        (scheme.linear(x, W, None), given @ held.T),
+        (scheme.linear_backward(g, W), back @ held),
+    ):
+        assert (found.double() - expected).abs().max() <= 2**-7 * expected.abs().max(), "rounded once, to bfloat16"
+    assert (given - x.double()).norm() <= 0.03 * x.double().norm()
+    assert (back - g.double()).norm() <= 0.03 * g.double().norm()
+
+
+def test_what_three_maps_are_given_is_rounded_once_and_anew_where_it_changed():
+    scheme, W, x = w8a8.Scheme(), torch.randn(8, 64).bfloat16(), torch.randn(4, 64).bfloat16()
+    first = scheme.linear(x, W, None)
+    assert torch.equal(scheme.linear(x, W, None), first)
+    x.mul_(2)
+    assert torch.equal(scheme.linear(x, W, None), 2 * first)
