@@ -83,8 +83,10 @@ def runs(claim: str, seed: int, lines: Sequence[Mapping[str, Any]]) -> Iterator[
                 for method in METHODS:
                     tried = [Run(task, method, factor=factor) for factor in (0.5, 1.0, 2.0)]
                     best = min(tried, key=lambda run: _found(run, lines).get("valid", 0.0))
-                    for run in tried if not all(_found(run, lines) for run in tried) else [best._replace(seed=seed)]:
-                        yield method, run
+                    if all(_found(run, lines) for run in tried):
+                        yield method, best._replace(seed=seed)
+                    else:
+                        yield from ((f"{method} x {run.factor:g}", run) for run in tried)
             case "schemes":
                 for scheme in (None, "nf4", "int8"):
                     if scheme:
