@@ -52,7 +52,7 @@ def lies(weight: Tensor, change: Tensor, rank: int) -> tuple[float, ...]:
     """|U^T W V| for the directions of the change, of W and of a random matrix; |W|, |D|, and by how much D amplifies."""
     random = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
     in_change, in_weight, in_random = (
-        inside(weight, *directions(matrix, rank)).norm().item() for matrix in (change, weight, random)
+        (U.T @ weight @ V).norm().item() for U, V in (directions(matrix, rank) for matrix in (change, weight, random))
     )
     size = change.norm().item()
     return in_change, in_weight, in_random, weight.norm().item(), size, size / in_change
@@ -62,11 +62,6 @@ def directions(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """The first singular directions on either side: (out, r), (in, r)."""
     U, _, V = torch.linalg.svd(matrix, full_matrices=False)
     return U[:, :rank], V[:rank].T
-
-
-def inside(weight: Tensor, U: Tensor, V: Tensor) -> Tensor:
-    """U^T W V."""
-    return U.T @ weight @ V
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import MappingProxyType
@@ -72,8 +72,8 @@ class Run(NamedTuple):
         return json.dumps({**self._asdict(), "fields": dict(self.fields)}, sort_keys=True)
 
 
-def runs(claim: str, seed: int, lines: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, Run]]:
-    """The runs of a claim with one seed, each with its name in the table; `lines` are those that are done."""
+def runs(claim: str, seed: int, done: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, Run]]:
+    """The runs of a claim with one seed, each with its name in the table; `done` are the lines of those that are, by key."""
     for task in TASKS:
         match claim:
             case "rates":
@@ -82,8 +82,8 @@ def runs(claim: str, seed: int, lines: Sequence[Mapping[str, Any]]) -> Iterator[
             case "family":
                 for method in METHODS:
                     tried = [Run(task, method, factor=factor) for factor in (0.5, 1.0, 2.0)]
-                    best = min(tried, key=lambda run: _found(run, lines).get("valid", 0.0))
-                    if all(_found(run, lines) for run in tried):
+                    if all(run.key in done for run in tried):
+                        best = min(tried, key=lambda run: done[run.key]["valid"])
                         yield method, best._replace(seed=seed)
                     else:
                         yield from ((f"{method} x {run.factor:g}", run) for run in tried)
@@ -102,11 +102,6 @@ def runs(claim: str, seed: int, lines: Sequence[Mapping[str, Any]]) -> Iterator[
                     yield name, Run(task, fields=fields, seed=seed)
             case _:
                 sys.exit(f"there is no claim {claim}")
-
-
-def _found(run: Run, lines: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
-    """The line of a run, or nothing."""
-    return next((line for line in lines if line["key"] == run.key), {})
 
 
 def main(model: str, data: str, *words: str) -> None:
@@ -142,9 +137,9 @@ def main(model: str, data: str, *words: str) -> None:
         for seed in range(seeds):
             for claim in claims:
                 for _ in range(2):  # a rate that was chosen may want a run more
-                    lines = read(results)
-                    asked = [Run(task, None) for task in TASKS] + [run for _, run in runs(claim, seed, lines)]
-                    missing = {run.key: run for run in asked if not _found(run, lines)}
+                    done = read(results)
+                    asked = [Run(task, None) for task in TASKS] + [run for _, run in runs(claim, seed, done)]
+                    missing = {run.key: run for run in asked if run.key not in done}
                     list(pool.map(made, missing.values()))
 
 
@@ -152,7 +147,6 @@ def worker(model: str, data: str, key: str) -> None:
     """Make one run, and print its line."""
     import inlay
     from inlay import methods
-    from inlay.evaluation.loss import evaluate
     from inlay.training.settings import learning_rate
 
     run, start = Run(**json.loads(key)), time.perf_counter()
@@ -176,10 +170,18 @@ def worker(model: str, data: str, key: str) -> None:
                 "tokens": report.tokens, "train_seconds": report.seconds, "peak_bytes": report.peak_rss_bytes,
             }  # fmt: skip
         for name in ("valid", "test", "other"):
-            read = base.spec.read(splits[name])
-            rows = base.spec.prepare(read.rows, base, LENGTH, "completions", _too_long(run.task)).examples
-            found[name] = evaluate(base, None if run.method is None else "it", rows)
+            adapter = None if run.method is None else "it"
+            found[name] = held_out_loss(base, adapter, splits[name], LENGTH, _too_long(run.task))
     print(json.dumps({**found, "seconds": time.perf_counter() - start, "version": inlay.__version__}))
+
+
+def held_out_loss(base: Any, adapter: str | None, path: str, length: int, too_long: str = "drop") -> float:
+    """Nats a supervised token of the rows of a file."""
+    from inlay.evaluation.loss import evaluate
+
+    return evaluate(
+        base, adapter, base.spec.prepare(base.spec.read(path).rows, base, length, "completions", too_long).examples
+    )
 
 
 def _too_long(task: str) -> str:
@@ -203,21 +205,21 @@ def first(path: Path, number: int, target: Path) -> str:
     return str(target)
 
 
-def read(results: Path = RESULTS) -> list[dict[str, Any]]:
-    """The lines of all runs that are done."""
-    return [json.loads(line) for line in results.read_text("utf-8").splitlines()] if results.exists() else []
+def read(results: Path = RESULTS) -> dict[str, dict[str, Any]]:
+    """The lines of all runs that are done, by their keys."""
+    lines = results.read_text("utf-8").splitlines() if results.exists() else []
+    return {line["key"]: line for line in map(json.loads, lines)}
 
 
 def losses(claim: str, what: str = "test", results: Path = RESULTS) -> dict[str, list[list[float]]]:
     """Of each name in the table of a claim, for each task, the losses with all seeds that are done."""
-    lines = read(results)
-    of = {line["key"]: line[what] for line in lines}
+    done = read(results)
     found = {("before", task): [Run(task, None).key] for task in TASKS}
     for seed in range(max(T_95)):
-        for name, run in runs(claim, seed, lines):
+        for name, run in runs(claim, seed, done):
             found.setdefault((name, run.task), []).append(run.key)
     return {
-        name: [[of[key] for key in dict.fromkeys(found[name, task]) if key in of] for task in TASKS]
+        name: [[done[key][what] for key in dict.fromkeys(found[name, task]) if key in done] for task in TASKS]
         for name in dict.fromkeys(name for name, _ in found)
     }
 

@@ -10,7 +10,7 @@ CLAIMS = ("rates", "family", "schemes", "ranks", "layers")
 
 @pytest.mark.parametrize("claim", CLAIMS)
 def test_the_runs_of_a_claim_are_told_from_each_other_and_come_back_from_their_keys(claim):
-    found = [pair for seed in range(3) for pair in evidence.runs(claim, seed, [])]
+    found = [pair for seed in range(3) for pair in evidence.runs(claim, seed, {})]
     assert {run.task for _, run in found} == {*evidence.TASKS}
     assert claim == "family" or {run.seed for _, run in found} == {0, 1, 2}
     assert all(evidence.Run(**json.loads(run.key)).key == run.key for _, run in found)
@@ -20,10 +20,10 @@ def test_the_runs_of_a_claim_are_told_from_each_other_and_come_back_from_their_k
 
 
 def test_other_seeds_of_a_method_take_the_rate_that_was_best_on_the_first():
-    tried = [run for _, run in evidence.runs("family", 0, [])]
-    lines = [{"key": run.key, "valid": abs(run.factor - 2.0)} for run in tried]
+    tried = [run for _, run in evidence.runs("family", 0, {})]
+    done = {run.key: {"valid": abs(run.factor - 2.0)} for run in tried}
     for seed in (0, 2):
-        found = dict.fromkeys((run.method, run.factor, run.seed) for _, run in evidence.runs("family", seed, lines))
+        found = dict.fromkeys((run.method, run.factor, run.seed) for _, run in evidence.runs("family", seed, done))
         assert list(found) == [(method, 2.0, seed) for method in evidence.METHODS]
 
 
