@@ -115,6 +115,7 @@ class Scheme:
 
 
 SCHEME = Scheme()
+PLAIN = product.linear, product.linear_backward
 
 
 def take(w8a8: int) -> None:
@@ -124,9 +125,9 @@ def take(w8a8: int) -> None:
     e2e then ended at 2.42 in the place of 1.91.
     """
     SCHEME.last = None
-    chosen = SCHEME if w8a8 else product
-    routed.linear, routed.linear_backward = chosen.linear, chosen.linear_backward
-    cross_entropy.linear = (SCHEME if w8a8 >= 2 else product).linear
+    chosen = (SCHEME.linear, SCHEME.linear_backward) if w8a8 else PLAIN
+    routed.linear, routed.linear_backward = product.linear, product.linear_backward = chosen  # trained, and evaluated
+    cross_entropy.linear = SCHEME.linear if w8a8 >= 2 else PLAIN[0]
 
 
 def step(shape: str = "135m", rows: str = "4", tokens: str = "256") -> None:
@@ -178,7 +179,6 @@ def loss(model: str, data: str, seeds: str = "3") -> None:
     """What a run on sentences about restaurants ends at, by either, from the same seeds."""
     import inlay
     from benchmarks import evidence
-    from inlay.evaluation.loss import evaluate
 
     apart: dict[str, list[float]] = {way: [] for way in list(WAYS)[:-1]}
     with tempfile.TemporaryDirectory() as folder:
@@ -195,8 +195,7 @@ def loss(model: str, data: str, seeds: str = "3") -> None:
                     base, train, output=f"{folder}/{number}-{seed}", eval_fraction=0.0, max_steps=STEPS, batch_size=BATCH,
                     max_length=LENGTH, too_long="drop", seed=seed, check="off", progress=False,
                 )  # fmt: skip
-                rows = base.spec.prepare(base.spec.read(test).rows, base, LENGTH, "completions", "drop").examples
-                ends[way] = evaluate(base, f"{number}-{seed}", rows)
+                ends[way] = evidence.held_out_loss(base, f"{number}-{seed}", test, LENGTH)
             for way in apart:
                 apart[way].append(100 * (ends[way] / ends["bfloat16"] - 1))
             print(f"seed {seed}: " + ", ".join(f"{way} {end:.4f}" for way, end in ends.items()), flush=True)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from benchmarks import w8a8
 
-from inlay.kernels import native
+from inlay.kernels import native, product
 
 pytestmark = pytest.mark.skipif(
     shutil.which("cc") is None or not native.supported(), reason="it is compiled here, and takes the library's variants"
@@ -48,3 +48,16 @@ def test_what_three_maps_are_given_is_rounded_once_and_anew_where_it_changed():
     assert torch.equal(scheme.linear(x, W, None), first)
     x.mul_(2)
     assert torch.equal(scheme.linear(x, W, None), 2 * first)
+
+
+def test_it_is_taken_where_nothing_is_trained_too():
+    x, W = torch.randn(40, 64).bfloat16(), torch.randn(8, 64).bfloat16()
+    plain = product.linear(x, W, None)
+    try:
+        w8a8.take(1)
+        taken = product.linear(x, W, None)
+    finally:
+        w8a8.take(0)
+    assert torch.equal(taken, w8a8.Scheme().linear(x, W, None))
+    assert not torch.equal(taken, plain)
+    assert torch.equal(product.linear(x, W, None), plain)
