@@ -7,6 +7,7 @@ those of D is by how much the change amplifies what it finds. Printed are median
 all maps.
 """
 
+import json
 import sys
 import tempfile
 from pathlib import Path
@@ -27,25 +28,34 @@ PREFIX = "base_model.model."
 def main(model: str, data: str, task: str = "e2e") -> None:
     """Train an adapter of each rank, and print its rows."""
     print("| r, maps | of D | of W | of random | norm of W | norm of D | amplified |\n|---|---|---|---|---|---|---|")
-    weights = load_file(Path(model) / "model.safetensors")
     for rank in RANKS:
         with tempfile.TemporaryDirectory() as folder:
             rows = evidence.first(Path(data) / evidence.TASKS[task]["train"], 2000, Path(folder) / "rows.jsonl")
             base = inlay.load(model)
             inlay.train(
-                base, rows, method=inlay.Lora(r=rank, lora_alpha=2 * rank), output=f"{folder}/it", eval_fraction=0.0,
+                base, rows, method=inlay.Lora(r=rank), output=f"{folder}/it", eval_fraction=0.0,
                 max_steps=60, batch_size=8, max_length=256, too_long="drop", check="off", progress=False,
             )  # fmt: skip
-            tensors = load_file(f"{folder}/it/adapter_model.safetensors")
-        names = [name.removesuffix(".lora_A.weight") for name in tensors if name.endswith(".lora_A.weight")]
-        found = {}
-        for name in names:
-            change = 2 * tensors[f"{name}.lora_B.weight"].float() @ tensors[f"{name}.lora_A.weight"].float()
-            found[name] = lies(weights[f"{name.removeprefix(PREFIX)}.weight"].float(), change, rank)
+            found = {name: lies(*matrices, rank) for name, matrices in changes(f"{folder}/it", model).items()}
         for which, end in (("queries", "q_proj"), ("all", "")):
             some = [row for name, row in found.items() if name.endswith(end)]
             cells = " | ".join(f"{median(column):.2f}" for column in zip(*some, strict=True))
             print(f"| {rank}, {which} | {cells} |", flush=True)
+
+
+def changes(adapter: str, model: str) -> dict[str, tuple[Tensor, Tensor]]:
+    """Of each linear map that LoRA or full fine-tuning changed, its weight in the model and the change; by its path."""
+    tensors = load_file(f"{adapter}/adapter_model.safetensors")
+    alpha = json.loads(Path(adapter, "adapter_config.json").read_text("utf-8")).get("lora_alpha")
+    found = {}
+    for name, weight in load_file(f"{model}/model.safetensors").items():
+        path, weight = name.removesuffix(".weight"), weight.float()
+        A, B = (tensors.get(f"{PREFIX}{path}.lora_{factor}.weight") for factor in "AB")
+        if A is not None and B is not None:
+            found[path] = weight, alpha / len(A) * B.float() @ A.float()
+        elif path.endswith("_proj") and f"{PREFIX}{name}" in tensors:
+            found[path] = weight, tensors[f"{PREFIX}{name}"].float() - weight
+    return found
 
 
 def lies(weight: Tensor, change: Tensor, rank: int) -> tuple[float, ...]:

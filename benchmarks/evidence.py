@@ -8,9 +8,10 @@ a claim: the mean over the seeds, with the 95 % interval of Student's t; `show C
 `plot CLAIM FILE.png` draws it.
 
     rates     the rate that Inlay takes by itself, and six others
-    family    LoRA, full fine-tuning and the rest of the family, each at the best of three rates, chosen with the first seed
+    family    LoRA, full fine-tuning and the rest of the family, each at the best of three or more rates, by the first seed
     schemes   a base in bfloat16, nf4 and int8
-    ranks     1 to 64
+    ranks     1 to 64, at the lora_alpha that Inlay takes by itself
+    alphas    4 to 256, each with the rate that Inlay then takes
     layers    attention, MLP, queries and values, all
 """
 
@@ -42,7 +43,11 @@ STEPS, BATCH, LENGTH, VALID, TESTED, OTHER = 48, 4, 192, 24, 48, 16
 """Steps, rows of each, tokens of a row at most; rows that a rate is chosen by, that are tested on, and of other text."""
 
 FACTORS = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
-METHODS = ("lora", "dora", "ia3", "bottleneck", "prefix", "prompt", "bitfit", "full")
+METHODS = {
+    "lora": 1.0, "dora": 1.0, "ia3": 10.0, "bottleneck": 5.0, "prefix": 10.0, "prompt": 10.0, "ln_tuning": 10.0, "full": 0.1,
+}  # fmt: skip
+"""Where the search for the rate of each begins, in rates that Inlay takes for LoRA."""
+
 LAYERS = {
     "all": None,
     "attention": ("q_proj", "k_proj", "v_proj", "o_proj"),
@@ -51,6 +56,9 @@ LAYERS = {
 }
 RANKS, RANK = (1, 2, 4, 8, 16, 32, 64), 16
 """Ranks to compare, and the one that Inlay takes by itself."""
+
+ALPHAS, ALPHA = (4, 16, 32, 64, 256), 32
+"""Likewise."""
 
 T_95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}
 """By the number of seeds: so many standard errors is the interval wide to either side."""
@@ -63,6 +71,7 @@ class Run(NamedTuple):
     method: str | None = "lora"
     fields: Mapping[str, Any] = MappingProxyType({})
     factor: float = 1.0
+    """Its rate, in rates that Inlay takes for LoRA."""
     scheme: str | None = None
     seed: int = 0
 
@@ -81,9 +90,8 @@ def runs(claim: str, seed: int, done: Mapping[str, Mapping[str, Any]]) -> Iterat
                     yield f"x {factor:g}", Run(task, factor=factor, seed=seed)
             case "family":
                 for method in METHODS:
-                    tried = [Run(task, method, factor=factor) for factor in (0.5, 1.0, 2.0)]
-                    if all(run.key in done for run in tried):
-                        best = min(tried, key=lambda run: done[run.key]["valid"])
+                    tried, best = tuned(task, method, done)
+                    if best:
                         yield method, best._replace(seed=seed)
                     else:
                         yield from ((f"{method} x {run.factor:g}", run) for run in tried)
@@ -94,14 +102,37 @@ def runs(claim: str, seed: int, done: Mapping[str, Mapping[str, Any]]) -> Iterat
                     yield scheme or "bfloat16", Run(task, scheme=scheme, seed=seed)
             case "ranks":
                 for rank in RANKS:
-                    fields = {} if rank == RANK else {"r": rank, "lora_alpha": 2 * rank}
+                    fields = {} if rank == RANK else {"r": rank}
                     yield f"r={rank}", Run(task, fields=fields, seed=seed)
+            case "alphas":
+                for alpha in ALPHAS:
+                    fields = {} if alpha == ALPHA else {"lora_alpha": alpha}
+                    yield f"lora_alpha={alpha}", Run(task, fields=fields, factor=ALPHA / alpha, seed=seed)
             case "layers":
                 for name, modules in LAYERS.items():
                     fields = {} if modules is None else {"target_modules": list(modules)}
                     yield name, Run(task, fields=fields, seed=seed)
             case _:
                 sys.exit(f"there is no claim {claim}")
+
+
+def tuned(task: str, method: str, done: Mapping[str, Mapping[str, Any]]) -> tuple[list[Run], Run | None]:
+    """The runs of a method at all rates that are looked at, and the best of them, when it is known.
+
+    Half the rate that the search begins with, it and twice it; and where the first or last of them is the best, the next one.
+    """
+    low, high = 2, 5
+    while True:
+        tried = [Run(task, method, factor=METHODS[method] * factor) for factor in FACTORS[low:high]]
+        if any(each.key not in done for each in tried):
+            return tried, None
+        best = min(tried, key=lambda each: done[each.key]["valid"])
+        if best == tried[0] and low:
+            low -= 1
+        elif best == tried[-1] and high < len(FACTORS):
+            high += 1
+        else:
+            return tried, best
 
 
 def main(model: str, data: str, *words: str) -> None:
@@ -136,43 +167,60 @@ def main(model: str, data: str, *words: str) -> None:
     with ThreadPoolExecutor(at_once) as pool:
         for seed in range(seeds):
             for claim in claims:
-                for _ in range(2):  # a rate that was chosen may want a run more
+                failed: set[str] = set()
+                while True:  # a rate that was the best may want the next one
                     done = read(results)
                     asked = [Run(task, None) for task in TASKS] + [run for _, run in runs(claim, seed, done)]
-                    missing = {run.key: run for run in asked if run.key not in done}
+                    missing = {run.key: run for run in asked if run.key not in done and run.key not in failed}
+                    if not missing:
+                        break
                     list(pool.map(made, missing.values()))
+                    failed |= missing.keys() - read(results).keys()
 
 
 def worker(model: str, data: str, key: str) -> None:
     """Make one run, and print its line."""
     import inlay
-    from inlay import methods
-    from inlay.training.settings import learning_rate
 
     run, start = Run(**json.loads(key)), time.perf_counter()
     base = inlay.load(model, quantize=run.scheme)
     found = {"key": run.key, **json.loads(run.key)}
     with tempfile.TemporaryDirectory() as folder:
-        splits = {name: first(Path(data) / path, number, Path(folder) / f"{name}.jsonl") for name, path, number in (
-            ("train", TASKS[run.task]["train"], 2000), ("valid", TASKS[run.task]["valid"], VALID),
-            ("test", TASKS[run.task]["test"], TESTED), ("other", TASKS[_other(run.task)]["test"], OTHER),
-        )}  # fmt: skip
+        rows = splits(run.task, data, folder)
         if run.method is not None:
-            method = methods.find(run.method)(**run.fields)
-            rate = run.factor * learning_rate(base.model.config)[0] * method.learning_rate_scale
-            report = inlay.train(
-                base, splits["train"], method=method, output=f"{folder}/it", eval_fraction=0.0, max_steps=STEPS,
-                batch_size=BATCH, max_length=LENGTH, too_long=_too_long(run.task), learning_rate=rate, seed=run.seed,
-                check="off", progress=False,
-            )  # fmt: skip
+            rate, report = learn(run, base, rows["train"], f"{folder}/it")
             found |= {
                 "rate": rate, "trainable": report.trainable_parameters, "adapter_bytes": report.adapter_bytes,
                 "tokens": report.tokens, "train_seconds": report.seconds, "peak_bytes": report.peak_rss_bytes,
             }  # fmt: skip
         for name in ("valid", "test", "other"):
             adapter = None if run.method is None else "it"
-            found[name] = held_out_loss(base, adapter, splits[name], LENGTH, _too_long(run.task))
+            found[name] = held_out_loss(base, adapter, rows[name], LENGTH, too_long(run.task))
     print(json.dumps({**found, "seconds": time.perf_counter() - start, "version": inlay.__version__}))
+
+
+def splits(task: str, data: str, folder: str) -> dict[str, str]:
+    """Files in a folder with the rows of a task to train on, to choose by and to test on, and with other text."""
+    return {name: first(Path(data) / path, number, Path(folder) / f"{name}.jsonl") for name, path, number in (
+        ("train", TASKS[task]["train"], 2000), ("valid", TASKS[task]["valid"], VALID),
+        ("test", TASKS[task]["test"], TESTED), ("other", TASKS[_other(task)]["test"], OTHER),
+    )}  # fmt: skip
+
+
+def learn(run: Run, base: Any, rows: str, output: str) -> tuple[float, Any]:
+    """The rate of a run and the report of its adapter, trained on a file of rows; it stays attached, named after its folder."""
+    import inlay
+    from inlay import methods
+    from inlay.training.settings import learning_rate
+
+    assert run.method is not None
+    method = methods.find(run.method)(**run.fields)
+    rate = run.factor * learning_rate(base.model.config)[0]
+    report = inlay.train(
+        base, rows, method=method, output=output, eval_fraction=0.0, max_steps=STEPS, batch_size=BATCH, max_length=LENGTH,
+        too_long=too_long(run.task), learning_rate=rate, seed=run.seed, check="off", progress=False,
+    )  # fmt: skip
+    return rate, report
 
 
 def held_out_loss(base: Any, adapter: str | None, path: str, length: int, too_long: str = "drop") -> float:
@@ -184,7 +232,7 @@ def held_out_loss(base: Any, adapter: str | None, path: str, length: int, too_lo
     )
 
 
-def _too_long(task: str) -> str:
+def too_long(task: str) -> str:
     """What becomes of longer rows: of stories there are too few to leave any out."""
     return "window" if task == "stories" else "drop"
 
@@ -219,7 +267,7 @@ def losses(claim: str, what: str = "test", results: Path = RESULTS) -> dict[str,
         for name, run in runs(claim, seed, done):
             found.setdefault((name, run.task), []).append(run.key)
     return {
-        name: [[done[key][what] for key in dict.fromkeys(found[name, task]) if key in done] for task in TASKS]
+        name: [[done[key][what] for key in dict.fromkeys(found.get((name, task), ())) if key in done] for task in TASKS]
         for name in dict.fromkeys(name for name, _ in found)
     }
 
