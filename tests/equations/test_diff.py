@@ -85,6 +85,15 @@ def test_a_direction_like_none_of_the_base_is_an_intruder(shape):
     assert len(intruders(weight, Factors(0 * old.A, old.B, 1.0)).A) == 0
 
 
+@pytest.mark.parametrize("shape", [(600, 1500), (1500, 600)])
+def test_directions_of_a_weight_that_lie_close_together_are_no_intruders(shape):
+    generator = torch.Generator().manual_seed(4)
+    weight = torch.randn(*shape, generator=generator)
+    B, A = (torch.randn(size, 1, generator=generator) for size in shape)
+    little = Factors(A.T / A.norm(), B / B.norm(), 1e-3)
+    assert len(intruders(weight, little).A) == 0
+
+
 def without_intruders(weight, change, scale):
     """(the change with the intruders of the changed weight so many times as large, how many they are)."""
     wide = weight.shape[0] > weight.shape[1]

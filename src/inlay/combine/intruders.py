@@ -16,7 +16,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from inlay.combine.contract import Made
-from inlay.core import lowrank
 from inlay.core.routed import Factors
 from inlay.methods.contract import require
 
@@ -33,11 +32,11 @@ def intruders(weight: Float[Tensor, "out in"], factors: Factors) -> Factors:
     if wide.shape[0] > wide.shape[1]:
         turned = intruders(weight.T, Factors(factors.B.T, factors.A.T, factors.scaling))
         return Factors(turned.B.T, turned.A.T, 1.0)
-    known = torch.linalg.eigh(wide @ wide.T)[1]  # the left singular vectors of W
     changed = wide + factors.scaling * (factors.B.double() @ factors.A.double())
-    U, s, Vt = lowrank.top(changed.float(), TOP, torch.Generator().manual_seed(0))
-    new = (known.T @ U.double()).abs().amax(0) < NEAR
-    return Factors((s[:, None] * Vt)[new], U[:, new], 1.0)
+    known, U = (torch.linalg.eigh(of @ of.T)[1] for of in (wide, changed))  # left singular vectors, the largest last
+    U = U[:, -TOP:]
+    new = U[:, (known.T @ U).abs().amax(0) < NEAR]
+    return Factors((new.T @ changed).float(), new.float(), 1.0)  # s_i v_i^T = u_i^T (W + delta W)
 
 
 class Shrinking:
