@@ -5,7 +5,7 @@ each a process of its own, written as a line of FILE (docs/evidence/results.json
 goes on, and a run that two claims share is made once. A line has the run's settings, its losses per supervised token on rows
 that nothing was chosen by and on other text, and what it took. `python -m benchmarks.evidence show CLAIM` prints the table of
 a claim: the mean over the seeds, with the 95 % interval of Student's t; `show CLAIM other` that of the losses on other text;
-`plot CLAIM FILE.png` draws it.
+`plot CLAIM FILE.png` draws it, `overview FILE.png` the figure of the README.
 
     rates     the rate that Inlay takes by itself, and six others
     family    LoRA, full fine-tuning and the rest of the family, each at the best of three or more rates, by the first seed
@@ -59,6 +59,9 @@ RANKS, RANK = (1, 2, 4, 8, 16, 32, 64), 16
 
 ALPHAS, ALPHA = (4, 16, 32, 64, 256), 32
 """Likewise."""
+
+FIELDS = ("adapter_bytes", "peak_bytes")
+"""What a run takes, in the fields of its line."""
 
 T_95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}
 """By the number of seeds: so many standard errors is the interval wide to either side."""
@@ -298,6 +301,36 @@ def plot(claim: str, file: str, results: str = str(RESULTS)) -> None:
     Path(file).write_bytes(png.getvalue())
 
 
+def overview(file: str, results: str = str(RESULTS)) -> None:
+    """Draw LoRA beside full fine-tuning: the losses of each task, and the file and the memory that they take."""
+    from inlay import picture
+
+    table, lines = losses("family", results=Path(results)), read(Path(results)).values()
+    shown = {"before": ("the base", "0.75"), "full": ("full fine-tuning", "0.45"), "lora": ("LoRA", "C0")}
+    with picture.figure(9, 3.2) as (figure, png):
+        axes, *others = figure.subplots(1, 3, width_ratios=(5, 1.2, 1.2))
+        for place, (name, (label, color)) in enumerate(shown.items()):
+            heights = [statistics.mean(some) for some in table[name]]
+            errors = [half_width(some) or float("nan") for some in table[name]]
+            left = [task + 0.27 * (place - 1) for task in range(len(TASKS))]
+            axes.bar(left, heights, 0.25, yerr=errors, label=label, color=color, capsize=2, error_kw={"lw": 1})
+        axes.set_xticks(range(len(TASKS)), list(TASKS))
+        axes.set_title("nats a token on held-out rows", fontsize=10)
+        axes.legend(fontsize=8, frameon=False)
+        for panel, field, unit, title in zip(
+            others, FIELDS, (1e6, 1e9), ("MB of the file", "GB of memory"), strict=True
+        ):
+            for name in ("full", "lora"):
+                height = max(line[field] for line in lines if line["method"] == name) / unit
+                bar = panel.bar(shown[name][0].split(" ")[0], height, 0.6, color=shown[name][1])
+                panel.bar_label(bar, fmt="{:,.3g}", fontsize=9)
+            panel.set_title(title, fontsize=10)
+            panel.margins(y=0.15)
+        for each in (axes, *others):
+            each.spines[["top", "right"]].set_visible(False)
+    Path(file).write_bytes(png.getvalue())
+
+
 def interval(values: list[float]) -> str:
     """The mean of some runs, and how far the 95 % interval reaches to either side; nothing where there are none."""
     if len(values) < 2:
@@ -318,5 +351,7 @@ if __name__ == "__main__":
             show(*rest)
         case ["plot", *rest]:
             plot(*rest)
+        case ["overview", *rest]:
+            overview(*rest)
         case rest:
             main(*rest)

@@ -24,8 +24,8 @@ RUNS = {
     "LoRA r=16": {},
     "LoRA r=16, rate x 4": {"factor": 4.0},
     "LoRA r=64": {"fields": {"r": 64}},
-    "full fine-tuning": {"method": "full"},
-    "full fine-tuning, rate x 4": {"method": "full", "factor": 4.0},
+    "full fine-tuning": {"method": "full", "factor": 0.1},
+    "full fine-tuning, rate x 4": {"method": "full", "factor": 0.4},
 }
 
 

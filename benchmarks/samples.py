@@ -30,7 +30,7 @@ def main(model: str, data: str) -> None:
         prompts, answers = zip(*(parts(asked[place]) for place in PLACES), strict=True)
         raw = "text" in asked[0]
         plain, tuned = (base.generate(prompts, name, max_new_tokens=NEW_TOKENS, raw=raw) for name in (None, task))
-        print(f"\n| {task} | the base | with the adapter | the row |\n|---|---|---|---|")
+        print(f"\n{task}\n\n| prompt | the base | with the adapter | the row |\n|---|---|---|---|")
         for row in zip(prompts, plain, tuned, answers, strict=True):
             print(f"| {' | '.join(map(cell, row))} |", flush=True)
         base.detach(task)

@@ -111,4 +111,4 @@ class Bottleneck(BlockMethod):
 
     @property
     def learning_rate_scale(self) -> float:
-        return 5.0  # measured: benchmarks/method_rates.py
+        return 2.5  # measured: docs/evidence/family.md

@@ -34,4 +34,4 @@ class LnTuning(Method, TrainsOwn):
 
     @property
     def learning_rate_scale(self) -> float:
-        return 10.0  # measured: benchmarks/method_rates.py
+        return 5.0  # measured: docs/evidence/family.md

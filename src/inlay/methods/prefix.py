@@ -73,4 +73,4 @@ class Prefix(NetworkPrompt):
 
     @property
     def learning_rate_scale(self) -> float:
-        return 10.0  # measured: benchmarks/method_rates.py
+        return 40.0  # measured: docs/evidence/family.md

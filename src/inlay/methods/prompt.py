@@ -64,4 +64,4 @@ class Prompt(PromptMethod):
 
     @property
     def learning_rate_scale(self) -> float:
-        return 10.0  # measured: benchmarks/method_rates.py
+        return 20.0  # measured: docs/evidence/family.md
