@@ -5,7 +5,7 @@ import json
 import pytest
 from benchmarks import evidence
 
-CLAIMS = ("rates", "family", "schemes", "ranks", "layers")
+CLAIMS = ("rates", "family", "schemes", "ranks", "alphas", "layers")
 
 
 @pytest.mark.parametrize("claim", CLAIMS)
@@ -19,12 +19,20 @@ def test_the_runs_of_a_claim_are_told_from_each_other_and_come_back_from_their_k
     )
 
 
-def test_other_seeds_of_a_method_take_the_rate_that_was_best_on_the_first():
-    tried = [run for _, run in evidence.runs("family", 0, {})]
-    done = {run.key: {"valid": abs(run.factor - 2.0)} for run in tried}
+@pytest.mark.parametrize(("best", "tried"), [(1.0, 3), (2.0, 4), (8.0, 5), (0.3, 5), (0.01, 5)])
+def test_a_rate_is_searched_past_an_edge_and_other_seeds_take_the_best(best, tried):
+    done = {}
+
+    def told(run):
+        return {"valid": abs(run.factor / evidence.METHODS[run.method] - best)}
+
+    while new := {run.key: told(run) for _, run in evidence.runs("family", 0, done) if run.key not in done}:
+        done |= new
+    assert len(done) == tried * len(evidence.METHODS) * len(evidence.TASKS)
+    nearest = min(evidence.FACTORS, key=lambda factor: abs(factor - best))
     for seed in (0, 2):
         found = dict.fromkeys((run.method, run.factor, run.seed) for _, run in evidence.runs("family", seed, done))
-        assert list(found) == [(method, 2.0, seed) for method in evidence.METHODS]
+        assert list(found) == [(method, nearest * start, seed) for method, start in evidence.METHODS.items()]
 
 
 def test_the_interval_is_that_of_students_t():
