@@ -7,7 +7,6 @@ those of D is by how much the change amplifies what it finds. Printed are median
 all maps.
 """
 
-import json
 import sys
 import tempfile
 from pathlib import Path
@@ -19,10 +18,10 @@ from torch import Tensor
 
 import inlay
 from benchmarks import evidence
+from inlay import formats
+from inlay.combine.checks import change
 
 RANKS = (4, 64)
-PREFIX = "base_model.model."
-"""What the exchange format puts in front of a layer's name."""
 
 
 def main(model: str, data: str, task: str = "e2e") -> None:
@@ -45,16 +44,15 @@ def main(model: str, data: str, task: str = "e2e") -> None:
 
 def changes(adapter: str, model: str) -> dict[str, tuple[Tensor, Tensor]]:
     """Of each linear map that LoRA or full fine-tuning changed, its weight in the model and the change; by its path."""
-    tensors = load_file(f"{adapter}/adapter_model.safetensors")
-    alpha = json.loads(Path(adapter, "adapter_config.json").read_text("utf-8")).get("lora_alpha")
-    found = {}
-    for name, weight in load_file(f"{model}/model.safetensors").items():
-        path, weight = name.removesuffix(".weight"), weight.float()
-        A, B = (tensors.get(f"{PREFIX}{path}.lora_{factor}.weight") for factor in "AB")
-        if A is not None and B is not None:
-            found[path] = weight, alpha / len(A) * B.float() @ A.float()
-        elif path.endswith("_proj") and f"{PREFIX}{name}" in tensors:
-            found[path] = weight, tensors[f"{PREFIX}{name}"].float() - weight
+    file, weights, found = formats.read(adapter), load_file(f"{model}/model.safetensors"), {}
+    for path, tensors in file.params.items():
+        if not path.endswith("_proj"):
+            continue
+        weight = weights[f"{path}.weight"].float()
+        if "weight" in tensors:
+            found[path] = weight, tensors["weight"].float() - weight
+        elif factors := change(file, path):
+            found[path] = weight, factors.scaling * factors.B.float() @ factors.A.float()
     return found
 
 

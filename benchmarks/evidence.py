@@ -60,8 +60,8 @@ RANKS, RANK = (1, 2, 4, 8, 16, 32, 64), 16
 ALPHAS, ALPHA = (4, 16, 32, 64, 256), 32
 """Likewise."""
 
-FIELDS = ("adapter_bytes", "peak_bytes")
-"""What a run takes, in the fields of its line."""
+TAKEN = (("adapter_bytes", 1e6, "MB of the file"), ("peak_bytes", 1e9, "GB of memory"))
+"""What a run takes: the field of its line, the unit, and what it is called in a figure."""
 
 T_95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}
 """By the number of seeds: so many standard errors is the interval wide to either side."""
@@ -317,9 +317,7 @@ def overview(file: str, results: str = str(RESULTS)) -> None:
         axes.set_xticks(range(len(TASKS)), list(TASKS))
         axes.set_title("nats a token on held-out rows", fontsize=10)
         axes.legend(fontsize=8, frameon=False)
-        for panel, field, unit, title in zip(
-            others, FIELDS, (1e6, 1e9), ("MB of the file", "GB of memory"), strict=True
-        ):
+        for panel, (field, unit, title) in zip(others, TAKEN, strict=True):
             for name in ("full", "lora"):
                 height = max(line[field] for line in lines if line["method"] == name) / unit
                 bar = panel.bar(shown[name][0].split(" ")[0], height, 0.6, color=shown[name][1])
