@@ -9,7 +9,7 @@ a claim: the mean over the seeds, with the 95 % interval of Student's t; `show C
 
     rates     the rate that Inlay takes by itself, and six others
     family    LoRA, full fine-tuning and the rest of the family, each at the best of three or more rates, by the first seed
-    schemes   a base in bfloat16, nf4 and int8
+    schemes   a base in bfloat16, nf4 and int8, and an adapter that begins with what nf4 lost
     ranks     1 to 64, at the lora_alpha that Inlay takes by itself
     alphas    4 to 256, each with the rate that Inlay then takes
     layers    attention, MLP, queries and values, all
@@ -103,6 +103,8 @@ def runs(claim: str, seed: int, done: Mapping[str, Mapping[str, Any]]) -> Iterat
                     if scheme:
                         yield f"{scheme}, before", Run(task, None, scheme=scheme)
                     yield scheme or "bfloat16", Run(task, scheme=scheme, seed=seed)
+                    if scheme == "nf4":
+                        yield "nf4, loftq", Run(task, fields={"initializer": "loftq"}, scheme=scheme, seed=seed)
             case "ranks":
                 for rank in RANKS:
                     fields = {} if rank == RANK else {"r": rank}

@@ -55,12 +55,12 @@ def test_what_is_done_is_not_made_again(tmp_path, monkeypatch, capsys):
         evidence.main("model", "data", "schemes", "ranks", "--seeds", "2", "--at-once", "2", "--results", str(results))
     assert len(made) == len({*made}) + 1, "what failed is tried again"
     shared = 4 * 2  # the run that takes what Inlay takes by itself is one of both claims
-    assert len({*made}) == 4 * (3 + 3 * 2 + 7 * 2) - shared
+    assert len({*made}) == 4 * (3 + 4 * 2 + 7 * 2) - shared
     evidence.show("schemes", "test", str(results))
-    table = capsys.readouterr().out.splitlines()[-8:]
+    table = capsys.readouterr().out.splitlines()[-9:]
     assert table[0] == "| schemes | e2e | medquad | gsm8k | stories |"
     names = [line.split("|")[1].strip() for line in table[2:]]
-    assert names == ["before", "bfloat16", "nf4, before", "nf4", "int8, before", "int8"]
+    assert names == ["before", "bfloat16", "nf4, before", "nf4", "nf4, loftq", "int8, before", "int8"]
     assert "| 1.5000 ± 6.3550 |" in table[-1]
     evidence.show("schemes", "other", str(results))
     assert "| 2.0000 ± 0.0000 |" in capsys.readouterr().out.splitlines()[-1]
