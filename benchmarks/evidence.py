@@ -12,7 +12,7 @@ a claim: the mean over the seeds, with the 95 % interval of Student's t; `show C
     schemes   a base in bfloat16, nf4 and int8, and an adapter that begins with what nf4 lost
     ranks     1 to 64, at the lora_alpha that Inlay takes by itself
     alphas    4 to 256, each with the rate that Inlay then takes
-    layers    attention, MLP, queries and values, all
+    layers    attention, MLP, queries and values, all; attention with as many weights as all
 """
 
 import json
@@ -48,12 +48,16 @@ METHODS = {
 }  # fmt: skip
 """Where the search for the rate of each begins, in rates that Inlay takes for LoRA."""
 
-LAYERS = {
-    "all": None,
-    "attention": ("q_proj", "k_proj", "v_proj", "o_proj"),
-    "mlp": ("gate_proj", "up_proj", "down_proj"),
-    "queries and values": ("q_proj", "v_proj"),
+ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
+LAYERS: dict[str, dict[str, Any]] = {
+    "all": {},
+    "attention": {"target_modules": ATTENTION},
+    "attention, r=42": {"target_modules": ATTENTION, "r": 42},
+    "mlp": {"target_modules": ["gate_proj", "up_proj", "down_proj"]},
+    "queries and values": {"target_modules": ["q_proj", "v_proj"]},
 }
+"""With r=42, attention alone has as many weights of LoRA as all layers have by themselves."""
+
 RANKS, RANK = (1, 2, 4, 8, 16, 32, 64), 16
 """Ranks to compare, and the one that Inlay takes by itself."""
 
@@ -114,8 +118,7 @@ def runs(claim: str, seed: int, done: Mapping[str, Mapping[str, Any]]) -> Iterat
                     fields = {} if alpha == ALPHA else {"lora_alpha": alpha}
                     yield f"lora_alpha={alpha}", Run(task, fields=fields, factor=ALPHA / alpha, seed=seed)
             case "layers":
-                for name, modules in LAYERS.items():
-                    fields = {} if modules is None else {"target_modules": list(modules)}
+                for name, fields in LAYERS.items():
                     yield name, Run(task, fields=fields, seed=seed)
             case _:
                 sys.exit(f"there is no claim {claim}")
