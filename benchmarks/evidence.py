@@ -11,7 +11,7 @@ a claim: the mean over the seeds, with the 95 % interval of Student's t; `show C
     family    LoRA, full fine-tuning and the rest of the family, each at the best of three or more rates, by the first seed
     schemes   a base in bfloat16, nf4 and int8, and an adapter that begins with what nf4 lost
     ranks     1 to 64, at the lora_alpha that Inlay takes by itself
-    alphas    4 to 256, each with the rate that Inlay then takes
+    alphas    4 to 256, with the rates that Inlay then takes: B's alone makes up for it; and where A's does too
     layers    attention, MLP, queries and values, all; attention with as many weights as all
 """
 
@@ -115,8 +115,12 @@ def runs(claim: str, seed: int, done: Mapping[str, Mapping[str, Any]]) -> Iterat
                     yield f"r={rank}", Run(task, fields=fields, seed=seed)
             case "alphas":
                 for alpha in ALPHAS:
-                    fields = {} if alpha == ALPHA else {"lora_alpha": alpha}
-                    yield f"lora_alpha={alpha}", Run(task, fields=fields, factor=ALPHA / alpha, seed=seed)
+                    up = ALPHA / alpha
+                    fields = {} if alpha == ALPHA else {"lora_alpha": alpha, "loraplus_lr_ratio": up}
+                    yield f"lora_alpha={alpha}", Run(task, fields=fields, seed=seed)
+                    if alpha != ALPHA:
+                        both = Run(task, fields={"lora_alpha": alpha}, factor=up, seed=seed)
+                        yield f"lora_alpha={alpha}, A too", both
             case "layers":
                 for name, fields in LAYERS.items():
                     yield name, Run(task, fields=fields, seed=seed)
@@ -281,10 +285,17 @@ def losses(claim: str, what: str = "test", results: Path = RESULTS) -> dict[str,
 
 
 def show(claim: str, what: str = "test", results: str = str(RESULTS)) -> None:
-    """Print the table of a claim: of what is learned (test), or of what becomes of other text (other)."""
-    print(f"| {claim} | {' | '.join(TASKS)} |\n|---|{'---|' * len(TASKS)}")
-    for name, tasks in losses(claim, what, Path(results)).items():
-        print(f"| {name} | {' | '.join(map(interval, tasks))} |")
+    """Print the table of a claim: of what is learned (test), or of what becomes of other text (other).
+
+    The last column has how far the losses lie above the lowest of their tasks, in %, on average.
+    """
+    print(f"| {claim} | {' | '.join(TASKS)} | above the best |\n|---|{'---|' * (len(TASKS) + 1)}")
+    table = losses(claim, what, Path(results))
+    best = [min(map(statistics.mean, filter(None, tasks)), default=0.0) for tasks in zip(*table.values(), strict=True)]
+    for name, tasks in table.items():
+        above = [statistics.mean(some) / least - 1 for some, least in zip(tasks, best, strict=True) if some]
+        last = f"{statistics.mean(above):.1%}" if len(above) == len(TASKS) else ""
+        print(f"| {name} | {' | '.join(map(interval, tasks))} | {last} |")
 
 
 def plot(claim: str, file: str, results: str = str(RESULTS)) -> None:

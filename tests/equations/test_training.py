@@ -15,6 +15,7 @@ from inlay.data.rows import Row
 from inlay.data.split import digest, hold_out
 from inlay.errors import ConfigError
 from inlay.evaluation.loss import evaluate
+from inlay.methods import hooks
 from inlay.packing import rows as batch
 from inlay.report import curve
 from inlay.tasks.causal_lm import prepare
@@ -196,20 +197,19 @@ def test_the_learning_rate_is_the_published_rule(family, hidden, expected):
     assert learning_rate(config)[0] == pytest.approx(expected, rel=0.02)
 
 
-def test_the_rate_follows_the_effective_scale():
-    config = models.CONFIGS["llama"]
-    rates = {
-        name: plan(Settings(), 1000, config, method).learning_rate
-        for name, method in {
-            "default": inlay.Lora(),
-            "rank": inlay.Lora(r=64),
-            "alpha": inlay.Lora(lora_alpha=64),
-            "rslora": inlay.Lora(r=16, use_rslora=True),
-        }.items()
-    }
-    assert rates["rank"] == rates["default"]
-    assert rates["alpha"] == pytest.approx(rates["default"] / 2)
-    assert rates["rslora"] == pytest.approx(rates["default"] / 4)
+def test_the_rate_of_b_follows_the_effective_scale_and_no_other_does():
+    def rates(method):
+        rate = plan(Settings(), 1000, models.CONFIGS["llama"], method).learning_rate
+        return [rate * hooks.rate(method, f"lora_{factor}", by_default=True) for factor in "AB"]
+
+    a, b = rates(inlay.Lora())
+    assert a == b
+    assert rates(inlay.Lora(r=64)) == [a, b]
+    assert rates(inlay.Lora(lora_alpha=64)) == pytest.approx([a, b / 2])
+    assert rates(inlay.Lora(r=16, use_rslora=True)) == pytest.approx([a, b / 4])
+    assert rates(inlay.Lora(lora_alpha=64, loraplus_lr_ratio=16)) == pytest.approx([a, 8 * b])
+    both = rates(inlay.Lora(initializer="lora_ga"))  # B does not start at zero
+    assert rates(inlay.Lora(lora_alpha=64, initializer="lora_ga")) == pytest.approx([rate / 2 for rate in both])
 
 
 def test_a_small_data_set_gets_small_batches_and_enough_steps():

@@ -58,9 +58,9 @@ def test_what_is_done_is_not_made_again(tmp_path, monkeypatch, capsys):
     assert len({*made}) == 4 * (3 + 4 * 2 + 7 * 2) - shared
     evidence.show("schemes", "test", str(results))
     table = capsys.readouterr().out.splitlines()[-9:]
-    assert table[0] == "| schemes | e2e | medquad | gsm8k | stories |"
+    assert table[0] == "| schemes | e2e | medquad | gsm8k | stories | above the best |"
     names = [line.split("|")[1].strip() for line in table[2:]]
     assert names == ["before", "bfloat16", "nf4, before", "nf4", "nf4, loftq", "int8, before", "int8"]
-    assert "| 1.5000 ± 6.3550 |" in table[-1]
+    assert "| 1.5000 ± 6.3550 | 50.0% |" in table[-1], "beside the base, whose loss is 1"
     evidence.show("schemes", "other", str(results))
     assert "| 2.0000 ± 0.0000 |" in capsys.readouterr().out.splitlines()[-1]

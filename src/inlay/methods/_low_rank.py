@@ -8,7 +8,7 @@ import torch
 
 from inlay.core import lowrank
 from inlay.methods.contract import TOKEN_ROWS, LinearBase, LinearMethod, Own, Params, PeftForm, require
-from inlay.methods.hooks import ByModule, DropsInputs, TrainsOwn, TrainsTokens
+from inlay.methods.hooks import ByModule, DefaultRates, DropsInputs, TrainsOwn, TrainsTokens
 from inlay.names import fault, matches_end
 
 REFERENCE_ALPHA = 32
@@ -20,20 +20,20 @@ Self = TypeVar("Self", bound="LowRank")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LowRank(LinearMethod, TrainsOwn, TrainsTokens, ByModule, DropsInputs, abstract=True):
+class LowRank(LinearMethod, TrainsOwn, TrainsTokens, ByModule, DropsInputs, DefaultRates, abstract=True):
     """The settings of LoRA."""
 
     r: int = 16
     """Rank of the change, at most the smaller side of each adapted layer."""
 
     lora_alpha: float = 32
-    """Numerator of the scaling lora_alpha / r."""
+    """Numerator of the scaling lora_alpha / r; with the default learning rate, B's makes up for it."""
 
     lora_dropout: float = 0.0
     """Part of the adapter's input that is zeroed while training, 0 <= p < 1."""
 
     use_rslora: bool = False
-    """Scale by lora_alpha / sqrt(r) instead; the default learning rate assumes lora_alpha / r."""
+    """Scale by lora_alpha / sqrt(r) instead."""
 
     bias: Literal["none", "lora_only", "all"] = "none"
     """Biases to train too: of the adapted layers alone, or all that the model has."""
@@ -146,8 +146,8 @@ class LowRank(LinearMethod, TrainsOwn, TrainsTokens, ByModule, DropsInputs, abst
         return f"r={self.r} lora_alpha={self.lora_alpha:g} (scaling {self.scaling:g}){dropout}{bias}"
 
     @property
-    def _rate(self) -> float:
-        """What makes up for the scaling."""
+    def _makes_up(self) -> float:
+        """How much faster B learns, so that scaling B moves as it does with the lora_alpha that the rate is stated for."""
         return (REFERENCE_ALPHA / self.r) / self.scaling
 
     @property

@@ -27,11 +27,11 @@ from torch import Tensor
 
 from inlay.core.routed import Factors
 from inlay.methods.contract import LinearBase, LowRankMethod, Params, PeftForm, require
-from inlay.methods.hooks import DropsInputs, StepHooks
+from inlay.methods.hooks import DefaultRates, DropsInputs, StepHooks
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Adalora(LowRankMethod, StepHooks, DropsInputs):
+class Adalora(LowRankMethod, StepHooks, DropsInputs, DefaultRates):
     """y = W x + b + (lora_alpha / init_r) B (E * (A x))"""
 
     init_r: int = 12
@@ -138,6 +138,10 @@ class Adalora(LowRankMethod, StepHooks, DropsInputs):
     @property
     def learning_rate_scale(self) -> float:
         return 3.0  # measured: benchmarks/method_rates.py
+
+    @property
+    def default_rates(self) -> Mapping[str, float]:
+        return {"lora_E": type(self).lora_alpha / self.lora_alpha}
 
 
 def _matters(path: str, params: Params, state: Params, beta1: float, beta2: float) -> Float[Tensor, " r"]:

@@ -14,6 +14,7 @@ merge it for them.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
@@ -74,4 +75,8 @@ class Dora(LowRank):
 
     @property
     def learning_rate_scale(self) -> float:
-        return self._rate
+        return 1.0
+
+    @property
+    def default_rates(self) -> Mapping[str, float]:
+        return {"lora_B": self._makes_up}

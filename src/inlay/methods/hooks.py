@@ -129,9 +129,25 @@ class Rates(abc.ABC):
         """What the learning rate of the tensors of this name is multiplied by; 0: they are not trained."""
 
 
-def rate(method: Method, tensor: str) -> float:
-    """What the learning rate of the tensors of this name is multiplied by."""
-    return method.rate(tensor) if isinstance(method, Rates) else 1.0
+class DefaultRates(abc.ABC):
+    """Tensors that the learning rate that a run takes by itself does not suit as it is."""
+
+    @property
+    @abc.abstractmethod
+    def default_rates(self) -> Mapping[str, float]:
+        """Name -> what that rate is multiplied by, beside what every rate is; 1 for all others."""
+
+
+def rate(method: Method, tensor: str, by_default: bool = False) -> float:
+    """What the learning rate of the tensors of this name is multiplied by: one that is given, or taken by itself."""
+    own = method.rate(tensor) if isinstance(method, Rates) else 1.0
+    return own * (default_rates(method).get(tensor, 1.0) if by_default else 1.0)
+
+
+def default_rates(method: Method) -> Mapping[str, float]:
+    """Name -> what the learning rate that a run takes by itself is multiplied by, where it is not 1."""
+    found = method.default_rates if isinstance(method, DefaultRates) else {}
+    return {name: factor for name, factor in found.items() if factor != 1}
 
 
 class Shares(LinearMethod, abstract=True):

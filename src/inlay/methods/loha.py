@@ -11,6 +11,7 @@ When not to use it: for language models, where LoRA of rank 2 r has as many weig
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
@@ -18,10 +19,11 @@ import torch
 from inlay.core import lowrank
 from inlay.core.routed import Factors
 from inlay.methods.contract import LinearBase, LowRankMethod, Params, PeftForm, require
+from inlay.methods.hooks import DefaultRates
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Loha(LowRankMethod):
+class Loha(LowRankMethod, DefaultRates):
     """y = W x + b + (alpha / r) ((A1 B1) * (A2 B2)) x"""
 
     r: int = 8
@@ -64,3 +66,7 @@ class Loha(LowRankMethod):
     @property
     def learning_rate_scale(self) -> float:
         return 3.0  # measured: benchmarks/method_rates.py
+
+    @property
+    def default_rates(self) -> Mapping[str, float]:
+        return {"hada_w2_b": type(self).alpha / self.alpha}

@@ -12,6 +12,7 @@ When not to use it: for language models, where LoRA is better known at the same 
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
@@ -20,10 +21,14 @@ from torch import Tensor
 
 from inlay.core import lowrank
 from inlay.methods.contract import LinearBase, LinearMethod, Params, PeftForm, require
+from inlay.methods.hooks import DefaultRates
+
+ZERO = ("lokr_w1", "lokr_w1_a")
+"""What starts at zero: the first of these that there is."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Lokr(LinearMethod):
+class Lokr(LinearMethod, DefaultRates):
     """y = W x + b + (alpha / r) (w1 (x) w2) x"""
 
     r: int = 8
@@ -67,7 +72,7 @@ class Lokr(LinearMethod):
         drawn = {
             name: lowrank.kaiming_uniform(shape[0], shape[1], generator) for name, shape in self.shapes(base).items()
         }
-        zero = next(name for name in ("lokr_w1", "lokr_w1_a") if name in drawn)
+        zero = next(name for name in ZERO if name in drawn)
         return drawn | {zero: torch.zeros_like(drawn[zero])}
 
     def delta(
@@ -95,6 +100,10 @@ class Lokr(LinearMethod):
     @property
     def learning_rate_scale(self) -> float:
         return 3.0  # measured: benchmarks/method_rates.py
+
+    @property
+    def default_rates(self) -> Mapping[str, float]:
+        return dict.fromkeys(ZERO, type(self).alpha / self.alpha)
 
 
 def factorization(size: int, factor: int) -> tuple[int, int]:

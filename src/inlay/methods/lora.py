@@ -75,7 +75,7 @@ class Lora(LowRank, LowRankMethod, Starts, Rates, Finishes):
     @property
     def learning_rate_scale(self) -> float:
         chosen = initializers.find(self.initializer)
-        return self._rate * (chosen.rate if chosen else 1.0)
+        return chosen.rate if chosen else 1.0
 
     def describe(self) -> str:
         start = "" if self.initializer == initializers.UNIFORM else f" initializer={self.initializer}"
@@ -108,6 +108,12 @@ class Lora(LowRank, LowRankMethod, Starts, Rates, Finishes):
             "start_B": 0.0,
         }
         return rates.get(tensor, 1.0)
+
+    @property
+    def default_rates(self) -> Mapping[str, float]:
+        chosen = initializers.find(self.initializer)
+        both = chosen is not None and (chosen.is_taken_off or chosen.changes_at_start)  # B does not start at zero
+        return dict.fromkeys(("lora_A", "lora_B") if both else ("lora_B",), self._makes_up)
 
     def finish(self, params: Mapping[str, Params]) -> dict[str, Params]:
         return {path: {key: tensor.detach() for key, tensor in _whole(p).items()} for path, p in params.items()}

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from inlay import fields
 from inlay.errors import ConfigError, explain
+from inlay.methods import hooks
 from inlay.methods.contract import Method
 from inlay.runs import trackers
 from inlay.training.schedule import warmup_steps
@@ -157,6 +158,8 @@ def plan(settings: Settings, num_rows: int, model_config: Any, method: Method) -
         rate, reason = settings.learning_rate, "as asked"
     else:
         rate *= method.learning_rate_scale
+        others = (f"{name}'s {factor:.2g} times that" for name, factor in hooks.default_rates(method).items())
+        reason = ", ".join((reason, *others))
     return Plan(num_steps, batch_size, rate, reason, settings.eval_every or max(1, num_steps // 5))
 
 

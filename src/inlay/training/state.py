@@ -125,7 +125,7 @@ class TrainState:
             settings=settings,
             plan=plan,
             trained=trained,
-            optimizer=_optimizer(method, trained, plan.learning_rate, settings.weight_decay),
+            optimizer=_optimizer(method, trained, settings, plan.learning_rate),
             method_state={},
             best=Best(start, num_held_out >= MIN_ROWS_TO_CHOOSE),
             progress=Progress(plan.num_steps, num_evaluations=plan.num_evaluations if num_held_out else 0),
@@ -239,15 +239,15 @@ class TrainState:
             raise FormatError(explain("the state of a run lacks tensors, or has others", found=few(lacking)))
 
 
-def _optimizer(
-    method: Method, trained: Mapping[str, Tensor], rate: float, weight_decay: float
-) -> torch.optim.Optimizer:
+def _optimizer(method: Method, trained: Mapping[str, Tensor], settings: Settings, rate: float) -> torch.optim.Optimizer:
     """AdamW over these tensors, in a group for each rate at which the method has them learn."""
     groups: dict[float, list[Tensor]] = {}
     for key, tensor in trained.items():
-        groups.setdefault(hooks.rate(method, _name(key)), []).append(tensor)
+        path, _, name = key.rpartition("/")
+        own = hooks.rate(hooks.for_module(method, path), name, by_default=settings.learning_rate is None)
+        groups.setdefault(own, []).append(tensor)
     by_rate = [{"params": tensors, "rate": factor} for factor, tensors in groups.items()]
-    return torch.optim.AdamW(by_rate, lr=rate, weight_decay=weight_decay, fused=True)
+    return torch.optim.AdamW(by_rate, lr=rate, weight_decay=settings.weight_decay, fused=True)
 
 
 def _named(adapter: Adapter) -> dict[str, Tensor]:
