@@ -272,16 +272,24 @@ def read(results: Path = RESULTS) -> dict[str, dict[str, Any]]:
 
 
 def losses(claim: str, what: str = "test", results: Path = RESULTS) -> dict[str, list[list[float]]]:
-    """Of each name in the table of a claim, for each task, the losses with all seeds that are done."""
+    """Of each name in the table of a claim, for each task, the losses with the seeds that all names are done with there.
+
+    A name of which nothing is done has none, and holds up no other.
+    """
     done = read(results)
-    found = {("before", task): [Run(task, None).key] for task in TASKS}
+    keys = {("before", task): dict.fromkeys(range(max(T_95)), Run(task, None).key) for task in TASKS}
     for seed in range(max(T_95)):
         for name, run in runs(claim, seed, done):
-            found.setdefault((name, run.task), []).append(run.key)
-    return {
-        name: [[done[key][what] for key in dict.fromkeys(found.get((name, task), ())) if key in done] for task in TASKS]
-        for name in dict.fromkeys(name for name, _ in found)
-    }
+            keys.setdefault((name, run.task), {})[seed] = run.key
+    made = {place: {seed: key for seed, key in seeds.items() if key in done} for place, seeds in keys.items()}
+
+    def found(name: str, task: str) -> list[float]:
+        seeds = [seeds.keys() for (_, of), seeds in made.items() if of == task and seeds]
+        own = made.get((name, task), {})
+        common = {own[seed]: None for seed in sorted(own) if all(seed in each for each in seeds)}
+        return [done[key][what] for key in common]
+
+    return {name: [found(name, task) for task in TASKS] for name in dict.fromkeys(name for name, _ in keys)}
 
 
 def show(claim: str, what: str = "test", results: str = str(RESULTS)) -> None:

@@ -64,3 +64,16 @@ def test_what_is_done_is_not_made_again(tmp_path, monkeypatch, capsys):
     assert "| 1.5000 ± 6.3550 | 50.0% |" in table[-1], "beside the base, whose loss is 1"
     evidence.show("schemes", "other", str(results))
     assert "| 2.0000 ± 0.0000 |" in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_a_table_holds_the_seeds_that_all_of_its_rows_are_done_with(tmp_path):
+    lines = [
+        {"key": run.key, "test": 1.0 + run.seed}
+        for seed in range(3)
+        for name, run in evidence.runs("layers", seed, {})
+        if (name, seed) != ("mlp", 2) and name != "attention"
+    ]
+    (tmp_path / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+    table = evidence.losses("layers", results=tmp_path / "results.jsonl")
+    assert table["all"] == table["mlp"] == [[1.0, 2.0]] * 4
+    assert table["attention"] == table["before"] == [[]] * 4
