@@ -48,7 +48,8 @@ def main(model: str, data: str, task: str = "e2e") -> None:
 
 def _count(weight: Tensor, change: Tensor) -> int:
     """How many intruder dimensions a weight has when it is changed so."""
-    return len(intruders(weight, Factors(change, torch.eye(len(change)), 1.0)).A)
+    (new,) = intruders(weight, Factors(change, torch.eye(len(change)), 1.0))
+    return len(new.A)
 
 
 if __name__ == "__main__":

@@ -79,15 +79,21 @@ def _difference(one: Factors | None, other: Factors | None, weight: Tensor | Non
     first, second = parts
     sizes = [float(part.s.norm()) if part else 0.0 for part in parts]
     ranks = [_effective_rank(part.s) if part else 0.0 for part in parts]
-    counts = [0 if each is None or weight is None else len(intruders(weight, each).A) for each in (one, other)]
     cosine, overlaps = 0.0, (0.0, 0.0)
     if first and second and all(sizes):
         across = first.U.T @ second.U, first.V.T @ second.V
         cosine = float((first.s[:, None] * across[0] * across[1] * second.s).sum()) / (sizes[0] * sizes[1])
         smaller = min(len(first.s), len(second.s))
         overlaps = (float(across[0].square().sum()) / smaller, float(across[1].square().sum()) / smaller)
-    new = None if weight is None else (counts[0], counts[1])
+    new = None if weight is None else _counted(weight, one, other)
     return Difference((sizes[0], sizes[1]), cosine, *overlaps, (ranks[0], ranks[1]), new)
+
+
+def _counted(weight: Tensor, one: Factors | None, other: Factors | None) -> tuple[int, int]:
+    """How many intruders each change brings."""
+    found = iter(intruders(weight, *(each for each in (one, other) if each is not None)))
+    first, second = (0 if each is None else len(next(found).A) for each in (one, other))
+    return first, second
 
 
 def _effective_rank(s: Tensor) -> float:

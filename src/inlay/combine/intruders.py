@@ -26,17 +26,24 @@ Weight = Callable[[str], Tensor]
 """Module path -> the base's weight there, (out, in)."""
 
 
-def intruders(weight: Float[Tensor, "out in"], factors: Factors) -> Factors:
-    """The part of W + delta W in its intruder dimensions, sum_i s_i u_i v_i^T, as factors; their rank is their number."""
+def intruders(weight: Float[Tensor, "out in"], *changes: Factors) -> list[Factors]:
+    """Of each delta W the part of W + delta W in its intruder dimensions, sum_i s_i u_i v_i^T; its rank is their number."""
     wide = weight.double()
     if wide.shape[0] > wide.shape[1]:
-        turned = intruders(weight.T, Factors(factors.B.T, factors.A.T, factors.scaling))
-        return Factors(turned.B.T, turned.A.T, 1.0)
-    changed = wide + factors.scaling * (factors.B.double() @ factors.A.double())
-    known, U = (torch.linalg.eigh(of @ of.T)[1] for of in (wide, changed))  # left singular vectors, the largest last
-    U = U[:, -TOP:]
-    new = U[:, (known.T @ U).abs().amax(0) < NEAR]
-    return Factors((new.T @ changed).float(), new.float(), 1.0)  # s_i v_i^T = u_i^T (W + delta W)
+        turned = intruders(weight.T, *(Factors(of.B.T, of.A.T, of.scaling) for of in changes))
+        return [Factors(part.B.T, part.A.T, 1.0) for part in turned]
+    known, found = _directions(wide), []
+    for of in changes:
+        changed = wide + of.scaling * (of.B.double() @ of.A.double())
+        U = _directions(changed)[:, -TOP:]
+        new = U[:, (known.T @ U).abs().amax(0) < NEAR]
+        found.append(Factors((new.T @ changed).float(), new.float(), 1.0))  # s_i v_i^T = u_i^T (W + delta W)
+    return found
+
+
+def _directions(weight: Float[Tensor, "out in"]) -> Float[Tensor, "out out"]:
+    """Its left singular vectors, that of the largest value last."""
+    return torch.linalg.eigh(weight @ weight.T)[1]
 
 
 class Shrinking:
@@ -64,7 +71,7 @@ class Shrinking:
 
     def __call__(self, path: str, made: Made) -> Made:
         """The change of the module at `path` with smaller intruders; its size and error stay those of before."""
-        new = intruders(self.weight(path), Factors(made.A, made.B, 1.0))
+        (new,) = intruders(self.weight(path), Factors(made.A, made.B, 1.0))
         self.found[path] = len(new.A)
         A, B = torch.cat([made.A, new.A]), torch.cat([made.B, (self.scale - 1) * new.B], 1)
         return Made(A, B, made.square_norm, made.square_error)
