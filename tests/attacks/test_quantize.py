@@ -10,10 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import inlay
 from inlay.base import cache as quantized_cache
 from inlay.base import quantize
 from inlay.base.load import load
-from inlay.errors import ConfigError, FormatError, OutputError
+from inlay.errors import CompatibilityError, ConfigError, FormatError, OutputError
 from inlay.io import bitsandbytes, output, safetensors
 from inlay.io.checkpoint import open_checkpoint
 from tests.support import bases, forks, models, quantized
@@ -434,6 +435,18 @@ def test_an_adapter_of_the_same_weights_in_another_precision_is_used_with_a_warn
             with pytest.warns(UserWarning, match="the same weights in another precision"):
                 other.attach(tmp_path / held.checkpoint.name, name="b")
             other.detach("b")
+
+
+def test_an_adapter_that_began_with_what_was_lost_is_refused_beside_the_plain_weights(source, tmp_path):
+    base, rows = load(source), [{"prompt": "say", "completion": "it"}] * 8
+    how = dict(max_steps=1, eval_fraction=0, check="off", progress=False)
+    method = inlay.Lora(r=2, initializer="loftq")
+    inlay.train(load(source, quantize="nf4"), rows, method=method, output=tmp_path / "made", **how)
+    load(source, quantize="nf4").attach(tmp_path / "made")
+    with pytest.raises(CompatibilityError, match="lost as it was quantised, and is right beside that alone"):
+        base.attach(tmp_path / "made")
+    with pytest.warns(UserWarning, match="in another precision"):
+        base.attach(tmp_path / "made", force=True)
 
 
 def quantize_method():

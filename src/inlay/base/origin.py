@@ -4,6 +4,9 @@
     what the configuration decides, roles       likewise: the same weights compute something else with other heads or epsilon
     the same weights, quantised or in another   a note: answers differ a little
     dtype
+    the same, where the adapter began with      refused: beside other weights it would add that once more
+    what the weights lost as they were
+    quantised
     the chat template, the tokens that end      a note
     no record, and the name of another base     refused where both are names of the hub, else a note: a folder may have any name
 
@@ -16,6 +19,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
+from inlay import initializers
 from inlay.core.pooling import MEAN
 from inlay.errors import CompatibilityError, explain, few
 from inlay.formats.contract import AdapterFile
@@ -128,6 +132,15 @@ def check(
                 do="use the base it names, or pass --force to run it anyway: answers will be wrong in ways that look right",
             )
         )
+    if other_precision and not force and _holds_what_was_lost(file.record):
+        raise CompatibilityError(
+            explain(
+                f"{name} began with what its base lost as it was quantised, and is right beside that alone",
+                found=f"{trained_on.get('name')}, sha256 {short(trained_on.get('weights'))}; this base "
+                f"({base.checkpoint.name}) has {short(base.fingerprint.weights)}",
+                do="the base as it was trained on: --quantize, or the folder that inlay quantize writes",
+            )
+        )
     if other_precision:
         _say(
             f"{name} was trained on the same weights in another precision "
@@ -162,6 +175,13 @@ def _problems(
 def _is_other_precision(trained_on: Mapping[str, Any], base: Known) -> bool:
     """An adapter's base is not this one, but both are the same weights, in another dtype or quantised."""
     return weights_of(trained_on, base.fingerprint) == "another precision"
+
+
+def _holds_what_was_lost(record: Mapping[str, Any]) -> bool:
+    """Its initialiser is known, and changed what the base says."""
+    name = record.get("method", {}).get("initializer", initializers.UNIFORM)
+    chosen = initializers.find(name) if name in initializers.names() else None
+    return chosen is not None and chosen.changes_at_start
 
 
 def _check_name(name: str, named: str | None, base: Known, force: bool) -> None:

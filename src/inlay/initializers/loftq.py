@@ -8,8 +8,9 @@ it: it stays.
 Source: LoftQ (Li et al. 2023, arXiv 2310.08659), algorithm 1 with one step of alternation (T = 1), which leaves Q as it is: so
 one quantised base serves every adapter. More steps would quantise W - scaling B0 A0 again.
 
-When not to use it: where the base is not quantised, for W - Q is zero then; with 8 bits, whose error is small already. It needs
-the weights that the base was quantised from, once.
+When not to use it: where the base is not quantised, for W - Q is zero then; with 8 bits, whose error is small already; where
+other programs load the adapter beside the plain weights, to which it would add W - Q once more. Inlay refuses that; to merge
+it into the quantised base is right. It needs the weights that the base was quantised from, once.
 """
 
 import torch
