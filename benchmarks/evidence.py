@@ -284,10 +284,10 @@ def losses(claim: str, what: str = "test", results: Path = RESULTS) -> dict[str,
     made = {place: {seed: key for seed, key in seeds.items() if key in done} for place, seeds in keys.items()}
 
     def found(name: str, task: str) -> list[float]:
-        seeds = [seeds.keys() for (_, of), seeds in made.items() if of == task and seeds]
         own = made.get((name, task), {})
-        common = {own[seed]: None for seed in sorted(own) if all(seed in each for each in seeds)}
-        return [done[key][what] for key in common]
+        others = [seeds for (_, its), seeds in made.items() if its == task and seeds]
+        common = [seed for seed in sorted(own) if all(seed in seeds for seeds in others)]
+        return [done[key][what] for key in dict.fromkeys(own[seed] for seed in common)]
 
     return {name: [found(name, task) for task in TASKS] for name in dict.fromkeys(name for name, _ in keys)}
 

@@ -437,13 +437,19 @@ def test_an_adapter_of_the_same_weights_in_another_precision_is_used_with_a_warn
             other.detach("b")
 
 
-def test_an_adapter_that_began_with_what_was_lost_is_refused_beside_the_plain_weights(source, tmp_path):
+def test_an_adapter_that_began_with_what_was_lost_is_refused_beside_the_plain_weights(source, capsys, tmp_path):
     base, rows = load(source), [{"prompt": "say", "completion": "it"}] * 8
     how = dict(max_steps=1, eval_fraction=0, check="off", progress=False)
     method = inlay.Lora(r=2, initializer="loftq")
     inlay.train(load(source, quantize="nf4"), rows, method=method, output=tmp_path / "made", **how)
-    load(source, quantize="nf4").attach(tmp_path / "made")
-    with pytest.raises(CompatibilityError, match="lost as it was quantised, and is right beside that alone"):
+    longer = dict(from_adapter=tmp_path / "made", output=tmp_path / "longer")
+    inlay.train(load(source, quantize="nf4"), rows, **longer, **how)
+    run(capsys, "combine", tmp_path / "made", "--output", tmp_path / "alone")
+    for name in ("longer", "alone"):
+        load(source, quantize="nf4").attach(tmp_path / name)
+        with pytest.raises(CompatibilityError, match="fits that quantised base alone"):
+            base.attach(tmp_path / name)
+    with pytest.raises(CompatibilityError, match="lost as it was quantised, and fits that quantised base alone"):
         base.attach(tmp_path / "made")
     with pytest.warns(UserWarning, match="in another precision"):
         base.attach(tmp_path / "made", force=True)

@@ -5,7 +5,10 @@ import dataclasses
 import pytest
 
 import inlay
+from inlay.methods import hooks
+from inlay.training.divergence import diverged
 from inlay.training.settings import Settings, plan
+from inlay.training.state import TrainState
 from tests.support import bases
 
 SAME = {
@@ -17,6 +20,8 @@ SAME = {
     "adalora": inlay.Adalora(lora_alpha=2, init_r=4, target_r=4),
     "loha": inlay.Loha(r=4, alpha=2),
     "lokr": inlay.Lokr(r=4, alpha=100),
+    "pissa": inlay.Lora(r=4, lora_alpha=2, initializer="pissa"),
+    "bottleneck": inlay.Bottleneck(scaling=4),
 }
 
 USUAL: dict[type, dict[str, object]] = {
@@ -25,6 +30,7 @@ USUAL: dict[type, dict[str, object]] = {
     inlay.Adalora: dict(lora_alpha=32),
     inlay.Loha: dict(alpha=8),
     inlay.Lokr: dict(alpha=8),
+    inlay.Bottleneck: dict(scaling=1),
 }
 """What makes of each the one that the rate is stated for."""
 
@@ -64,10 +70,12 @@ def test_what_is_trained_whole_has_the_rate_of_the_base(directory, tmp_path):
 
 
 def test_a_rate_that_is_given_is_that_of_both_factors(directory, tmp_path):
-    given = losses(directory, tmp_path / "given", inlay.Lora(r=4, lora_alpha=2), learning_rate=1e-3)
-    same = inlay.Lora(r=4, lora_alpha=2, loraplus_lr_ratio=16)
-    found = losses(directory, tmp_path, same, learning_rate=1e-3)
-    assert found[-1] < given[-1]
+    def given(name, **settings):
+        return losses(directory, tmp_path / name, inlay.Lora(r=4, **settings), learning_rate=1e-3)
+
+    usual = given("usual", lora_alpha=32)
+    assert given("same", lora_alpha=2, loraplus_lr_ratio=16) == pytest.approx(usual, rel=2e-4)
+    assert given("slower", lora_alpha=2)[-1] > 1.01 * usual[-1]
 
 
 def test_the_screen_says_so(directory):
@@ -75,3 +83,12 @@ def test_the_screen_says_so(directory):
     usual, other = (str(plan(Settings(), 40, config, inlay.Lora(r=4, lora_alpha=alpha))) for alpha in (32, 2))
     assert "times that" not in usual
     assert "lora_B's 16 times that" in other
+    same = (2, 3, 5, 6)  # ranks whose roots are rounded
+    assert not any(hooks.default_rates(inlay.Lora(r=r, lora_alpha=32 / r**0.5, use_rslora=True)) for r in same)
+
+
+def test_a_run_that_diverged_is_told_a_rate_that_is_lower_for_b_too(directory):
+    base, method = inlay.load(directory), inlay.Lora(r=4, lora_alpha=256)
+    chosen = plan(Settings(), 40, base.model.config, method)
+    state = TrainState.new(base.create(method, "a"), Settings(), chosen)
+    assert f"--learning-rate {chosen.learning_rate / 8 / 3:.1g}" in str(diverged(state, "NaN"))

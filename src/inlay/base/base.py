@@ -232,7 +232,8 @@ class Base:
 
     def save(self, name: str, directory: Path, record: Mapping[str, Any], *, form: str = "peft") -> None:
         """Write an attached adapter into `directory`, which exists, with what is known of the base and this record."""
-        self.adapters.save(name, directory, {**self.about_base, **self.about_task, **record}, form=form)
+        about = origin.about(self, self.adapters[name])
+        self.adapters.save(name, directory, {**about, **self.about_task, **record}, form=form)
 
     def fresh(
         self, method: Method, name: str = "default", seed: int = 0, calibration: Calibration | None = None
@@ -246,6 +247,9 @@ class Base:
             with_heads(method, self.heads, self.maps), name, seed, calibration or self._calibration(method)
         )
         draw_(adapter.params, self.fresh_heads, self.model.config, seed)
+        start = hooks.starts(method)
+        if start is not None and start.source == origin.RESIDUAL:
+            adapter.record = {"base": {origin.BEGAN_WITH: origin.RESIDUAL}}
         return adapter
 
     def _calibration(self, method: Method) -> Calibration | None:

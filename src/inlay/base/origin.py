@@ -19,7 +19,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
-from inlay import initializers
 from inlay.core.pooling import MEAN
 from inlay.errors import CompatibilityError, explain, few
 from inlay.formats.contract import AdapterFile
@@ -27,6 +26,7 @@ from inlay.gguf.opening import license_of, stored_as
 from inlay.io import meaning
 from inlay.io.checkpoint import Checkpoint, hub_name, name_others
 from inlay.io.fingerprint import Fingerprint, short
+from inlay.model.adapter import Adapter
 from inlay.tasks.contract import TaskSpec
 
 
@@ -43,11 +43,21 @@ class Known(Protocol):
     def computes(self) -> dict[str, Any]: ...
 
 
-def about(base: Known) -> dict[str, Any]:
+BEGAN_WITH, RESIDUAL = "began_with", "residual"
+"""What an adapter's record says of its base where the adapter began with what that lost as it was quantised."""
+
+
+def about(base: Known, adapter: Adapter | None = None) -> dict[str, Any]:
     """What an adapter's record says of its base."""
     known = {"name": base.checkpoint.name, **base.fingerprint.as_dict(), **stored_as(base.checkpoint)}
     known |= {"license": said} if (said := license_of(base.checkpoint)) else {}
+    known |= {BEGAN_WITH: RESIDUAL} if adapter is not None and began_with_residual(adapter.record) else {}
     return {"base": known, meaning.KEY: base.computes}
+
+
+def began_with_residual(record: Mapping[str, Any]) -> bool:
+    """By its record an adapter holds what its base lost as it was quantised, and fits no other than that base."""
+    return record.get("base", {}).get(BEGAN_WITH) == RESIDUAL
 
 
 def check_task(name: str, record: dict[str, Any], spec: TaskSpec, labels: tuple[str, ...]) -> None:
@@ -132,13 +142,13 @@ def check(
                 do="use the base it names, or pass --force to run it anyway: answers will be wrong in ways that look right",
             )
         )
-    if other_precision and not force and _holds_what_was_lost(file.record):
+    if other_precision and not force and began_with_residual(file.record):
         raise CompatibilityError(
             explain(
-                f"{name} began with what its base lost as it was quantised, and is right beside that alone",
+                f"{name} began with what its base lost as it was quantised, and fits that quantised base alone",
                 found=f"{trained_on.get('name')}, sha256 {short(trained_on.get('weights'))}; this base "
                 f"({base.checkpoint.name}) has {short(base.fingerprint.weights)}",
-                do="the base as it was trained on: --quantize, or the folder that inlay quantize writes",
+                do="--quantize nf4, or the folder that inlay quantize writes; --force: answers will be wrong",
             )
         )
     if other_precision:
@@ -175,13 +185,6 @@ def _problems(
 def _is_other_precision(trained_on: Mapping[str, Any], base: Known) -> bool:
     """An adapter's base is not this one, but both are the same weights, in another dtype or quantised."""
     return weights_of(trained_on, base.fingerprint) == "another precision"
-
-
-def _holds_what_was_lost(record: Mapping[str, Any]) -> bool:
-    """Its initialiser is known, and changed what the base says."""
-    name = record.get("method", {}).get("initializer", initializers.UNIFORM)
-    chosen = initializers.find(name) if name in initializers.names() else None
-    return chosen is not None and chosen.changes_at_start
 
 
 def _check_name(name: str, named: str | None, base: Known, force: bool) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 from inlay import formats, screen
-from inlay.base import meta_model
+from inlay.base import meta_model, origin
 from inlay.base.load import read_tokenizer
 from inlay.engines import LANGUAGE_MODEL, OLLAMA
 from inlay.errors import CompatibilityError, explain, few
@@ -40,6 +40,10 @@ class Export(Common):
     def run(self) -> int:
         """Read it, put it on the base's layers, write it."""
         base = open_outline(self.model)
+        if origin.began_with_residual(formats.outline(self.adapter).record):
+            screen.say(
+                "note", "it began with what its base lost as it was quantised: beside the plain weights it is wrong"
+            )
         file = dataclasses.replace(placed(self.adapter, base), name=self.output.resolve().name)
         with output.new_directory(self.output) as partial:
             written = engines.write(partial, file, self.engine)

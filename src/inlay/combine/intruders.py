@@ -28,11 +28,11 @@ Weight = Callable[[str], Tensor]
 
 def intruders(weight: Float[Tensor, "out in"], *changes: Factors) -> list[Factors]:
     """Of each delta W the part of W + delta W in its intruder dimensions, sum_i s_i u_i v_i^T; its rank is their number."""
-    wide = weight.double()
-    if wide.shape[0] > wide.shape[1]:
+    if weight.shape[0] > weight.shape[1]:
         turned = intruders(weight.T, *(Factors(of.B.T, of.A.T, of.scaling) for of in changes))
         return [Factors(part.B.T, part.A.T, 1.0) for part in turned]
-    known, found = _directions(wide), []
+    wide, found = weight.double(), []
+    known = _directions(wide)
     for of in changes:
         changed = wide + of.scaling * (of.B.double() @ of.A.double())
         U = _directions(changed)[:, -TOP:]

@@ -9,8 +9,8 @@ Source: LoftQ (Li et al. 2023, arXiv 2310.08659), algorithm 1 with one step of a
 one quantised base serves every adapter. More steps would quantise W - scaling B0 A0 again.
 
 When not to use it: where the base is not quantised, for W - Q is zero then; with 8 bits, whose error is small already; where
-other programs load the adapter beside the plain weights, to which it would add W - Q once more. Inlay refuses that; to merge
-it into the quantised base is right. It needs the weights that the base was quantised from, once.
+other programs load the adapter beside the plain weights, to which it would add W - Q once more. Inlay refuses that; it may
+be merged into the quantised base. It needs the weights that the base was quantised from, once.
 """
 
 import torch
@@ -25,6 +25,7 @@ class Loftq(Initializer):
 
     source = "residual"
     changes_at_start = True
+    is_balanced = True
 
     @staticmethod
     def factors(found: Tensor, r: int, scaling: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -24,6 +24,7 @@ class Pissa(Initializer):
 
     source = "weight"
     is_taken_off = True
+    is_balanced = True
     rate = 0.3
 
     @staticmethod

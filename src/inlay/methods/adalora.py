@@ -29,6 +29,9 @@ from inlay.core.routed import Factors
 from inlay.methods.contract import LinearBase, LowRankMethod, Params, PeftForm, require
 from inlay.methods.hooks import DefaultRates, DropsInputs, StepHooks
 
+REFERENCE_ALPHA = 32
+"""The lora_alpha that the default learning rate was measured with."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Adalora(LowRankMethod, StepHooks, DropsInputs, DefaultRates):
@@ -141,7 +144,7 @@ class Adalora(LowRankMethod, StepHooks, DropsInputs, DefaultRates):
 
     @property
     def default_rates(self) -> Mapping[str, float]:
-        return {"lora_E": type(self).lora_alpha / self.lora_alpha}
+        return {"lora_E": REFERENCE_ALPHA / self.lora_alpha}
 
 
 def _matters(path: str, params: Params, state: Params, beta1: float, beta2: float) -> Float[Tensor, " r"]:

@@ -17,6 +17,7 @@ to 30 % of latency at batch 1 (LoRA, table 1). Only Inlay and AdapterHub's `adap
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -26,6 +27,7 @@ from torch.nn import functional
 
 from inlay.core import lowrank
 from inlay.methods.contract import Block, BlockMethod, Params, require
+from inlay.methods.hooks import DefaultRates
 
 FUNCTIONS = {
     "relu": functional.relu,
@@ -37,7 +39,7 @@ FUNCTIONS = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Bottleneck(BlockMethod):
+class Bottleneck(BlockMethod, DefaultRates):
     """h + scaling (up(f(down(h) + b1)) + b2)"""
 
     placement: Literal["houlsby", "pfeiffer", "parallel"] = "houlsby"
@@ -61,6 +63,7 @@ class Bottleneck(BlockMethod):
     def __post_init__(self) -> None:
         super().__post_init__()
         size, factor = self.bottleneck_size, self.reduction_factor
+        require(self.scaling != 0, "scaling must not be 0", f"scaling={self.scaling:g}", "--scaling 1")
         require(
             size is None or size >= 1,
             "bottleneck_size must be at least 1",
@@ -112,3 +115,7 @@ class Bottleneck(BlockMethod):
     @property
     def learning_rate_scale(self) -> float:
         return 2.5  # measured: docs/evidence/family.md
+
+    @property
+    def default_rates(self) -> Mapping[str, float]:
+        return dict.fromkeys(("adapter_up", "adapter_up_bias"), 1 / abs(self.scaling))

@@ -6,12 +6,14 @@ ByModule      its settings differ from module to module
 Starts        fresh tensors are found in a matrix, not only drawn
 DropsInputs   the change does not see all of its inputs while it is trained
 Rates         its tensors have learning rates of their own
+DefaultRates  some need a multiple of the default learning rate
 Shares        frozen tensors that all modules share
 Finishes      training has tensors of another form than those that are kept
 StepHooks     a step of training is more than the gradient of its tensors
 """
 
 import abc
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -130,24 +132,29 @@ class Rates(abc.ABC):
 
 
 class DefaultRates(abc.ABC):
-    """Tensors that the learning rate that a run takes by itself does not suit as it is."""
+    """Some tensors need a multiple of the default learning rate, so that a scaling changes nothing of what is learned."""
 
     @property
     @abc.abstractmethod
     def default_rates(self) -> Mapping[str, float]:
-        """Name -> what that rate is multiplied by, beside what every rate is; 1 for all others."""
+        """Name -> what the default learning rate is multiplied by, beside `rate`; 1 for all others."""
 
 
 def rate(method: Method, tensor: str, by_default: bool = False) -> float:
-    """What the learning rate of the tensors of this name is multiplied by: one that is given, or taken by itself."""
+    """What the learning rate of the tensors of this name is multiplied by.
+
+    **Arguments:**
+
+    - `by_default`: no rate was given, so that `default_rates` count too.
+    """
     own = method.rate(tensor) if isinstance(method, Rates) else 1.0
     return own * (default_rates(method).get(tensor, 1.0) if by_default else 1.0)
 
 
 def default_rates(method: Method) -> Mapping[str, float]:
-    """Name -> what the learning rate that a run takes by itself is multiplied by, where it is not 1."""
+    """Name -> what the default learning rate is multiplied by, where that is not 1."""
     found = method.default_rates if isinstance(method, DefaultRates) else {}
-    return {name: factor for name, factor in found.items() if factor != 1}
+    return {name: factor for name, factor in found.items() if not math.isclose(factor, 1)}
 
 
 class Shares(LinearMethod, abstract=True):

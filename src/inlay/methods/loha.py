@@ -21,6 +21,9 @@ from inlay.core.routed import Factors
 from inlay.methods.contract import LinearBase, LowRankMethod, Params, PeftForm, require
 from inlay.methods.hooks import DefaultRates
 
+REFERENCE_ALPHA = 8
+"""The alpha that the default learning rate was measured with."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Loha(LowRankMethod, DefaultRates):
@@ -69,4 +72,4 @@ class Loha(LowRankMethod, DefaultRates):
 
     @property
     def default_rates(self) -> Mapping[str, float]:
-        return {"hada_w2_b": type(self).alpha / self.alpha}
+        return {"hada_w2_b": REFERENCE_ALPHA / self.alpha}

@@ -27,6 +27,10 @@ ZERO = ("lokr_w1", "lokr_w1_a")
 """What starts at zero: the first of these that there is."""
 
 
+REFERENCE_ALPHA = 8
+"""The alpha that the default learning rate was measured with."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Lokr(LinearMethod, DefaultRates):
     """y = W x + b + (alpha / r) (w1 (x) w2) x"""
@@ -103,7 +107,7 @@ class Lokr(LinearMethod, DefaultRates):
 
     @property
     def default_rates(self) -> Mapping[str, float]:
-        return dict.fromkeys(ZERO, type(self).alpha / self.alpha)
+        return dict.fromkeys(ZERO, REFERENCE_ALPHA / self.alpha)
 
 
 def factorization(size: int, factor: int) -> tuple[int, int]:

@@ -112,8 +112,10 @@ class Lora(LowRank, LowRankMethod, Starts, Rates, Finishes):
     @property
     def default_rates(self) -> Mapping[str, float]:
         chosen = initializers.find(self.initializer)
-        both = chosen is not None and (chosen.is_taken_off or chosen.changes_at_start)  # B does not start at zero
-        return dict.fromkeys(("lora_A", "lora_B") if both else ("lora_B",), self._makes_up)
+        if chosen is None or not (chosen.is_taken_off or chosen.changes_at_start):  # B starts at zero
+            return {"lora_B": self._makes_up}
+        both = self._makes_up**0.5 if chosen.is_balanced else self._makes_up
+        return {"lora_A": both, "lora_B": both}
 
     def finish(self, params: Mapping[str, Params]) -> dict[str, Params]:
         return {path: {key: tensor.detach() for key, tensor in _whole(p).items()} for path, p in params.items()}

@@ -33,7 +33,7 @@ def read(base: Base, source: str | Path, name: str, method: Method | str | None)
     adapter = base.read(source, in_utf8(Path(source).resolve().name))  # an error names the adapter that there is
     check_method(source, adapter.method, method)
     own = {path: {key: _own(tensor) for key, tensor in params.items()} for path, params in adapter.params.items()}
-    return Adapter(name, adapter.method, own, shared=adapter.shared)
+    return Adapter(name, adapter.method, own, record=adapter.record, shared=adapter.shared)
 
 
 def check_method(source: str | Path, has: Method, asked: Method | str | None) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from inlay import formats, methods
+from inlay.base import origin
 from inlay.base.base import Base
 from inlay.data import split
 from inlay.data.sources import Data, Source, license_of, name_of
@@ -222,7 +223,7 @@ class Job:
         if self.base.spec.continues:
             record |= {"text": stops.record_of(self.rows.train.form, self.rows.train.ends, self.base.tokenizer)}
         adapter = self.state.adapter
-        adapter.record = self.base.about_base | self.base.about_task | record
+        adapter.record = origin.about(self.base, adapter) | self.base.about_task | record
         self.base.save(adapter.name, directory, record)
 
     def _record(self, progress: Progress, report: Report) -> dict[str, Any]:

@@ -158,8 +158,10 @@ def plan(settings: Settings, num_rows: int, model_config: Any, method: Method) -
         rate, reason = settings.learning_rate, "as asked"
     else:
         rate *= method.learning_rate_scale
-        others = (f"{name}'s {factor:.2g} times that" for name, factor in hooks.default_rates(method).items())
-        reason = ", ".join((reason, *others))
+        others = {name: hooks.rate(method, name, by_default=True) for name in hooks.default_rates(method)}
+        reason = ", ".join(
+            (reason, *(f"{name}'s {factor:.3g} times that" for name, factor in others.items() if factor))
+        )
     return Plan(num_steps, batch_size, rate, reason, settings.eval_every or max(1, num_steps // 5))
 
 
