@@ -5,9 +5,8 @@ import dataclasses
 import pytest
 
 import inlay
-from inlay.methods import hooks
 from inlay.training.divergence import diverged
-from inlay.training.settings import Settings, plan
+from inlay.training.settings import Settings, default_rates, plan
 from inlay.training.state import TrainState
 from tests.support import bases
 
@@ -84,7 +83,7 @@ def test_the_screen_says_so(directory):
     assert "times that" not in usual
     assert "lora_B's 16 times that" in other
     same = (2, 3, 5, 6)  # ranks whose roots are rounded
-    assert not any(hooks.default_rates(inlay.Lora(r=r, lora_alpha=32 / r**0.5, use_rslora=True)) for r in same)
+    assert not any(default_rates(inlay.Lora(r=r, lora_alpha=32 / r**0.5, use_rslora=True)) for r in same)
 
 
 def test_a_run_that_diverged_is_told_a_rate_that_is_lower_for_b_too(directory):

@@ -247,9 +247,7 @@ class Base:
             with_heads(method, self.heads, self.maps), name, seed, calibration or self._calibration(method)
         )
         draw_(adapter.params, self.fresh_heads, self.model.config, seed)
-        start = hooks.starts(method)
-        if start is not None and start.source == origin.RESIDUAL:
-            adapter.record = {"base": {origin.BEGAN_WITH: origin.RESIDUAL}}
+        adapter.record = origin.begun(method)
         return adapter
 
     def _calibration(self, method: Method) -> Calibration | None:

@@ -26,6 +26,8 @@ from inlay.gguf.opening import license_of, stored_as
 from inlay.io import meaning
 from inlay.io.checkpoint import Checkpoint, hub_name, name_others
 from inlay.io.fingerprint import Fingerprint, short
+from inlay.methods import hooks
+from inlay.methods.contract import Method
 from inlay.model.adapter import Adapter
 from inlay.tasks.contract import TaskSpec
 
@@ -53,6 +55,12 @@ def about(base: Known, adapter: Adapter | None = None) -> dict[str, Any]:
     known |= {"license": said} if (said := license_of(base.checkpoint)) else {}
     known |= {BEGAN_WITH: RESIDUAL} if adapter is not None and began_with_residual(adapter.record) else {}
     return {"base": known, meaning.KEY: base.computes}
+
+
+def begun(method: Method) -> dict[str, Any]:
+    """The record of an adapter that `method` begins."""
+    start = hooks.starts(method)
+    return {"base": {BEGAN_WITH: RESIDUAL}} if start is not None and start.source == RESIDUAL else {}
 
 
 def began_with_residual(record: Mapping[str, Any]) -> bool:
@@ -146,8 +154,7 @@ def check(
         raise CompatibilityError(
             explain(
                 f"{name} began with what its base lost as it was quantised, and fits that quantised base alone",
-                found=f"{trained_on.get('name')}, sha256 {short(trained_on.get('weights'))}; this base "
-                f"({base.checkpoint.name}) has {short(base.fingerprint.weights)}",
+                found=f"sha256 {short(trained_on.get('weights'))}; this base has {short(base.fingerprint.weights)}",
                 do="--quantize nf4, or the folder that inlay quantize writes; --force: answers will be wrong",
             )
         )

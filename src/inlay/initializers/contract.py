@@ -39,8 +39,8 @@ class Initializer(Contract, abstract=True):
     changes_at_start: ClassVar[bool] = False
     """The base is to say something else at the start: B0 A0 is not zero, and stays."""
 
-    is_balanced: ClassVar[bool] = False
-    """A0 and B0 are each as large as the root of 1 / scaling, so that scaling B0 A0 does not depend on it."""
+    makes_up: ClassVar[tuple[float, float]] = (0.0, 1.0)
+    """With a scaling c times as small the same is learned where A's and B's rates are c to these powers times as high."""
 
     rate: ClassVar[float] = 1.0
     """What the learning rate that suits LoRA's own start is multiplied by: measured with benchmarks/method_rates.py."""

@@ -25,7 +25,7 @@ class Loftq(Initializer):
 
     source = "residual"
     changes_at_start = True
-    is_balanced = True
+    makes_up = (0.5, 0.5)
 
     @staticmethod
     def factors(found: Tensor, r: int, scaling: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -26,6 +26,7 @@ class LoraGa(Initializer):
 
     source = "gradient"
     is_taken_off = True
+    makes_up = (1.0, 1.0)  # of the first step; the start does not grow with 1 / scaling
     rate = 0.3
 
     @staticmethod

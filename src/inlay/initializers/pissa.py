@@ -24,7 +24,7 @@ class Pissa(Initializer):
 
     source = "weight"
     is_taken_off = True
-    is_balanced = True
+    makes_up = (0.5, 0.5)
     rate = 0.3
 
     @staticmethod

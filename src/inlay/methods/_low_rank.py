@@ -8,7 +8,7 @@ import torch
 
 from inlay.core import lowrank
 from inlay.methods.contract import TOKEN_ROWS, LinearBase, LinearMethod, Own, Params, PeftForm, require
-from inlay.methods.hooks import ByModule, DefaultRates, DropsInputs, TrainsOwn, TrainsTokens
+from inlay.methods.hooks import ByModule, DropsInputs, Rates, TrainsOwn, TrainsTokens
 from inlay.names import fault, matches_end
 
 REFERENCE_ALPHA = 32
@@ -20,7 +20,7 @@ Self = TypeVar("Self", bound="LowRank")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LowRank(LinearMethod, TrainsOwn, TrainsTokens, ByModule, DropsInputs, DefaultRates, abstract=True):
+class LowRank(LinearMethod, TrainsOwn, TrainsTokens, ByModule, DropsInputs, Rates, abstract=True):
     """The settings of LoRA."""
 
     r: int = 16

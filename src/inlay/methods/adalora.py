@@ -27,14 +27,11 @@ from torch import Tensor
 
 from inlay.core.routed import Factors
 from inlay.methods.contract import LinearBase, LowRankMethod, Params, PeftForm, require
-from inlay.methods.hooks import DefaultRates, DropsInputs, StepHooks
-
-REFERENCE_ALPHA = 32
-"""The lora_alpha that the default learning rate was measured with."""
+from inlay.methods.hooks import DropsInputs, Rates, StepHooks
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Adalora(LowRankMethod, StepHooks, DropsInputs, DefaultRates):
+class Adalora(LowRankMethod, StepHooks, DropsInputs, Rates):
     """y = W x + b + (lora_alpha / init_r) B (E * (A x))"""
 
     init_r: int = 12
@@ -143,8 +140,8 @@ class Adalora(LowRankMethod, StepHooks, DropsInputs, DefaultRates):
         return 3.0  # measured: benchmarks/method_rates.py
 
     @property
-    def default_rates(self) -> Mapping[str, float]:
-        return {"lora_E": REFERENCE_ALPHA / self.lora_alpha}
+    def rates(self) -> Mapping[str, tuple[float, float]]:
+        return {"lora_E": (1.0, 32 / self.lora_alpha)}
 
 
 def _matters(path: str, params: Params, state: Params, beta1: float, beta2: float) -> Float[Tensor, " r"]:

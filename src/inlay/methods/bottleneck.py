@@ -27,7 +27,7 @@ from torch.nn import functional
 
 from inlay.core import lowrank
 from inlay.methods.contract import Block, BlockMethod, Params, require
-from inlay.methods.hooks import DefaultRates
+from inlay.methods.hooks import Rates
 
 FUNCTIONS = {
     "relu": functional.relu,
@@ -39,7 +39,7 @@ FUNCTIONS = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Bottleneck(BlockMethod, DefaultRates):
+class Bottleneck(BlockMethod, Rates):
     """h + scaling (up(f(down(h) + b1)) + b2)"""
 
     placement: Literal["houlsby", "pfeiffer", "parallel"] = "houlsby"
@@ -117,5 +117,5 @@ class Bottleneck(BlockMethod, DefaultRates):
         return 2.5  # measured: docs/evidence/family.md
 
     @property
-    def default_rates(self) -> Mapping[str, float]:
-        return dict.fromkeys(("adapter_up", "adapter_up_bias"), 1 / abs(self.scaling))
+    def rates(self) -> Mapping[str, tuple[float, float]]:
+        return dict.fromkeys(("adapter_up", "adapter_up_bias"), (1.0, 1 / abs(self.scaling)))

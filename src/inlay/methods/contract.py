@@ -190,7 +190,7 @@ class Method(Contract, abstract=True):
     @abc.abstractmethod
     def learning_rate_scale(self) -> float:
         """What the default learning rate of the base is multiplied by, so that the change moves as fast as with LoRA's
-        defaults; benchmarks/method_rates.py measures it. A scaling is made up for by `inlay.methods.hooks.DefaultRates`."""
+        defaults; benchmarks/method_rates.py measures it. A scaling is made up for by `inlay.methods.hooks.Rates`."""
 
 
 Kind = TypeVar("Kind", bound=Method)

@@ -78,5 +78,5 @@ class Dora(LowRank):
         return 1.0
 
     @property
-    def default_rates(self) -> Mapping[str, float]:
-        return {"lora_B": self._makes_up}
+    def rates(self) -> Mapping[str, tuple[float, float]]:
+        return {"lora_B": (1.0, self._makes_up)}

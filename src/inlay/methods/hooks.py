@@ -6,14 +6,12 @@ ByModule      its settings differ from module to module
 Starts        fresh tensors are found in a matrix, not only drawn
 DropsInputs   the change does not see all of its inputs while it is trained
 Rates         its tensors have learning rates of their own
-DefaultRates  some need a multiple of the default learning rate
 Shares        frozen tensors that all modules share
 Finishes      training has tensors of another form than those that are kept
 StepHooks     a step of training is more than the gradient of its tensors
 """
 
 import abc
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -126,35 +124,17 @@ def input_dropout(method: Method) -> float:
 class Rates(abc.ABC):
     """Tensors with learning rates of their own."""
 
-    @abc.abstractmethod
-    def rate(self, tensor: str) -> float:
-        """What the learning rate of the tensors of this name is multiplied by; 0: they are not trained."""
-
-
-class DefaultRates(abc.ABC):
-    """Some tensors need a multiple of the default learning rate, so that a scaling changes nothing of what is learned."""
-
     @property
     @abc.abstractmethod
-    def default_rates(self) -> Mapping[str, float]:
-        """Name -> what the default learning rate is multiplied by, beside `rate`; 1 for all others."""
+    def rates(self) -> Mapping[str, tuple[float, float]]:
+        """Name -> what a learning rate that is given is multiplied by, and what the default is, which makes up for a scaling.
+
+        0: they are not trained; 1 for all others."""
 
 
 def rate(method: Method, tensor: str, by_default: bool = False) -> float:
-    """What the learning rate of the tensors of this name is multiplied by.
-
-    **Arguments:**
-
-    - `by_default`: no rate was given, so that `default_rates` count too.
-    """
-    own = method.rate(tensor) if isinstance(method, Rates) else 1.0
-    return own * (default_rates(method).get(tensor, 1.0) if by_default else 1.0)
-
-
-def default_rates(method: Method) -> Mapping[str, float]:
-    """Name -> what the default learning rate is multiplied by, where that is not 1."""
-    found = method.default_rates if isinstance(method, DefaultRates) else {}
-    return {name: factor for name, factor in found.items() if not math.isclose(factor, 1)}
+    """What the learning rate of the tensors of this name is multiplied by; `by_default`: it is the default one."""
+    return method.rates.get(tensor, (1.0, 1.0))[by_default] if isinstance(method, Rates) else 1.0
 
 
 class Shares(LinearMethod, abstract=True):

@@ -19,14 +19,11 @@ import torch
 from inlay.core import lowrank
 from inlay.core.routed import Factors
 from inlay.methods.contract import LinearBase, LowRankMethod, Params, PeftForm, require
-from inlay.methods.hooks import DefaultRates
-
-REFERENCE_ALPHA = 8
-"""The alpha that the default learning rate was measured with."""
+from inlay.methods.hooks import Rates
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Loha(LowRankMethod, DefaultRates):
+class Loha(LowRankMethod, Rates):
     """y = W x + b + (alpha / r) ((A1 B1) * (A2 B2)) x"""
 
     r: int = 8
@@ -71,5 +68,5 @@ class Loha(LowRankMethod, DefaultRates):
         return 3.0  # measured: benchmarks/method_rates.py
 
     @property
-    def default_rates(self) -> Mapping[str, float]:
-        return {"hada_w2_b": REFERENCE_ALPHA / self.alpha}
+    def rates(self) -> Mapping[str, tuple[float, float]]:
+        return {"hada_w2_b": (1.0, 8 / self.alpha)}

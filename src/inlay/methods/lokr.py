@@ -21,18 +21,11 @@ from torch import Tensor
 
 from inlay.core import lowrank
 from inlay.methods.contract import LinearBase, LinearMethod, Params, PeftForm, require
-from inlay.methods.hooks import DefaultRates
-
-ZERO = ("lokr_w1", "lokr_w1_a")
-"""What starts at zero: the first of these that there is."""
-
-
-REFERENCE_ALPHA = 8
-"""The alpha that the default learning rate was measured with."""
+from inlay.methods.hooks import Rates
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Lokr(LinearMethod, DefaultRates):
+class Lokr(LinearMethod, Rates):
     """y = W x + b + (alpha / r) (w1 (x) w2) x"""
 
     r: int = 8
@@ -76,7 +69,7 @@ class Lokr(LinearMethod, DefaultRates):
         drawn = {
             name: lowrank.kaiming_uniform(shape[0], shape[1], generator) for name, shape in self.shapes(base).items()
         }
-        zero = next(name for name in ZERO if name in drawn)
+        zero = next(name for name in ("lokr_w1", "lokr_w1_a") if name in drawn)
         return drawn | {zero: torch.zeros_like(drawn[zero])}
 
     def delta(
@@ -106,8 +99,8 @@ class Lokr(LinearMethod, DefaultRates):
         return 3.0  # measured: benchmarks/method_rates.py
 
     @property
-    def default_rates(self) -> Mapping[str, float]:
-        return dict.fromkeys(ZERO, REFERENCE_ALPHA / self.alpha)
+    def rates(self) -> Mapping[str, tuple[float, float]]:
+        return dict.fromkeys(("lokr_w1", "lokr_w1_a"), (1.0, 8 / self.alpha))
 
 
 def factorization(size: int, factor: int) -> tuple[int, int]:

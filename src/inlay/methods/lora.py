@@ -27,11 +27,11 @@ from inlay import initializers
 from inlay.core.routed import Factors
 from inlay.methods._low_rank import LowRank
 from inlay.methods.contract import KINDS, LinearBase, LowRankMethod, Params, PeftForm, require
-from inlay.methods.hooks import Finishes, Rates, Starts
+from inlay.methods.hooks import Finishes, Starts
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Lora(LowRank, LowRankMethod, Starts, Rates, Finishes):
+class Lora(LowRank, LowRankMethod, Starts, Finishes):
     """y = W x + b + (lora_alpha / r) B A x"""
 
     loraplus_lr_ratio: float = 1.0
@@ -100,22 +100,12 @@ class Lora(LowRank, LowRankMethod, Starts, Rates, Finishes):
         pair = _whole(params)
         return Factors(pair["lora_A"], pair["lora_B"], self.scaling)
 
-    def rate(self, tensor: str) -> float:
-        rates = {
-            "lora_A": 0.0 if self.freeze_a else 1.0,
-            "lora_B": self.loraplus_lr_ratio,
-            "start_A": 0.0,
-            "start_B": 0.0,
-        }
-        return rates.get(tensor, 1.0)
-
     @property
-    def default_rates(self) -> Mapping[str, float]:
-        chosen = initializers.find(self.initializer)
-        if chosen is None or not (chosen.is_taken_off or chosen.changes_at_start):  # B starts at zero
-            return {"lora_B": self._makes_up}
-        both = self._makes_up**0.5 if chosen.is_balanced else self._makes_up
-        return {"lora_A": both, "lora_B": both}
+    def rates(self) -> Mapping[str, tuple[float, float]]:
+        start = initializers.find(self.initializer) or initializers.Initializer
+        A, B = 0.0 if self.freeze_a else 1.0, self.loraplus_lr_ratio
+        up = [self._makes_up**power for power in start.makes_up]
+        return {"lora_A": (A, A * up[0]), "lora_B": (B, B * up[1]), "start_A": (0.0, 0.0), "start_B": (0.0, 0.0)}
 
     def finish(self, params: Mapping[str, Params]) -> dict[str, Params]:
         return {path: {key: tensor.detach() for key, tensor in _whole(p).items()} for path, p in params.items()}

@@ -7,8 +7,8 @@ import torch
 
 from inlay.base.base import Base
 from inlay.errors import DivergedError, explain, few
-from inlay.methods import hooks
 from inlay.runs.progress import Progress
+from inlay.training.settings import default_rates
 from inlay.training.state import TrainState
 
 WINDOW = 10
@@ -17,7 +17,7 @@ WINDOW = 10
 
 def diverged(state: TrainState, found: str) -> DivergedError:
     """The error of a run whose numbers are out of bounds."""
-    own = hooks.default_rates(state.method) if state.settings.learning_rate is None else {}
+    own = default_rates(state.method) if state.settings.learning_rate is None else {}
     rate = state.plan.learning_rate * next(iter(own.values()), 1.0)  # one that is given is that of all tensors
     return DivergedError(explain("the training diverged", found=found, do=f"--learning-rate {rate / 3:.1g}"))
 

@@ -158,11 +158,15 @@ def plan(settings: Settings, num_rows: int, model_config: Any, method: Method) -
         rate, reason = settings.learning_rate, "as asked"
     else:
         rate *= method.learning_rate_scale
-        others = {name: hooks.rate(method, name, by_default=True) for name in hooks.default_rates(method)}
-        reason = ", ".join(
-            (reason, *(f"{name}'s {factor:.3g} times that" for name, factor in others.items() if factor))
-        )
+        others = (f"{name}'s {factor:.3g} times that" for name, factor in default_rates(method).items())
+        reason = ", ".join((reason, *others))
     return Plan(num_steps, batch_size, rate, reason, settings.eval_every or max(1, num_steps // 5))
+
+
+def default_rates(method: Method) -> dict[str, float]:
+    """Name -> what the default learning rate of these tensors is multiplied by, where that is not what a given one is."""
+    rates = method.rates if isinstance(method, hooks.Rates) else {}
+    return {name: default for name, (given, default) in rates.items() if not math.isclose(given, default)}
 
 
 def learning_rate(model_config: Any) -> tuple[float, str]:
