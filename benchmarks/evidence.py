@@ -343,7 +343,8 @@ def overview(file: str, results: str = str(RESULTS)) -> None:
         axes.legend(fontsize=8, frameon=False)
         for panel, (field, unit, title) in zip(others, TAKEN, strict=True):
             for name in ("full", "lora"):
-                height = max(line[field] for line in lines if line["method"] == name) / unit
+                plain = [line for line in lines if line["method"] == name and not line["fields"] and not line["scheme"]]
+                height = max(line[field] for line in plain) / unit
                 bar = panel.bar(shown[name][0].split(" ")[0], height, 0.6, color=shown[name][1])
                 panel.bar_label(bar, fmt="{:,.3g}", fontsize=9)
             panel.set_title(title, fontsize=10)
