@@ -285,7 +285,9 @@ def test_twenty_steps_give_the_losses_of_peft(tmp_path):
     trained = [p for p in theirs.parameters() if p.requires_grad]
     assert sum(p.numel() for p in trained) == adapter.num_weights
     optimizer = torch.optim.AdamW(trained, lr=2e-3, weight_decay=0.0)
-    state = TrainState.new(adapter, Settings(micro_batch_tokens=200), Plan(20, 4, 2e-3, "as asked", 20))
+    state = TrainState.new(
+        adapter, Settings(micro_batch_tokens=200, learning_rate=2e-3), Plan(20, 4, 2e-3, "as asked", 20)
+    )
     generator = torch.Generator().manual_seed(4)
     for number in range(20):
         examples = _random_rows(generator)
