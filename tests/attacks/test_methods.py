@@ -204,3 +204,8 @@ def test_an_embedding_of_another_base_in_the_file(base, tmp_path):
     save_file(load_file(file) | {key: table + 1}, file)
     with pytest.raises(CompatibilityError, match="is not this base's"):
         base.attach(tmp_path / "it", "another")
+
+
+def test_a_network_whose_answer_is_multiplied_by_nothing():
+    with pytest.raises(ConfigError, match="scaling must not be 0"):
+        inlay.Bottleneck(scaling=0)

@@ -449,6 +449,8 @@ def test_an_adapter_that_began_with_what_was_lost_is_refused_beside_the_plain_we
         load(source, quantize="nf4").attach(tmp_path / name)
         with pytest.raises(CompatibilityError, match="fits that quantised base alone"):
             base.attach(tmp_path / name)
+    _, _, said = run(capsys, "export", source, tmp_path / "longer", "--for", "vllm", "--output", tmp_path / "theirs")
+    assert "beside the plain weights it is wrong" in said
     with pytest.raises(CompatibilityError, match="lost as it was quantised, and fits that quantised base alone"):
         base.attach(tmp_path / "made")
     with pytest.warns(UserWarning, match="in another precision"):

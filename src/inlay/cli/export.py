@@ -40,11 +40,10 @@ class Export(Common):
     def run(self) -> int:
         """Read it, put it on the base's layers, write it."""
         base = open_outline(self.model)
-        if origin.began_with_residual(formats.outline(self.adapter).record):
-            screen.say(
-                "note", "it began with what its base lost as it was quantised: beside the plain weights it is wrong"
-            )
         file = dataclasses.replace(placed(self.adapter, base), name=self.output.resolve().name)
+        if origin.began_with_residual(file.record):
+            says = "it began with what its base lost as it was quantised: beside the plain weights it is wrong"
+            screen.say("note", says)
         with output.new_directory(self.output) as partial:
             written = engines.write(partial, file, self.engine)
             if self.engine == OLLAMA:

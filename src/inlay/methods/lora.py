@@ -73,9 +73,12 @@ class Lora(LowRank, LowRankMethod, Starts, Finishes):
         return chosen is not None and chosen.changes_at_start
 
     @property
+    def _start(self) -> type[initializers.Initializer]:
+        return initializers.find(self.initializer) or initializers.Initializer
+
+    @property
     def learning_rate_scale(self) -> float:
-        chosen = initializers.find(self.initializer)
-        return chosen.rate if chosen else 1.0
+        return self._start.rate
 
     def describe(self) -> str:
         start = "" if self.initializer == initializers.UNIFORM else f" initializer={self.initializer}"
@@ -102,9 +105,8 @@ class Lora(LowRank, LowRankMethod, Starts, Finishes):
 
     @property
     def rates(self) -> Mapping[str, tuple[float, float]]:
-        start = initializers.find(self.initializer) or initializers.Initializer
         A, B = 0.0 if self.freeze_a else 1.0, self.loraplus_lr_ratio
-        up = [self._makes_up**power for power in start.makes_up]
+        up = [self._makes_up**power for power in self._start.makes_up]
         return {"lora_A": (A, A * up[0]), "lora_B": (B, B * up[1]), "start_A": (0.0, 0.0), "start_B": (0.0, 0.0)}
 
     def finish(self, params: Mapping[str, Params]) -> dict[str, Params]:
