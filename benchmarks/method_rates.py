@@ -1,4 +1,5 @@
-"""Which learning rate suits each method, and LoRA from each initialiser (`lora.pissa`): what `learning_rate_scale` rests on.
+"""Which learning rate suits each method, and LoRA from each initialiser (`lora.pissa`): what `learning_rate_scale` and
+`Initializer.rate` rest on.
 
 Every method is trained for some steps on E2E rows at several multiples of the rate that the rule gives for the base, and its
 held-out loss afterwards printed. One small base, one seed: it tells 1 from 10, not 1 from 1.5.
@@ -14,6 +15,7 @@ from inlay import initializers, methods
 from inlay.base.load import load
 from inlay.data.forms import read_rows
 from inlay.errors import InlayError
+from inlay.methods import hooks
 from inlay.tasks.causal_lm import prepare
 from inlay.training import job, loop
 from inlay.training.calibration import calibrate
@@ -44,14 +46,15 @@ def main(model, rows, *names):
             except InlayError:
                 break
             plan = Plan(STEPS, BATCH, rate * factor, "", STEPS)
-            state = TrainState.new(adapter, Settings(), plan, num_held_out=HELD_OUT)
+            state = TrainState.new(adapter, Settings(learning_rate=plan.learning_rate), plan, num_held_out=HELD_OUT)
             try:
                 done = loop.run(base, state, train.examples, held_out.examples[:HELD_OUT])
                 cells.append(f"{done.eval_losses[-1][1]:.3f}")
                 base.detach("it")
             except InlayError:
                 cells.append("diverged")
-        print(f"| {name} | x {method.learning_rate_scale:g} | {' | '.join(cells) or 'nothing to train'} |", flush=True)
+        chosen = method.learning_rate_scale * hooks.rate(method, "lora_A", by_default=True)
+        print(f"| {name} | x {chosen:g} | {' | '.join(cells) or 'nothing to train'} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,8 @@ from tests.support import forks, packages
 GOOD = '''
     """y"""
 
+    learning_rate_scale = 1.0
+
     def shapes(self, base):
         return {}
 
@@ -32,10 +34,6 @@ GOOD = '''
 
     def describe(self):
         return ""
-
-    @property
-    def learning_rate_scale(self):
-        return 1.0
 '''
 HOOKS = [cls for cls in vars(hooks).values() if inspect.isabstract(cls) and cls.__module__ == hooks.__name__]
 HEAD = "import dataclasses\nfrom inlay.methods import contract, hooks\nfrom inlay.methods.contract import *\n"

@@ -19,7 +19,7 @@ LARGE_ROOMS = {
     "io": (2_170, "every file that is read and written, and what keeps a reader safe"),
     "text": (2_070, "the program that renders templates, 180 lines, is a process of its own"),
     "cli": (4_200, "a file for each of thirty commands, which know nothing of each other; the store has eleven verbs"),
-    "methods": (2_125, "fifteen methods, one file each, and for six what makes up for their scaling"),
+    "methods": (2_100, "fifteen methods, one file each"),
     "training": (
         2_150,
         "a run, what is saved of it and gone on from, how it is seen to go wrong, and the command that makes it again",

@@ -19,15 +19,13 @@ from inlay.methods.hooks import TrainsOwn
 class {cls}(Method, TrainsOwn):
     """Every bias."""
 
+    learning_rate_scale = 3.0
+
     def trains(self, own):
         return own.name == "bias"
 
     def describe(self):
         return "every bias"
-
-    @property
-    def learning_rate_scale(self):
-        return 3.0
 '''
 
 LOUD = "import sys\nsys.imported.append(__name__)\n"

@@ -79,9 +79,11 @@ def test_a_rate_that_is_given_is_that_of_both_factors(directory, tmp_path):
 
 def test_the_screen_says_so(directory):
     config = inlay.load(directory).model.config
-    usual, other = (str(plan(Settings(), 40, config, inlay.Lora(r=4, lora_alpha=alpha))) for alpha in (32, 2))
+    methods = inlay.Lora(r=4), inlay.Lora(r=4, lora_alpha=2), inlay.Lora(r=4, initializer="pissa")
+    usual, other, pissa = (str(plan(Settings(), 40, config, method)) for method in methods)
     assert "times that" not in usual
-    assert "lora_B's 16 times that" in other
+    assert ", lora_B's 16 times that" in other
+    assert ", lora_A's and lora_B's 0.3 times that" in pissa
     same = (2, 3, 5, 6)  # ranks whose roots are rounded
     assert not any(default_rates(inlay.Lora(r=r, lora_alpha=32 / r**0.5, use_rslora=True)) for r in same)
 

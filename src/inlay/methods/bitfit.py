@@ -9,6 +9,7 @@ says so. Use (IA)^3 or LoRA there.
 """
 
 import dataclasses
+from typing import ClassVar
 
 from inlay.methods.contract import Method, Own
 from inlay.methods.hooks import TrainsOwn
@@ -18,12 +19,11 @@ from inlay.methods.hooks import TrainsOwn
 class Bitfit(Method, TrainsOwn):
     """y = W x + b', the biases of linear maps and norms alike"""
 
+    # the paper's rates are 1e-4 to 9e-4 where full fine-tuning takes 1e-5 to 5e-5
+    learning_rate_scale: ClassVar[float] = 3.0
+
     def trains(self, own: Own) -> bool:
         return own.name == "bias"
 
     def describe(self) -> str:
         return "every bias"
-
-    @property
-    def learning_rate_scale(self) -> float:
-        return 3.0  # the paper's rates are 1e-4 to 9e-4 where full fine-tuning takes 1e-5 to 5e-5

@@ -18,7 +18,7 @@ to 30 % of latency at batch 1 (LoRA, table 1). Only Inlay and AdapterHub's `adap
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -59,6 +59,8 @@ class Bottleneck(BlockMethod, Rates):
 
     scaling: float = 1.0
     """What multiplies the network's answer; He et al. take 4 where it is parallel."""
+
+    learning_rate_scale: ClassVar[float] = 2.5  # measured: docs/evidence/family.md
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -111,10 +113,6 @@ class Bottleneck(BlockMethod, Rates):
     def describe(self) -> str:
         size = f"size {self.bottleneck_size}" if self.bottleneck_size else f"reduction {self.reduction_factor:g}"
         return f"{self.placement} {size} {self.non_linearity}"
-
-    @property
-    def learning_rate_scale(self) -> float:
-        return 2.5  # measured: docs/evidence/family.md
 
     @property
     def rates(self) -> Mapping[str, tuple[float, float]]:

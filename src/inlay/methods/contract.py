@@ -167,6 +167,10 @@ class Method(Contract, abstract=True):
     modules_to_save: Names = ()
     """Modules to train whole and keep with the adapter, such as score or lm_head: names, or a regular expression."""
 
+    learning_rate_scale: ClassVar[float]
+    """What the default learning rate of the base is multiplied by, so that the change moves as fast as with LoRA's defaults;
+    benchmarks/method_rates.py measures it. What it owes to a setting is in `inlay.methods.hooks.Rates`."""
+
     peft: ClassVar[PeftForm] = PeftForm()
     """The form of its files."""
 
@@ -185,12 +189,6 @@ class Method(Contract, abstract=True):
     @abc.abstractmethod
     def describe(self) -> str:
         """The settings that matter most, for one line on the screen: 'r=16 lora_alpha=32 (scaling 2)'."""
-
-    @property
-    @abc.abstractmethod
-    def learning_rate_scale(self) -> float:
-        """What the default learning rate of the base is multiplied by, so that the change moves as fast as with LoRA's
-        defaults; benchmarks/method_rates.py measures it. A scaling is made up for by `inlay.methods.hooks.Rates`."""
 
 
 Kind = TypeVar("Kind", bound=Method)

@@ -30,6 +30,7 @@ from inlay.methods.contract import LinearBase, Params, PeftForm
 class Dora(LowRank):
     """y = m / |W + scaling B A| (W + scaling B A) x + b"""
 
+    learning_rate_scale: ClassVar[float] = 1.0
     kinds: ClassVar[tuple[str, ...]] = ("linear", "embedding", "conv2d")
     peft: ClassVar[PeftForm] = dataclasses.replace(
         LowRank.peft,
@@ -72,10 +73,6 @@ class Dora(LowRank):
 
     def describe(self) -> str:
         return self._settings()
-
-    @property
-    def learning_rate_scale(self) -> float:
-        return 1.0
 
     @property
     def rates(self) -> Mapping[str, tuple[float, float]]:

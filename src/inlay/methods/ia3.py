@@ -40,6 +40,9 @@ class Ia3(LinearMethod, ByModule):
     feedforward_modules: Names = rf"(.*\.)?({LAST_OF_MLP})"
     """Those of them whose inputs are scaled, not their outputs, in the same forms."""
 
+    learning_rate_scale: ClassVar[float] = (
+        10.0  # the paper's rate, 3e-3, is ten times what LoRA takes at its models' width
+    )
     peft: ClassVar[PeftForm] = PeftForm(
         type="IA3",
         selections=("feedforward_modules",),
@@ -90,7 +93,3 @@ class Ia3(LinearMethod, ByModule):
 
     def describe(self) -> str:
         return "one factor per input" if self._is_of_inputs else "one factor per output"
-
-    @property
-    def learning_rate_scale(self) -> float:
-        return 10.0  # the paper's rate, 3e-3, is ten times what LoRA takes at its models' width

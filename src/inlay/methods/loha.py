@@ -32,6 +32,7 @@ class Loha(LowRankMethod, Rates):
     alpha: float = 8
     """Numerator of the scaling alpha / r."""
 
+    learning_rate_scale: ClassVar[float] = 3.0  # measured: benchmarks/method_rates.py
     kinds: ClassVar[tuple[str, ...]] = ("linear", "conv2d")
     peft: ClassVar[PeftForm] = PeftForm(
         type="LOHA",
@@ -62,10 +63,6 @@ class Loha(LowRankMethod, Rates):
 
     def describe(self) -> str:
         return f"r={self.r} alpha={self.alpha:g}"
-
-    @property
-    def learning_rate_scale(self) -> float:
-        return 3.0  # measured: benchmarks/method_rates.py
 
     @property
     def rates(self) -> Mapping[str, tuple[float, float]]:

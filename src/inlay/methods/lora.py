@@ -43,6 +43,7 @@ class Lora(LowRank, LowRankMethod, Starts, Finishes):
     initializer: str = initializers.UNIFORM
     """Where A and B start: uniform and zero, or as an initialiser finds them."""
 
+    learning_rate_scale: ClassVar[float] = 1.0
     kinds: ClassVar[tuple[str, ...]] = KINDS
     peft: ClassVar[PeftForm] = dataclasses.replace(LowRank.peft, omits=("loraplus_lr_ratio", "freeze_a", "initializer"))
 
@@ -76,10 +77,6 @@ class Lora(LowRank, LowRankMethod, Starts, Finishes):
     def _start(self) -> type[initializers.Initializer]:
         return initializers.find(self.initializer) or initializers.Initializer
 
-    @property
-    def learning_rate_scale(self) -> float:
-        return self._start.rate
-
     def describe(self) -> str:
         start = "" if self.initializer == initializers.UNIFORM else f" initializer={self.initializer}"
         return self._settings() + start
@@ -106,8 +103,8 @@ class Lora(LowRank, LowRankMethod, Starts, Finishes):
     @property
     def rates(self) -> Mapping[str, tuple[float, float]]:
         A, B = 0.0 if self.freeze_a else 1.0, self.loraplus_lr_ratio
-        up = [self._makes_up**power for power in self._start.makes_up]
-        return {"lora_A": (A, A * up[0]), "lora_B": (B, B * up[1]), "start_A": (0.0, 0.0), "start_B": (0.0, 0.0)}
+        first, second = (self._start.rate * self._makes_up**power for power in self._start.makes_up)
+        return {"lora_A": (A, A * first), "lora_B": (B, B * second), "start_A": (0.0, 0.0), "start_B": (0.0, 0.0)}
 
     def finish(self, params: Mapping[str, Params]) -> dict[str, Params]:
         return {path: {key: tensor.detach() for key, tensor in _whole(p).items()} for path, p in params.items()}

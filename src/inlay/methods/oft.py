@@ -42,6 +42,7 @@ class Oft(LinearMethod):
     num_cayley_neumann_terms: int = 5
     """How many terms, from I on."""
 
+    learning_rate_scale: ClassVar[float] = 1.0
     peft: ClassVar[PeftForm] = PeftForm(
         type="OFT",
         tensors={"oft_R": "oft_R.weight"},
@@ -115,10 +116,6 @@ class Oft(LinearMethod):
 
     def describe(self) -> str:
         return f"r={self.r}" if self.r else f"oft_block_size={self.oft_block_size}"
-
-    @property
-    def learning_rate_scale(self) -> float:
-        return 1.0
 
 
 def _turned(x: Float[Tensor, "tokens in"], turn: Float[Tensor, "blocks size size"]) -> Float[Tensor, "tokens in"]:

@@ -28,6 +28,7 @@ class PTuning(NetworkPrompt):
     encoder_hidden_size: int | None = None
     """Width of the network; the model's, unless given."""
 
+    learning_rate_scale: ClassVar[float] = 1.0
     peft: ClassVar[PeftForm] = dataclasses.replace(
         PromptMethod.peft,
         type="P_TUNING",
@@ -63,7 +64,3 @@ class PTuning(NetworkPrompt):
             inner = inner @ params[f"map{i}"].T + params[f"bias{i}"]
             inner = torch.relu(inner) if i < 2 else inner
         return inner
-
-    @property
-    def learning_rate_scale(self) -> float:
-        return 1.0

@@ -38,6 +38,7 @@ class Prefix(NetworkPrompt):
     encoder_hidden_size: int | None = None
     """Width of that network; the model's, unless given."""
 
+    learning_rate_scale: ClassVar[float] = 40.0  # measured: docs/evidence/family.md
     is_prefix: ClassVar[bool] = True
     peft: ClassVar[PeftForm] = dataclasses.replace(
         PromptMethod.peft,
@@ -70,7 +71,3 @@ class Prefix(NetworkPrompt):
     def encode(self, params: Params) -> Float[Tensor, "virtual numbers"]:
         inner = torch.tanh(params["embedding"] @ params["inner"].T + params["inner_bias"])
         return inner @ params["outer"].T + params["outer_bias"]
-
-    @property
-    def learning_rate_scale(self) -> float:
-        return 40.0  # measured: docs/evidence/family.md

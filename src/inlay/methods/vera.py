@@ -38,6 +38,7 @@ class Vera(LowRankMethod, Shares, DropsInputs):
     vera_dropout: float = 0.0
     """Part of the adapter's input that is zeroed while training, 0 <= p < 1."""
 
+    learning_rate_scale: ClassVar[float] = 10.0  # the paper's rates are 4e-3 to 2e-2 where LoRA takes 4e-4
     kinds: ClassVar[tuple[str, ...]] = ("linear", "embedding")
     peft: ClassVar[PeftForm] = PeftForm(
         type="VERA",
@@ -90,7 +91,3 @@ class Vera(LowRankMethod, Shares, DropsInputs):
     @property
     def input_dropout(self) -> float:
         return self.vera_dropout
-
-    @property
-    def learning_rate_scale(self) -> float:
-        return 10.0  # the paper's rates are 4e-3 to 2e-2 where LoRA takes 4e-4

@@ -32,6 +32,7 @@ Pair = tuple[Tensor, Tensor]
 class _Recorder(LinearMethod):
     """Adds nothing to the maps that another method changes, and sees what goes in."""
 
+    learning_rate_scale: ClassVar[float] = 1.0
     kinds: ClassVar[tuple[str, ...]] = ("linear", "conv2d")
 
     look: Callable[[LinearBase, Tensor, Tensor], Tensor]
@@ -52,10 +53,6 @@ class _Recorder(LinearMethod):
 
     def describe(self) -> str:
         return "nothing"
-
-    @property
-    def learning_rate_scale(self) -> float:
-        return 1.0
 
 
 def calibrate(

@@ -158,8 +158,11 @@ def plan(settings: Settings, num_rows: int, model_config: Any, method: Method) -
         rate, reason = settings.learning_rate, "as asked"
     else:
         rate *= method.learning_rate_scale
-        others = (f"{name}'s {factor:.3g} times that" for name, factor in default_rates(method).items())
-        reason = ", ".join((reason, *others))
+        others: dict[float, list[str]] = {}
+        for name, factor in default_rates(method).items():
+            others.setdefault(factor, []).append(f"{name}'s")
+        for factor, names in others.items():
+            reason += f", {' and '.join(names)} {factor:.3g} times that"
     return Plan(num_steps, batch_size, rate, reason, settings.eval_every or max(1, num_steps // 5))
 
 
