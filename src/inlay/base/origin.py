@@ -150,7 +150,8 @@ def check(
                 do="use the base it names, or pass --force to run it anyway: answers will be wrong in ways that look right",
             )
         )
-    if other_precision and not force and began_with_residual(file.record):
+    is_wrong = other_precision and began_with_residual(file.record)
+    if is_wrong and not force:
         raise CompatibilityError(
             explain(
                 f"{name} began with what its base lost as it was quantised, and fits that quantised base alone",
@@ -161,7 +162,8 @@ def check(
     if other_precision:
         _say(
             f"{name} was trained on the same weights in another precision "
-            f"({trained_on.get('name')}, sha256 {short(trained_on.get('weights'))}): answers will differ a little"
+            f"({trained_on.get('name')}, sha256 {short(trained_on.get('weights'))}): answers will "
+            + ("be wrong, for it began with what those lost as they were quantised" if is_wrong else "differ a little")
         )
     if trained_on.get("chat_template", ours) != ours:
         _say(
