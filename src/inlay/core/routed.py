@@ -17,12 +17,13 @@ Products run in the dtype of x, or in a wider one where that is faster (`inlay.c
 masters under a bfloat16 base): they are cast once per call, and their gradients come back in their own dtype. Source: LoRA
 (Hu et al. 2021, arXiv 2106.09685), equation 3.
 
-One pair of matrix products per segment, in a loop. Without gradients, for few tokens: `inlay.kernels.low_rank`.
+One pair of matrix products per segment, in a loop, or `Thin` in their place. Without gradients, for few tokens:
+`inlay.kernels.low_rank`.
 """
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -51,6 +52,26 @@ class Factors:
     A: Float[Tensor, "r in"]
     B: Float[Tensor, "out r"]
     scaling: float
+
+
+@runtime_checkable  # the tests check it where they check shapes
+class Thin(Protocol):
+    """Another way than torch's for the products of one segment with its factors; `inlay.kernels.thin` says what they are."""
+
+    def takes(self, x: Tensor, out: Tensor, factors: Factors) -> bool: ...
+
+    def add_(self, out: Tensor, x: Tensor, factors: Factors, scaling: float) -> Tensor: ...
+
+    def gradients(
+        self,
+        g: Tensor,
+        x: Tensor,
+        h: Tensor,
+        factors: Factors,
+        scaling: float,
+        into: Tensor | None,
+        wanted: tuple[bool, bool],
+    ) -> tuple[Tensor | None, Tensor | None]: ...
 
 
 def row_segments(adapters: Sequence[Entry], num_tokens: int) -> tuple[Segment, ...]:
@@ -82,6 +103,7 @@ def routed(
     *,
     dropped: Float[Tensor, "tokens in"] | None = None,
     dtype: torch.dtype | None = None,
+    thin: Thin | None = None,
 ) -> Float[Tensor, "tokens out"]:
     """The frozen map and what each token's adapter adds to it; the equation at the top of this file.
 
@@ -93,6 +115,7 @@ def routed(
     - `segments`: who owns which tokens; overlapping segments add up.
     - `dropped`: x after dropout, which the adapters get, where there is any.
     - `dtype`: what the products run in; that of x unless given.
+    - `thin`: what multiplies by the factors of the segments that it takes.
 
     **Returns:**
 
@@ -101,7 +124,7 @@ def routed(
     dtype = dtype or x.dtype
     pairs = [tensor for f in factors for tensor in (f.A, f.B)]
     scalings = tuple(f.scaling for f in factors)
-    result: Tensor = _Routed.apply(x, dropped, weight, bias, tuple(segments), scalings, dtype, *pairs)  # type: ignore[assignment]  # torch types apply as Any
+    result: Tensor = _Routed.apply(x, dropped, weight, bias, tuple(segments), scalings, dtype, thin, *pairs)  # type: ignore[assignment]  # torch types apply as Any
     return result
 
 
@@ -109,29 +132,40 @@ def add_low_rank_(
     out: Float[Tensor, "tokens out"], x: Float[Tensor, "tokens in"], factors: Factors, segment: Segment
 ) -> None:
     """out[t] += weight scaling (x[t] A^T) B^T for the tokens of a segment, without gradients, in the dtype of both."""
-    rows, alpha = slice(segment.start, segment.stop), segment.weight * factors.scaling
-    out[rows].addmm_(x[rows] @ factors.A.to(x.dtype).T, factors.B.to(x.dtype).T, alpha=alpha)
+    rows = slice(segment.start, segment.stop)
+    _BY_TORCH.add_(out[rows], x[rows], factors, segment.weight * factors.scaling)
 
 
-def _product(
-    x: Tensor,
-    dropped: Tensor | None,
-    weight: Tensor | Rows,
-    bias: Tensor | None,
-    segments: Sequence[Segment],
-    factors: Sequence[Factors],
-    *,
-    dtype: torch.dtype,
-) -> tuple[Tensor, list[Tensor]]:
-    """(the output in the dtype of x, A x of every segment)."""
-    wide = x.to(dtype)
-    wide_dropped = wide if dropped is None else dropped.to(dtype)
-    out = linear(wide, weight, bias)
-    A, B = _cast([f.A for f in factors], dtype), _cast([f.B for f in factors], dtype)
-    hidden = [wide_dropped[s.start : s.stop] @ A[s.adapter].T for s in segments]  # (segment tokens, r)
-    for s, h in zip(segments, hidden, strict=True):
-        out[s.start : s.stop].addmm_(h, B[s.adapter].T, alpha=s.weight * factors[s.adapter].scaling)
-    return out.to(x.dtype), hidden
+class _ByTorch:
+    """`Thin` by torch's products, in the dtype of x."""
+
+    def takes(self, x: Tensor, out: Tensor, factors: Factors) -> bool:
+        return True
+
+    def add_(self, out: Tensor, x: Tensor, factors: Factors, scaling: float) -> Tensor:
+        h = x @ factors.A.to(x.dtype).T
+        out.addmm_(h, factors.B.to(x.dtype).T, alpha=scaling)
+        return h
+
+    def gradients(
+        self,
+        g: Tensor,
+        x: Tensor,
+        h: Tensor,
+        factors: Factors,
+        scaling: float,
+        into: Tensor | None,
+        wanted: tuple[bool, bool],
+    ) -> tuple[Tensor | None, Tensor | None]:
+        grad_hidden = (g @ factors.B.to(g.dtype)).mul_(scaling)  # (tokens, r)
+        dA = grad_hidden.T @ x if wanted[0] else None
+        dB = (h.T @ g).mul_(scaling).T if wanted[1] else None  # half the time of g^T h
+        if into is not None:
+            into.addmm_(grad_hidden, factors.A.to(g.dtype))
+        return dA, dB
+
+
+_BY_TORCH = _ByTorch()
 
 
 class _Routed(torch.autograd.Function):
@@ -145,57 +179,74 @@ class _Routed(torch.autograd.Function):
         segments: tuple[Segment, ...],
         scalings: tuple[float, ...],
         dtype: torch.dtype,
+        thin: Thin | None,
         *pairs: Tensor,
     ) -> Tensor:
-        factors = [Factors(*given) for given in zip(pairs[0::2], pairs[1::2], scalings, strict=True)]
-        out, hidden = _product(x, dropped, weight, bias, segments, factors, dtype=dtype)
+        wide = x.to(dtype)
+        seen = wide if dropped is None else dropped.to(dtype)
+        out = linear(wide, weight, bias)
+        ways, factors = [], _factors(pairs, scalings)
+        for s in segments:
+            given = seen[s.start : s.stop], out[s.start : s.stop], factors[s.adapter]
+            ways.append(thin if thin and thin.takes(*given) else _BY_TORCH)
+        hidden = [
+            way.add_(out[s.start : s.stop], seen[s.start : s.stop], f, s.weight * f.scaling)
+            for s, way, f in _each(segments, ways, factors, dtype)
+        ]
         ctx.segments, ctx.scalings, ctx.dtype, ctx.has_dropped = segments, scalings, dtype, dropped is not None
         kept = (x if dropped is None else dropped,) if segments else ()
-        ctx.weight = weight  # frozen: neither an output, nor changed before the backward pass
+        ctx.weight, ctx.ways = weight, ways  # frozen: neither an output, nor changed before the backward pass
         ctx.save_for_backward(*pairs, *hidden, *kept)
-        return out
+        return out.to(x.dtype)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> Any:  # type: ignore[override]  # torch names its first argument by keyword
-        weight, rest = ctx.weight, ctx.saved_tensors
+        weight, rest, dtype = ctx.weight, ctx.saved_tensors, ctx.dtype
         num_pairs = 2 * len(ctx.scalings)
         pairs, hidden = rest[:num_pairs], rest[num_pairs : num_pairs + len(ctx.segments)]
-        dtype = ctx.dtype
         g = grad_outputs[0].to(dtype)
-        needs_x, needs_dropped = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
+        needs_x, needs_dropped, *_ = ctx.needs_input_grad
         grad_x = linear_backward(g, weight) if needs_x else None
         grad_dropped = g.new_zeros(len(g), weight.shape[1]) if ctx.has_dropped and needs_dropped else None
         grads: list[Tensor | None] = [None] * num_pairs
         if ctx.segments:
             x = rest[-1].to(dtype)
-            A, B = _cast(pairs[0::2], dtype), _cast(pairs[1::2], dtype)
             into = grad_dropped if ctx.has_dropped else grad_x
-            for s, h in zip(ctx.segments, hidden, strict=True):
-                k, scaling, rows = s.adapter, s.weight * ctx.scalings[s.adapter], slice(s.start, s.stop)
-                grad_hidden = (g[rows] @ B[k]).mul_(scaling)  # (segment tokens, r)
-                if ctx.needs_input_grad[_PAIRS + 2 * k]:
-                    _accumulate(grads, 2 * k, grad_hidden.T @ x[rows], pairs[2 * k].dtype)
-                if ctx.needs_input_grad[_PAIRS + 2 * k + 1]:
-                    sums = h.T @ g[rows]  # half the time of g^T h
-                    _accumulate(grads, 2 * k + 1, sums.mul_(scaling).T, pairs[2 * k + 1].dtype)
-                if into is not None:
-                    into[rows].addmm_(grad_hidden, A[k])
+            each = _each(ctx.segments, ctx.ways, _factors(pairs, ctx.scalings), dtype)
+            for (s, way, f), h in zip(each, hidden, strict=True):
+                rows, k = slice(s.start, s.stop), 2 * s.adapter
+                wanted = ctx.needs_input_grad[_PAIRS + k : _PAIRS + k + 2]
+                to = None if into is None else into[rows]
+                for i, grad in enumerate(way.gradients(g[rows], x[rows], h, f, s.weight * f.scaling, to, wanted), k):
+                    _accumulate(grads, i, grad, pairs[i].dtype)
         given = grad_outputs[0].dtype
         first = None if grad_x is None else grad_x.to(given)
         second = None if grad_dropped is None else grad_dropped.to(given)
-        return first, second, None, None, None, None, None, *grads
+        return first, second, *[None] * (_PAIRS - 2), *grads
 
 
-_PAIRS = 7
+_PAIRS = 8
 """Where the factors start among the arguments of `_Routed.forward`."""
 
 
-def _cast(tensors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
-    return [tensor.to(dtype) for tensor in tensors]
+def _factors(pairs: Sequence[Tensor], scalings: Sequence[float]) -> list[Factors]:
+    return [Factors(*given) for given in zip(pairs[0::2], pairs[1::2], scalings, strict=True)]
 
 
-def _accumulate(grads: list[Tensor | None], index: int, grad: Tensor, dtype: torch.dtype) -> None:
-    grad = grad.to(dtype)
-    already = grads[index]
-    grads[index] = grad if already is None else already.add_(grad)
+def _each(
+    segments: Sequence[Segment], ways: Sequence[Thin], factors: Sequence[Factors], dtype: torch.dtype
+) -> Iterator[tuple[Segment, Thin, Factors]]:
+    """Every segment, with the factors as its way takes them: torch's in `dtype`, made once for all segments of an adapter."""
+    cast: dict[int, Factors] = {}
+    for s, way in zip(segments, ways, strict=True):
+        f = factors[s.adapter]
+        if way is _BY_TORCH:
+            f = cast.setdefault(s.adapter, cast.get(s.adapter) or Factors(f.A.to(dtype), f.B.to(dtype), f.scaling))
+        yield s, way, f
+
+
+def _accumulate(grads: list[Tensor | None], index: int, grad: Tensor | None, dtype: torch.dtype) -> None:
+    if grad is not None:
+        grad, already = grad.to(dtype), grads[index]
+        grads[index] = grad if already is None else already.add_(grad)

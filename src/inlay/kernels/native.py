@@ -120,6 +120,16 @@ class LowRankJob(ctypes.Structure):
     )
 
 
+class ThinJob(ctypes.Structure):
+    """`struct job` of `thin.c`, where its fields are explained."""
+
+    _fields_ = (
+        *[(name, ctypes.c_void_p) for name in ("x", "g", "y", "h", "A", "B", "dA", "dB", "words")],
+        *[(name, ctypes.c_int64) for name in ("tokens", "in", "out", "r")],
+        ("scaling", ctypes.c_float),
+    )
+
+
 KERNELS = {
     "nf4": Nf4Job,
     "ggml": GgmlJob,
@@ -128,6 +138,7 @@ KERNELS = {
     "product": ProductJob,
     "cache": CacheJob,
     "low_rank": LowRankJob,
+    "thin": ThinJob,
 }
 """The kernels of the library and their jobs."""
 

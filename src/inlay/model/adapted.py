@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from inlay.core.routed import Factors, Segment, add_low_rank_, routed, row_segments
 from inlay.errors import CompatibilityError, explain
-from inlay.kernels import low_rank
+from inlay.kernels import low_rank, thin
 from inlay.methods import hooks
 from inlay.methods.contract import Params
 from inlay.model.adapter import Adapter
@@ -280,7 +280,7 @@ def _low_ranked(
     dtype = linear.product_dtype(x)
     if torch.is_grad_enabled():
         seen = None if dropped is x else dropped
-        return routed(x, linear.matrix, linear.bias, factors, segments, dropped=seen, dtype=dtype)
+        return routed(x, linear.matrix, linear.bias, factors, segments, dropped=seen, dtype=dtype, thin=thin)
     out, wide = linear.wide(x, dtype)
     for s in segments:
         add_low_rank_(out, wide, factors[s.adapter], s)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from inlay.core.routed import Factors, Segment, routed
+from inlay.kernels import thin
 from inlay.kernels.product import product_dtype
 from inlay.model.adapted import Adapted, after_dropout
 from inlay.model.batch import Batch, Router
@@ -80,15 +81,8 @@ class _Changes:
         linear, changed = self.linear.each[number], [s for s in segments if s.adapter in self._numbers]
         dropped = after_dropout(x, self.batch, self._bound, changed)
         own = [s._replace(adapter=self._numbers[s.adapter]) for s in changed]
-        return routed(
-            x,
-            linear.matrix,
-            linear.bias,
-            self._factors(number),
-            own,
-            dropped=None if dropped is x else dropped,
-            dtype=product_dtype(x),
-        )
+        seen, factors, dtype = None if dropped is x else dropped, self._factors(number), product_dtype(x)
+        return routed(x, linear.matrix, linear.bias, factors, own, dropped=seen, dtype=dtype, thin=thin)
 
     def _factors(self, number: int) -> list[Factors]:
         return [
