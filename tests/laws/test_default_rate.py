@@ -88,8 +88,12 @@ def test_the_screen_says_so(directory):
     assert not any(default_rates(inlay.Lora(r=r, lora_alpha=32 / r**0.5, use_rslora=True)) for r in same)
 
 
-def test_a_run_that_diverged_is_told_a_rate_that_is_lower_for_b_too(directory):
-    base, method = inlay.load(directory), inlay.Lora(r=4, lora_alpha=256)
+@pytest.mark.parametrize(
+    ("how", "lower"), [({}, 1), ({"initializer": "eva"}, 0.3), ({"loraplus_lr_ratio": 16}, 1)], ids=str
+)
+def test_a_run_that_diverged_is_told_a_rate_that_is_lower_for_b_too(directory, how, lower):
+    base, method = inlay.load(directory), inlay.Lora(r=4, lora_alpha=256, **how)
     chosen = plan(Settings(), 40, base.model.config, method)
-    state = TrainState.new(base.create(method, "a"), Settings(), chosen)
-    assert f"--learning-rate {chosen.learning_rate / 8 / 3:.1g}" in str(diverged(state, "NaN"))
+    state = TrainState.new(base.create(inlay.Lora(r=4), "a"), Settings(), chosen)
+    state.method = method
+    assert f"--learning-rate {lower * chosen.learning_rate / 8 / 3:.1g}" in str(diverged(state, "NaN"))

@@ -14,10 +14,10 @@ W has none. One function for base and adapter, because then every product adds i
 temporary of the output's size, x kept once, and no gradient of W x waiting for that of B A x.
 
 Products run in the dtype of x, or in a wider one where that is faster (`inlay.core.product`); A and B may be wider (float32
-masters under a bfloat16 base): they are cast once per call, and their gradients come back in their own dtype. Source: LoRA
-(Hu et al. 2021, arXiv 2106.09685), equation 3.
+masters under a bfloat16 base): they are cast when they are multiplied, and their gradients come back in their own dtype.
+Source: LoRA (Hu et al. 2021, arXiv 2106.09685), equation 3.
 
-One pair of matrix products per segment, in a loop, or `Thin` in their place. Without gradients, for few tokens:
+One pair of matrix products per segment, in a loop, by one `Thin` way or another. For few tokens without gradients there is
 `inlay.kernels.low_rank`.
 """
 
@@ -26,7 +26,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from inlay.core.product import Rows, linear, linear_backward
@@ -56,22 +56,30 @@ class Factors:
 
 @runtime_checkable  # the tests check it where they check shapes
 class Thin(Protocol):
-    """Another way than torch's for the products of one segment with its factors; `inlay.kernels.thin` says what they are."""
+    """A way to multiply the tokens of one segment by its factors: torch's here, or that of `inlay.kernels.thin`."""
 
-    def takes(self, x: Tensor, out: Tensor, factors: Factors) -> bool: ...
+    def takes(self, x: Float[Tensor, "tokens in"], out: Float[Tensor, "tokens out"], factors: Factors) -> bool:
+        """It multiplies such tensors."""
+        ...
 
-    def add_(self, out: Tensor, x: Tensor, factors: Factors, scaling: float) -> Tensor: ...
+    def add_(
+        self, out: Float[Tensor, "tokens out"], x: Float[Tensor, "tokens in"], factors: Factors, scaling: float
+    ) -> Shaped[Tensor, "..."]:
+        """out += scaling x A^T B^T; x A^T comes back, as `gradients` takes it."""
+        ...
 
     def gradients(
         self,
-        g: Tensor,
-        x: Tensor,
-        h: Tensor,
+        g: Float[Tensor, "tokens out"],
+        x: Float[Tensor, "tokens in"],
+        h: Shaped[Tensor, "..."],
         factors: Factors,
         scaling: float,
-        into: Tensor | None,
+        into: Float[Tensor, "tokens in"] | None,
         wanted: tuple[bool, bool],
-    ) -> tuple[Tensor | None, Tensor | None]: ...
+    ) -> tuple[Float[Tensor, "r in"] | None, Float[Tensor, "out r"] | None]:
+        """The gradients of A and of B, where they are wanted, from that of `out`; that of x is added to `into`."""
+        ...
 
 
 def row_segments(adapters: Sequence[Entry], num_tokens: int) -> tuple[Segment, ...]:
@@ -185,17 +193,20 @@ class _Routed(torch.autograd.Function):
         wide = x.to(dtype)
         seen = wide if dropped is None else dropped.to(dtype)
         out = linear(wide, weight, bias)
-        ways, factors = [], _factors(pairs, scalings)
-        for s in segments:
-            given = seen[s.start : s.stop], out[s.start : s.stop], factors[s.adapter]
-            ways.append(thin if thin and thin.takes(*given) else _BY_TORCH)
-        hidden = [
-            way.add_(out[s.start : s.stop], seen[s.start : s.stop], f, s.weight * f.scaling)
-            for s, way, f in _each(segments, ways, factors, dtype)
+        factors = _factors(pairs, scalings)
+        parts = [(seen[s.start : s.stop], out[s.start : s.stop]) for s in segments]
+        ways = [
+            thin if thin and thin.takes(*part, factors[s.adapter]) else _BY_TORCH
+            for s, part in zip(segments, parts, strict=True)
         ]
-        ctx.segments, ctx.scalings, ctx.dtype, ctx.has_dropped = segments, scalings, dtype, dropped is not None
+        hidden = [
+            way.add_(to, part, f, s.weight * f.scaling)
+            for (s, way, f), (part, to) in zip(_each(segments, ways, factors, dtype), parts, strict=True)
+        ]
+        ctx.segments, ctx.ways, ctx.scalings, ctx.dtype = segments, ways, scalings, dtype
+        ctx.has_dropped = dropped is not None
         kept = (x if dropped is None else dropped,) if segments else ()
-        ctx.weight, ctx.ways = weight, ways  # frozen: neither an output, nor changed before the backward pass
+        ctx.weight = weight  # frozen: neither an output, nor changed before the backward pass
         ctx.save_for_backward(*pairs, *hidden, *kept)
         return out.to(x.dtype)
 
@@ -241,9 +252,9 @@ def _each(
     cast: dict[int, Factors] = {}
     for s, way in zip(segments, ways, strict=True):
         f = factors[s.adapter]
-        if way is _BY_TORCH:
-            f = cast.setdefault(s.adapter, cast.get(s.adapter) or Factors(f.A.to(dtype), f.B.to(dtype), f.scaling))
-        yield s, way, f
+        if way is _BY_TORCH and s.adapter not in cast:
+            cast[s.adapter] = Factors(f.A.to(dtype), f.B.to(dtype), f.scaling)
+        yield s, way, cast[s.adapter] if way is _BY_TORCH else f
 
 
 def _accumulate(grads: list[Tensor | None], index: int, grad: Tensor | None, dtype: torch.dtype) -> None:

@@ -161,7 +161,8 @@ def supported() -> tuple[str, ...]:
 
 
 def multiplies_bfloat16() -> bool:
-    """The library is in use with instructions that multiply bfloat16: for attention, and for products of few tokens."""
+    """The library is in use with instructions that multiply bfloat16: for attention, for products
+    of few tokens, and for an adapter's with many."""
     library = _load()
     return variant() == "avx512" and not isinstance(library, str) and bool(library.inlay_multiplies_bfloat16())
 

@@ -5,11 +5,11 @@
 
    Sums are float32; h, e and what is added to are rounded once. One instruction adds two products to each of 16 sums, so that all
    numbers are multiplied as words of two that follow each other in a sum. A (r, in) and B (out, r) are float32, and become such
-   words first. h and e are kept as words of two tokens, (tokens / 2, rank), which is how sums over tokens want them; ranks are
+   words first. h and e are kept as words of two tokens, (tokens / 2, filled), which is how sums over tokens want them; ranks are
    filled up to a multiple of LANES with noughts, and so is an odd number of tokens.
 
-   The work has three phases: PACKED columns of the factors at a time become words, BLOCK tokens at a time go through both products,
-   COLUMNS columns at a time are summed over all tokens. All threads share a phase, and begin the next one when it is done. A number
+   The work has phases: PACKED columns of the factors at a time become words, BLOCK tokens at a time go through both products, and
+   backward COLUMNS columns at a time are summed over all tokens. All threads share a phase, and begin the next one when it is done. A number
    is made in one order, however many there are. */
 
 #include "team.h"
@@ -19,10 +19,10 @@ enum { FORWARD, BACKWARD };
 struct job {
     const uint16_t *x, *g;  /* (tokens, in), (tokens, out) */
     uint16_t *y;            /* (tokens, out); backward dx (tokens, in), or NULL */
-    uint32_t *h;            /* words (tokens / 2, rank), which are made, and read backward */
+    uint32_t *h;            /* words (tokens / 2, filled): made forward, read backward */
     const float *A, *B;     /* (r, in), (out, r) */
     float *dA, *dB;         /* likewise, or NULL */
-    uint32_t *words;        /* memory for as many as `inlay.kernels.thin` counts */
+    uint32_t *words;        /* memory for (in + out) / 2 filled of them, and backward for (tokens / 2) filled more */
     int64_t tokens, in, out, r; /* in and out are multiples of COLUMNS, r is at most MOST_RANK */
     float scaling;
 };
@@ -35,7 +35,10 @@ int inlay_thin_job_bytes(void) { return sizeof(struct job); }
 #define TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,prefer-vector-width=512")))
 #define EACH(i, count) _Pragma("GCC unroll 16") for (int i = 0; i < (count); i++)
 
-enum { LANES = 16, BLOCK = 16, COLUMNS = 2 * LANES, TOGETHER = 8, PACKED = 64, MOST_RANK = 32, DEPTH = 512, NEAR = 64, CROWD = 1024 };
+enum { LANES = 16, MOST_RANK = 32, COLUMNS = 2 * LANES, PACKED = 64 };
+enum { BLOCK = 16, TOGETHER = 8 };     /* sums of so many tokens, or twice as many of these, are what registers hold */
+enum { DEPTH = 512, CROWD = 1024 };    /* numbers of a token that are copied at a time, where widths are a multiple of CROWD */
+enum { NEAR = 64 };                    /* tokens whose words stay in the first cache for all ranks */
 
 struct phase {
     int64_t units, taken, done;
@@ -44,10 +47,10 @@ struct phase {
 struct step {
     const struct job *job;
     int is_backward;
-    int64_t rank;
+    int64_t filled;        /* r, filled up to a multiple of LANES */
     const uint16_t *given; /* x or g, (tokens, inner) */
     int64_t inner, outer;
-    uint32_t *down, *up;   /* words of the factors: (inner / 2, rank) and (rank / 2, outer) */
+    uint32_t *down, *up;   /* words of the factors: (inner / 2, filled) and (filled / 2, outer) */
     uint32_t *made;        /* those of h or e */
     struct phase pack, pass, sum;
 };
@@ -55,19 +58,19 @@ struct step {
 INLINE uint32_t word(float one, float two) { return to_bfloat16(one) | (uint32_t)to_bfloat16(two) << 16; }
 
 /* Words of a factor, whose numbers are `column` apart along its width and `row` apart along its rank, for columns start <= i < stop:
-   of two columns (width / 2, rank), or of two ranks (rank / 2, width). */
-TARGET INLINE void words_of_columns(const float *factor, int64_t column, int64_t row, int64_t r, int64_t rank, int64_t start, int64_t stop,
+   of two columns (width / 2, filled), or of two ranks (filled / 2, width). */
+TARGET INLINE void words_of_columns(const float *factor, int64_t column, int64_t row, int64_t r, int64_t filled, int64_t start, int64_t stop,
                                     uint32_t *to) {
     for (int64_t i = start; i < stop; i += 2)
-        for (int64_t k = 0; k < rank; k++) {
+        for (int64_t k = 0; k < filled; k++) {
             const float *own = factor + i * column + k * row;
-            to[i / 2 * rank + k] = k < r ? word(own[0], own[column]) : 0;
+            to[i / 2 * filled + k] = k < r ? word(own[0], own[column]) : 0;
         }
 }
 
-TARGET INLINE void words_of_ranks(const float *factor, int64_t column, int64_t row, int64_t r, int64_t width, int64_t rank, int64_t start,
+TARGET INLINE void words_of_ranks(const float *factor, int64_t column, int64_t row, int64_t r, int64_t width, int64_t filled, int64_t start,
                                   int64_t stop, uint32_t *to) {
-    for (int64_t k = 0; k < rank; k += 2)
+    for (int64_t k = 0; k < filled; k += 2)
         for (int64_t i = start; i < stop; i++) {
             const float *own = factor + i * column + k * row;
             to[k / 2 * width + i] = k < r ? word(own[0], k + 1 < r ? own[row] : 0) : 0;
@@ -81,10 +84,10 @@ TARGET static void pack(const struct step *s, int64_t i) {
     const int is_a = i < units, goes_down = is_a != s->is_backward;
     const int64_t width = is_a ? job->in : job->out, start = (is_a ? i : i - units) * PACKED;
     const int64_t stop = start + PACKED < width ? start + PACKED : width, r = job->r;
-    if (goes_down && is_a) words_of_columns(job->A, 1, width, r, s->rank, start, stop, s->down);
-    else if (goes_down) words_of_columns(job->B, r, 1, r, s->rank, start, stop, s->down);
-    else if (is_a) words_of_ranks(job->A, 1, width, r, width, s->rank, start, stop, s->up);
-    else words_of_ranks(job->B, r, 1, r, width, s->rank, start, stop, s->up);
+    if (goes_down && is_a) words_of_columns(job->A, 1, width, r, s->filled, start, stop, s->down);
+    else if (goes_down) words_of_columns(job->B, r, 1, r, s->filled, start, stop, s->down);
+    else if (is_a) words_of_ranks(job->A, 1, width, r, width, s->filled, start, stop, s->up);
+    else words_of_ranks(job->B, r, 1, r, width, s->filled, start, stop, s->up);
 }
 
 TARGET INLINE __m512bh spread(const void *address) { return (__m512bh)_mm512_set1_epi32(word_at(address)); }
@@ -98,7 +101,7 @@ TARGET INLINE void go_down(const struct step *s, int64_t token, int count, uint1
     const uint16_t *x[BLOCK], *own[BLOCK];
     uint16_t near[BLOCK][DEPTH];
     EACH(t, BLOCK) x[t] = s->given + (token + (t < count ? t : 0)) * s->inner;
-    for (int64_t k = 0; k < s->rank; k += LANES) {
+    for (int64_t k = 0; k < s->filled; k += LANES) {
         __m512 sums[BLOCK];
         EACH(t, BLOCK) sums[t] = _mm512_setzero_ps();
         const uint32_t *down = s->down + k;
@@ -108,7 +111,7 @@ TARGET INLINE void go_down(const struct step *s, int64_t token, int count, uint1
                 own[t] = x[t] + from;
                 if (is_crowded) own[t] = memcpy(near[t], own[t], depth * sizeof **near);
             }
-            for (int64_t i = 0; i < depth; i += 2, down += s->rank) {
+            for (int64_t i = 0; i < depth; i += 2, down += s->filled) {
                 const __m512bh some = words_at(down);
                 EACH(t, BLOCK) sums[t] = _mm512_dpbf16_ps(sums[t], some, spread(own[t] + i));
             }
@@ -120,7 +123,7 @@ TARGET INLINE void go_down(const struct step *s, int64_t token, int count, uint1
         for (int t = 0; t < count; t += 2) {
             const __m512i one = _mm512_cvtepu16_epi32(_mm256_loadu_si256((__m256i *)(rows[t] + k)));
             const __m512i two = _mm512_cvtepu16_epi32(_mm256_loadu_si256((__m256i *)(rows[t + 1] + k)));
-            _mm512_storeu_si512(s->made + (token + t) / 2 * s->rank + k, _mm512_or_si512(one, _mm512_slli_epi32(two, 16)));
+            _mm512_storeu_si512(s->made + (token + t) / 2 * s->filled + k, _mm512_or_si512(one, _mm512_slli_epi32(two, 16)));
         }
     }
 }
@@ -133,7 +136,7 @@ TARGET INLINE void go_up(const struct step *s, int64_t token, int count, uint16_
             __m512 low[TOGETHER], high[TOGETHER];
             EACH(j, TOGETHER) low[j] = high[j] = _mm512_setzero_ps();
             const uint32_t *up = s->up + o;
-            for (int64_t k = 0; k < s->rank; k += 2, up += s->outer) {
+            for (int64_t k = 0; k < s->filled; k += 2, up += s->outer) {
                 const __m512bh one = words_at(up), two = words_at(up + LANES);
                 EACH(j, TOGETHER) {
                     const __m512bh own = spread(rows[t + j] + k);
@@ -170,23 +173,23 @@ TARGET INLINE void words_of_tokens(const uint16_t *x, int64_t width, int64_t cou
     }
 }
 
-/* sums[k] = the sum over all tokens of rank k of `words` times COLUMNS columns of x. */
-TARGET INLINE void sum_tokens(const uint16_t *x, int64_t width, int64_t tokens, const uint32_t *words, int64_t rank,
+/* sums[k] = the sum over all tokens of rank k of the words `own` times COLUMNS columns of x. */
+TARGET INLINE void sum_tokens(const uint16_t *x, int64_t width, int64_t tokens, const uint32_t *own, int64_t filled,
                               float sums[MOST_RANK][COLUMNS]) {
     uint32_t near[NEAR / 2][COLUMNS];
-    memset(sums, 0, rank * sizeof *sums);
+    memset(sums, 0, filled * sizeof *sums);
     for (int64_t t = 0; t < tokens; t += NEAR) {
         const int64_t count = tokens - t < NEAR ? tokens - t : NEAR;
         words_of_tokens(x + t * width, width, count, near);
-        for (int64_t k = 0; k < rank; k += TOGETHER) {
+        for (int64_t k = 0; k < filled; k += TOGETHER) {
             __m512 low[TOGETHER], high[TOGETHER];
             EACH(j, TOGETHER) low[j] = _mm512_loadu_ps(sums[k + j]), high[j] = _mm512_loadu_ps(sums[k + j] + LANES);
             for (int64_t i = 0; i < count; i += 2) {
                 const __m512bh first = words_at(near[i / 2]), second = words_at(near[i / 2] + LANES);
                 EACH(j, TOGETHER) {
-                    const __m512bh own = spread(words + (t + i) / 2 * rank + k + j);
-                    low[j] = _mm512_dpbf16_ps(low[j], first, own);
-                    high[j] = _mm512_dpbf16_ps(high[j], second, own);
+                    const __m512bh by = spread(own + (t + i) / 2 * filled + k + j);
+                    low[j] = _mm512_dpbf16_ps(low[j], first, by);
+                    high[j] = _mm512_dpbf16_ps(high[j], second, by);
                 }
             }
             EACH(j, TOGETHER) _mm512_storeu_ps(sums[k + j], low[j]), _mm512_storeu_ps(sums[k + j] + LANES, high[j]);
@@ -195,7 +198,7 @@ TARGET INLINE void sum_tokens(const uint16_t *x, int64_t width, int64_t tokens, 
     /* quarter q of the first half has columns 8 q to 8 q + 3, that of the second the four after those */
     const __m512i front = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
     const __m512i back = _mm512_setr_epi32(8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30, 31);
-    for (int64_t k = 0; k < rank; k++) {
+    for (int64_t k = 0; k < filled; k++) {
         const __m512 first = _mm512_loadu_ps(sums[k]), second = _mm512_loadu_ps(sums[k] + LANES);
         _mm512_storeu_ps(sums[k], _mm512_permutex2var_ps(first, front, second));
         _mm512_storeu_ps(sums[k] + LANES, _mm512_permutex2var_ps(first, back, second));
@@ -210,11 +213,11 @@ TARGET static void sum(const struct step *s, int64_t i) {
     const int64_t column = (is_a ? i : i - units) * COLUMNS;
     float sums[MOST_RANK][COLUMNS];
     if (is_a && job->dA != NULL) {
-        sum_tokens(job->x + column, job->in, job->tokens, s->made, s->rank, sums);
+        sum_tokens(job->x + column, job->in, job->tokens, s->made, s->filled, sums);
         for (int64_t k = 0; k < r; k++) memcpy(job->dA + k * job->in + column, sums[k], sizeof sums[k]);
     }
     if (!is_a && job->dB != NULL) {
-        sum_tokens(job->g + column, job->out, job->tokens, job->h, s->rank, sums);
+        sum_tokens(job->g + column, job->out, job->tokens, job->h, s->filled, sums);
         for (int64_t o = 0; o < COLUMNS; o++)
             for (int64_t k = 0; k < r; k++) job->dB[(column + o) * r + k] = job->scaling * sums[k][o];
     }
@@ -239,13 +242,13 @@ static void all_phases(void *shared) {
 void inlay_thin_run(int variant, int function, const struct job *job, int64_t total, int64_t chunk, int threads, parallel *omp) {
     (void)variant, (void)total, (void)chunk, (void)share;
     const int is_backward = function == BACKWARD;
-    struct step s = {.job = job, .is_backward = is_backward, .rank = (job->r + LANES - 1) / LANES * LANES};
+    struct step s = {.job = job, .is_backward = is_backward, .filled = (job->r + LANES - 1) / LANES * LANES};
     s.given = is_backward ? job->g : job->x;
     s.inner = is_backward ? job->out : job->in;
     s.outer = is_backward ? job->in : job->out;
     s.down = job->words;
-    s.up = s.down + s.inner / 2 * s.rank;
-    s.made = is_backward ? s.up + s.rank / 2 * s.outer : job->h;
+    s.up = s.down + s.inner / 2 * s.filled;
+    s.made = is_backward ? s.up + s.filled / 2 * s.outer : job->h;
     s.pack.units = (job->in + PACKED - 1) / PACKED + (job->out + PACKED - 1) / PACKED;
     s.pass.units = (job->tokens + BLOCK - 1) / BLOCK;
     s.sum.units = is_backward ? (job->in + job->out) / COLUMNS : 0;

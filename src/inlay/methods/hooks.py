@@ -127,7 +127,8 @@ class Rates(abc.ABC):
     @property
     @abc.abstractmethod
     def rates(self) -> Mapping[str, tuple[float, float]]:
-        """Name -> what a learning rate that is given is multiplied by, and what the default is, which makes up for a scaling.
+        """Name -> what a learning rate that is given is multiplied by, and what the default is, which makes up
+        for a scaling or a start.
 
         0: they are not trained; 1 for all others."""
 

@@ -40,9 +40,8 @@ class Ia3(LinearMethod, ByModule):
     feedforward_modules: Names = rf"(.*\.)?({LAST_OF_MLP})"
     """Those of them whose inputs are scaled, not their outputs, in the same forms."""
 
-    learning_rate_scale: ClassVar[float] = (
-        10.0  # the paper's rate, 3e-3, is ten times what LoRA takes at its models' width
-    )
+    # the paper's rate, 3e-3, is ten times what LoRA takes at its models' width
+    learning_rate_scale: ClassVar[float] = 10.0
     peft: ClassVar[PeftForm] = PeftForm(
         type="IA3",
         selections=("feedforward_modules",),

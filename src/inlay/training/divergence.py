@@ -7,8 +7,8 @@ import torch
 
 from inlay.base.base import Base
 from inlay.errors import DivergedError, explain, few
+from inlay.methods import hooks
 from inlay.runs.progress import Progress
-from inlay.training.settings import default_rates
 from inlay.training.state import TrainState
 
 WINDOW = 10
@@ -17,8 +17,9 @@ WINDOW = 10
 
 def diverged(state: TrainState, found: str) -> DivergedError:
     """The error of a run whose numbers are out of bounds."""
-    own = default_rates(state.method) if state.settings.learning_rate is None else {}
-    rate = state.plan.learning_rate * next(iter(own.values()), 1.0)  # one that is given is that of all tensors
+    rate, method = state.plan.learning_rate, state.method
+    if state.settings.learning_rate is None and isinstance(method, hooks.Rates):  # a given one has other factors
+        rate *= min([default / given for given, default in method.rates.values() if given], default=1.0)
     return DivergedError(explain("the training diverged", found=found, do=f"--learning-rate {rate / 3:.1g}"))
 
 
