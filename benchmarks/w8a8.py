@@ -1,5 +1,5 @@
-"""W8A8 beside bfloat16, by a prototype: python -m benchmarks.w8a8 step [SHAPE] [ROWS] [TOKENS] | loss MODEL DATA [SEEDS] |
-gradients MODEL | parts
+"""W8A8 beside bfloat16, by a prototype: python -m benchmarks.w8a8 step [SHAPE] [ROWS] [TOKENS] | parts |
+gradients MODEL | loss MODEL DATA [SEEDS] [WAY ...]
 
 The frozen weights of a model's body are int8 with a scale for each row, rotated by blocks of 64 (Hadamard), which spreads what
 sticks out; what they are multiplied with is rotated and rounded to int8 by token, and so are the gradients of their outputs:
@@ -7,7 +7,8 @@ sticks out; what they are multiplied with is rotated and rounded to int8 by toke
     W = (S q) H,   x W^T = s S (round(x H / s) q^T),   g W = t (round(g S / t) q) H
 
 Products are torch's of int8, and what stands around them is w8a8.c, compiled here. Embeddings stay as they are, and the head
-but for its logits in one way.
+but for its logits in one way. In another, each 64 numbers of a token have a scale of their own (s and t by block): they are
+rounded so and multiplied in float32, which tells what is lost, and no time.
 
 `step`: r=16 on all linear layers, AdamW, every token supervised, two threads, either way in turn; medians of seconds and their
 ratio. `loss`: what runs end at on rows that they did not see, from the same seeds. `gradients`: as `benchmarks.int8_gradients`
@@ -33,7 +34,9 @@ from benchmarks import int8_gradients
 from inlay.core import cross_entropy, product, routed
 from inlay.kernels import native
 
-WAYS = {"w8a8": 1, "w8a8, logits too": 2, "bfloat16": 0}
+TIMED = {"w8a8": 1, "w8a8, logits too": 2, "bfloat16": 0}
+WAYS = {**TIMED, "w8a8, by 64": 3}
+BLOCK = 64
 NUM_STEPS = 7
 STEPS, BATCH, LENGTH, TESTED = 60, 8, 256, 120
 QUANTIZE, SCALE = range(2)
@@ -114,20 +117,54 @@ class Scheme:
         return scaled(torch._int_mm(given, whole), t)
 
 
-SCHEME = Scheme()
+class ByBlock(Scheme):
+    """The same, where each 64 numbers of a token have a scale; in float32."""
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor | None = None) -> Tensor:
+        assert out is None, "only logits have a place"
+        whole, rows = self.weight(weight)
+        y = (_rounded(_rotated(x.float())) @ (whole * rows[:, None]).T).to(x.dtype)
+        return y if bias is None else y.add_(bias)
+
+    def linear_backward(self, g: Tensor, weight: Tensor) -> Tensor:
+        whole, rows = self.weight(weight)
+        return _rotated(_rounded(g * rows) @ whole.float()).to(g.dtype)
+
+
+def _rotated(x: Tensor) -> Tensor:
+    """x H, for blocks of `BLOCK` columns."""
+    return (x.unflatten(-1, (-1, BLOCK)) @ _hadamard()).flatten(-2)
+
+
+@functools.cache
+def _hadamard() -> Tensor:
+    H = torch.ones(1, 1)
+    while len(H) < BLOCK:
+        H = torch.kron(torch.tensor([[1.0, 1.0], [1.0, -1.0]]), H)
+    return H / BLOCK**0.5
+
+
+def _rounded(x: Tensor) -> Tensor:
+    """What int8 keeps of x, with a scale for each `BLOCK` columns."""
+    whole, scale = int8_gradients.quantized(x.unflatten(-1, (-1, BLOCK)))
+    return (whole * scale).flatten(-2)
+
+
+SCHEME, BY_BLOCK = Scheme(), ByBlock()
 PLAIN = product.linear, product.linear_backward
 
 
 def take(w8a8: int) -> None:
-    """Make the products of a model's body by the scheme, or as Inlay does; from 2 on its logits too, but not their gradient.
+    """Make the products of a model's body by the scheme, or as Inlay does; 2: its logits too, but not their gradient.
 
     That has a large number at the label of a token and small ones elsewhere, which int8 would make nought: the loss of a run on
     e2e then ended at 2.42 in the place of 1.91.
     """
     SCHEME.last = None
-    chosen = (SCHEME.linear, SCHEME.linear_backward) if w8a8 else PLAIN
+    scheme = BY_BLOCK if w8a8 == WAYS["w8a8, by 64"] else SCHEME
+    chosen = (scheme.linear, scheme.linear_backward) if w8a8 else PLAIN
     routed.linear, routed.linear_backward = product.linear, product.linear_backward = chosen  # trained, and evaluated
-    cross_entropy.linear = SCHEME.linear if w8a8 >= 2 else PLAIN[0]
+    cross_entropy.linear = SCHEME.linear if w8a8 == WAYS["w8a8, logits too"] else PLAIN[0]
 
 
 def step(shape: str = "135m", rows: str = "4", tokens: str = "256") -> None:
@@ -140,8 +177,8 @@ def step(shape: str = "135m", rows: str = "4", tokens: str = "256") -> None:
         return [Example(row, [True] * len(row), "row") for row in draws]
 
     print(f"{shape}, {rows} x {tokens} tokens")
-    times, _ = in_turn(shape, "bfloat16", draw, take, WAYS, NUM_STEPS)
-    for way in list(WAYS)[:-1]:
+    times, _ = in_turn(shape, "bfloat16", draw, take, TIMED, NUM_STEPS)
+    for way in list(TIMED)[:-1]:
         print(f"{way}: {times[way] / times['bfloat16']:.3f} of bfloat16's time")
 
 
@@ -175,12 +212,13 @@ def _seconds(work: Callable[[], object]) -> float:
     return median(times[2:])
 
 
-def loss(model: str, data: str, seeds: str = "3") -> None:
-    """What a run on sentences about restaurants ends at, by either, from the same seeds."""
+def loss(model: str, data: str, seeds: str = "3", *some: str) -> None:
+    """What a run on sentences about restaurants ends at, by some ways or all, from the same seeds."""
     import inlay
     from benchmarks import evidence
 
-    apart: dict[str, list[float]] = {way: [] for way in list(WAYS)[:-1]}
+    ways = {way: WAYS[way] for way in ((*some, "bfloat16") if some else WAYS)}
+    apart: dict[str, list[float]] = {way: [] for way in ways if way != "bfloat16"}
     with tempfile.TemporaryDirectory() as folder:
         train, test = (
             evidence.first(Path(data) / evidence.TASKS["e2e"][name], number, Path(folder) / f"{name}.jsonl")
@@ -188,7 +226,7 @@ def loss(model: str, data: str, seeds: str = "3") -> None:
         )
         for seed in range(int(seeds)):
             ends = {}
-            for way, number in WAYS.items():
+            for way, number in ways.items():
                 take(number)
                 base = inlay.load(model, dtype="bfloat16")
                 inlay.train(
@@ -210,7 +248,7 @@ def gradients(model: str) -> None:
     for way, number in WAYS.items():
         take(number)
         _, found = int8_gradients.gradients(model, "bfloat16")
-        print(f"{way:9} {int8_gradients.likeness(found, expected)}")
+        print(f"{way:16} {int8_gradients.likeness(found, expected)}")
 
 
 if __name__ == "__main__":
