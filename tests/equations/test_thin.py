@@ -50,7 +50,7 @@ def test_what_is_added_and_all_gradients_are_those_of_the_equations(shape):
     assert kept.count_nonzero() == h.count_nonzero(), "noughts beyond"
     assert near(h, x.double() @ A.T), "rounded once"
     assert near(y, out.double() + factors.scaling * h @ B.T)
-    dA, dB = thin.gradients(g, x, words, factors, factors.scaling, into, (True, True))
+    dA, dB = thin.gradients(g, x, words, factors, factors.scaling, into, wanted=(True, True))
     e = factors.scaling * (g.double() @ B)
     assert near(into, dx.double() + e @ A, 1.5)
     assert near(dA, e.T @ x.double())
@@ -60,9 +60,9 @@ def test_what_is_added_and_all_gradients_are_those_of_the_equations(shape):
 def test_only_what_is_wanted_is_made():
     x, g, out, dx, factors = problem(40, 64, 96, 16)
     words = thin.add_(out, x, factors, 0.7)
-    both = thin.gradients(g, x, words, factors, 0.7, dx.clone(), (True, True))
+    both = thin.gradients(g, x, words, factors, 0.7, dx.clone(), wanted=(True, True))
     for wanted in ((True, False), (False, True), (False, False)):
-        found = thin.gradients(g, x, words, factors, 0.7, None, wanted)
+        found = thin.gradients(g, x, words, factors, 0.7, None, wanted=wanted)
         for one, other, want in zip(found, both, wanted, strict=True):
             assert torch.equal(one, other) if want else one is None
 
@@ -76,7 +76,7 @@ def test_threads_change_no_bit():
         try:
             y, into = out.clone(), dx.clone()
             words = thin.add_(y, x, factors, 0.7)
-            made.append((words, y, into, *thin.gradients(g, x, words, factors, 0.7, into, (True, True))))
+            made.append((words, y, into, *thin.gradients(g, x, words, factors, 0.7, into, wanted=(True, True))))
         finally:
             torch.set_num_threads(before)
     assert all(torch.equal(one, other) for some in made[1:] for one, other in zip(made[0], some, strict=True))

@@ -160,11 +160,9 @@ def check(
             )
         )
     if other_precision:
-        _say(
-            f"{name} was trained on the same weights in another precision "
-            f"({trained_on.get('name')}, sha256 {short(trained_on.get('weights'))}): answers will "
-            + ("be wrong, for it began with what those lost as they were quantised" if is_wrong else "differ a little")
-        )
+        theirs = f"{trained_on.get('name')}, sha256 {short(trained_on.get('weights'))}"
+        answers = "be wrong" if is_wrong else "differ a little"
+        _say(f"{name} was trained on the same weights in another precision ({theirs}): answers will {answers}")
     if trained_on.get("chat_template", ours) != ours:
         _say(
             f"{name} was trained with another chat template ({short(trained_on['chat_template'])}, this base has "

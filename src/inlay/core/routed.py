@@ -76,6 +76,7 @@ class Thin(Protocol):
         factors: Factors,
         scaling: float,
         into: Float[Tensor, "tokens in"] | None,
+        *,
         wanted: tuple[bool, bool],
     ) -> tuple[Float[Tensor, "r in"] | None, Float[Tensor, "out r"] | None]:
         """The gradients of A and of B, where they are wanted, from that of `out`; that of x is added to `into`."""
@@ -163,6 +164,7 @@ class _ByTorch:
         factors: Factors,
         scaling: float,
         into: Tensor | None,
+        *,
         wanted: tuple[bool, bool],
     ) -> tuple[Tensor | None, Tensor | None]:
         grad_hidden = (g @ factors.B.to(g.dtype)).mul_(scaling)  # (tokens, r)
@@ -229,7 +231,8 @@ class _Routed(torch.autograd.Function):
                 rows, k = slice(s.start, s.stop), 2 * s.adapter
                 wanted = ctx.needs_input_grad[_PAIRS + k : _PAIRS + k + 2]
                 to = None if into is None else into[rows]
-                for i, grad in enumerate(way.gradients(g[rows], x[rows], h, f, s.weight * f.scaling, to, wanted), k):
+                found = way.gradients(g[rows], x[rows], h, f, s.weight * f.scaling, to, wanted=wanted)
+                for i, grad in enumerate(found, k):
                     _accumulate(grads, i, grad, pairs[i].dtype)
         given = grad_outputs[0].dtype
         first = None if grad_x is None else grad_x.to(given)

@@ -57,6 +57,7 @@ def gradients(
     factors: Factors,
     scaling: float,
     into: Float[Tensor, "tokens in"] | None,
+    *,
     wanted: tuple[bool, bool],
 ) -> tuple[Float[Tensor, "r in"] | None, Float[Tensor, "out r"] | None]:
     """The gradients of A and B in float32, those that are wanted; that of x is added to `into`.
